@@ -1,0 +1,2 @@
+//! What a device stands on: disk images and the block queue that serves them.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The Linux calls that Linkspan needs: sockets with descriptors, mappings, epoll, eventfds.

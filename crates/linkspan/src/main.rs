@@ -1,0 +1,4 @@
+//! The program `linkspan`.
+#![forbid(unsafe_code)]
+
+fn main() {}
