@@ -1,8 +1,22 @@
-//! Memory shared with an untrusted peer: regions, address spaces, copies, ring windows and barriers.
+#![doc = include_str!("../README.md")]
 #![no_std]
 
 extern crate alloc;
+#[cfg(any(test, loom))]
+extern crate std;
 
 mod addr;
+mod barrier;
+mod copy;
+pub mod fault;
+mod region;
+mod ring;
+mod space;
 
 pub use addr::{Address, Gpa, Iova, RegionOffset, UserVa};
+pub use barrier::{observe, publish, publish_then_check};
+pub use region::{Backing, OutsideRegion, Region, SharedSlice};
+#[cfg(loom)]
+pub use ring::model;
+pub use ring::{Descriptor, RingMemory, SplitRing, UsedElement, Window, WindowError};
+pub use space::{AddressSpace, GuestMemory, RegionTable, Short, SpaceError, Span};

@@ -1,0 +1,179 @@
+//! Copies between shared and private memory.
+//!
+//! The peer may write the shared side at any moment, so no reference to it may
+//! exist and the compiler must not assume two reads agree. Rust has no bytewise
+//! atomic copy yet. On x86-64 the copy is therefore inline assembly, which may
+//! do whatever some Rust code could: here, relaxed atomic bytes in any order.
+//! Elsewhere, and for tools that cannot see through assembly, it is a loop of
+//! relaxed atomics. docs/PERFORMANCE.md has the measurements that chose the
+//! thresholds.
+
+/// Copies `len` bytes of which either side may be shared with a peer.
+///
+/// # Safety
+/// `src` is valid for reads and `dst` for writes of `len` bytes; they do not
+/// overlap. Bytes that a peer or another thread changes meanwhile arrive in any mix of old and new.
+#[inline]
+pub(crate) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: passed on to the caller unchanged.
+    unsafe { imp::copy(dst, src, len) }
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod imp {
+    use core::arch::asm;
+
+    /// From here on `rep movsb` beats the vector loop on processors with fast
+    /// string moves, and it keeps the loop out of the instruction cache.
+    const STRING_MOVE_MIN: usize = 1024;
+
+    macro_rules! two_moves {
+        ($reg:ident, $size:literal, $dst:ident, $src:ident, $len:ident) => {{
+            let (a, b): (u64, u64);
+            // SAFETY: `len >= size`, so both moves, the second one ending at
+            // `len`, stay inside; loads come before stores.
+            unsafe {
+                asm!(
+                    concat!("mov {a:", $size, "}, [{s}]"),
+                    concat!("mov {b:", $size, "}, [{s} + {t}]"),
+                    concat!("mov [{d}], {a:", $size, "}"),
+                    concat!("mov [{d} + {t}], {b:", $size, "}"),
+                    s = in(reg) $src, d = in(reg) $dst, t = in(reg) $len - core::mem::size_of::<$reg>(),
+                    a = out(reg) a, b = out(reg) b,
+                    options(nostack, preserves_flags)
+                );
+            }
+            let _ = (a, b);
+        }};
+    }
+
+    /// # Safety
+    /// As for [`super::copy`].
+    #[inline]
+    pub(super) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+        match len {
+            0 => {}
+            1 => {
+                // SAFETY: one byte on each side, valid by contract.
+                unsafe {
+                    asm!("mov {t}, [{s}]", "mov [{d}], {t}",
+                        s = in(reg) src, d = in(reg) dst, t = out(reg_byte) _,
+                        options(nostack, preserves_flags));
+                }
+            }
+            2..=3 => two_moves!(u16, "x", dst, src, len),
+            4..=7 => two_moves!(u32, "e", dst, src, len),
+            8..=15 => two_moves!(u64, "r", dst, src, len),
+            16..=32 => {
+                // SAFETY: `len >= 16`; the second move ends at `len`.
+                unsafe {
+                    asm!(
+                        "movups {a}, [{s}]",
+                        "movups {b}, [{s} + {t}]",
+                        "movups [{d}], {a}",
+                        "movups [{d} + {t}], {b}",
+                        s = in(reg) src, d = in(reg) dst, t = in(reg) len - 16,
+                        a = out(xmm_reg) _, b = out(xmm_reg) _,
+                        options(nostack, preserves_flags)
+                    );
+                }
+            }
+            33..STRING_MOVE_MIN => {
+                // SAFETY: whole steps of 32 bytes while more than 32 are left,
+                // then the last 32, which end at `len >= 33`.
+                unsafe {
+                    asm!(
+                        "2:",
+                        "movups {a}, [{s} + {i}]",
+                        "movups {b}, [{s} + {i} + 16]",
+                        "movups [{d} + {i}], {a}",
+                        "movups [{d} + {i} + 16], {b}",
+                        "add {i}, 32",
+                        "cmp {i}, {t}",
+                        "jb 2b",
+                        "movups {a}, [{s} + {t}]",
+                        "movups {b}, [{s} + {t} + 16]",
+                        "movups [{d} + {t}], {a}",
+                        "movups [{d} + {t} + 16], {b}",
+                        s = in(reg) src, d = in(reg) dst, t = in(reg) len - 32,
+                        i = inout(reg) 0_usize => _,
+                        a = out(xmm_reg) _, b = out(xmm_reg) _,
+                        options(nostack)
+                    );
+                }
+            }
+            _ => {
+                // SAFETY: the ABI keeps the direction flag clear, so exactly
+                // `len` bytes move upwards.
+                unsafe {
+                    asm!("rep movsb",
+                        inout("rcx") len => _, inout("rdi") dst => _, inout("rsi") src => _,
+                        options(nostack, preserves_flags));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+mod imp {
+    use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+    /// # Safety
+    /// As for [`super::copy`].
+    pub(super) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+        let mut at = 0;
+        // Words only where both sides are aligned alike; a peer in the same
+        // process (miri) sees bytes only, since mixed sizes would be a race.
+        let words = cfg!(not(miri)) && dst.addr() % 8 == 0 && src.addr() % 8 == 0;
+        while words && len - at >= 8 {
+            // SAFETY: in bounds, aligned to 8, valid as atomics for the call.
+            unsafe {
+                let word = AtomicU64::from_ptr(src.add(at).cast::<u64>().cast_mut())
+                    .load(Ordering::Relaxed);
+                AtomicU64::from_ptr(dst.add(at).cast::<u64>()).store(word, Ordering::Relaxed);
+            }
+            at += 8;
+        }
+        while at < len {
+            // SAFETY: in bounds, bytes are always aligned.
+            unsafe {
+                let byte = AtomicU8::from_ptr(src.add(at).cast_mut()).load(Ordering::Relaxed);
+                AtomicU8::from_ptr(dst.add(at)).store(byte, Ordering::Relaxed);
+            }
+            at += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Every size up to beyond the last threshold, at every alignment of both
+    /// sides, with guard bytes around.
+    #[test]
+    fn every_size_and_alignment_copies_exactly() {
+        let source: Vec<u8> = (0..1400_usize)
+            .map(|i| (i * 31 + 7).to_le_bytes()[0])
+            .collect();
+        for len in (0..300).chain([1000, 1023, 1024, 1025, 1300]) {
+            for (from, to) in [(0, 0), (1, 0), (0, 3), (7, 9), (13, 16)] {
+                let mut target = vec![0xEE; 1400];
+                // SAFETY: both ranges lie in their vectors.
+                unsafe {
+                    super::copy(target.as_mut_ptr().add(to), source.as_ptr().add(from), len);
+                }
+                assert_eq!(target[to..to + len], source[from..from + len], "len {len}");
+                assert!(
+                    target[..to]
+                        .iter()
+                        .chain(&target[to + len..])
+                        .all(|b| *b == 0xEE),
+                    "len {len}"
+                );
+            }
+        }
+    }
+}

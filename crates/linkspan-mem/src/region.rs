@@ -1,0 +1,273 @@
+//! One mapping of shared memory, counted by reference.
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use crate::copy::copy;
+use crate::fault::{self, Injected, Site};
+use crate::ring::{Window, WindowError};
+
+/// What keeps the bytes of a region alive.
+///
+/// # Safety
+/// `base()` is valid for reads and writes of `len()` bytes and aligned to at
+/// least 16 until the value is dropped, and neither ever changes.
+pub unsafe trait Backing: Send + Sync + 'static {
+    /// The first byte.
+    fn base(&self) -> NonNull<u8>;
+
+    /// Size in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the peer took part of the memory away (a file that shrank): from
+    /// then on reads give zeroes and the link must end.
+    fn poisoned(&self) -> bool {
+        false
+    }
+}
+
+/// A piece of memory that a peer reads and writes at any moment.
+///
+/// No reference to its bytes ever exists: control words are read by value
+/// through a [`Window`], payload is copied through a [`SharedSlice`].
+#[derive(Clone)]
+pub struct Region {
+    base: NonNull<u8>,
+    len: usize,
+    backing: Arc<dyn Backing>,
+}
+
+// SAFETY: the pointer is into `backing`, which is Send and Sync; all access is
+// by copies and atomics that tolerate concurrent writers.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+/// A range that is not inside its region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at offset {offset} are not inside a region of {size} bytes")]
+pub struct OutsideRegion {
+    /// First byte of the range.
+    pub offset: u64,
+    /// Size of the range in bytes.
+    pub len: u64,
+    /// Size of the region in bytes.
+    pub size: u64,
+}
+
+impl Region {
+    /// Takes over a mapping.
+    pub fn new(backing: Arc<dyn Backing>) -> Self {
+        Self {
+            base: backing.base(),
+            len: backing.len(),
+            backing,
+        }
+    }
+
+    /// A region of zeroes in private memory, for tests and in-process links.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn heap(len: usize) -> Result<Self, Injected> {
+        fault::point(Site::Alloc)?;
+        Ok(Self::new(Arc::new(Heap::new(len)?)))
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the peer took part of the memory away; see [`Backing::poisoned`].
+    pub fn poisoned(&self) -> bool {
+        self.backing.poisoned()
+    }
+
+    /// The `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// When they are not all inside.
+    pub fn slice(&self, offset: u64, len: u64) -> Result<SharedSlice<'_>, OutsideRegion> {
+        let start = self.checked_start(offset, len)?;
+        Ok(SharedSlice {
+            // SAFETY: `start + len` was checked to lie inside the mapping.
+            base: unsafe { self.base.add(start) },
+            // Fits: it is at most `self.len`.
+            len: usize::try_from(len).unwrap_or(0),
+            region: PhantomData,
+        })
+    }
+
+    /// A window of `len` bytes at `offset` onto a ring, which keeps the region
+    /// alive. Bounds are checked here and not per field.
+    ///
+    /// # Errors
+    /// When it is not all inside.
+    pub fn window(&self, offset: u64, len: usize) -> Result<Window, WindowError> {
+        let start = self.checked_start(offset, len as u64)?;
+        // SAFETY: inside the mapping, which the clone of the region keeps alive.
+        Ok(unsafe { Window::new(self.base.add(start), len, self.clone()) })
+    }
+
+    fn checked_start(&self, offset: u64, len: u64) -> Result<usize, OutsideRegion> {
+        let size = self.len as u64;
+        match offset.checked_add(len) {
+            Some(end) if end <= size => usize::try_from(offset).ok(),
+            _ => None,
+        }
+        .ok_or(OutsideRegion { offset, len, size })
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region({} bytes)", self.len)
+    }
+}
+
+/// Bytes inside a region, for as long as the region is borrowed.
+#[derive(Clone, Copy)]
+pub struct SharedSlice<'a> {
+    base: NonNull<u8>,
+    len: usize,
+    region: PhantomData<&'a Region>,
+}
+
+impl SharedSlice<'_> {
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte, for system calls that take an address. Rust code must
+    /// not make a reference of it.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// The part that begins at `offset` and has at most `len` bytes.
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        let offset = offset.min(self.len);
+        Self {
+            // SAFETY: `offset <= len`, so it stays inside or one past the end.
+            base: unsafe { self.base.add(offset) },
+            len: len.min(self.len - offset),
+            region: PhantomData,
+        }
+    }
+
+    /// Copies the first bytes out, as many as fit on both sides; returns how many.
+    #[inline]
+    pub fn read(&self, target: &mut [u8]) -> usize {
+        let len = self.len.min(target.len());
+        // SAFETY: `len` bytes are valid on both sides; private memory cannot
+        // overlap a region that the borrow keeps mapped.
+        unsafe { copy(target.as_mut_ptr(), self.base.as_ptr(), len) };
+        len
+    }
+
+    /// Copies the first bytes in, as many as fit on both sides; returns how many.
+    #[inline]
+    pub fn write(&self, source: &[u8]) -> usize {
+        let len = self.len.min(source.len());
+        // SAFETY: as in `read`.
+        unsafe { copy(self.base.as_ptr(), source.as_ptr(), len) };
+        len
+    }
+}
+
+/// Private memory that poses as a mapping.
+struct Heap {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: plain memory, owned; access rules are those of `Region`.
+unsafe impl Send for Heap {}
+// SAFETY: as above.
+unsafe impl Sync for Heap {}
+
+impl Heap {
+    fn new(len: usize) -> Result<Self, Injected> {
+        let refused = Injected { site: Site::Alloc };
+        let layout = Layout::from_size_align(len.max(1), 4096).map_err(|_| refused)?;
+        // SAFETY: the layout has a size of at least 1.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(refused)?;
+        let layout = Layout::from_size_align(len, 4096).map_err(|_| refused)?;
+        Ok(Self { base, layout })
+    }
+}
+
+impl Drop for Heap {
+    fn drop(&mut self) {
+        let size = self.layout.size().max(1);
+        if let Ok(layout) = Layout::from_size_align(size, self.layout.align()) {
+            // SAFETY: allocated in `new` with exactly this layout.
+            unsafe { dealloc(self.base.as_ptr(), layout) }
+        }
+    }
+}
+
+// SAFETY: allocated for `layout.size()` bytes at 4096, freed on drop only.
+unsafe impl Backing for Heap {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    fn len(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_stay_inside_their_region() {
+        let region = Region::heap(100).unwrap();
+        assert_eq!(region.slice(0, 100).unwrap().len(), 100);
+        assert_eq!(region.slice(100, 0).unwrap().len(), 0);
+        for (offset, len) in [(0, 101), (100, 1), (101, 0), (u64::MAX, 1), (1, u64::MAX)] {
+            assert_eq!(
+                region.slice(offset, len).err(),
+                Some(OutsideRegion {
+                    offset,
+                    len,
+                    size: 100
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn reads_and_writes_move_what_fits() {
+        let region = Region::heap(16).unwrap();
+        let slice = region.slice(4, 8).unwrap();
+        assert_eq!(slice.write(b"0123456789"), 8);
+        let mut back = [0; 16];
+        assert_eq!(region.slice(0, 16).unwrap().read(&mut back), 16);
+        assert_eq!(&back, b"\0\0\0\x0001234567\0\0\0\0");
+        assert_eq!(slice.part(6, 10).read(&mut back), 2);
+        assert_eq!(slice.part(9, 1).len(), 0);
+    }
+}
