@@ -1,0 +1,283 @@
+//! Unix stream sockets that carry descriptors: listening, connecting, and
+//! taking over one that we were started with.
+//!
+//! All sockets are used without blocking: who finds nothing to read or no
+//! connection to accept gets `WouldBlock` and waits where it waits for the rest
+//! ([`crate::poll`]).
+
+mod inherited;
+mod stream;
+
+pub use inherited::{Inherited, inherit};
+pub use stream::{ControlTruncated, PeerCredentials, Received, Stream};
+
+use crate::acquire;
+use linkspan_mem::fault::Site;
+use rustix::fs::{CWD, FileType, RenameFlags, Stat, lstat, renameat_with, unlink};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 16;
+
+/// A socket that peers connect to. One that we bound removes its path when it
+/// is dropped, unless somebody else has put something there since.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    path: Option<BoundPath>,
+}
+
+impl Listener {
+    /// Listens at `path`.
+    ///
+    /// A socket that is there already and that nobody listens on is what a
+    /// killed process left behind: it is replaced. Two processes that start at
+    /// the same path in the same instant exclude each other, except between
+    /// `bind` and `listen` of the first, when its socket looks abandoned.
+    ///
+    /// # Errors
+    /// `AddrInUse` if somebody listens at `path` or if it is not a socket;
+    /// `InvalidInput` if it is longer than 107 bytes; what `bind(2)` reports.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let address = SocketAddrUnix::new(path)?;
+        let socket = new_socket()?;
+        match net::bind(&socket, &address) {
+            Err(Errno::ADDRINUSE) => {
+                remove_abandoned(path, &address)?;
+                net::bind(&socket, &address)?;
+            }
+            done => done?,
+        }
+        // From here on an error drops the guard, which removes the path.
+        let path = BoundPath::new(path)?;
+        net::listen(&socket, BACKLOG)?;
+        Ok(Self {
+            socket,
+            path: Some(path),
+        })
+    }
+
+    /// Takes the next connection.
+    ///
+    /// # Errors
+    /// `WouldBlock` if none waits; what `accept4(2)` reports.
+    pub fn accept(&self) -> io::Result<Stream> {
+        acquire(Site::Fd)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        loop {
+            match net::accept_with(&self.socket, flags) {
+                Ok(socket) => return Ok(Stream::of(socket)),
+                // The peer gave up before we looked: as if it had never come.
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The path that goes away with this listener; `None` if it was inherited.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_ref().map(|bound| bound.path.as_path())
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Stream {
+    /// Connects to the socket at `path`, without waiting.
+    ///
+    /// # Errors
+    /// `ConnectionRefused` or `NotFound` if nobody listens there, `WouldBlock`
+    /// if the listener has too many connections waiting: try again later.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let address = SocketAddrUnix::new(path)?;
+        let socket = new_socket()?;
+        net::connect(&socket, &address)?;
+        Ok(Self::of(socket))
+    }
+
+    /// Two ends of one connection.
+    ///
+    /// # Errors
+    /// What `socketpair(2)` reports, `EMFILE` above all.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        acquire(Site::Fd)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (one, other) = net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        Ok((Self::of(one), Self::of(other)))
+    }
+}
+
+/// A path that we bound, told from a later one of the same name by its inode.
+#[derive(Debug)]
+struct BoundPath {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl BoundPath {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            inode: inode(&lstat(path)?),
+        })
+    }
+}
+
+impl Drop for BoundPath {
+    fn drop(&mut self) {
+        if lstat(&self.path).is_ok_and(|now| inode(&now) == self.inode) {
+            // Nothing better can be done here if it fails, and the next
+            // listener replaces an abandoned socket anyway.
+            let _ = unlink(&self.path);
+        }
+    }
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
+    acquire(Site::Fd)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
+
+/// Removes the socket at `path` if nobody listens on it.
+fn remove_abandoned(path: &Path, address: &SocketAddrUnix) -> io::Result<()> {
+    let found = match lstat(path) {
+        // Its owner removed it meanwhile.
+        Err(Errno::NOENT) => return Ok(()),
+        found => found?,
+    };
+    if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+        return Err(in_use(path, "is there already and is not a socket"));
+    }
+    match net::connect(new_socket()?, address) {
+        Err(Errno::CONNREFUSED) => {}
+        Err(Errno::NOENT) => return Ok(()),
+        Ok(()) | Err(Errno::AGAIN) => return Err(in_use(path, "has a listener already")),
+        Err(errno) => return Err(errno.into()),
+    }
+    // Another process may have replaced it since we looked. Moving it aside
+    // before judging it means that a living socket is put back, not removed.
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}", std::process::id()));
+    match renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
+        Err(Errno::NOENT) => return Ok(()),
+        done => done?,
+    }
+    if inode(&lstat(&aside)?) == inode(&found) {
+        return Ok(unlink(&aside)?);
+    }
+    renameat_with(CWD, &aside, CWD, path, RenameFlags::NOREPLACE)?;
+    Err(in_use(path, "has just got a listener"))
+}
+
+fn in_use(path: &Path, why: &str) -> io::Error {
+    let text = format!("{} {why}: choose another path", path.display());
+    io::Error::new(io::ErrorKind::AddrInUse, text)
+}
+
+fn inode(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::net::UnixListener;
+    use tempfile::tempdir;
+
+    #[test]
+    fn abandoned_socket_is_replaced_and_ours_is_removed() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        // The standard library leaves the path behind, as a killed process does.
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = Listener::bind(&path).unwrap();
+        assert_eq!(listener.path(), Some(path.as_path()));
+        Stream::connect(&path).unwrap();
+        listener.accept().unwrap();
+        drop(listener);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn living_listener_keeps_its_socket() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = Listener::bind(&path).unwrap();
+        let refused = Listener::bind(&path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        Stream::connect(&path).unwrap();
+        // The probe of the second one was a connection too.
+        first.accept().unwrap();
+        first.accept().unwrap();
+        let empty = first.accept().unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn listener_with_a_full_queue_is_alive() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        let _listener = Listener::bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match Stream::connect(&path) {
+                Ok(stream) => waiting.push(stream),
+                Err(full) => break full,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let refused = Listener::bind(&path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn file_that_is_no_socket_is_kept() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        fs::write(&path, "precious").unwrap();
+        let refused = Listener::bind(&path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn path_that_another_took_over_is_kept() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = Listener::bind(&path).unwrap();
+        drop(first);
+        Stream::connect(&path).unwrap();
+        second.accept().unwrap();
+    }
+
+    #[test]
+    fn missing_listener_and_long_path_have_their_errors() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        let missing = Stream::connect(&path).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        drop(UnixListener::bind(&path).unwrap());
+        let refused = Stream::connect(&path).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(Listener::bind(&folder.path().join("x".repeat(108))).is_err());
+    }
+}
