@@ -13,8 +13,9 @@ use crate::ring::{Window, WindowError};
 /// What keeps the bytes of a region alive.
 ///
 /// # Safety
-/// `base()` is valid for reads and writes of `len()` bytes and aligned to at
-/// least 16 until the value is dropped, and neither ever changes.
+/// `base()` is valid for reads and writes of `len()` bytes until the value is
+/// dropped, and neither ever changes. No alignment is promised: windows check
+/// the one that they need.
 pub unsafe trait Backing: Send + Sync + 'static {
     /// The first byte.
     fn base(&self) -> NonNull<u8>;

@@ -1,6 +1,7 @@
 //! Files and block devices as images of disks: reads and writes that go
 //! directly to shared memory.
 
+use linkspan_mem::{RegionTable, Span};
 use rustix::fs::{FileType, fdatasync, fstat, fsync, ioctl_blksszget};
 use rustix::ioctl::{Getter, ioctl, opcode};
 use std::ffi::c_int;
@@ -115,6 +116,90 @@ pub fn write_vectored_at(
             )
         }
     })
+}
+
+/// Reads from byte `offset` of a file into spans of shared memory, in order, and
+/// returns how many bytes came; less than asked for only at the end of the file.
+///
+/// # Errors
+/// As [`read_vectored_at`]. Some of the spans may have been written then.
+pub fn read_spans(
+    fd: BorrowedFd<'_>,
+    table: &RegionTable,
+    spans: &[Span],
+    offset: u64,
+) -> io::Result<u64> {
+    transfer_spans(table, spans, offset, |slices, offset| {
+        read_vectored_at(fd, slices, offset, ReadWriteFlags::empty())
+    })
+}
+
+/// Writes spans of shared memory to a file from byte `offset` on and returns how
+/// many bytes were written; less than all only where the file takes no more.
+///
+/// # Errors
+/// As [`write_vectored_at`]. Some of the bytes may have been written then.
+pub fn write_spans(
+    fd: BorrowedFd<'_>,
+    table: &RegionTable,
+    spans: &[Span],
+    offset: u64,
+) -> io::Result<u64> {
+    transfer_spans(table, spans, offset, |slices, offset| {
+        write_vectored_at(fd, slices, offset, ReadWriteFlags::empty())
+    })
+}
+
+/// Slices that are put together at a time: enough for almost every request, and
+/// little enough to stand on the stack.
+const SLICES_AT_ONCE: usize = 64;
+
+fn transfer_spans(
+    table: &RegionTable,
+    mut spans: &[Span],
+    offset: u64,
+    mut call: impl FnMut(&[IoVec<'_>], u64) -> io::Result<usize>,
+) -> io::Result<u64> {
+    let mut done = 0;
+    // Bytes of the first span that are done already.
+    let mut skip = 0;
+    while !spans.is_empty() {
+        // SAFETY: no bytes.
+        let mut slices = [unsafe { IoVec::new(std::ptr::null_mut(), 0) }; SLICES_AT_ONCE];
+        let mut count = 0;
+        let mut wanted = 0;
+        for (slice, span) in slices.iter_mut().zip(spans) {
+            let part = span.part(if count == 0 { skip } else { 0 }, span.len());
+            let bytes = table.slice(part);
+            // SAFETY: the table keeps the bytes mapped for longer than this
+            // function runs, and no reference to them exists anywhere.
+            *slice = unsafe { IoVec::new(bytes.as_ptr(), bytes.len()) };
+            wanted += bytes.len() as u64;
+            count += 1;
+        }
+        let moved = call(&slices[..count], offset + done)? as u64;
+        done += moved;
+        if moved == 0 && wanted > 0 {
+            break;
+        }
+        (spans, skip) = behind(spans, skip, moved);
+    }
+    Ok(done)
+}
+
+/// What is left of spans, of whose first `skip` bytes are done, after `moved` more.
+fn behind(mut spans: &[Span], skip: u32, moved: u64) -> (&[Span], u32) {
+    let mut left = moved + u64::from(skip);
+    while let [first, rest @ ..] = spans {
+        let len = u64::from(first.len());
+        if left < len {
+            break;
+        }
+        left -= len;
+        spans = rest;
+    }
+    // Below the length of the first span left, or zero without one.
+    (spans, u32::try_from(left).unwrap_or(0))
 }
 
 /// Makes everything that was written durable, the file's attributes included.

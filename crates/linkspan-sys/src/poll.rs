@@ -22,6 +22,9 @@ impl Interest {
     /// Either of them.
     pub const READ_WRITE: Self = Self(EventFlags::IN.union(EventFlags::OUT));
 
+    /// Nothing but errors and hang-ups.
+    pub const NONE: Self = Self(EventFlags::empty());
+
     /// Tells of each change once, instead of as long as the state lasts
     /// (`EPOLLET`). The way to watch a peer's kicks, which are never read.
     #[must_use]

@@ -191,6 +191,13 @@ impl Backend {
         }
     }
 
+    /// Whether a message has begun and is not all there: its descriptors are to
+    /// be kept.
+    #[must_use]
+    pub fn is_mid_message(&self) -> bool {
+        self.framing.begun()
+    }
+
     /// Takes bytes of the socket, at most [`wanted`](Self::wanted), and the
     /// number of descriptors that came with them. Descriptors are legal only
     /// with the first byte of a message.
