@@ -1,0 +1,261 @@
+//! A buffer of the driver, whichever ring layout it came through.
+
+use core::ops::Range;
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault::{self, Injected};
+use linkspan_mem::{Address, AddressSpace, Descriptor, RegionTable, Span};
+
+use crate::limits::{CHAIN_BYTES_MAX, CHAIN_DESCRIPTORS_MAX};
+use crate::queue::QueueError;
+use crate::split::VIRTQ_DESC_F_WRITE;
+
+/// One chain of descriptors as checked places in memory: first those that the
+/// device reads, then those that it writes.
+///
+/// It is made once and filled by each `pop`, so that taking a chain allocates
+/// nothing. Its bytes can be cut off at the front and at the end, since a device
+/// must not assume where descriptors begin (virtio 1.3 2.7.4).
+#[derive(Debug)]
+pub struct Chain {
+    id: u16,
+    descriptors: u16,
+    writable_total: u32,
+    spans: Vec<Span>,
+    limit: usize,
+    /// Whether a writable descriptor was seen, be it one without bytes.
+    writing: bool,
+    readable: Part,
+    writable: Part,
+}
+
+/// A run of spans that gets shorter from either end.
+#[derive(Clone, Debug, Default)]
+struct Part {
+    range: Range<usize>,
+    len: u64,
+}
+
+impl Chain {
+    /// Room for chains of at most `segments` pieces of memory.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(segments: usize) -> Result<Self, Injected> {
+        Ok(Self {
+            id: 0,
+            descriptors: 0,
+            writable_total: 0,
+            spans: fault::try_with_capacity(segments)?,
+            limit: segments,
+            writing: false,
+            readable: Part::default(),
+            writable: Part::default(),
+        })
+    }
+
+    /// What names the chain towards the driver: its head in a split ring.
+    #[inline]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// How many descriptors it has, those of an indirect table included.
+    pub fn descriptors(&self) -> u16 {
+        self.descriptors
+    }
+
+    /// Bytes that the device may write in all, whatever was cut off: what a used
+    /// length never exceeds.
+    #[inline]
+    pub fn writable_total(&self) -> u32 {
+        self.writable_total
+    }
+
+    /// What the device reads and was not cut off, in order.
+    #[inline]
+    pub fn readable(&self) -> &[Span] {
+        &self.spans[self.readable.range.clone()]
+    }
+
+    /// What the device writes and was not cut off, in order.
+    #[inline]
+    pub fn writable(&self) -> &[Span] {
+        &self.spans[self.writable.range.clone()]
+    }
+
+    /// Bytes in [`readable`](Self::readable).
+    #[inline]
+    pub fn readable_len(&self) -> u64 {
+        self.readable.len
+    }
+
+    /// Bytes in [`writable`](Self::writable).
+    #[inline]
+    pub fn writable_len(&self) -> u64 {
+        self.writable.len
+    }
+
+    /// Copies the first readable bytes out and cuts them off.
+    ///
+    /// # Errors
+    /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    #[inline]
+    pub fn read_front(&mut self, table: &RegionTable, target: &mut [u8]) -> Result<(), QueueError> {
+        let need = target.len() as u64;
+        if self.readable.len < need || table.gather(self.readable(), 0, target).is_err() {
+            return Err(self.no_room("device-readable", need, self.readable.len));
+        }
+        self.readable.cut_front(&mut self.spans, need);
+        Ok(())
+    }
+
+    /// Cuts off the first `count` readable bytes.
+    ///
+    /// # Errors
+    /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    pub fn cut_readable_front(&mut self, count: u64) -> Result<(), QueueError> {
+        if self.readable.len < count {
+            return Err(self.no_room("device-readable", count, self.readable.len));
+        }
+        self.readable.cut_front(&mut self.spans, count);
+        Ok(())
+    }
+
+    /// Cuts off the first `count` writable bytes.
+    ///
+    /// # Errors
+    /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    pub fn cut_writable_front(&mut self, count: u64) -> Result<(), QueueError> {
+        if self.writable.len < count {
+            return Err(self.no_room("device-writable", count, self.writable.len));
+        }
+        self.writable.cut_front(&mut self.spans, count);
+        Ok(())
+    }
+
+    /// Cuts off the last writable byte, where most devices put their answer, and
+    /// gives its place.
+    ///
+    /// # Errors
+    /// [`QueueError::NoRoom`] when there is none.
+    #[inline]
+    pub fn take_last_writable(&mut self) -> Result<Span, QueueError> {
+        match self.writable.cut_last(&mut self.spans) {
+            Some(span) => Ok(span),
+            None => Err(self.no_room("device-writable", 1, 0)),
+        }
+    }
+
+    /// Begins to fill with the chain at `id`.
+    #[inline]
+    pub(crate) fn begin(&mut self, id: u16) {
+        self.id = id;
+        self.descriptors = 0;
+        self.writable_total = 0;
+        self.spans.clear();
+        self.writing = false;
+        self.readable = Part::default();
+        self.writable = Part::default();
+    }
+
+    /// Adds what a descriptor describes. One without bytes adds nothing, and its
+    /// address is not looked at: Linux as a device takes it so, and it cannot
+    /// be told from one that was never there.
+    #[inline]
+    pub(crate) fn add<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        descriptor: Descriptor,
+    ) -> Result<(), QueueError> {
+        let head = self.id;
+        if self.descriptors == CHAIN_DESCRIPTORS_MAX {
+            let limit = CHAIN_DESCRIPTORS_MAX;
+            return Err(QueueError::TooManyDescriptors { head, limit });
+        }
+        let len = u64::from(descriptor.len);
+        let bytes = self.readable.len + self.writable.len + len;
+        if bytes > CHAIN_BYTES_MAX {
+            return Err(QueueError::TooManyBytes { head, bytes });
+        }
+        let writable = descriptor.flags & VIRTQ_DESC_F_WRITE != 0;
+        if writable && !self.writing {
+            self.writing = true;
+            self.writable.range = self.spans.len()..self.spans.len();
+        } else if self.writing && !writable {
+            return Err(QueueError::ReadableAfterWritable { head });
+        }
+        let (spans, limit) = (&mut self.spans, self.limit);
+        let mut full = false;
+        space
+            .resolve(A::from_raw(descriptor.address), descriptor.len, |span| {
+                if spans.len() < limit {
+                    spans.push(span);
+                } else {
+                    full = true;
+                }
+            })
+            .map_err(|source| QueueError::OutsideMemory { head, source })?;
+        if full {
+            return Err(QueueError::TooManySegments { head, limit });
+        }
+        self.descriptors += 1;
+        if writable {
+            // Below `CHAIN_BYTES_MAX`, as the sum is.
+            self.writable_total += descriptor.len;
+        }
+        let part = if writable {
+            &mut self.writable
+        } else {
+            &mut self.readable
+        };
+        part.range.end = self.spans.len();
+        part.len += len;
+        Ok(())
+    }
+
+    #[cold]
+    fn no_room(&self, side: &'static str, need: u64, have: u64) -> QueueError {
+        QueueError::NoRoom {
+            head: self.id,
+            side,
+            need,
+            have,
+        }
+    }
+}
+
+impl Part {
+    /// The caller has checked that there are so many bytes.
+    #[inline]
+    fn cut_front(&mut self, spans: &mut [Span], count: u64) {
+        self.len -= count;
+        let mut left = count;
+        while left > 0 {
+            let span = &mut spans[self.range.start];
+            match u32::try_from(left) {
+                Ok(part) if part < span.len() => {
+                    *span = span.part(part, span.len());
+                    return;
+                }
+                _ => {
+                    left -= u64::from(span.len());
+                    self.range.start += 1;
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn cut_last(&mut self, spans: &mut [Span]) -> Option<Span> {
+        let last = spans[self.range.clone()].last_mut()?;
+        let byte = last.part(last.len() - 1, 1);
+        *last = last.part(0, last.len() - 1);
+        if last.is_empty() {
+            self.range.end -= 1;
+        }
+        self.len -= 1;
+        Some(byte)
+    }
+}

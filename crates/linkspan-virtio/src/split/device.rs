@@ -1,0 +1,338 @@
+//! The device's side of a split virtqueue.
+//!
+//! One pass of a device over its queue:
+//!
+//! 1. [`refresh`](SplitDevice::refresh) reads the driver's index once;
+//! 2. [`pop`](SplitDevice::pop) takes each chain of the batch;
+//! 3. [`push`](SplitDevice::push) writes a used element for each finished one;
+//! 4. [`publish`](SplitDevice::publish) shows them all with one store, and
+//!    [`notify_wanted`](SplitDevice::notify_wanted) says whether to notify;
+//! 5. before sleeping, [`arm`](SplitDevice::arm) asks for a notification and
+//!    looks once more.
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault::{self, Injected};
+use linkspan_mem::{Address, AddressSpace, RingMemory, SplitRing, UsedElement, publish_then_check};
+
+use super::saved::{self, SNAPSHOT_LEN, Saved, load, save};
+use super::walk::walk;
+use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
+use crate::chain::Chain;
+use crate::features::Features;
+use crate::queue::{NotQuiet, QueueError, QueueState, RestoreError};
+
+/// The device's side of a split virtqueue (virtio 1.3 2.7).
+///
+/// After the first [`QueueError`] the queue is retired: every call gives that
+/// error and leaves the ring alone.
+#[derive(Debug)]
+pub struct SplitDevice<M> {
+    ring: SplitRing<M>,
+    features: Features,
+    /// From the features, as the hot path asks for them.
+    event_idx: bool,
+    indirect: bool,
+    next_available: u16,
+    /// The driver's index when it was last read.
+    seen_available: u16,
+    next_used: u16,
+    published_used: u16,
+    /// Used elements published since `notify_wanted` last said what they mean.
+    unnotified: u32,
+    /// Whether the driver may believe that we want notifications.
+    armed: bool,
+    /// One bit for each head that is with the device.
+    taken: Vec<u64>,
+    in_flight: u16,
+    retired: Option<QueueError>,
+}
+
+/// More used elements than any event index can lag behind: the first answer of
+/// `notify_wanted` is yes.
+const FIRST_NOTIFY: u32 = 1 << 16;
+
+impl<M: RingMemory> SplitDevice<M> {
+    /// Serves `ring` from `state` on, with the features that the driver accepted.
+    ///
+    /// # Errors
+    /// When memory for the set of chains in flight cannot be had.
+    pub fn new(
+        ring: SplitRing<M>,
+        features: Features,
+        state: QueueState,
+    ) -> Result<Self, Injected> {
+        assert!(
+            !features.contains(Features::VIRTIO_F_RING_PACKED),
+            "a packed ring is not a split ring"
+        );
+        let words = usize::from(ring.size()).div_ceil(64);
+        let mut taken = fault::try_with_capacity(words)?;
+        taken.resize(words, 0);
+        Ok(Self {
+            ring,
+            features,
+            event_idx: features.contains(Features::VIRTIO_F_EVENT_IDX),
+            indirect: features.contains(Features::VIRTIO_F_INDIRECT_DESC),
+            next_available: state.next_available,
+            seen_available: state.next_available,
+            next_used: state.next_used,
+            published_used: state.next_used,
+            unnotified: FIRST_NOTIFY,
+            armed: true,
+            taken,
+            in_flight: 0,
+            retired: None,
+        })
+    }
+
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &SplitRing<M> {
+        &self.ring
+    }
+
+    /// The error that retired the queue.
+    pub fn retired(&self) -> Option<QueueError> {
+        self.retired
+    }
+
+    /// Chains that were popped and not yet pushed.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Where the device stands. Chains in flight lie before `next_available`.
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            next_available: self.next_available,
+            next_used: self.next_used,
+        }
+    }
+
+    /// Reads the driver's index and says how many chains wait; what they consist
+    /// of is visible afterwards.
+    ///
+    /// # Errors
+    /// [`QueueError::AvailableJump`] when more are claimed than the queue has
+    /// entries, or fewer than before (virtio 1.3 2.7.6.1).
+    #[inline]
+    pub fn refresh(&mut self) -> Result<u16, QueueError> {
+        self.check()?;
+        let index = self.ring.available_index();
+        let waiting = index.wrapping_sub(self.next_available);
+        if waiting > self.ring.size() || waiting < self.waiting() {
+            return Err(self.retire(QueueError::AvailableJump {
+                index,
+                next: self.next_available,
+                seen: self.seen_available,
+                size: self.ring.size(),
+            }));
+        }
+        self.seen_available = index;
+        Ok(waiting)
+    }
+
+    /// Takes the next chain of the batch that [`refresh`](Self::refresh) saw;
+    /// `false` at its end.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the chain.
+    #[inline]
+    pub fn pop<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueError> {
+        self.check()?;
+        if self.waiting() == 0 {
+            return Ok(false);
+        }
+        let head = self.ring.available_entry(self.next_available);
+        let size = self.ring.size();
+        if head >= size {
+            return Err(self.retire(QueueError::HeadOutOfRange { head, size }));
+        }
+        let (word, bit) = place(head);
+        if self.taken[word] & bit != 0 {
+            return Err(self.retire(QueueError::HeadInFlight { head }));
+        }
+        if let Err(error) = walk(&self.ring, space, self.indirect, head, chain) {
+            return Err(self.retire(error));
+        }
+        self.taken[word] |= bit;
+        self.in_flight += 1;
+        self.next_available = self.next_available.wrapping_add(1);
+        Ok(true)
+    }
+
+    /// Writes a used element: the device is done with `chain`, of which it wrote
+    /// the first `written` writable bytes. The driver does not see it yet.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    ///
+    /// # Panics
+    /// When the chain is not in flight, or `written` is more than it can hold:
+    /// both are mistakes of the device.
+    #[inline]
+    pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+        self.check()?;
+        let id = chain.id();
+        let (word, bit) = place(id);
+        assert!(
+            self.taken.get(word).is_some_and(|taken| taken & bit != 0),
+            "chain {id} is not in flight"
+        );
+        assert!(
+            written <= chain.writable_total(),
+            "{written} bytes do not fit into chain {id}"
+        );
+        self.taken[word] &= !bit;
+        self.in_flight -= 1;
+        let element = UsedElement {
+            id: u32::from(id),
+            len: written,
+        };
+        self.ring.set_used_element(self.next_used, element);
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the driver all that was pushed, with one store.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn publish(&mut self) -> Result<(), QueueError> {
+        self.check()?;
+        let count = self.unpublished();
+        if count != 0 {
+            self.ring.publish_used_index(self.next_used);
+            self.published_used = self.next_used;
+            self.unnotified = self.unnotified.saturating_add(u32::from(count));
+        }
+        Ok(())
+    }
+
+    /// Whether the driver wants to hear of what was published since the last
+    /// call (virtio 1.3 2.7.7.2). The first call says yes: what an earlier life
+    /// of the device published may never have been notified.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn notify_wanted(&mut self) -> Result<bool, QueueError> {
+        self.check()?;
+        let count = core::mem::take(&mut self.unnotified);
+        if count == 0 {
+            return Ok(false);
+        }
+        publish_then_check();
+        Ok(if self.event_idx {
+            event_passed(self.ring.used_event(), self.published_used, count)
+        } else {
+            count >= FIRST_NOTIFY || self.ring.available_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT == 0
+        })
+    }
+
+    /// Asks for a notification of the next chain and looks once more: `true`
+    /// when chains wait already, so that the device must not sleep.
+    ///
+    /// # Errors
+    /// As for [`refresh`](Self::refresh).
+    pub fn arm(&mut self) -> Result<bool, QueueError> {
+        self.check()?;
+        if self.waiting() != 0 {
+            return Ok(true);
+        }
+        if self.event_idx {
+            self.ring.set_available_event(self.next_available);
+        } else {
+            self.ring.set_used_flags(0);
+        }
+        self.armed = true;
+        publish_then_check();
+        Ok(self.refresh()? != 0)
+    }
+
+    /// Asks for no notifications, as the device is awake. With the event index
+    /// there is nothing to do: the driver passes it once (virtio 1.3 2.7.10).
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn disarm(&mut self) -> Result<(), QueueError> {
+        self.check()?;
+        if self.armed && !self.event_idx {
+            self.ring.set_used_flags(VIRTQ_USED_F_NO_NOTIFY);
+        }
+        self.armed = false;
+        Ok(())
+    }
+
+    /// Retires the queue, for a device that cannot answer what it popped; gives
+    /// the error that counts, which is the first.
+    #[cold]
+    pub fn retire(&mut self, error: QueueError) -> QueueError {
+        *self.retired.get_or_insert(error)
+    }
+
+    /// Saves the queue; see [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// When chains are in flight, used elements not published, or the queue retired.
+    pub fn snapshot(&self) -> Result<[u8; SNAPSHOT_LEN], NotQuiet> {
+        if let Some(error) = self.retired {
+            return Err(NotQuiet::Retired(error));
+        }
+        if self.in_flight != 0 {
+            let count = self.in_flight;
+            return Err(NotQuiet::InFlight { count });
+        }
+        match self.unpublished() {
+            0 => {
+                let (state, features) = (self.state(), self.features);
+                Ok(save(saved::DEVICE, self.size(), &Saved { state, features }))
+            }
+            count => Err(NotQuiet::Unpublished { count }),
+        }
+    }
+
+    /// Serves `ring` from where [`snapshot`](Self::snapshot) stopped.
+    ///
+    /// # Errors
+    /// When the bytes are not those of such a queue.
+    pub fn restore(ring: SplitRing<M>, bytes: &[u8]) -> Result<Self, RestoreError> {
+        let saved = load(saved::DEVICE, ring.size(), bytes)?;
+        Ok(Self::new(ring, saved.features, saved.state)?)
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), QueueError> {
+        match self.retired {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    #[inline]
+    fn waiting(&self) -> u16 {
+        self.seen_available.wrapping_sub(self.next_available)
+    }
+
+    #[inline]
+    fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published_used)
+    }
+}
+
+/// Word and bit of a head in the set of those taken.
+#[inline]
+fn place(head: u16) -> (usize, u64) {
+    (usize::from(head / 64), 1 << (head % 64))
+}
