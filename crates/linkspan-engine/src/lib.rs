@@ -1,2 +1,17 @@
 //! Runs protocol cores and queues: session runner, workers, endpoints, counters.
+//!
+//! Knows no device and no protocol beyond the adapters that tie a core to its
+//! resources. Threads live here and nowhere below.
 #![forbid(unsafe_code)]
+
+mod counters;
+mod device;
+mod endpoint;
+pub mod session;
+pub mod vhost_user;
+mod worker;
+
+pub use counters::{Counter, QueueCounters};
+pub use device::{ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler};
+pub use endpoint::{Endpoint, Phase};
+pub use worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};

@@ -1,4 +1,8 @@
-//! The program `linkspan`.
+//! The program `linkspan`: data paths between virtual machines and the world.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    linkspan::cli::main()
+}

@@ -1,0 +1,93 @@
+//! The image seam: what a block device stands on.
+//!
+//! A queue of a device opens an [`ImageQueue`] of its own, hands it operations
+//! on spans of guest memory, and takes completions by token. Data goes between
+//! the image and guest memory directly; there is no buffer between.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use linkspan_mem::{RegionTable, Span};
+
+mod raw;
+
+pub use raw::{OpenError, RawImage};
+
+/// A disk image, shared by the queues that serve it.
+pub trait Image: Send + Sync + 'static {
+    /// Size in bytes; a multiple of 512.
+    fn len(&self) -> u64;
+
+    /// Whether it has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+
+    /// The unit in bytes in which the image is best accessed.
+    fn block_size(&self) -> u32;
+
+    /// A queue of operations for one worker.
+    ///
+    /// # Errors
+    /// When a resource cannot be had.
+    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>>;
+
+    /// Makes everything durable that was written before, for a clean stop.
+    ///
+    /// # Errors
+    /// When the system could not, now or at any time before: a failed sync stays failed.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Operations of one queue, used by one worker.
+pub trait ImageQueue: Send {
+    /// Hands over an operation; its completion carries `token`. The spans point
+    /// into `memory`, which the queue keeps for as long as it needs it.
+    fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>);
+
+    /// The next completion, if one is there.
+    fn completion(&mut self) -> Option<Completion>;
+
+    /// Becomes readable when completions are there that were not when
+    /// [`completion`](Self::completion) last gave `None`. A queue that completes
+    /// within `submit` has none.
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// What to do to an image. Offsets and sizes are in bytes, inside the image, and
+/// multiples of 512.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation<'a> {
+    /// Reads from `offset` into `data`.
+    Read {
+        /// First byte in the image.
+        offset: u64,
+        /// Where the data goes.
+        data: &'a [Span],
+    },
+    /// Writes `data` from `offset` on.
+    Write {
+        /// First byte in the image.
+        offset: u64,
+        /// Where the data is.
+        data: &'a [Span],
+        /// Whether it must be durable before it completes: set when the driver
+        /// has no way to ask for a flush.
+        durable: bool,
+    },
+    /// Makes durable what was completed before.
+    Flush,
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// The token it was submitted with.
+    pub token: u32,
+    /// Whether it was done. An error is that of this operation only.
+    pub result: io::Result<()>,
+}

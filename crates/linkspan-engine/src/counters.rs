@@ -1,0 +1,37 @@
+//! Counters of a queue: written by the one worker that owns it, read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One count. Its writer is one thread, so adding is a load and a store and
+/// costs no locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to the count. Call only from the thread that owns it.
+    #[inline]
+    pub fn add(&self, more: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// The count.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker counts for each queue. Aligned so that two queues on two
+/// workers never share a cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct QueueCounters {
+    /// Wake-ups by the driver's kick.
+    pub kicks: Counter,
+    /// Passes over the ring.
+    pub passes: Counter,
+    /// Notifications sent to the driver.
+    pub notifications: Counter,
+    /// Times that the ring was retired because the peer broke it.
+    pub ring_errors: Counter,
+}

@@ -1,0 +1,139 @@
+//! What a transport needs to know of a device, and what a device needs of a
+//! worker: the two sides of the queue seam.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use linkspan_mem::fault::Injected;
+use linkspan_mem::{GuestMemory, Window};
+use linkspan_virtio::split::SplitDevice;
+use linkspan_virtio::{Features, QueueError};
+
+/// A device as any queue transport offers it. Shared by the session thread and
+/// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
+pub trait Device: Send + Sync + 'static {
+    /// What log lines and inspection call it.
+    fn name(&self) -> &str;
+
+    /// What is offered: the bits of the device type. The transport adds those of
+    /// its queues and its own.
+    fn features(&self) -> Features;
+
+    /// Number of queues.
+    fn queues(&self) -> u16;
+
+    /// The largest size that a queue may have.
+    fn queue_size_max(&self) -> u16;
+
+    /// Size of the configuration space in bytes.
+    fn config_size(&self) -> u32;
+
+    /// Copies configuration space from `offset` on.
+    ///
+    /// # Errors
+    /// When the range is not all inside the configuration space.
+    fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange>;
+
+    /// Writes configuration space from `offset` on.
+    ///
+    /// # Errors
+    /// When any byte of the range is outside or cannot be written; nothing is
+    /// written then.
+    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigRange>;
+
+    /// What serves queue `index` from now on, with these features acknowledged.
+    /// Called once per start, on a session thread; must not wait.
+    ///
+    /// # Errors
+    /// When a resource cannot be had; nothing is left behind then.
+    fn open_queue(&self, index: u16, features: Features) -> Result<Box<dyn QueueHandler>, OpenQueueError>;
+}
+
+/// A range outside a device's configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("bytes {offset} to {offset}+{len} are outside a configuration space of {size} bytes, or cannot be written")]
+pub struct ConfigRange {
+    /// First byte of the range.
+    pub offset: u32,
+    /// Bytes in the range.
+    pub len: usize,
+    /// Bytes in the configuration space.
+    pub size: u32,
+}
+
+/// Why a queue could not be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenQueueError {
+    /// Memory, a descriptor or a thread was refused.
+    #[error(transparent)]
+    Refused(#[from] Injected),
+    /// The system said no.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// What serves one queue, on the one worker that owns it.
+pub trait QueueHandler: Send {
+    /// One pass: takes chains from `ring`, moves work forward, pushes what is
+    /// done. The worker has refreshed the ring, and publishes and notifies
+    /// afterwards. Returns whether work was left because the budget ran out.
+    ///
+    /// # Errors
+    /// When the peer broke the ring; the worker retires it.
+    fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError>;
+
+    /// Requests taken and not yet pushed. A pass with a budget of no chains only
+    /// moves these on; a ring is stopped once there are none.
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    /// A descriptor that becomes readable when work in flight has finished.
+    /// The worker watches it, level-triggered, for as long as the queue runs.
+    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Whether a pass left work behind that needs no new event to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Everything that was available has been taken.
+    Idle,
+    /// The budget ran out first.
+    More,
+}
+
+/// What one pass over one queue may take at most, so that queues share a worker
+/// fairly and none starves another (hostile-peer rule 4).
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Chains taken.
+    pub chains: u32,
+    /// Bytes moved; a request that goes over is the last of its pass.
+    pub bytes: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            chains: 128,
+            bytes: 4 << 20,
+        }
+    }
+}
+
+/// A queue that runs: its ring and the memory that its chains point into.
+#[derive(Debug)]
+pub struct ActiveRing {
+    /// The device's side of the ring.
+    pub queue: SplitDevice<Window>,
+    /// The generation of guest memory that the ring was resolved in.
+    pub memory: Arc<GuestMemory>,
+}

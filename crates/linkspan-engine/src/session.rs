@@ -1,0 +1,198 @@
+//! The one runner of all framed Unix sockets that carry descriptors.
+//!
+//! A [`Session`] is a protocol core with its resources: bytes and descriptors
+//! in, bytes and descriptors out, no socket. The runner moves them, waits in one
+//! place for the peer, for the session's own events and for the word to end, and
+//! leaves a session quiet, however it ended.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use linkspan_sys::poll::{Direction, Epoll, Interest, Ready, Wake, wait_for};
+use linkspan_sys::{EventFd, Stream, reaper};
+
+/// The most descriptors that one message may carry (vhost-user and vfio-user
+/// peers send 8 at most). What goes beyond ends the session.
+pub const MESSAGE_FDS_MAX: usize = 8;
+
+/// How long a peer may leave our answer unread before it counts as gone.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a session may take to become quiet at its end. I/O that takes
+/// longer is stuck in the system, and so would be whoever waits for it.
+const QUIET_LIMIT: Duration = Duration::from_secs(30);
+
+/// A protocol core with the resources that its effects act on.
+pub trait Session {
+    /// Why a session ends before its peer ends it.
+    type Error: std::error::Error;
+
+    /// How many bytes the session wants next, at most. Zero while it waits for
+    /// an event of its own; it is then given none.
+    fn wanted(&self) -> usize;
+
+    /// Takes bytes, at most as many as wanted, with the descriptors that came
+    /// with them. May answer; see [`poll_send`](Self::poll_send).
+    ///
+    /// # Errors
+    /// When the session cannot go on.
+    fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), Self::Error>;
+
+    /// The next message to send.
+    fn poll_send(&mut self) -> Option<Outgoing>;
+
+    /// Becomes readable when [`wake`](Self::wake) is due.
+    fn wake_fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes in what other threads have for the session.
+    ///
+    /// # Errors
+    /// When the session cannot go on.
+    fn wake(&mut self) -> Result<(), Self::Error>;
+
+    /// Begins to end: nothing more comes from the peer or goes to it.
+    fn close(&mut self);
+
+    /// Whether everything that was begun has ended, after [`close`](Self::close).
+    fn is_quiet(&self) -> bool;
+}
+
+/// A message with its descriptors.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    /// The whole message.
+    pub bytes: Vec<u8>,
+    /// Descriptors that go with its first byte.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub enum End<E> {
+    /// The peer closed the connection.
+    PeerClosed,
+    /// We were asked to end.
+    Cancelled,
+    /// The session ended itself.
+    Failed(E),
+    /// The socket failed.
+    Socket(io::Error),
+    /// The peer sent more descriptors with a message than any message has.
+    TooManyFds {
+        /// How many came, as far as the system told.
+        count: usize,
+    },
+}
+
+const PEER: u64 = 0;
+const WAKE: u64 = 1;
+const CANCEL: u64 = 2;
+
+/// Runs a session over a connected socket until either side ends it, then
+/// waits until it is quiet.
+///
+/// # Errors
+/// When the session did not become quiet within 30 seconds; its resources are
+/// then still in use.
+pub fn run<S: Session>(
+    session: &mut S,
+    stream: &Stream,
+    cancel: &EventFd,
+) -> Result<End<S::Error>, NotQuiet> {
+    let end = converse(session, stream, cancel).unwrap_or_else(End::Socket);
+    session.close();
+    settle(session)?;
+    Ok(end)
+}
+
+/// A session that ended but whose work did not.
+#[derive(Debug, thiserror::Error)]
+#[error("work in flight did not end within {} seconds of the session", QUIET_LIMIT.as_secs())]
+pub struct NotQuiet;
+
+fn converse<S: Session>(
+    session: &mut S,
+    stream: &Stream,
+    cancel: &EventFd,
+) -> io::Result<End<S::Error>> {
+    let epoll = Epoll::new()?;
+    epoll.add(stream, PEER, Interest::READ)?;
+    epoll.add(session.wake_fd(), WAKE, Interest::READ)?;
+    epoll.add(cancel, CANCEL, Interest::READ)?;
+    let mut ready = Ready::with_capacity(4);
+    let mut listening = true;
+    loop {
+        send_all(session, stream)?;
+        // A peer that goes on talking while the session waits for something of
+        // its own must not keep this thread awake; its end is noticed all the same.
+        let wants = session.wanted() > 0;
+        if wants != listening {
+            let interest = if wants { Interest::READ } else { Interest::NONE };
+            epoll.modify(stream, PEER, interest)?;
+            listening = wants;
+        }
+        epoll.wait(&mut ready, None)?;
+        for event in ready.iter() {
+            let end = match event.token {
+                CANCEL => Some(End::Cancelled),
+                WAKE => session.wake().err().map(End::Failed),
+                _ if session.wanted() > 0 => hear(session, stream)?,
+                _ => event.closed.then_some(End::PeerClosed),
+            };
+            if let Some(end) = end {
+                // A refusal that the session has ready still goes out; that the
+                // peer may be gone by now changes nothing.
+                let _ = send_all(session, stream);
+                return Ok(end);
+            }
+        }
+    }
+}
+
+/// Takes in what the peer sent, as far as the session wants it.
+fn hear<S: Session>(session: &mut S, stream: &Stream) -> io::Result<Option<End<S::Error>>> {
+    let mut buffer = [0; 4096];
+    let wanted = session.wanted().min(buffer.len());
+    let mut fds = Vec::new();
+    let received = match stream.receive(&mut buffer[..wanted], &mut fds, MESSAGE_FDS_MAX) {
+        Ok(received) => received,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+            return Ok(Some(End::PeerClosed));
+        }
+        Err(error) => return Err(error),
+    };
+    if received.surplus > 0 {
+        fds.drain(..).for_each(reaper::dispose);
+        let count = MESSAGE_FDS_MAX + received.surplus;
+        return Ok(Some(End::TooManyFds { count }));
+    }
+    if received.bytes == 0 {
+        return Ok(Some(End::PeerClosed));
+    }
+    let result = session.receive(&buffer[..received.bytes], fds);
+    Ok(result.err().map(End::Failed))
+}
+
+fn send_all<S: Session>(session: &mut S, stream: &Stream) -> io::Result<()> {
+    while let Some(message) = session.poll_send() {
+        let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+        stream.send(&message.bytes, &fds, Instant::now() + SEND_LIMIT)?;
+    }
+    Ok(())
+}
+
+/// Waits until the session is quiet.
+fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
+    let deadline = Instant::now() + QUIET_LIMIT;
+    while !session.is_quiet() {
+        match wait_for(session.wake_fd(), Direction::Read, None, Some(deadline)) {
+            // What goes wrong in a session that is over changes nothing; what
+            // counts is whether it becomes quiet.
+            Ok(Wake::Ready) => drop(session.wake()),
+            _ => return Err(NotQuiet),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! A front end's memory table, mapped under the rules for hostile peers.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use linkspan_mem::{GuestMemory, Region, SpaceError};
+use linkspan_sys::{EventFd, PeerMemory, mapping};
+use linkspan_vhost::MemoryRegion;
+
+/// The regions that a front end shares at this moment.
+#[derive(Debug, Default)]
+pub(super) struct MemoryTable {
+    mapped: Vec<(MemoryRegion, Region)>,
+}
+
+/// Why memory of the peer cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The file is of the wrong kind, too short, or could not be mapped.
+    #[error(transparent)]
+    Map(#[from] mapping::Error),
+    /// The regions contradict each other.
+    #[error(transparent)]
+    Layout(#[from] SpaceError),
+}
+
+impl MemoryTable {
+    /// The table with these regions in place of all others; `fds[i]` holds region
+    /// `i`. `gone` is signalled when the peer takes memory back.
+    pub(super) fn replaced(regions: Vec<MemoryRegion>, fds: Vec<OwnedFd>, gone: &Arc<EventFd>) -> Result<Self, MemoryError> {
+        let mut mapped = Vec::new();
+        for (region, fd) in regions.into_iter().zip(fds) {
+            mapped.push((region, map(&region, fd, gone)?));
+        }
+        Ok(Self { mapped })
+    }
+
+    /// The table with one more region.
+    pub(super) fn with(&self, region: MemoryRegion, fd: OwnedFd, gone: &Arc<EventFd>) -> Result<Self, MemoryError> {
+        let added = map(&region, fd, gone)?;
+        let mut mapped = self.mapped.clone();
+        mapped.push((region, added));
+        Ok(Self { mapped })
+    }
+
+    /// The table without one region.
+    pub(super) fn without(&self, region: MemoryRegion) -> Self {
+        let mapped = self.mapped.iter().filter(|(known, _)| *known != region);
+        Self {
+            mapped: mapped.cloned().collect(),
+        }
+    }
+
+    /// Whether the peer took memory back.
+    pub(super) fn poisoned(&self) -> bool {
+        self.mapped.iter().any(|(_, region)| region.poisoned())
+    }
+
+    /// The address spaces that the table describes.
+    pub(super) fn resolve(&self) -> Result<Arc<GuestMemory>, MemoryError> {
+        let regions = self
+            .mapped
+            .iter()
+            .map(|(known, region)| (region.clone(), known.guest_address, known.user_address));
+        Ok(Arc::new(GuestMemory::new(regions.collect())?))
+    }
+}
+
+fn map(region: &MemoryRegion, fd: OwnedFd, gone: &Arc<EventFd>) -> Result<Region, MemoryError> {
+    let memory = PeerMemory::check(fd)?;
+    Ok(Region::new(Arc::new(memory.map(region.mmap_offset, region.size, Some(Arc::clone(gone)))?)))
+}

@@ -1,0 +1,211 @@
+//! Serves a device on a socket: one front end at a time, the next one after
+//! each disconnect, until it is stopped.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use linkspan_sys::poll::{Direction, Wake, wait_for};
+use linkspan_sys::socket::Inherited;
+use linkspan_sys::thread::spawn;
+use linkspan_sys::{EventFd, Listener, Stream};
+
+use super::session::BackendSession;
+use crate::device::Device;
+use crate::endpoint::{Endpoint, Phase};
+use crate::session::{self, End, NotQuiet};
+use crate::worker::{Workers, signal};
+
+/// How long to wait when the system has no descriptor for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What happens to a served link, for whoever tells people or programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Front ends can connect from now on.
+    Listening,
+    /// A front end connected.
+    Connected {
+        /// How many there have been.
+        generation: u32,
+    },
+    /// It is gone.
+    Ended {
+        /// Which one.
+        generation: u32,
+        /// Why.
+        reason: String,
+        /// Whether something was wrong.
+        fault: bool,
+    },
+}
+
+/// A device that is being served by a thread of its own.
+#[derive(Debug)]
+pub struct Server {
+    cancel: Arc<EventFd>,
+    ended: Arc<EventFd>,
+    endpoint: Arc<Endpoint>,
+    thread: Option<JoinHandle<Result<(), NotQuiet>>>,
+}
+
+/// Why a server did not stop cleanly.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopError {
+    /// Requests were still in flight.
+    #[error(transparent)]
+    NotQuiet(#[from] NotQuiet),
+    /// A thread of ours panicked.
+    #[error("the session thread panicked")]
+    Panicked,
+}
+
+impl Server {
+    /// Begins to serve. `report` is called on the server's thread.
+    ///
+    /// # Errors
+    /// When a thread or descriptor cannot be had; nothing is left behind.
+    pub fn start(
+        source: Inherited,
+        device: Arc<dyn Device>,
+        workers: Arc<Workers>,
+        report: impl Fn(Event) + Send + 'static,
+    ) -> io::Result<Self> {
+        let cancel = Arc::new(EventFd::new()?);
+        let ended = Arc::new(EventFd::new()?);
+        let endpoint = Arc::new(Endpoint::default());
+        let thread = spawn("vhost-user", {
+            let (cancel, endpoint) = (Arc::clone(&cancel), Arc::clone(&endpoint));
+            let ended = Arc::clone(&ended);
+            move || {
+                let result = serve(source, &device, &workers, &cancel, &endpoint, &report);
+                signal(&ended);
+                result
+            }
+        })?;
+        Ok(Self {
+            cancel,
+            ended,
+            endpoint,
+            thread: Some(thread),
+        })
+    }
+
+    /// The endpoint, to look at.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Becomes readable when serving has ended: by [`stop`](Self::stop), or since
+    /// the one connection that it was given is gone.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
+    }
+
+    /// Ends the link once everything in flight is done.
+    ///
+    /// # Errors
+    /// When requests in flight did not end in time.
+    pub fn stop(mut self) -> Result<(), StopError> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<(), StopError> {
+        signal(&self.cancel);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(result)) => Ok(result?),
+            Some(Err(_)) => Err(StopError::Panicked),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Whoever wants to know calls `stop`.
+        let _ = self.join();
+    }
+}
+
+fn serve(
+    source: Inherited,
+    device: &Arc<dyn Device>,
+    workers: &Arc<Workers>,
+    cancel: &EventFd,
+    endpoint: &Endpoint,
+    report: &dyn Fn(Event),
+) -> Result<(), NotQuiet> {
+    report(Event::Listening);
+    let (listener, mut connected) = match source {
+        Inherited::Listener(listener) => (Some(listener), None),
+        Inherited::Stream(stream) => (None, Some(stream)),
+    };
+    let mut next = || match &listener {
+        Some(listener) => next_connection(listener, cancel),
+        None => connected.take(),
+    };
+    while let Some(stream) = next() {
+        let generation = endpoint.begin();
+        report(Event::Connected { generation });
+        let (reason, fault) = match BackendSession::new(Arc::clone(device), Arc::clone(workers)) {
+            Ok(mut session) => describe(session::run(&mut session, &stream, cancel)?),
+            Err(error) => (format!("no session could be set up: {error}"), true),
+        };
+        endpoint.enter(Phase::Reconnecting);
+        report(Event::Ended { generation, reason, fault });
+    }
+    endpoint.enter(Phase::Stopped);
+    Ok(())
+}
+
+/// Waits for a front end; `None` when the server is to stop.
+fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
+    loop {
+        let deadline = None;
+        match wait_for(listener.as_fd(), Direction::Read, Some(cancel.as_fd()), deadline) {
+            Ok(Wake::Cancelled) => return None,
+            Ok(_) => match listener.accept() {
+                Ok(stream) => return Some(stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // Out of descriptors, most likely: others may give some back.
+                    tracing::warn!("a front end could not be accepted: {error}");
+                    let deadline = std::time::Instant::now() + ACCEPT_PAUSE;
+                    let paused = wait_for(cancel.as_fd(), Direction::Read, None, Some(deadline));
+                    if matches!(paused, Ok(Wake::Ready)) {
+                        return None;
+                    }
+                }
+            },
+            Err(error) => {
+                tracing::error!("waiting for a front end failed: {error}");
+                return None;
+            }
+        }
+    }
+}
+
+fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
+    match end {
+        End::PeerClosed => ("the front end closed the connection".into(), false),
+        End::Cancelled => ("stopped".into(), false),
+        End::Failed(error) => (chain(&error), true),
+        End::Socket(error) => (format!("the socket failed: {error}"), true),
+        End::TooManyFds { count } => (format!("{count} descriptors came with one message"), true),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

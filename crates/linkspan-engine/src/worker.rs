@@ -1,0 +1,515 @@
+//! Workers: threads that own queues, run them, and sleep in one place.
+//!
+//! A worker owns its queues outright: they arrive by message and leave by
+//! message, so nothing on the hot path is shared or locked. Whoever sends a
+//! command gets exactly one [`RingEvent`] back when it has taken effect.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::thread::JoinHandle;
+use std::{fmt, io, thread};
+
+use linkspan_sys::poll::{Epoll, Interest, Ready};
+use linkspan_sys::thread::spawn;
+use linkspan_sys::{EventFd, PeerEventFd};
+use linkspan_virtio::QueueError;
+
+use crate::counters::QueueCounters;
+use crate::device::{ActiveRing, Budget, Progress, QueueHandler};
+
+/// A queue with everything that it needs to run; moves into a worker at its
+/// start and out again at its stop.
+pub struct Ring {
+    /// Index within its device.
+    pub index: u16,
+    /// The virtqueue and its memory.
+    pub active: ActiveRing,
+    /// The device's part.
+    pub handler: Box<dyn QueueHandler>,
+    /// Where the driver says that it made something available.
+    pub kick: PeerEventFd,
+    /// Where the driver wants to be told of used buffers, if it does not poll.
+    pub call: Option<Arc<PeerEventFd>>,
+    /// Where a broken ring is reported.
+    pub err: Option<Arc<PeerEventFd>>,
+    /// Whether it may be processed.
+    pub enabled: bool,
+    /// Whether it was given up because it is broken: it then only finishes what
+    /// is in flight. Set by [`retire`](Self::retire).
+    pub retired: bool,
+    /// What it has done so far.
+    pub counters: Arc<QueueCounters>,
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("index", &self.index)
+            .field("enabled", &self.enabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names a running ring towards its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingKey {
+    worker: usize,
+    slot: u64,
+}
+
+/// What a worker tells the owner of a ring.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum RingEvent {
+    /// A command took effect.
+    Done {
+        /// Index of the ring.
+        ring: u16,
+    },
+    /// The ring could not be started, or not watch its new kick descriptor.
+    Refused {
+        /// Index of the ring.
+        ring: u16,
+        /// The system's reason.
+        error: io::Error,
+        /// Whether the ring is gone; otherwise it goes on as before.
+        lost: bool,
+    },
+    /// The ring is quiet and belongs to its owner again.
+    Stopped {
+        /// The ring with its final state.
+        ring: Box<Ring>,
+    },
+    /// The peer broke the ring. It stays with its worker, untouched, until it
+    /// is stopped; nobody asked for this event.
+    Broken {
+        /// Index of the ring.
+        ring: u16,
+        /// How.
+        error: RingFault,
+    },
+}
+
+/// Why a ring was retired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingFault {
+    /// The driver wrote a ring that the specification forbids.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The memory's file shrank under the mapping.
+    #[error("the peer took back memory that it had shared")]
+    MemoryGone,
+}
+
+/// Where a worker sends events of one link's rings.
+#[derive(Clone, Debug)]
+pub struct EventSink {
+    sender: Sender<RingEvent>,
+    wake: Arc<EventFd>,
+}
+
+impl EventSink {
+    /// A sink, and the other end: events and the descriptor that becomes
+    /// readable when there are some.
+    ///
+    /// # Errors
+    /// When no descriptor can be had.
+    pub fn new() -> io::Result<(Self, Receiver<RingEvent>, Arc<EventFd>)> {
+        let wake = Arc::new(EventFd::new()?);
+        let (sender, receiver) = mpsc::channel();
+        let sink = Self {
+            sender,
+            wake: Arc::clone(&wake),
+        };
+        Ok((sink, receiver, wake))
+    }
+
+    fn send(&self, event: RingEvent) {
+        // A link that is gone needs no events.
+        if self.sender.send(event).is_ok() {
+            signal(&self.wake);
+        }
+    }
+}
+
+enum Command {
+    Start(Box<Ring>, EventSink),
+    Stop,
+    Enable(bool),
+    Kick(PeerEventFd),
+    Call(Option<Arc<PeerEventFd>>),
+    Err(Option<Arc<PeerEventFd>>),
+}
+
+/// A fixed set of worker threads. Dropping it stops and joins them; rings that
+/// still run are dropped with their threads.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<Worker>,
+    next: AtomicUsize,
+    next_slot: std::sync::atomic::AtomicU64,
+}
+
+#[derive(Debug)]
+struct Worker {
+    commands: Option<Sender<(u64, Command)>>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts `count` workers: all of them or none.
+    ///
+    /// # Errors
+    /// When a thread or a descriptor cannot be had.
+    pub fn new(count: usize) -> io::Result<Self> {
+        let mut threads = linkspan_mem::fault::try_with_capacity(count).map_err(io::Error::other)?;
+        for number in 0..count {
+            threads.push(Worker::start(number)?);
+        }
+        Ok(Self {
+            threads,
+            next: AtomicUsize::new(0),
+            next_slot: std::sync::atomic::AtomicU64::new(FIRST_SLOT),
+        })
+    }
+
+    /// Number of workers.
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Gives a ring to the next worker in turn. [`RingEvent::Done`] or
+    /// [`RingEvent::Refused`] follows; it then scans the ring once, since a kick
+    /// may have come before it watched.
+    pub fn start(&self, ring: Box<Ring>, events: EventSink) -> RingKey {
+        let key = RingKey {
+            worker: self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len(),
+            slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
+        };
+        self.send(key, Command::Start(ring, events));
+        key
+    }
+
+    /// Takes a ring back once it is quiet: [`RingEvent::Stopped`] follows.
+    pub fn stop(&self, key: RingKey) {
+        self.send(key, Command::Stop);
+    }
+
+    /// Allows or forbids processing; enabling scans the ring once.
+    /// [`RingEvent::Done`] follows.
+    pub fn enable(&self, key: RingKey, enabled: bool) {
+        self.send(key, Command::Enable(enabled));
+    }
+
+    /// Replaces the kick descriptor of a running ring and scans the ring once.
+    /// [`RingEvent::Done`] or [`RingEvent::Refused`] follows.
+    pub fn set_kick(&self, key: RingKey, kick: PeerEventFd) {
+        self.send(key, Command::Kick(kick));
+    }
+
+    /// Replaces the call descriptor and notifies once through the new one, since
+    /// a notification may have gone to the old. [`RingEvent::Done`] follows.
+    pub fn set_call(&self, key: RingKey, call: Option<Arc<PeerEventFd>>) {
+        self.send(key, Command::Call(call));
+    }
+
+    /// Replaces the error descriptor. [`RingEvent::Done`] follows.
+    pub fn set_err(&self, key: RingKey, err: Option<Arc<PeerEventFd>>) {
+        self.send(key, Command::Err(err));
+    }
+
+    fn send(&self, key: RingKey, command: Command) {
+        let worker = &self.threads[key.worker];
+        if let Some(commands) = &worker.commands
+            && commands.send((key.slot, command)).is_ok()
+        {
+            signal(&worker.wake);
+        }
+    }
+}
+
+impl Worker {
+    fn start(number: usize) -> io::Result<Self> {
+        let wake = Arc::new(EventFd::new()?);
+        let epoll = Epoll::new()?;
+        epoll.add(&*wake, CONTROL, Interest::READ)?;
+        let (commands, receiver) = mpsc::channel();
+        let control = Arc::clone(&wake);
+        let thread = spawn(&format!("worker-{number}"), move || {
+            Loop {
+                epoll,
+                control,
+                commands: receiver,
+                slots: Vec::new(),
+            }
+            .run();
+        })?;
+        Ok(Self {
+            commands: Some(commands),
+            wake,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Closing the channel is the word to end.
+        self.commands = None;
+        signal(&self.wake);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+            && !thread::panicking()
+        {
+            panic!("a worker panicked");
+        }
+    }
+}
+
+/// Token of the control descriptor; rings use their slot number times two, plus
+/// one for the handler's completions.
+const CONTROL: u64 = 0;
+const FIRST_SLOT: u64 = 1;
+
+struct Slot {
+    number: u64,
+    ring: Box<Ring>,
+    events: EventSink,
+    /// Whether a pass may find something to do.
+    ready: bool,
+    /// Whether the owner waits for it to become quiet.
+    stopping: bool,
+}
+
+struct Loop {
+    epoll: Epoll,
+    control: Arc<EventFd>,
+    commands: Receiver<(u64, Command)>,
+    slots: Vec<Slot>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut ready = Ready::with_capacity(64);
+        loop {
+            let busy = self.slots.iter().any(|slot| slot.ready);
+            let timeout = busy.then_some(std::time::Duration::ZERO);
+            if let Err(error) = self.epoll.wait(&mut ready, timeout) {
+                panic!("a wait on our own epoll failed: {error}");
+            }
+            let mut commanded = false;
+            for event in ready.iter() {
+                if event.token == CONTROL {
+                    commanded = true;
+                } else if let Some(slot) = self.slot(event.token / 2) {
+                    if event.token % 2 == 0 {
+                        slot.ring.counters.kicks.add(1);
+                    }
+                    slot.ready = true;
+                }
+            }
+            if commanded && !self.obey() {
+                return;
+            }
+            for slot in &mut self.slots {
+                if slot.ready {
+                    slot.pass();
+                }
+            }
+            self.release_quiet();
+        }
+    }
+
+    fn slot(&mut self, number: u64) -> Option<&mut Slot> {
+        self.slots.iter_mut().find(|slot| slot.number == number)
+    }
+
+    /// Carries out all commands; false when there will be no more.
+    fn obey(&mut self) -> bool {
+        // Before looking: what comes meanwhile signals again.
+        if let Err(error) = self.control.drain() {
+            panic!("our own eventfd cannot be read: {error}");
+        }
+        loop {
+            match self.commands.try_recv() {
+                Ok((number, Command::Start(ring, events))) => self.start(number, ring, events),
+                Ok((number, command)) => self.command(number, command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn start(&mut self, number: u64, ring: Box<Ring>, events: EventSink) {
+        let index = ring.index;
+        match self.watch(number, &ring) {
+            Ok(()) => {
+                self.slots.push(Slot {
+                    number,
+                    ready: ring.enabled,
+                    ring,
+                    events: events.clone(),
+                    stopping: false,
+                });
+                events.send(RingEvent::Done { ring: index });
+            }
+            Err(error) => events.send(RingEvent::Refused { ring: index, error, lost: true }),
+        }
+    }
+
+    /// Watches a ring's kick (edge-triggered and never read: a peer's
+    /// descriptor could block a reader) and its handler's completions.
+    fn watch(&self, number: u64, ring: &Ring) -> io::Result<()> {
+        self.epoll
+            .add(&ring.kick, number * 2, Interest::READ.edge())?;
+        if let Some(fd) = ring.handler.completion_fd()
+            && let Err(error) = self.epoll.add(&fd, number * 2 + 1, Interest::READ)
+        {
+            // Dropping the ring could leave the kick watched: the peer holds it too.
+            self.epoll.delete(&ring.kick)?;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, number: u64, command: Command) {
+        let Some(at) = self.slots.iter().position(|slot| slot.number == number) else {
+            return;
+        };
+        let slot = &mut self.slots[at];
+        let index = slot.ring.index;
+        let mut result = Ok(());
+        match command {
+            Command::Start(..) => {}
+            Command::Stop => {
+                slot.stopping = true;
+                slot.ready = true;
+                return;
+            }
+            Command::Enable(enabled) => {
+                slot.ring.enabled = enabled;
+                slot.ready = true;
+            }
+            Command::Kick(kick) => {
+                // The new one first: should it be refused, the old one goes on.
+                result = self.epoll.add(&kick, number * 2, Interest::READ.edge());
+                if result.is_ok() {
+                    let old = std::mem::replace(&mut slot.ring.kick, kick);
+                    if let Err(error) = self.epoll.delete(&old) {
+                        panic!("a watched kick descriptor cannot be forgotten: {error}");
+                    }
+                    slot.ready = true;
+                }
+            }
+            Command::Call(call) => {
+                slot.ring.call = call;
+                slot.ring.notify();
+            }
+            Command::Err(err) => slot.ring.err = err,
+        }
+        slot.events.send(match result {
+            Ok(()) => RingEvent::Done { ring: index },
+            Err(error) => RingEvent::Refused { ring: index, error, lost: false },
+        });
+    }
+
+    /// Hands back rings that were asked for and have nothing in flight.
+    fn release_quiet(&mut self) {
+        let mut at = 0;
+        while at < self.slots.len() {
+            let slot = &self.slots[at];
+            if !slot.stopping || slot.ring.handler.in_flight() > 0 {
+                at += 1;
+                continue;
+            }
+            let Slot { ring, events, .. } = self.slots.swap_remove(at);
+            let forgotten = self.epoll.delete(&ring.kick).and_then(|()| {
+                ring.handler
+                    .completion_fd()
+                    .map_or(Ok(()), |fd| self.epoll.delete(&fd))
+            });
+            if let Err(error) = forgotten {
+                panic!("a watched descriptor cannot be forgotten: {error}");
+            }
+            events.send(RingEvent::Stopped { ring });
+        }
+    }
+}
+
+impl Slot {
+    fn pass(&mut self) {
+        let progress = self.ring.pass(self.stopping);
+        self.ready = progress == Ok(Progress::More);
+        if let Err(error) = progress
+            && !self.ring.retired
+        {
+            self.ring.retire();
+            let ring = self.ring.index;
+            self.events.send(RingEvent::Broken { ring, error });
+        }
+    }
+}
+
+impl Ring {
+    /// One pass: look at the ring once, let the device work, publish once,
+    /// notify once, and ask for kicks if nothing is left.
+    fn pass(&mut self, drain: bool) -> Result<Progress, RingFault> {
+        self.counters.passes.add(1);
+        let mut budget = Budget::default();
+        if drain || self.retired || !self.enabled {
+            // Nothing new; only what is in flight moves on.
+            budget.chains = 0;
+        } else {
+            self.active.queue.disarm()?;
+            self.active.queue.refresh()?;
+        }
+        let progress = self.handler.run(&mut self.active, budget)?;
+        // Before anything is acknowledged: zeroes read from a hole are not data.
+        if self.active.memory.table().poisoned() {
+            return Err(RingFault::MemoryGone);
+        }
+        self.active.queue.publish()?;
+        if self.active.queue.notify_wanted()? {
+            self.notify();
+        }
+        if budget.chains == 0 {
+            return Ok(Progress::Idle);
+        }
+        if progress == Progress::Idle && !self.active.queue.arm()? {
+            return Ok(Progress::Idle);
+        }
+        Ok(Progress::More)
+    }
+
+    /// Gives the ring up and tells the driver, if it wants to know.
+    pub fn retire(&mut self) {
+        self.retired = true;
+        self.counters.ring_errors.add(1);
+        if let Some(err) = &self.err {
+            tell(err);
+        }
+    }
+
+    fn notify(&self) {
+        if let Some(call) = &self.call {
+            tell(call);
+            self.counters.notifications.add(1);
+        }
+    }
+}
+
+/// Signals an eventfd of our own.
+pub(crate) fn signal(event: &EventFd) {
+    if let Err(error) = event.signal() {
+        panic!("our own eventfd cannot be signalled: {error}");
+    }
+}
+
+/// Signals an eventfd of the peer. One that is full has been signalled already,
+/// and no other state of it makes a difference to us.
+fn tell(event: &PeerEventFd) {
+    let _ = event.signal();
+}

@@ -1,0 +1,190 @@
+//! `linkspan blk`: serves a disk image over vhost-user.
+
+use std::num::NonZeroUsize;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::ArgGroup;
+use linkspan_backends::block::BlockDevice;
+use linkspan_backends::image::{Image, OpenError, RawImage};
+use linkspan_engine::vhost_user::{Event, Server};
+use linkspan_engine::{Device, Workers};
+use linkspan_sys::signals::TerminationSignals;
+use linkspan_sys::{Listener, thread};
+use serde::Serialize;
+
+use crate::exit::{Failure, Status};
+
+/// Options of `linkspan blk`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: a guest's disk from a file\n\n  \
+        truncate -s 1G disk.img\n  \
+        linkspan blk --socket-path /tmp/disk.sock --image disk.img &\n  \
+        qemu-system-x86_64 -m 1G \\\n    \
+          -object memory-backend-memfd,id=m,size=1G,share=on -machine q35,memory-backend=m \\\n    \
+          -chardev socket,id=c,path=/tmp/disk.sock \\\n    \
+          -device vhost-user-blk-pci,chardev=c,num-queues=2 …\n\n\
+        SIGINT or SIGTERM ends it once all requests in flight are done.",
+    group = ArgGroup::new("where").args(["socket_path", "fd", "print_capabilities"]).required(true)
+)]
+pub struct Args {
+    /// Where the virtual machine monitor connects: a Unix socket that is made here
+    #[arg(long, value_name = "PATH")]
+    socket_path: Option<PathBuf>,
+
+    /// Use this inherited descriptor in place of a socket path: one that listens,
+    /// or one that is connected already
+    #[arg(long, value_name = "N")]
+    fd: Option<RawFd>,
+
+    /// The disk: a file or a block device, raw
+    #[arg(
+        long,
+        visible_alias = "blk-file",
+        value_name = "FILE",
+        required_unless_present = "print_capabilities"
+    )]
+    image: Option<PathBuf>,
+
+    /// The most queues that a driver may use
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
+    queues: u16,
+
+    /// The largest queue, in requests; a power of two
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
+    queue_size: u16,
+
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+
+    /// Print what this program can do, in the form that management software
+    /// expects of a vhost-user program, and exit
+    #[arg(long)]
+    print_capabilities: bool,
+
+    /// Print what happens to the link on standard output, one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    match text.parse::<u16>() {
+        Ok(size) if size >= 2 && size.is_power_of_two() => Ok(size),
+        _ => Err("a power of two from 2 to 32768".into()),
+    }
+}
+
+/// What management software reads (docs/interop/vhost-user.json of QEMU).
+#[derive(Serialize)]
+struct Capabilities {
+    r#type: &'static str,
+    features: [&'static str; 2],
+}
+
+/// Serves the disk until a signal ends it.
+///
+/// # Errors
+/// With the status that the program is to end with.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.print_capabilities {
+        let capabilities = Capabilities {
+            r#type: "block",
+            features: ["blk-file", "read-only"],
+        };
+        println!("{}", serde_json::to_string_pretty(&capabilities)?);
+        return Ok(());
+    }
+    // Before any other thread starts, so that none of them takes a signal.
+    let signals = TerminationSignals::new().context("cannot watch for SIGINT and SIGTERM")?;
+    let image = open_image(args)?;
+    let listener = listen(args)?;
+    let device = Arc::new(BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size));
+    let workers = Arc::new(
+        Workers::new(worker_count(args.queues)).context("cannot start the worker threads")?,
+    );
+    let server = Server::start(listener, device as Arc<dyn Device>, workers, reporter(args.json))
+        .context("cannot start serving")?;
+    signals.wait().context("cannot wait for a signal")?;
+    tracing::info!("ending: finishing what is in flight");
+    server.stop()?;
+    image.sync().context("the image could not be made durable")?;
+    Ok(())
+}
+
+fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
+    let Some(path) = &args.image else {
+        return Err(Failure::new(Status::Usage, anyhow::anyhow!("--image is missing")));
+    };
+    match RawImage::open(path, args.read_only) {
+        Ok(image) => Ok(Arc::new(image)),
+        Err(OpenError::System { path, source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            let error = anyhow::Error::new(source).context(format!("cannot open {}", path.display()));
+            Err(Failure::new(Status::Missing, error)
+                .hint("give yourself access to the image, or --read-only if reading is enough"))
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("cannot open the image").into()),
+    }
+}
+
+fn listen(args: &Args) -> Result<Listener, Failure> {
+    if let Some(fd) = args.fd {
+        return Listener::inherit(fd).map_err(|error| {
+            let error = anyhow::Error::new(error).context(format!("descriptor {fd} cannot be served"));
+            Failure::new(Status::Usage, error)
+        });
+    }
+    let path = args.socket_path.as_deref().unwrap_or(std::path::Path::new(""));
+    Listener::bind(path)
+        .with_context(|| format!("cannot listen at {}", path.display()))
+        .map_err(Failure::from)
+}
+
+/// As many workers as can have a queue and a processor of their own.
+fn worker_count(queues: u16) -> usize {
+    let cpus: NonZeroUsize = thread::available_cpus();
+    cpus.get().min(usize::from(queues))
+}
+
+/// Says what happens to the link, to people or to programs.
+fn reporter(json: bool) -> impl Fn(Event) + Send + 'static {
+    move |event| {
+        if json && let Ok(line) = serde_json::to_string(&Line::from(&event)) {
+            println!("{line}");
+        }
+        match event {
+            Event::Listening => tracing::info!("listening"),
+            Event::Connected { generation } => tracing::info!(generation, "a front end connected"),
+            Event::Ended { generation, reason, fault: true } => tracing::warn!(generation, "the link ended: {reason}"),
+            Event::Ended { generation, reason, .. } => tracing::info!(generation, "the link ended: {reason}"),
+        }
+    }
+}
+
+/// An event as a line of JSON.
+#[derive(Serialize)]
+struct Line {
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl From<&Event> for Line {
+    fn from(event: &Event) -> Self {
+        let (event, generation, reason) = match event {
+            Event::Listening => ("listening", None, None),
+            Event::Connected { generation } => ("connected", Some(*generation), None),
+            Event::Ended { generation, reason, .. } => ("ended", Some(*generation), Some(reason.clone())),
+        };
+        Self {
+            event,
+            generation,
+            reason,
+        }
+    }
+}

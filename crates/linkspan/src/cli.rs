@@ -1,0 +1,60 @@
+//! The command line: nouns, verbs and what they share.
+
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::{blk, demo, exit};
+
+/// Data paths between virtual machines and the world.
+#[derive(Debug, Parser)]
+#[command(
+    name = "linkspan",
+    version,
+    about,
+    after_help = "Data goes to standard output, talk to standard error.\n\
+        Exit status: 0 done, 1 failed, 2 wrong usage, 3 peer unreachable,\n\
+        4 peer broke the protocol, 5 a permission or kernel feature is missing."
+)]
+struct Cli {
+    /// Says more; twice for everything. LINKSPAN_LOG takes a filter such as
+    /// `linkspan_engine=trace`
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves a disk image to a virtual machine over vhost-user
+    Blk(blk::Args),
+    /// Boots a Linux guest whose disk is served by Linkspan
+    Demo(demo::Args),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.verbose);
+    exit::code(match cli.command {
+        Command::Blk(args) => blk::run(&args),
+        Command::Demo(args) => demo::run(&args),
+    })
+}
+
+fn log_to_stderr(verbose: u8) {
+    let default = match verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("LINKSPAN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+}

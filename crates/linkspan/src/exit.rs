@@ -1,0 +1,77 @@
+//! How the program ends: one status per kind of failure, and messages that say
+//! what, why, and what to try.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// The exit status of every command. Scripts rely on the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// Something that was asked for did not work.
+    Failed = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// The peer cannot be reached.
+    PeerUnreachable = 3,
+    /// The peer broke the protocol.
+    PeerBroke = 4,
+    /// A permission, a program or a kernel feature is missing.
+    Missing = 5,
+}
+
+/// An error with the status that it ends the program with.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status.
+    pub status: Status,
+    /// What happened and why.
+    pub error: anyhow::Error,
+    /// What to try, if there is something.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(status: Status, error: impl Into<anyhow::Error>) -> Self {
+        Self {
+            status,
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds what to try.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(Status::Failed, error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)?;
+        if let Some(hint) = &self.hint {
+            write!(f, "\n  try: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The exit code of a finished command; a failure is told on standard error.
+pub fn code(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("linkspan: {failure}");
+            ExitCode::from(failure.status as u8)
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The commands of the program `linkspan`, as a library so that tests and
+//! `xtask` reach what the program itself uses. Scripts use the program.
+#![forbid(unsafe_code)]
+
+pub mod blk;
+pub mod cli;
+pub mod demo;
+pub mod exit;
