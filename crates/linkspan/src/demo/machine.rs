@@ -1,0 +1,349 @@
+//! One run of QEMU: a machine with a kernel, an initramfs and, if given, one
+//! vhost-user disk. It only needs the disk's socket, so that any back end can
+//! stand behind it.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdout, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use super::Error;
+use super::kernel::Kernel;
+use super::process::{Process, Stop, supervised, tail, wait_readable};
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// Software emulation: works everywhere, slow.
+    Tcg,
+    /// The host kernel's virtualization.
+    Kvm,
+}
+
+impl Accel {
+    /// QEMU's name for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// What the guest's init does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A shell on the terminal, for a person.
+    Shell,
+    /// The disk check.
+    Check,
+    /// Says that it runs, and powers off.
+    Probe,
+}
+
+/// The machine apart from its disk.
+#[derive(Clone, Debug)]
+pub struct Hardware {
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// How the guest is executed.
+    pub accel: Accel,
+    /// The guest's memory in MiB.
+    pub memory_mib: u32,
+    /// The kernel to boot.
+    pub kernel: Kernel,
+}
+
+/// A disk behind a vhost-user socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk<'a> {
+    /// Where the back end listens.
+    pub socket: &'a Path,
+    /// Queues of the device. The machine gets as many processors, because a
+    /// guest uses at most one queue for each.
+    pub queues: u16,
+}
+
+/// What a machine said or did.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A line on the report port, without its end.
+    Line(String),
+    /// QEMU ended.
+    Exited(ExitStatus),
+    /// The deadline passed.
+    Late,
+}
+
+/// A running machine. Dropping it ends QEMU.
+#[derive(Debug)]
+pub struct Machine {
+    qemu: Process,
+    report: Option<ChildStdout>,
+    buffer: Vec<u8>,
+    console: PathBuf,
+}
+
+/// A report line longer than this is no report; the rest is dropped.
+const LINE_BYTES_MAX: usize = 4096;
+
+impl Machine {
+    /// Boots the machine. In [`Mode::Shell`] its console is this terminal; in
+    /// the other modes it is the file `console`, and reports come as events.
+    ///
+    /// # Errors
+    /// [`Error::System`] where QEMU cannot be started.
+    pub fn start(
+        hardware: &Hardware,
+        disk: Option<Disk<'_>>,
+        mode: Mode,
+        initramfs: &Path,
+        console: &Path,
+    ) -> Result<Self, Error> {
+        let mut command = supervised(&hardware.qemu);
+        command.args(arguments(hardware, disk, mode, initramfs, console));
+        if mode != Mode::Shell {
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            // What QEMU itself has to say belongs beside what the guest said.
+            let log = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(console);
+            command.stderr(log.map_err(Error::file("write", console))?);
+        }
+        let mut qemu = Process::spawn("QEMU", &mut command)?;
+        let report = qemu.take_stdout();
+        Ok(Self {
+            qemu,
+            report,
+            buffer: Vec::new(),
+            console: console.to_owned(),
+        })
+    }
+
+    /// The next thing that happens, until `deadline`.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`], [`Error::System`].
+    pub fn next_event(&mut self, deadline: Instant, stop: &Stop) -> Result<Event, Error> {
+        loop {
+            if let Some(line) = self.take_line() {
+                return Ok(Event::Line(line));
+            }
+            let Some(report) = &mut self.report else {
+                let status = self.qemu.wait_until(deadline, stop)?;
+                return Ok(status.map_or(Event::Late, Event::Exited));
+            };
+            stop.check()?;
+            if Instant::now() >= deadline {
+                return Ok(Event::Late);
+            }
+            if !wait_readable(&[report.as_fd()], deadline)?[0] {
+                continue;
+            }
+            let mut chunk = [0; 1024];
+            match report.read(&mut chunk) {
+                Ok(0) => self.report = None,
+                Ok(count) => self.buffer.extend_from_slice(&chunk[..count]),
+                Err(error) => return Err(Error::system("read the guest's reports")(error)),
+            }
+        }
+    }
+
+    /// Ends QEMU as `kill -9` does, as if the host had failed.
+    ///
+    /// # Errors
+    /// [`Error::System`] where its end cannot be collected.
+    pub fn kill(&mut self) -> Result<ExitStatus, Error> {
+        self.qemu.kill()
+    }
+
+    /// The end of the guest's console, for messages.
+    #[must_use]
+    pub fn console_tail(&self) -> String {
+        tail(&self.console)
+    }
+
+    fn take_line(&mut self) -> Option<String> {
+        let Some(end) = self.buffer.iter().position(|&byte| byte == b'\n') else {
+            // A guest that never ends its line must not fill our memory.
+            self.buffer.truncate(LINE_BYTES_MAX);
+            return None;
+        };
+        let line: Vec<u8> = self.buffer.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line).trim_end().to_owned())
+    }
+}
+
+/// QEMU's command line.
+fn arguments(
+    hardware: &Hardware,
+    disk: Option<Disk<'_>>,
+    mode: Mode,
+    initramfs: &Path,
+    console: &Path,
+) -> Vec<String> {
+    let Hardware {
+        accel,
+        memory_mib,
+        kernel,
+        ..
+    } = hardware;
+    let cpus = disk.map_or(1, |disk| disk.queues);
+    // Reading the initramfs needs no terminal messages; a check keeps them for its tail.
+    let (mode_name, loglevel) = match mode {
+        Mode::Shell => ("shell", 4),
+        Mode::Check => ("check", 6),
+        Mode::Probe => ("probe", 6),
+    };
+    let mut args: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]
+        .map(String::from)
+        .into();
+    let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
+    add(
+        "-machine",
+        format!("pc,accel={},memory-backend=memory", accel.name()),
+    );
+    if *accel == Accel::Kvm {
+        add("-cpu", "host".into());
+    }
+    add("-smp", cpus.to_string());
+    add("-m", format!("{memory_mib}M"));
+    // The back end maps the guest's memory, so it has to be a shared file.
+    add(
+        "-object",
+        format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+    );
+    if let Some(Disk { socket, queues }) = disk {
+        add(
+            "-chardev",
+            format!("socket,id=disk,path={}", comma_escaped(socket)),
+        );
+        add(
+            "-device",
+            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues}"),
+        );
+    }
+    add("-kernel", kernel.vmlinuz.display().to_string());
+    add("-initrd", initramfs.display().to_string());
+    // panic=0: a panic stays visible instead of becoming an endless reboot.
+    add(
+        "-append",
+        format!("console=ttyS0 loglevel={loglevel} panic=0 linkspan.mode={mode_name}"),
+    );
+    if mode == Mode::Shell {
+        add("-serial", "mon:stdio".into());
+    } else {
+        add(
+            "-chardev",
+            format!("file,id=console,path={},append=on", comma_escaped(console)),
+        );
+        add("-chardev", "stdio,id=report,signal=off".into());
+        add("-serial", "chardev:console".into());
+        add("-serial", "chardev:report".into());
+    }
+    args
+}
+
+/// A path as QEMU's option parser wants it: commas doubled.
+fn comma_escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+/// Boots without a disk to see whether `accel` works; at most `limit`.
+///
+/// # Errors
+/// [`Error::Stopped`], [`Error::System`]; a machine that does not boot is `Ok(false)`.
+pub fn probe(
+    hardware: &Hardware,
+    initramfs: &Path,
+    console: &Path,
+    limit: Duration,
+    stop: &Stop,
+) -> Result<bool, Error> {
+    let deadline = Instant::now() + limit;
+    let mut machine = Machine::start(hardware, None, Mode::Probe, initramfs, console)?;
+    loop {
+        match machine.next_event(deadline, stop)? {
+            Event::Line(line) if super::report::parse(&line) == Some(("probe", "ok")) => {
+                return Ok(true);
+            }
+            Event::Line(_) => {}
+            Event::Exited(_) | Event::Late => return Ok(false),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware() -> Hardware {
+        Hardware {
+            qemu: "qemu-system-x86_64".into(),
+            accel: Accel::Tcg,
+            memory_mib: 256,
+            kernel: Kernel {
+                release: "6.12".into(),
+                vmlinuz: "/k/vmlinuz".into(),
+                modules: "/k".into(),
+            },
+        }
+    }
+
+    #[test]
+    fn the_guest_gets_a_processor_for_each_queue_and_shared_memory() {
+        let disk = Disk {
+            socket: Path::new("/tmp/a,b/s"),
+            queues: 4,
+        };
+        let args = arguments(
+            &hardware(),
+            Some(disk),
+            Mode::Check,
+            Path::new("/i"),
+            Path::new("/c"),
+        );
+        let value = |option: &str| {
+            let at = args.iter().position(|arg| arg == option).unwrap();
+            args[at + 1].clone()
+        };
+        assert_eq!(value("-smp"), "4");
+        assert_eq!(
+            value("-object"),
+            "memory-backend-memfd,id=memory,size=256M,share=on"
+        );
+        assert_eq!(value("-chardev"), "socket,id=disk,path=/tmp/a,,b/s");
+        assert!(args.contains(&"vhost-user-blk-pci,chardev=disk,num-queues=4".to_owned()));
+    }
+
+    #[test]
+    fn a_guest_that_never_ends_its_line_does_not_fill_memory() {
+        let mut qemu = supervised(Path::new("sh"));
+        qemu.args([
+            "-c",
+            "head -c 300000 /dev/zero; echo; echo LINKSPAN end=yes",
+        ])
+        .stdout(Stdio::piped());
+        let mut qemu = Process::spawn("guest", &mut qemu).unwrap();
+        let report = qemu.take_stdout();
+        let mut machine = Machine {
+            qemu,
+            report,
+            buffer: Vec::new(),
+            console: PathBuf::new(),
+        };
+        let far = Instant::now() + Duration::from_secs(60);
+        let Event::Line(first) = machine.next_event(far, &Stop::default()).unwrap() else {
+            panic!("no line")
+        };
+        assert!(first.len() <= LINE_BYTES_MAX + 1024);
+        let second = machine.next_event(far, &Stop::default()).unwrap();
+        assert_eq!(second, Event::Line("LINKSPAN end=yes".into()));
+        let third = machine.next_event(far, &Stop::default()).unwrap();
+        assert!(matches!(third, Event::Exited(status) if status.success()));
+    }
+}

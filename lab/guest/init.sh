@@ -1,0 +1,151 @@
+#!/bin/busybox sh
+# The first process of the demo guest.
+#
+# What it does is chosen on the kernel's command line: linkspan.mode=shell gives
+# a person a shell, check tests the disk against /check/plan, probe only says
+# that the machine runs. Reports go to the second serial port, one
+# "LINKSPAN key=value" to a line, so that kernel messages, which go to the
+# first, cannot tear them.
+
+/bin/busybox mkdir -p /proc /sys /dev /tmp
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/tmp TERM=linux
+
+disk=/dev/vda
+
+option() {
+    sed -n "s/.*linkspan\.$1=\([^ ]*\).*/\1/p" /proc/cmdline
+}
+
+report() {
+    echo "LINKSPAN $1=$2" >/dev/ttyS1
+}
+
+fail() {
+    report problem "$1"
+    sync
+    poweroff -f
+}
+
+# Modules stand in the archive in the order in which they are needed.
+load_modules() {
+    for module in /modules/*.ko; do
+        [ -e "$module" ] || continue
+        insmod "$module" || report problem "insmod $module failed"
+    done
+}
+
+await_disk() {
+    tries=0
+    while [ ! -b $disk ]; do
+        tries=$((tries + 1))
+        [ $tries -gt 100 ] && return 1
+        usleep 100000
+    done
+}
+
+queue_count() {
+    ls -d /sys/block/vda/mq/*/ | wc -l
+}
+
+# Offsets count bytes: a place need not begin at a multiple of its block.
+
+# Reads one place past the page cache, on the processor whose queue is meant.
+read_place() { # name offset bytes block cpu
+    taskset -c "$5" dd if=$disk iflag=skip_bytes,direct skip="$2" \
+        bs="$4" count=$(($3 / $4)) status=none
+}
+
+write_place() { # name offset bytes block cpu direct|cached
+    flags=seek_bytes
+    [ "$6" = direct ] && flags=seek_bytes,direct
+    taskset -c "$5" dd if="/check/$1" of=$disk oflag=$flags seek="$2" \
+        bs="$4" count=$(($3 / $4)) conv=notrunc,fsync status=none
+}
+
+# Every byte, read from the device and not from the page cache.
+hash_disk() {
+    sync
+    blockdev --flushbufs $disk
+    sha256sum $disk | cut -d ' ' -f 1
+}
+
+compare_places() {
+    while read -r name offset bytes block cpu how; do
+        if read_place "$name" "$offset" "$bytes" "$block" "$cpu" | cmp -s - "/check/$name"; then
+            report "same.$name" yes
+        else
+            report "same.$name" no
+        fi
+    done </check/plan
+}
+
+# The marker is the plan's last line, so it is there only after all writes.
+marker_present() {
+    tail -n 1 /check/plan >/tmp/marker
+    read -r name offset bytes block cpu how </tmp/marker
+    read_place "$name" "$offset" "$bytes" "$block" "$cpu" | cmp -s - "/check/$name"
+}
+
+check() {
+    if marker_present; then report boot 2; else report boot 1; fi
+    report kernel "$(uname -r)"
+    report cpus "$(nproc)"
+    report queues "$(queue_count)"
+    report bytes "$(blockdev --getsize64 $disk)"
+    report sha256 "$(hash_disk)"
+    if marker_present; then
+        compare_places
+        report end poweroff
+        sync
+        poweroff -f
+    fi
+    while read -r name offset bytes block cpu how; do
+        write_place "$name" "$offset" "$bytes" "$block" "$cpu" "$how" ||
+            report problem "writing $name failed"
+    done </check/plan
+    sync
+    blockdev --flushbufs $disk
+    compare_places
+    report end reboot
+    sync
+    reboot -f
+}
+
+banner() {
+    bytes=$(blockdev --getsize64 $disk)
+    cat <<TEXT
+
+  Linux $(uname -r). The disk $disk ($((bytes / 1048576)) MiB, $(queue_count) queues) is served by
+  linkspan blk, an ordinary process on your machine, over vhost-user.
+
+  Try:    hexdump -C $disk | head            what the disk holds
+          dd if=$disk of=/dev/null bs=1M     read all of it
+          sha256sum $disk                    compare it with the image file
+  Leave:  poweroff        (or Ctrl-A, then X, to cut the power)
+
+TEXT
+}
+
+case "$(option mode)" in
+probe)
+    report probe ok
+    poweroff -f
+    ;;
+check)
+    load_modules
+    await_disk || fail "no $disk after 10 s"
+    check
+    ;;
+*)
+    load_modules
+    await_disk || echo "There is no $disk: see dmesg."
+    banner
+    setsid cttyhack sh
+    sync
+    poweroff -f
+    ;;
+esac
