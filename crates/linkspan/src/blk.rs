@@ -1,8 +1,8 @@
 //! `linkspan blk`: serves a disk image over vhost-user.
 
 use std::num::NonZeroUsize;
-use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -11,7 +11,9 @@ use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, OpenError, RawImage};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
-use linkspan_sys::signals::TerminationSignals;
+use linkspan_sys::poll::{Direction, wait_for};
+use linkspan_sys::signals::{Signal, Signals};
+use linkspan_sys::socket::{Inherited, inherit};
 use linkspan_sys::{Listener, thread};
 use serde::Serialize;
 
@@ -98,8 +100,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         println!("{}", serde_json::to_string_pretty(&capabilities)?);
         return Ok(());
     }
-    // Before any other thread starts, so that none of them takes a signal.
-    let signals = TerminationSignals::new().context("cannot watch for SIGINT and SIGTERM")?;
+    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate]).context("cannot watch for SIGINT and SIGTERM")?;
     let image = open_image(args)?;
     let listener = listen(args)?;
     let device = Arc::new(BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size));
@@ -108,7 +109,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     );
     let server = Server::start(listener, device as Arc<dyn Device>, workers, reporter(args.json))
         .context("cannot start serving")?;
-    signals.wait().context("cannot wait for a signal")?;
+    wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
+        .context("cannot wait for a signal")?;
     tracing::info!("ending: finishing what is in flight");
     server.stop()?;
     image.sync().context("the image could not be made durable")?;
@@ -130,17 +132,14 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
     }
 }
 
-fn listen(args: &Args) -> Result<Listener, Failure> {
+fn listen(args: &Args) -> Result<Inherited, Failure> {
     if let Some(fd) = args.fd {
-        return Listener::inherit(fd).map_err(|error| {
-            let error = anyhow::Error::new(error).context(format!("descriptor {fd} cannot be served"));
-            Failure::new(Status::Usage, error)
-        });
+        return inherit(fd).map_err(|error| Failure::new(Status::Usage, error));
     }
-    let path = args.socket_path.as_deref().unwrap_or(std::path::Path::new(""));
-    Listener::bind(path)
-        .with_context(|| format!("cannot listen at {}", path.display()))
-        .map_err(Failure::from)
+    let path = args.socket_path.as_deref().unwrap_or(Path::new(""));
+    let listener = Listener::bind(path)
+        .with_context(|| format!("cannot listen at {}", path.display()))?;
+    Ok(Inherited::Listener(listener))
 }
 
 /// As many workers as can have a queue and a processor of their own.

@@ -41,8 +41,18 @@ pub fn main() -> ExitCode {
     log_to_stderr(cli.verbose);
     exit::code(match cli.command {
         Command::Blk(args) => blk::run(&args),
-        Command::Demo(args) => demo::run(&args),
+        Command::Demo(args) => return demo_code(&args),
     })
+}
+
+fn demo_code(args: &demo::Args) -> ExitCode {
+    match demo::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("linkspan: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
 }
 
 fn log_to_stderr(verbose: u8) {
