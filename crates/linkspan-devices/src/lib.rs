@@ -1,5 +1,9 @@
-//! Virtio device logic without I/O: what each device makes of a descriptor chain.
+#![doc = include_str!("../README.md")]
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod block;

@@ -1,0 +1,78 @@
+//! Configuration space of the block device (virtio 1.3 5.2.4).
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{Immutable, IntoBytes};
+
+use super::{BlockOptions, SECTOR};
+
+/// Size of the configuration space in bytes. The whole structure of virtio 1.3
+/// is there, zero where a feature is not offered, since front ends ask for as
+/// much as they know.
+pub const CONFIG_LEN: usize = size_of::<Config>();
+const _: () = assert!(CONFIG_LEN == 96);
+
+/// Data segments of a request at most: 1 MiB in pages, which is where drivers stop.
+pub const SEG_MAX_LIMIT: u32 = 254;
+
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+pub(super) struct Config {
+    capacity: U64,
+    size_max: U32,
+    seg_max: U32,
+    cylinders: U16,
+    heads: u8,
+    sectors: u8,
+    blk_size: U32,
+    physical_block_exp: u8,
+    alignment_offset: u8,
+    min_io_size: U16,
+    /// In blocks. Must never be 1: Windows then gets very slow (QEMU 99bfc1c754).
+    opt_io_size: U32,
+    writeback: u8,
+    unused0: u8,
+    num_queues: U16,
+    /// Discard, write zeroes, secure erase and zones are not offered.
+    not_offered: [u8; 60],
+}
+
+impl Config {
+    pub(super) fn new(options: &BlockOptions) -> Self {
+        Self {
+            capacity: U64::new(options.size_bytes / SECTOR),
+            size_max: U32::ZERO,
+            seg_max: U32::new(Self::seg_max(options.queue_size)),
+            cylinders: U16::ZERO,
+            heads: 0,
+            sectors: 0,
+            blk_size: U32::new(options.block_size),
+            physical_block_exp: 0,
+            alignment_offset: 0,
+            min_io_size: U16::ZERO,
+            opt_io_size: U32::ZERO,
+            writeback: 0,
+            unused0: 0,
+            num_queues: U16::new(options.queues),
+            not_offered: [0; 60],
+        }
+    }
+
+    /// Header and status take a descriptor each, and a chain may not be longer
+    /// than its queue (virtio 1.3 2.7.5.3.1).
+    pub(super) fn seg_max(queue_size: u16) -> u32 {
+        u32::from(queue_size)
+            .saturating_sub(2)
+            .clamp(1, SEG_MAX_LIMIT)
+    }
+
+    pub(super) fn read(&self, offset: usize, target: &mut [u8]) -> bool {
+        let end = offset.checked_add(target.len());
+        match end.and_then(|end| self.as_bytes().get(offset..end)) {
+            Some(bytes) => {
+                target.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        }
+    }
+}
