@@ -165,7 +165,8 @@ impl Workers {
     /// # Errors
     /// When a thread or a descriptor cannot be had.
     pub fn new(count: usize) -> io::Result<Self> {
-        let mut threads = linkspan_mem::fault::try_with_capacity(count).map_err(io::Error::other)?;
+        let mut threads =
+            linkspan_mem::fault::try_with_capacity(count).map_err(io::Error::other)?;
         for number in 0..count {
             threads.push(Worker::start(number)?);
         }
@@ -356,7 +357,11 @@ impl Loop {
                 });
                 events.send(RingEvent::Done { ring: index });
             }
-            Err(error) => events.send(RingEvent::Refused { ring: index, error, lost: true }),
+            Err(error) => events.send(RingEvent::Refused {
+                ring: index,
+                error,
+                lost: true,
+            }),
         }
     }
 
@@ -412,7 +417,11 @@ impl Loop {
         }
         slot.events.send(match result {
             Ok(()) => RingEvent::Done { ring: index },
-            Err(error) => RingEvent::Refused { ring: index, error, lost: false },
+            Err(error) => RingEvent::Refused {
+                ring: index,
+                error,
+                lost: false,
+            },
         });
     }
 
