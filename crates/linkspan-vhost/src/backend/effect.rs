@@ -12,7 +12,8 @@ use crate::memory::MemoryRegion;
 ///
 /// The session never sees a descriptor. Whoever drives it keeps those that
 /// came with a message until the message is done, takes the ones that effects
-/// name, and closes the rest.
+/// name, and closes the rest. A message is done when more is wanted again, and
+/// when an error ends the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FdSlot(pub usize);
 
