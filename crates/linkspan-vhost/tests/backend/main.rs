@@ -1,6 +1,7 @@
 //! The back end against a front end made of bytes.
 
 mod config;
+mod disconnect;
 mod memory;
 mod rings;
 mod sequences;

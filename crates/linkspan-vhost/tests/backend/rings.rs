@@ -317,6 +317,20 @@ fn a_split_ring_is_checked_again_when_it_starts() {
         RingError::SplitBase { base: 0x1_0000 }
     );
     session.kick(0).ok();
+
+    let mut session = Session::new(offer());
+    session.set_up(0);
+    session
+        .send(Request::SetVringBase, &state(0, 0x1_0000))
+        .quiet();
+    session
+        .send(Request::SetFeatures, VERSION_1.as_bytes())
+        .ok();
+    let error = session.kick(0).closed();
+    assert_eq!(
+        ring_error(&error, 0),
+        RingError::SplitBase { base: 0x1_0000 }
+    );
 }
 
 /// DPDK 37f7c1b609: what a running ring stands on does not change under it.

@@ -232,3 +232,39 @@ fn a_restored_ring_can_be_stopped() {
         state(1, crate::STOPPED_AT)
     );
 }
+
+/// The last two bytes of ring 1, which runs.
+fn ring_flags(saved: &mut [u8]) -> &mut [u8] {
+    let rings = saved.len() - 4 * 40;
+    &mut saved[rings + 40 + 38..][..2]
+}
+
+#[test]
+fn a_ring_runs_if_and_only_if_it_was_kicked() {
+    let (running, kick) = (1 << 3, 0b11 << 4);
+    for clear in [running, kick] {
+        let mut saved = saved();
+        let flags = ring_flags(&mut saved);
+        assert!(flags[0] & running != 0 && flags[0] & kick != 0);
+        flags[0] &= !clear;
+        let error = Backend::restore(offer(), &saved).expect_err("half running");
+        assert!(matches!(error, RestoreError::Flags { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_ring_logs_only_if_that_is_offered() {
+    let mut saved = saved();
+    ring_flags(&mut saved)[0] |= 1 << 1;
+    Backend::restore(offer(), &saved).expect("logging is offered");
+    let mut offer = offer();
+    offer.features &= !VHOST_F_LOG_ALL;
+    let error = Backend::restore(offer, &saved).expect_err("logging is not offered");
+    assert_eq!(
+        error,
+        RestoreError::Ring {
+            ring: 1,
+            error: RingError::NoLog
+        }
+    );
+}
