@@ -299,7 +299,6 @@ impl BackendSession {
             Effect::WriteConfig { offset, bytes, .. } => {
                 self.device.write_config(offset, &bytes)?;
             }
-            _ => return Err(Reason::Polling),
         }
         Ok(Some(Answer::Done))
     }
