@@ -93,8 +93,7 @@ impl Device for BlockDevice {
     }
 
     fn config_size(&self) -> u32 {
-        const { assert!(CONFIG_LEN <= 256) };
-        CONFIG_LEN as u32
+        u32::try_from(CONFIG_LEN).expect("less than 256")
     }
 
     fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange> {
