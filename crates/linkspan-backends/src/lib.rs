@@ -1,2 +1,5 @@
 //! What a device stands on: disk images and the block queue that serves them.
 #![forbid(unsafe_code)]
+
+pub mod block;
+pub mod image;

@@ -11,8 +11,10 @@ impl Counter {
     /// Adds to the count. Call only from the thread that owns it.
     #[inline]
     pub fn add(&self, more: u64) {
-        self.0
-            .store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(more),
+            Ordering::Relaxed,
+        );
     }
 
     /// The count.

@@ -46,12 +46,18 @@ pub trait Device: Send + Sync + 'static {
     ///
     /// # Errors
     /// When a resource cannot be had; nothing is left behind then.
-    fn open_queue(&self, index: u16, features: Features) -> Result<Box<dyn QueueHandler>, OpenQueueError>;
+    fn open_queue(
+        &self,
+        index: u16,
+        features: Features,
+    ) -> Result<Box<dyn QueueHandler>, OpenQueueError>;
 }
 
 /// A range outside a device's configuration space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("bytes {offset} to {offset}+{len} are outside a configuration space of {size} bytes, or cannot be written")]
+#[error(
+    "bytes {offset} to {offset}+{len} are outside a configuration space of {size} bytes, or cannot be written"
+)]
 pub struct ConfigRange {
     /// First byte of the range.
     pub offset: u32,

@@ -7,6 +7,7 @@
 mod counters;
 mod device;
 mod endpoint;
+mod limit;
 pub mod session;
 pub mod vhost_user;
 mod worker;
@@ -14,4 +15,5 @@ mod worker;
 pub use counters::{Counter, QueueCounters};
 pub use device::{ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler};
 pub use endpoint::{Endpoint, Phase};
+pub use limit::LogLimit;
 pub use worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};

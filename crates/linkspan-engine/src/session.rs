@@ -128,7 +128,11 @@ fn converse<S: Session>(
         // its own must not keep this thread awake; its end is noticed all the same.
         let wants = session.wanted() > 0;
         if wants != listening {
-            let interest = if wants { Interest::READ } else { Interest::NONE };
+            let interest = if wants {
+                Interest::READ
+            } else {
+                Interest::NONE
+            };
             epoll.modify(stream, PEER, interest)?;
             listening = wants;
         }

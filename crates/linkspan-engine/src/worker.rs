@@ -165,7 +165,8 @@ impl Workers {
     /// # Errors
     /// When a thread or a descriptor cannot be had.
     pub fn new(count: usize) -> io::Result<Self> {
-        let mut threads = linkspan_mem::fault::try_with_capacity(count).map_err(io::Error::other)?;
+        let mut threads =
+            linkspan_mem::fault::try_with_capacity(count).map_err(io::Error::other)?;
         for number in 0..count {
             threads.push(Worker::start(number)?);
         }
@@ -238,7 +239,7 @@ impl Worker {
         epoll.add(&*wake, CONTROL, Interest::READ)?;
         let (commands, receiver) = mpsc::channel();
         let control = Arc::clone(&wake);
-        let thread = spawn(&format!("worker-{number}"), move || {
+        let thread = spawn(format!("worker-{number}"), move || {
             Loop {
                 epoll,
                 control,
@@ -356,7 +357,11 @@ impl Loop {
                 });
                 events.send(RingEvent::Done { ring: index });
             }
-            Err(error) => events.send(RingEvent::Refused { ring: index, error, lost: true }),
+            Err(error) => events.send(RingEvent::Refused {
+                ring: index,
+                error,
+                lost: true,
+            }),
         }
     }
 
@@ -366,7 +371,7 @@ impl Loop {
         self.epoll
             .add(&ring.kick, number * 2, Interest::READ.edge())?;
         if let Some(fd) = ring.handler.completion_fd()
-            && let Err(error) = self.epoll.add(&fd, number * 2 + 1, Interest::READ)
+            && let Err(error) = self.epoll.add(fd, number * 2 + 1, Interest::READ)
         {
             // Dropping the ring could leave the kick watched: the peer holds it too.
             self.epoll.delete(&ring.kick)?;
@@ -412,7 +417,11 @@ impl Loop {
         }
         slot.events.send(match result {
             Ok(()) => RingEvent::Done { ring: index },
-            Err(error) => RingEvent::Refused { ring: index, error, lost: false },
+            Err(error) => RingEvent::Refused {
+                ring: index,
+                error,
+                lost: false,
+            },
         });
     }
 
@@ -429,7 +438,7 @@ impl Loop {
             let forgotten = self.epoll.delete(&ring.kick).and_then(|()| {
                 ring.handler
                     .completion_fd()
-                    .map_or(Ok(()), |fd| self.epoll.delete(&fd))
+                    .map_or(Ok(()), |fd| self.epoll.delete(fd))
             });
             if let Err(error) = forgotten {
                 panic!("a watched descriptor cannot be forgotten: {error}");

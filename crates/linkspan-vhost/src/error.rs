@@ -19,7 +19,7 @@ pub struct Error {
     pub(crate) disposition: Disposition,
 }
 
-/// What is left to do after an [`Error`].
+/// What is left to do after an [`Error`](struct@Error).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// Nothing: the peer will be told by an effect that is already waiting,

@@ -86,7 +86,11 @@ pub enum MemoryError {
 }
 
 impl MemoryRegion {
-    pub(crate) fn new(wire: MemoryRegionDescription) -> Result<Self, MemoryError> {
+    /// A region as it stands in a message, checked by itself.
+    ///
+    /// # Errors
+    /// It is empty, or one of its ranges wraps.
+    pub fn new(wire: MemoryRegionDescription) -> Result<Self, MemoryError> {
         let guest_address = Gpa(wire.guest_address);
         if wire.size == 0 {
             return Err(MemoryError::Empty { guest_address });

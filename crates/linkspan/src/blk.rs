@@ -100,35 +100,54 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         println!("{}", serde_json::to_string_pretty(&capabilities)?);
         return Ok(());
     }
-    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate]).context("cannot watch for SIGINT and SIGTERM")?;
+    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
+        .context("cannot watch for SIGINT and SIGTERM")?;
     let image = open_image(args)?;
     let listener = listen(args)?;
-    let device = Arc::new(BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size));
+    let device = Arc::new(
+        BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size)
+            .context("the image makes no block device")?,
+    );
     let workers = Arc::new(
         Workers::new(worker_count(args.queues)).context("cannot start the worker threads")?,
     );
-    let server = Server::start(listener, device as Arc<dyn Device>, workers, reporter(args.json))
-        .context("cannot start serving")?;
+    let server = Server::start(
+        listener,
+        device as Arc<dyn Device>,
+        workers,
+        reporter(args.json),
+    )
+    .context("cannot start serving")?;
     wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
         .context("cannot wait for a signal")?;
     tracing::info!("ending: finishing what is in flight");
     server.stop()?;
-    image.sync().context("the image could not be made durable")?;
+    image
+        .sync()
+        .context("the image could not be made durable")?;
     Ok(())
 }
 
 fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
     let Some(path) = &args.image else {
-        return Err(Failure::new(Status::Usage, anyhow::anyhow!("--image is missing")));
+        return Err(Failure::new(
+            Status::Usage,
+            anyhow::anyhow!("--image is missing"),
+        ));
     };
     match RawImage::open(path, args.read_only) {
         Ok(image) => Ok(Arc::new(image)),
-        Err(OpenError::System { path, source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            let error = anyhow::Error::new(source).context(format!("cannot open {}", path.display()));
+        Err(OpenError::System { path, source })
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            let error =
+                anyhow::Error::new(source).context(format!("cannot open {}", path.display()));
             Err(Failure::new(Status::Missing, error)
                 .hint("give yourself access to the image, or --read-only if reading is enough"))
         }
-        Err(error) => Err(anyhow::Error::new(error).context("cannot open the image").into()),
+        Err(error) => Err(anyhow::Error::new(error)
+            .context("cannot open the image")
+            .into()),
     }
 }
 
@@ -137,8 +156,8 @@ fn listen(args: &Args) -> Result<Inherited, Failure> {
         return inherit(fd).map_err(|error| Failure::new(Status::Usage, error));
     }
     let path = args.socket_path.as_deref().unwrap_or(Path::new(""));
-    let listener = Listener::bind(path)
-        .with_context(|| format!("cannot listen at {}", path.display()))?;
+    let listener =
+        Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     Ok(Inherited::Listener(listener))
 }
 
@@ -157,8 +176,14 @@ fn reporter(json: bool) -> impl Fn(Event) + Send + 'static {
         match event {
             Event::Listening => tracing::info!("listening"),
             Event::Connected { generation } => tracing::info!(generation, "a front end connected"),
-            Event::Ended { generation, reason, fault: true } => tracing::warn!(generation, "the link ended: {reason}"),
-            Event::Ended { generation, reason, .. } => tracing::info!(generation, "the link ended: {reason}"),
+            Event::Ended {
+                generation,
+                reason,
+                fault: true,
+            } => tracing::warn!(generation, "the link ended: {reason}"),
+            Event::Ended {
+                generation, reason, ..
+            } => tracing::info!(generation, "the link ended: {reason}"),
         }
     }
 }
@@ -178,7 +203,9 @@ impl From<&Event> for Line {
         let (event, generation, reason) = match event {
             Event::Listening => ("listening", None, None),
             Event::Connected { generation } => ("connected", Some(*generation), None),
-            Event::Ended { generation, reason, .. } => ("ended", Some(*generation), Some(reason.clone())),
+            Event::Ended {
+                generation, reason, ..
+            } => ("ended", Some(*generation), Some(reason.clone())),
         };
         Self {
             event,

@@ -85,20 +85,17 @@ impl RawImage {
             .read(true)
             .write(!read_only)
             // A FIFO in place of an image must not hang the start.
-            .custom_flags(linkspan_sys::file::OPEN_NONBLOCK)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
             .open(path)
             .map_err(system)?;
         let metadata = file.metadata().map_err(system)?;
-        let (file_len, block_size) = if metadata.file_type().is_block_device() {
-            let device = file::block_device(file.as_fd()).map_err(system)?;
-            (device.len, device.logical_block_size)
-        } else if metadata.is_file() {
-            (metadata.len(), 512)
-        } else {
+        if !metadata.is_file() && !metadata.file_type().is_block_device() {
             return Err(OpenError::Kind {
                 path: path.to_owned(),
             });
-        };
+        }
+        let extent = file::extent(&file).map_err(system)?;
+        let (file_len, block_size) = (extent.bytes, extent.logical_block.unwrap_or(512));
         if file_len == 0 {
             return Err(OpenError::Empty {
                 path: path.to_owned(),
@@ -150,7 +147,8 @@ impl Shared {
         // behind the end; a file that shrank reads as an error.
         if done < wanted && offset + done >= self.file_len {
             let zeroes = [0; 512];
-            let count = usize::try_from(wanted - done).map_or(zeroes.len(), |n| n.min(zeroes.len()));
+            let count =
+                usize::try_from(wanted - done).map_or(zeroes.len(), |n| n.min(zeroes.len()));
             memory
                 .scatter(data, done, &zeroes[..count])
                 .map_err(io::Error::other)?;
@@ -185,7 +183,9 @@ impl Shared {
     fn carry_out(&self, operation: Operation<'_>, memory: &RegionTable) -> io::Result<()> {
         match operation {
             Operation::Read { offset, data } => self.read(offset, data, memory),
-            Operation::Write { .. } if self.read_only => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+            Operation::Write { .. } if self.read_only => {
+                Err(io::ErrorKind::ReadOnlyFilesystem.into())
+            }
             Operation::Write {
                 offset,
                 data,
@@ -243,12 +243,19 @@ mod tests {
     fn spans(memory: &GuestMemory, ranges: &[(u64, u32)]) -> Vec<Span> {
         let mut spans = Vec::new();
         for (at, len) in ranges {
-            memory.guest.resolve(Gpa(*at), *len, |span| spans.push(span)).unwrap();
+            memory
+                .guest
+                .resolve(Gpa(*at), *len, |span| spans.push(span))
+                .unwrap();
         }
         spans
     }
 
-    fn one(queue: &mut dyn ImageQueue, operation: Operation<'_>, memory: &GuestMemory) -> io::Result<()> {
+    fn one(
+        queue: &mut dyn ImageQueue,
+        operation: Operation<'_>,
+        memory: &GuestMemory,
+    ) -> io::Result<()> {
         queue.submit(7, operation, memory.table());
         let completion = queue.completion().unwrap();
         assert_eq!(completion.token, 7);
@@ -269,13 +276,35 @@ mod tests {
         let mut queue = image.open_queue().unwrap();
         let data = spans(&memory, &[(100, 300), (5000, 724)]);
         memory.table().scatter(&data, 0, &[0xAB; 1024]).unwrap();
-        one(&mut *queue, Operation::Write { offset: 512, data: &data, durable: true }, &memory).unwrap();
+        one(
+            &mut *queue,
+            Operation::Write {
+                offset: 512,
+                data: &data,
+                durable: true,
+            },
+            &memory,
+        )
+        .unwrap();
         let on_disk = std::fs::read(file.path()).unwrap();
-        assert!(on_disk[..512].iter().chain(&on_disk[1536..]).all(|b| *b == 0x11));
+        assert!(
+            on_disk[..512]
+                .iter()
+                .chain(&on_disk[1536..])
+                .all(|b| *b == 0x11)
+        );
         assert!(on_disk[512..1536].iter().all(|b| *b == 0xAB));
 
         let back = spans(&memory, &[(20000, 1536)]);
-        one(&mut *queue, Operation::Read { offset: 0, data: &back }, &memory).unwrap();
+        one(
+            &mut *queue,
+            Operation::Read {
+                offset: 0,
+                data: &back,
+            },
+            &memory,
+        )
+        .unwrap();
         let mut bytes = [0; 1536];
         memory.table().gather(&back, 0, &mut bytes).unwrap();
         assert_eq!(bytes, on_disk[..1536]);
@@ -289,7 +318,15 @@ mod tests {
         let memory = memory();
         let data = spans(&memory, &[(0, 1024)]);
         memory.table().scatter(&data, 0, &[0xFF; 1024]).unwrap();
-        one(&mut *image.open_queue().unwrap(), Operation::Read { offset: 0, data: &data }, &memory).unwrap();
+        one(
+            &mut *image.open_queue().unwrap(),
+            Operation::Read {
+                offset: 0,
+                data: &data,
+            },
+            &memory,
+        )
+        .unwrap();
         let mut bytes = [0; 1024];
         memory.table().gather(&data, 0, &mut bytes).unwrap();
         assert!(bytes[..700].iter().all(|b| *b == 0x22));
@@ -302,7 +339,14 @@ mod tests {
         file.as_file().set_len(1024).unwrap();
         let memory = memory();
         let data = spans(&memory, &[(0, 2048)]);
-        let result = one(&mut *image.open_queue().unwrap(), Operation::Read { offset: 0, data: &data }, &memory);
+        let result = one(
+            &mut *image.open_queue().unwrap(),
+            Operation::Read {
+                offset: 0,
+                data: &data,
+            },
+            &memory,
+        );
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
@@ -311,17 +355,34 @@ mod tests {
         let (file, image) = image_of(&[1; 512], true);
         let memory = memory();
         let data = spans(&memory, &[(0, 512)]);
-        let result = one(&mut *image.open_queue().unwrap(), Operation::Write { offset: 0, data: &data, durable: false }, &memory);
-        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
+        let result = one(
+            &mut *image.open_queue().unwrap(),
+            Operation::Write {
+                offset: 0,
+                data: &data,
+                durable: false,
+            },
+            &memory,
+        );
+        assert_eq!(
+            result.unwrap_err().kind(),
+            io::ErrorKind::ReadOnlyFilesystem
+        );
         assert_eq!(std::fs::read(file.path()).unwrap(), [1; 512]);
     }
 
     #[test]
     fn what_is_no_image_is_refused_with_its_name() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(RawImage::open(folder.path(), true), Err(OpenError::Kind { .. })));
+        assert!(matches!(
+            RawImage::open(folder.path(), true),
+            Err(OpenError::Kind { .. })
+        ));
         let empty = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(RawImage::open(empty.path(), false), Err(OpenError::Empty { .. })));
+        assert!(matches!(
+            RawImage::open(empty.path(), false),
+            Err(OpenError::Empty { .. })
+        ));
         let missing = folder.path().join("missing");
         let error = RawImage::open(&missing, false).unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");

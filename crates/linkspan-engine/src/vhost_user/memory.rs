@@ -28,7 +28,11 @@ pub enum MemoryError {
 impl MemoryTable {
     /// The table with these regions in place of all others; `fds[i]` holds region
     /// `i`. `gone` is signalled when the peer takes memory back.
-    pub(super) fn replaced(regions: Vec<MemoryRegion>, fds: Vec<OwnedFd>, gone: &Arc<EventFd>) -> Result<Self, MemoryError> {
+    pub(super) fn replaced(
+        regions: Vec<MemoryRegion>,
+        fds: Vec<OwnedFd>,
+        gone: &Arc<EventFd>,
+    ) -> Result<Self, MemoryError> {
         let mut mapped = Vec::new();
         for (region, fd) in regions.into_iter().zip(fds) {
             mapped.push((region, map(&region, fd, gone)?));
@@ -37,7 +41,12 @@ impl MemoryTable {
     }
 
     /// The table with one more region.
-    pub(super) fn with(&self, region: MemoryRegion, fd: OwnedFd, gone: &Arc<EventFd>) -> Result<Self, MemoryError> {
+    pub(super) fn with(
+        &self,
+        region: MemoryRegion,
+        fd: OwnedFd,
+        gone: &Arc<EventFd>,
+    ) -> Result<Self, MemoryError> {
         let added = map(&region, fd, gone)?;
         let mut mapped = self.mapped.clone();
         mapped.push((region, added));
@@ -69,5 +78,9 @@ impl MemoryTable {
 
 fn map(region: &MemoryRegion, fd: OwnedFd, gone: &Arc<EventFd>) -> Result<Region, MemoryError> {
     let memory = PeerMemory::check(fd)?;
-    Ok(Region::new(Arc::new(memory.map(region.mmap_offset, region.size, Some(Arc::clone(gone)))?)))
+    Ok(Region::new(Arc::new(memory.map(
+        region.mmap_offset,
+        region.size,
+        Some(Arc::clone(gone)),
+    )?)))
 }

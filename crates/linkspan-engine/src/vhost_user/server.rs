@@ -23,7 +23,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What happens to a served link, for whoever tells people or programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Event {
     /// Front ends can connect from now on.
     Listening,
@@ -156,7 +155,11 @@ fn serve(
             Err(error) => (format!("no session could be set up: {error}"), true),
         };
         endpoint.enter(Phase::Reconnecting);
-        report(Event::Ended { generation, reason, fault });
+        report(Event::Ended {
+            generation,
+            reason,
+            fault,
+        });
     }
     endpoint.enter(Phase::Stopped);
     Ok(())
@@ -166,7 +169,12 @@ fn serve(
 fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
     loop {
         let deadline = None;
-        match wait_for(listener.as_fd(), Direction::Read, Some(cancel.as_fd()), deadline) {
+        match wait_for(
+            listener.as_fd(),
+            Direction::Read,
+            Some(cancel.as_fd()),
+            deadline,
+        ) {
             Ok(Wake::Cancelled) => return None,
             Ok(_) => match listener.accept() {
                 Ok(stream) => return Some(stream),

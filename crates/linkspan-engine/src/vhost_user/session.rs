@@ -136,7 +136,9 @@ pub enum Reason {
 impl Reason {
     fn failure(&self) -> Failure {
         match self {
-            Self::Memory(MemoryError::Map(mapping::Error::System { .. } | mapping::Error::TooMany { .. })) => Failure::System,
+            Self::Memory(MemoryError::Map(
+                mapping::Error::System { .. } | mapping::Error::TooMany { .. },
+            )) => Failure::System,
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
             Self::Polling => Failure::Unsupported,
             _ => Failure::Rejected,
@@ -206,7 +208,10 @@ impl BackendSession {
     fn answer(&mut self, done: Result<Answer, Reason>) -> Result<(), SessionError> {
         self.waiting = None;
         match done {
-            Ok(answer) => self.core.answer(Ok(answer)).or_else(|error| self.judge(error, None)),
+            Ok(answer) => self
+                .core
+                .answer(Ok(answer))
+                .or_else(|error| self.judge(error, None)),
             Err(reason) => {
                 let failure = reason.failure();
                 self.core
@@ -218,7 +223,11 @@ impl BackendSession {
 
     /// A message that was refused ends the session, or the peer is told and the
     /// session goes on.
-    fn judge(&mut self, error: linkspan_vhost::Error, reason: Option<Reason>) -> Result<(), SessionError> {
+    fn judge(
+        &mut self,
+        error: linkspan_vhost::Error,
+        reason: Option<Reason>,
+    ) -> Result<(), SessionError> {
         let disposition = error.disposition();
         let error = match reason {
             Some(reason) => SessionError::Refused { error, reason },
@@ -235,7 +244,10 @@ impl BackendSession {
     fn carry_out(&mut self, effect: Effect) -> Result<Option<Answer>, Reason> {
         match effect {
             Effect::Send { bytes } => {
-                self.outgoing.push_back(Outgoing { bytes, fds: Vec::new() });
+                self.outgoing.push_back(Outgoing {
+                    bytes,
+                    fds: Vec::new(),
+                });
                 return Ok(None);
             }
             Effect::SetFeatures(_) | Effect::SetRingLog { .. } => {}
@@ -287,7 +299,6 @@ impl BackendSession {
             Effect::WriteConfig { offset, bytes, .. } => {
                 self.device.write_config(offset, &bytes)?;
             }
-            _ => return Err(Reason::Polling),
         }
         Ok(Some(Answer::Done))
     }
@@ -305,7 +316,12 @@ impl BackendSession {
         }
     }
 
-    fn start_ring(&mut self, index: u16, setup: RingSetup, kick: PeerEventFd) -> Result<(), Reason> {
+    fn start_ring(
+        &mut self,
+        index: u16,
+        setup: RingSetup,
+        kick: PeerEventFd,
+    ) -> Result<(), Reason> {
         let features = Features::from_bits_retain(setup.features);
         let ring = split_ring(&setup, &self.memory)?;
         let state = QueueState {
@@ -339,7 +355,11 @@ impl BackendSession {
     /// until the last request that uses the old memory is done, it stays mapped
     /// and the front end gets no answer.
     fn change_memory(&mut self, change: MemoryTable) -> Result<Option<Answer>, Reason> {
-        let running: Vec<RingKey> = self.rings.iter().filter_map(|slot| Some(slot.run?.key)).collect();
+        let running: Vec<RingKey> = self
+            .rings
+            .iter()
+            .filter_map(|slot| Some(slot.run?.key))
+            .collect();
         if running.is_empty() {
             self.memory = change.resolve()?;
             self.table = change;
@@ -442,10 +462,21 @@ impl BackendSession {
         let slot = &mut self.rings[usize::from(ring.index)];
         let run = slot.run.take();
         match (self.waiting.take(), run) {
-            (Some(Waiting::Pause { left, mut paused, change }), Some(run)) => {
+            (
+                Some(Waiting::Pause {
+                    left,
+                    mut paused,
+                    change,
+                }),
+                Some(run),
+            ) => {
                 paused.push((ring, run.setup));
                 if left > 1 {
-                    self.waiting = Some(Waiting::Pause { left: left - 1, paused, change });
+                    self.waiting = Some(Waiting::Pause {
+                        left: left - 1,
+                        paused,
+                        change,
+                    });
                     return Ok(());
                 }
                 self.resume(paused, change);
@@ -467,7 +498,11 @@ fn relocated(
     memory: &GuestMemory,
 ) -> Result<SplitDevice<Window>, Reason> {
     let features = Features::from_bits_retain(setup.features);
-    Ok(SplitDevice::new(split_ring(setup, memory)?, features, queue.state())?)
+    Ok(SplitDevice::new(
+        split_ring(setup, memory)?,
+        features,
+        queue.state(),
+    )?)
 }
 
 /// The available index in the base of a split ring: its low half.
@@ -491,7 +526,11 @@ impl Session for BackendSession {
     type Error = SessionError;
 
     fn wanted(&self) -> usize {
-        if self.waiting.is_some() { 0 } else { self.core.wanted() }
+        if self.waiting.is_some() {
+            0
+        } else {
+            self.core.wanted()
+        }
     }
 
     fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), SessionError> {

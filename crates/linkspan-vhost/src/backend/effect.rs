@@ -12,7 +12,8 @@ use crate::memory::MemoryRegion;
 ///
 /// The session never sees a descriptor. Whoever drives it keeps those that
 /// came with a message until the message is done, takes the ones that effects
-/// name, and closes the rest.
+/// name, and closes the rest. A message is done when more is wanted again, and
+/// when an error ends the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FdSlot(pub usize);
 
@@ -21,7 +22,6 @@ pub struct FdSlot(pub usize);
 /// Every effect but [`Send`](Self::Send) is a question: do it, then call
 /// [`Backend::answer`](crate::Backend::answer). Nothing is received until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Effect {
     /// Write these bytes to the socket, without descriptors.
     Send {
@@ -114,7 +114,6 @@ pub enum Effect {
 
 /// How a ring starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct RingSetup {
     /// Its entries: 1 to the size offered; a power of two unless it is packed.
     pub size: u16,
@@ -148,7 +147,6 @@ pub enum ConfigWriter {
 
 /// The answer to an effect that was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Answer {
     /// It is done.
     Done,
