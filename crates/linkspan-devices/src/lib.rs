@@ -2,8 +2,4 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-extern crate alloc;
-#[cfg(test)]
-extern crate std;
-
 pub mod block;
