@@ -5,13 +5,11 @@
 extern crate alloc;
 
 mod chain;
-mod device;
 mod features;
 pub mod limits;
 mod queue;
 pub mod split;
 
 pub use chain::Chain;
-pub use device::{Device, DeviceId};
 pub use features::Features;
 pub use queue::{NotQuiet, QueueError, QueueState, RestoreError};
