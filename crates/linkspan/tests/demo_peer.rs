@@ -48,7 +48,8 @@ fn setup(test: &str) -> Option<Setup> {
         Err(why) => {
             // Past the test harness's capture, so that the summary can count it.
             let why = why.lines().next().unwrap_or_default().to_owned();
-            writeln!(std::io::stderr(), "SKIP {test}: {why}").unwrap();
+            let line = format!("SKIP {test}: {why}\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
             None
         }
     }
