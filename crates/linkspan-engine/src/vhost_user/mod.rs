@@ -1,8 +1,11 @@
-//! vhost-user as a transport: a device offered on a Unix socket.
+//! vhost-user as a transport: a device offered on a Unix socket, and a device
+//! driven over one.
 
+mod link;
 mod memory;
 mod server;
 mod session;
 
+pub use link::{Connection, Link, LinkError, LinkOptions};
 pub use server::{Event, Server, StopError};
 pub use session::{BackendSession, SessionError};

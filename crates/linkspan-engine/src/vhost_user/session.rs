@@ -546,8 +546,8 @@ impl Session for BackendSession {
         self.outgoing.pop_front()
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wake.as_fd())
     }
 
     fn wake(&mut self) -> Result<(), SessionError> {
