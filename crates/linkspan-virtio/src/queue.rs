@@ -159,8 +159,8 @@ pub enum NotQuiet {
         count: u16,
     },
     /// The queue is retired; there is nothing to go on with.
-    #[error("the queue is retired: {0}")]
-    Retired(QueueError),
+    #[error("the queue is retired")]
+    Retired,
 }
 
 /// Why saved bytes do not make a queue or a device.

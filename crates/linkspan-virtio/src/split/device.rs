@@ -17,7 +17,7 @@ use linkspan_mem::{Address, AddressSpace, RingMemory, SplitRing, UsedElement, pu
 
 use super::saved::{self, SNAPSHOT_LEN, Saved, load, save};
 use super::walk::walk;
-use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
+use super::{FIRST_NOTIFY, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::chain::Chain;
 use crate::features::Features;
 use crate::queue::{NotQuiet, QueueError, QueueState, RestoreError};
@@ -47,10 +47,6 @@ pub struct SplitDevice<M> {
     in_flight: u16,
     retired: Option<QueueError>,
 }
-
-/// More used elements than any event index can lag behind: the first answer of
-/// `notify_wanted` is yes.
-const FIRST_NOTIFY: u32 = 1 << 16;
 
 impl<M: RingMemory> SplitDevice<M> {
     /// Serves `ring` from `state` on, with the features that the driver accepted.
@@ -287,8 +283,8 @@ impl<M: RingMemory> SplitDevice<M> {
     /// # Errors
     /// When chains are in flight, used elements not published, or the queue retired.
     pub fn snapshot(&self) -> Result<[u8; SNAPSHOT_LEN], NotQuiet> {
-        if let Some(error) = self.retired {
-            return Err(NotQuiet::Retired(error));
+        if self.retired.is_some() {
+            return Err(NotQuiet::Retired);
         }
         if self.in_flight != 0 {
             let count = self.in_flight;

@@ -17,6 +17,9 @@ pub const SNAPSHOT_LEN: usize = 16;
 /// A device's side, version 1.
 pub(super) const DEVICE: u16 = 0x5301;
 
+/// A driver's side, version 1.
+pub(super) const DRIVER: u16 = 0x4401;
+
 /// What a queue is rebuilt from.
 pub(super) struct Saved {
     pub(super) state: QueueState,

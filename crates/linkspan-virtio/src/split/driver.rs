@@ -1,0 +1,558 @@
+//! The driver's side of a split virtqueue.
+//!
+//! The mirror of [`SplitDevice`](super::SplitDevice): [`add`](SplitDriver::add)
+//! buffers, [`publish`](SplitDriver::publish) them with one store, ask
+//! [`kick_wanted`](SplitDriver::kick_wanted); then [`refresh`](SplitDriver::refresh)
+//! and [`pop`](SplitDriver::pop) what the device used, and
+//! [`arm`](SplitDriver::arm) before sleeping. The device is trusted as little as
+//! a device trusts its driver: what describes a chain is kept in private memory.
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault::{self, Injected};
+use linkspan_mem::{Address, Descriptor, RingMemory, SharedSlice, SplitRing, publish_then_check};
+
+use super::saved::{self, SNAPSHOT_LEN, Saved, load, save};
+use super::{
+    FIRST_NOTIFY, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY, event_passed,
+};
+use crate::features::Features;
+use crate::limits::{CHAIN_BYTES_MAX, CHAIN_DESCRIPTORS_MAX};
+use crate::queue::{NotQuiet, QueueState, RestoreError};
+
+/// A piece of memory that the device shall read or write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer<A> {
+    /// Where it is, in the space that the device knows.
+    pub address: A,
+    /// Its size in bytes.
+    pub len: u32,
+}
+
+/// Memory for an indirect table (virtio 1.3 2.7.5.3). It belongs to the chain
+/// until the chain is used.
+#[derive(Clone, Copy)]
+pub struct IndirectTable<'a, A> {
+    /// Where the device finds it.
+    pub address: A,
+    /// Its bytes: 16 for each buffer of the chain.
+    pub bytes: SharedSlice<'a>,
+}
+
+/// A chain that the device is done with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    /// What [`SplitDriver::add`] called it.
+    pub id: u16,
+    /// Bytes that the device says it wrote, at most those that were writable.
+    pub written: u32,
+}
+
+/// Why a chain was not added; the queue is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// Too few descriptors are free; it helps to wait for used ones.
+    #[error("{need} descriptors are needed, {free} are free")]
+    Full {
+        /// Descriptors needed.
+        need: usize,
+        /// Descriptors there are.
+        free: u16,
+    },
+    /// A chain needs at least one buffer, and no more than devices take.
+    #[error("a chain of {count} buffers is not possible")]
+    Buffers {
+        /// How many were given.
+        count: usize,
+    },
+    /// More bytes than a used element can count.
+    #[error("a chain of {bytes} bytes is too long")]
+    Bytes {
+        /// How many were given.
+        bytes: u64,
+    },
+    /// The device did not agree to indirect descriptors.
+    #[error("indirect descriptors were not negotiated")]
+    IndirectNotNegotiated,
+    /// The indirect table cannot hold the chain.
+    #[error("an indirect table of {len} bytes cannot hold {count} descriptors")]
+    TableTooSmall {
+        /// Its size in bytes.
+        len: usize,
+        /// Buffers of the chain.
+        count: usize,
+    },
+    /// The device broke the queue before.
+    #[error(transparent)]
+    Retired(#[from] UsedError),
+}
+
+/// How a device broke a queue, which is retired from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UsedError {
+    /// `used.idx` claims more chains than the device has.
+    #[error(
+        "the device's used index jumped to {index}: {next} is next, {outstanding} chains are outstanding"
+    )]
+    UsedJump {
+        /// What the device wrote.
+        index: u16,
+        /// The position that the driver takes next.
+        next: u16,
+        /// Chains that the device has.
+        outstanding: u16,
+    },
+    /// The device used what is not the head of a chain that it has.
+    #[error("the device used chain {id}, which it does not have")]
+    NotOutstanding {
+        /// What the device wrote.
+        id: u32,
+    },
+    /// The device claims to have written more than it may.
+    #[error("the device claims {len} bytes in chain {id}, which has {writable} writable ones")]
+    UsedLength {
+        /// Which chain.
+        id: u16,
+        /// What the device wrote.
+        len: u32,
+        /// Writable bytes of the chain.
+        writable: u32,
+    },
+}
+
+/// The driver's side of a split virtqueue (virtio 1.3 2.7).
+#[derive(Debug)]
+pub struct SplitDriver<M> {
+    ring: SplitRing<M>,
+    features: Features,
+    event_idx: bool,
+    indirect: bool,
+    next_available: u16,
+    published_available: u16,
+    next_used: u16,
+    /// The device's index when it was last read.
+    seen_used: u16,
+    /// Chains published since `kick_wanted` last said what they mean.
+    unnotified: u32,
+    armed: bool,
+    slots: Vec<Slot>,
+    /// First free descriptor; meaningless when none is free.
+    free_head: u16,
+    free: u16,
+    outstanding: u16,
+    retired: Option<UsedError>,
+}
+
+/// What the driver knows of descriptor `i`, where the device cannot change it.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// The next one of its chain or of the free list.
+    next: u16,
+    /// Of a head that the device has: descriptors of its chain, else 0.
+    descriptors: u16,
+    /// Of a head that the device has: writable bytes of its chain.
+    writable: u32,
+}
+
+impl<M: RingMemory> SplitDriver<M> {
+    /// Drives `ring` from `state` on, with the features that both sides accepted;
+    /// all descriptors are free.
+    ///
+    /// # Errors
+    /// When memory for what the driver knows of descriptors cannot be had.
+    pub fn new(
+        ring: SplitRing<M>,
+        features: Features,
+        state: QueueState,
+    ) -> Result<Self, Injected> {
+        assert!(
+            !features.contains(Features::VIRTIO_F_RING_PACKED),
+            "a packed ring is not a split ring"
+        );
+        let size = ring.size();
+        let mut slots = fault::try_with_capacity(usize::from(size))?;
+        slots.extend((0..size).map(|index| Slot {
+            next: index.wrapping_add(1),
+            descriptors: 0,
+            writable: 0,
+        }));
+        Ok(Self {
+            ring,
+            features,
+            event_idx: features.contains(Features::VIRTIO_F_EVENT_IDX),
+            indirect: features.contains(Features::VIRTIO_F_INDIRECT_DESC),
+            next_available: state.next_available,
+            published_available: state.next_available,
+            next_used: state.next_used,
+            seen_used: state.next_used,
+            unnotified: FIRST_NOTIFY,
+            armed: true,
+            slots,
+            free_head: 0,
+            free: size,
+            outstanding: 0,
+            retired: None,
+        })
+    }
+
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &SplitRing<M> {
+        &self.ring
+    }
+
+    /// Descriptors that are free.
+    pub fn free(&self) -> u16 {
+        self.free
+    }
+
+    /// Chains that were added and not yet popped.
+    pub fn outstanding(&self) -> u16 {
+        self.outstanding
+    }
+
+    /// The error that retired the queue.
+    pub fn retired(&self) -> Option<UsedError> {
+        self.retired
+    }
+
+    /// Where the driver stands.
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            next_available: self.next_available,
+            next_used: self.next_used,
+        }
+    }
+
+    /// Adds a chain: first what the device reads, then what it writes. With a
+    /// `table` it takes one descriptor of the queue, else one for each buffer.
+    /// The device does not see it yet. Gives the name by which it comes back.
+    ///
+    /// # Errors
+    /// When there is no room or the chain is not possible.
+    #[inline]
+    pub fn add<A: Address>(
+        &mut self,
+        readable: &[Buffer<A>],
+        writable: &[Buffer<A>],
+        table: Option<IndirectTable<'_, A>>,
+    ) -> Result<u16, AddError> {
+        self.check()?;
+        let writable_bytes = chain_bytes(readable, writable)?;
+        let count = readable.len() + writable.len();
+        let need = if table.is_some() { 1 } else { count };
+        if need > usize::from(self.free) {
+            let free = self.free;
+            return Err(AddError::Full { need, free });
+        }
+        let head = self.free_head;
+        let taken = match table {
+            Some(table) => {
+                self.fill_table(table, readable, writable, count)?;
+                1
+            }
+            None => self.fill_ring(readable, writable),
+        };
+        self.free -= taken;
+        self.outstanding += 1;
+        let slot = &mut self.slots[usize::from(head)];
+        slot.descriptors = taken;
+        slot.writable = writable_bytes;
+        self.ring.set_available_entry(self.next_available, head);
+        self.next_available = self.next_available.wrapping_add(1);
+        Ok(head)
+    }
+
+    /// Shows the device all that was added, with one store.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn publish(&mut self) -> Result<(), UsedError> {
+        self.check()?;
+        let count = self.unpublished();
+        if count != 0 {
+            self.ring.publish_available_index(self.next_available);
+            self.published_available = self.next_available;
+            self.unnotified = self.unnotified.saturating_add(u32::from(count));
+        }
+        Ok(())
+    }
+
+    /// Whether the device wants to hear of what was published since the last
+    /// call (virtio 1.3 2.7.10.1). The first call says yes, for a device that
+    /// was not there when an earlier life of this driver published.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn kick_wanted(&mut self) -> Result<bool, UsedError> {
+        self.check()?;
+        let count = core::mem::take(&mut self.unnotified);
+        if count == 0 {
+            return Ok(false);
+        }
+        publish_then_check();
+        Ok(if self.event_idx {
+            event_passed(self.ring.available_event(), self.published_available, count)
+        } else {
+            count >= FIRST_NOTIFY || self.ring.used_flags() & VIRTQ_USED_F_NO_NOTIFY == 0
+        })
+    }
+
+    /// Reads the device's index and says how many used chains wait; what the
+    /// device wrote into them is visible afterwards.
+    ///
+    /// # Errors
+    /// [`UsedError::UsedJump`] when more are claimed than the device has.
+    #[inline]
+    pub fn refresh(&mut self) -> Result<u16, UsedError> {
+        self.check()?;
+        let index = self.ring.used_index();
+        let waiting = index.wrapping_sub(self.next_used);
+        // Unpublished chains are with the driver still.
+        let outstanding = self.outstanding - self.unpublished();
+        if waiting > outstanding || waiting < self.waiting() {
+            return Err(self.retire(UsedError::UsedJump {
+                index,
+                next: self.next_used,
+                outstanding,
+            }));
+        }
+        self.seen_used = index;
+        Ok(waiting)
+    }
+
+    /// Takes the next used chain of the batch that [`refresh`](Self::refresh)
+    /// saw and frees its descriptors; `None` at its end.
+    ///
+    /// # Errors
+    /// When the device names a chain that it does not have, or a length that
+    /// cannot be.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<Used>, UsedError> {
+        self.check()?;
+        if self.waiting() == 0 {
+            return Ok(None);
+        }
+        let element = self.ring.used_element(self.next_used);
+        let not_outstanding = UsedError::NotOutstanding { id: element.id };
+        let Ok(id) = u16::try_from(element.id) else {
+            return Err(self.retire(not_outstanding));
+        };
+        let slot = match self.slots.get(usize::from(id)) {
+            Some(slot) if slot.descriptors != 0 => *slot,
+            _ => return Err(self.retire(not_outstanding)),
+        };
+        if element.len > slot.writable {
+            return Err(self.retire(UsedError::UsedLength {
+                id,
+                len: element.len,
+                writable: slot.writable,
+            }));
+        }
+        self.give_back(id, slot.descriptors);
+        self.outstanding -= 1;
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(Some(Used {
+            id,
+            written: element.len,
+        }))
+    }
+
+    /// Asks for a notification of the next used chain and looks once more:
+    /// `true` when some wait already, so that the driver must not sleep.
+    ///
+    /// # Errors
+    /// As for [`refresh`](Self::refresh).
+    pub fn arm(&mut self) -> Result<bool, UsedError> {
+        self.check()?;
+        if self.waiting() != 0 {
+            return Ok(true);
+        }
+        if self.event_idx {
+            self.ring.set_used_event(self.next_used);
+        } else {
+            self.ring.set_available_flags(0);
+        }
+        self.armed = true;
+        publish_then_check();
+        Ok(self.refresh()? != 0)
+    }
+
+    /// Asks for no notifications, as the driver is awake; with the event index
+    /// there is nothing to do.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn disarm(&mut self) -> Result<(), UsedError> {
+        self.check()?;
+        if self.armed && !self.event_idx {
+            self.ring.set_available_flags(VIRTQ_AVAIL_F_NO_INTERRUPT);
+        }
+        self.armed = false;
+        Ok(())
+    }
+
+    /// Saves the queue; see [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// When chains are outstanding or the queue is retired.
+    pub fn snapshot(&self) -> Result<[u8; SNAPSHOT_LEN], NotQuiet> {
+        if self.retired.is_some() {
+            return Err(NotQuiet::Retired);
+        }
+        match self.outstanding {
+            0 => {
+                let (state, features) = (self.state(), self.features);
+                Ok(save(saved::DRIVER, self.size(), &Saved { state, features }))
+            }
+            count => Err(NotQuiet::InFlight { count }),
+        }
+    }
+
+    /// Drives `ring` from where [`snapshot`](Self::snapshot) stopped.
+    ///
+    /// # Errors
+    /// When the bytes are not those of such a queue.
+    pub fn restore(ring: SplitRing<M>, bytes: &[u8]) -> Result<Self, RestoreError> {
+        let saved = load(saved::DRIVER, ring.size(), bytes)?;
+        Ok(Self::new(ring, saved.features, saved.state)?)
+    }
+
+    /// Writes a chain into the ring from the free list; gives the descriptors taken.
+    #[inline]
+    fn fill_ring<A: Address>(&mut self, readable: &[Buffer<A>], writable: &[Buffer<A>]) -> u16 {
+        let mut taken = 0;
+        let mut index = self.free_head;
+        for mut descriptor in descriptors(readable, writable) {
+            let next = self.slots[usize::from(index)].next;
+            descriptor.next = next;
+            self.ring.set_descriptor(index, descriptor);
+            index = next;
+            taken += 1;
+        }
+        self.free_head = index;
+        taken
+    }
+
+    /// Writes a chain into an indirect table and one descriptor that refers to it.
+    fn fill_table<A: Address>(
+        &mut self,
+        table: IndirectTable<'_, A>,
+        readable: &[Buffer<A>],
+        writable: &[Buffer<A>],
+        count: usize,
+    ) -> Result<(), AddError> {
+        if !self.indirect {
+            return Err(AddError::IndirectNotNegotiated);
+        }
+        let len = table.bytes.len();
+        if len / Descriptor::SIZE < count {
+            return Err(AddError::TableTooSmall { len, count });
+        }
+        let mut size = 0;
+        for (index, mut descriptor) in (0..).zip(descriptors(readable, writable)) {
+            descriptor.next = index + 1;
+            let place = Descriptor::SIZE * usize::from(index);
+            let place = table.bytes.part(place, Descriptor::SIZE);
+            place.write(&descriptor.to_bytes());
+            size += 16;
+        }
+        let index = self.free_head;
+        self.ring.set_descriptor(
+            index,
+            Descriptor {
+                address: table.address.raw(),
+                len: size,
+                flags: VIRTQ_DESC_F_INDIRECT,
+                next: 0,
+            },
+        );
+        self.free_head = self.slots[usize::from(index)].next;
+        Ok(())
+    }
+
+    /// Puts the descriptors of a chain in front of the free list.
+    #[inline]
+    fn give_back(&mut self, head: u16, descriptors: u16) {
+        self.slots[usize::from(head)].descriptors = 0;
+        let mut last = head;
+        for _ in 1..descriptors {
+            last = self.slots[usize::from(last)].next;
+        }
+        self.slots[usize::from(last)].next = self.free_head;
+        self.free_head = head;
+        self.free += descriptors;
+    }
+
+    #[cold]
+    fn retire(&mut self, error: UsedError) -> UsedError {
+        *self.retired.get_or_insert(error)
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), UsedError> {
+        match self.retired {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    #[inline]
+    fn waiting(&self) -> u16 {
+        self.seen_used.wrapping_sub(self.next_used)
+    }
+
+    #[inline]
+    fn unpublished(&self) -> u16 {
+        self.next_available.wrapping_sub(self.published_available)
+    }
+}
+
+/// The descriptors of a chain, linked but without `next`.
+#[inline]
+fn descriptors<'a, A: Address>(
+    readable: &'a [Buffer<A>],
+    writable: &'a [Buffer<A>],
+) -> impl Iterator<Item = Descriptor> + 'a {
+    let last = readable.len() + writable.len() - 1;
+    let flagged = readable.iter().map(|buffer| (buffer, 0));
+    let flagged = flagged.chain(writable.iter().map(|buffer| (buffer, VIRTQ_DESC_F_WRITE)));
+    flagged
+        .enumerate()
+        .map(move |(index, (buffer, flag))| Descriptor {
+            address: buffer.address.raw(),
+            len: buffer.len,
+            flags: if index == last {
+                flag
+            } else {
+                flag | VIRTQ_DESC_F_NEXT
+            },
+            next: 0,
+        })
+}
+
+/// Checks number and bytes of a chain; gives the writable bytes.
+#[inline]
+fn chain_bytes<A>(readable: &[Buffer<A>], writable: &[Buffer<A>]) -> Result<u32, AddError> {
+    let count = readable.len() + writable.len();
+    if count == 0 || count > usize::from(CHAIN_DESCRIPTORS_MAX) {
+        return Err(AddError::Buffers { count });
+    }
+    let sum = |buffers: &[Buffer<A>]| buffers.iter().map(|b| u64::from(b.len)).sum::<u64>();
+    let written = sum(writable);
+    let bytes = sum(readable) + written;
+    if bytes > CHAIN_BYTES_MAX {
+        return Err(AddError::Bytes { bytes });
+    }
+    u32::try_from(written).map_err(|_| AddError::Bytes { bytes })
+}
