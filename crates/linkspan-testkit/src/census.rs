@@ -53,7 +53,10 @@ impl Census {
 
     /// How many there are of a kind, whose name begins like this.
     pub fn count(&self, kind: &str) -> usize {
-        let alike = self.counts.iter().filter(|(name, _)| name.starts_with(kind));
+        let alike = self
+            .counts
+            .iter()
+            .filter(|(name, _)| name.starts_with(kind));
         alike.map(|(_, count)| count).sum()
     }
 

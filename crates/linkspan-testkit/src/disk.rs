@@ -16,6 +16,7 @@ use linkspan_virtio::{Features, QueueState};
 use virtio_bindings::virtio_blk as bits;
 
 use crate::PATIENCE;
+use crate::census::settled;
 use crate::front_end::{FrontEnd, Options, Refused};
 use crate::memory::SharedMemory;
 
@@ -129,9 +130,17 @@ impl DiskRing {
         self.driver.size()
     }
 
-    /// The position of the next request: the base to start from.
+    /// The position of the first request that is not answered: where a device
+    /// that answers in order stands.
     pub fn base(&self) -> u16 {
-        self.driver.state().next_available
+        let QueueState {
+            next_available,
+            next_used,
+        } = self.driver.state();
+        let answered = self.raw().used_index().wrapping_sub(next_used);
+        next_available
+            .wrapping_sub(self.outstanding())
+            .wrapping_add(answered)
     }
 
     /// Requests under way.
@@ -238,7 +247,8 @@ impl DiskRing {
         });
         let id = self.driver.add(&readable, &writable, table).expect("room");
         self.driver.publish().expect("a sane device");
-        self.under_way.insert(id, (slot, if write { len } else { 0 }));
+        self.under_way
+            .insert(id, (slot, if write { len } else { 0 }));
         id
     }
 
@@ -284,6 +294,21 @@ impl DiskRing {
         }
     }
 
+    /// Waits for the next answer without notifications.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[track_caller]
+    pub fn wait_polling(&mut self) -> Done {
+        let mut done = None;
+        let answered = settled(|| {
+            done = self.poll();
+            done.is_some()
+        });
+        assert!(answered, "the device does not answer");
+        done.expect("it was answered")
+    }
+
     /// Does one request and nothing else.
     #[track_caller]
     pub fn request(&mut self, io: Io<'_>) -> Done {
@@ -302,7 +327,11 @@ impl DiskRing {
     pub fn read(&mut self, sector: u64, len: usize) -> Vec<u8> {
         let done = self.request(Io::Read { sector, len });
         let whole = u32::try_from(len + 1).expect("small");
-        assert_eq!((done.status, done.written), (0, whole), "a read of {sector}");
+        assert_eq!(
+            (done.status, done.written),
+            (0, whole),
+            "a read of {sector}"
+        );
         done.data
     }
 
@@ -448,8 +477,8 @@ impl Disk {
     }
 }
 
-/// Bytes of memory that so many rings and their buffers need.
+/// Bytes of memory that so many rings and their buffers need, and 64 KiB to spare.
 pub fn room(rings: u16, size: u16) -> u64 {
     let ring = 26 * u64::from(size) + 256 + u64::from(size.min(DEPTH_MAX)) * (SLOT_BYTES + 64);
-    (u64::from(rings) * ring).next_multiple_of(1 << 16)
+    (u64::from(rings) * ring).next_multiple_of(1 << 16) + (1 << 16)
 }

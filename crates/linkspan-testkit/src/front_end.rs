@@ -265,7 +265,7 @@ impl FrontEnd {
         self.tell(Request::RemMemReg, &single(region), &[])
     }
 
-    /// Sets a ring up and starts it at the position where its driver stands.
+    /// Sets a ring up and starts it at its first request that is not answered.
     ///
     /// # Errors
     /// When the back end refuses.
@@ -273,7 +273,11 @@ impl FrontEnd {
     pub fn start(&self, ring: &DiskRing) -> Result<(), Refused> {
         let index = ring.index();
         self.tell(Request::SetVringNum, &state(index, ring.size().into()), &[])?;
-        self.tell(Request::SetVringBase, &state(index, ring.base().into()), &[])?;
+        self.tell(
+            Request::SetVringBase,
+            &state(index, ring.base().into()),
+            &[],
+        )?;
         self.tell(Request::SetVringAddr, ring.address().as_bytes(), &[])?;
         self.set_event(Request::SetVringCall, index, &ring.call)?;
         self.set_event(Request::SetVringErr, index, &ring.err)?;
@@ -285,12 +289,7 @@ impl FrontEnd {
     /// # Errors
     /// When the back end refuses.
     #[track_caller]
-    pub fn set_event(
-        &self,
-        request: Request,
-        ring: u16,
-        event: &EventFd,
-    ) -> Result<(), Refused> {
+    pub fn set_event(&self, request: Request, ring: u16, event: &EventFd) -> Result<(), Refused> {
         self.tell(request, u64::from(ring).as_bytes(), &[event.as_fd()])
     }
 
@@ -336,10 +335,7 @@ impl FrontEnd {
                 Ok(Wake::Ready) => {}
                 other => panic!("the back end neither answers nor closes: {other:?}"),
             }
-            match self
-                .stream
-                .receive(&mut bytes[done..], &mut Vec::new(), 8)
-            {
+            match self.stream.receive(&mut bytes[done..], &mut Vec::new(), 8) {
                 Ok(received) if received.bytes == 0 => return None,
                 Ok(received) => done += received.bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
