@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::{EventFd, reaper};
-use linkspan_testkit::census::settled;
+use linkspan_testkit::census::{settled, start_reaper};
 use linkspan_testkit::disk::{SECTOR, room};
 use linkspan_testkit::front_end::{single, state};
 use linkspan_testkit::{Census, Disk, DiskRing, FrontEnd, Io, Options, Served, SharedMemory};
@@ -42,8 +42,7 @@ const CASES: [(&str, Case); 11] = [
 fn nothing_is_left_whatever_a_front_end_does() {
     let outside = Census::take();
     let served = Served::disk(2);
-    // The thread that closes descriptors is started when it is first needed.
-    reaper::dispose(EventFd::new().unwrap().into());
+    start_reaper();
     served.expect_serves();
     let before = Census::take();
     for (name, case) in CASES {

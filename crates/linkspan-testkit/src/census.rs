@@ -9,6 +9,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::time::Duration;
 
+use linkspan_sys::{EventFd, reaper};
+
 /// Between two looks at a condition; the number of looks is bounded as well.
 const PAUSE: Duration = Duration::from_millis(1);
 const LOOKS: u32 = 10_000;
@@ -72,6 +74,19 @@ impl Census {
             panic!("{when}, the process does not hold what it held before:\n{difference}");
         }
     }
+}
+
+/// Starts the thread that closes descriptors of peers, which stays once it was
+/// needed, and waits until it has nothing to do.
+///
+/// # Panics
+/// When it does not come to rest.
+#[track_caller]
+pub fn start_reaper() {
+    reaper::dispose(EventFd::new().expect("an eventfd").into());
+    // A new thread has its parent's name at first.
+    let rests = || reaper::backlog() == 0 && Census::take().count("thread reaper") == 1;
+    assert!(settled(rests), "descriptors are not closed");
 }
 
 /// Looks at a condition again and again until it holds; whether it came to hold

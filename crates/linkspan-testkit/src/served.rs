@@ -111,6 +111,11 @@ impl Served {
         event.expect("something happens to the link")
     }
 
+    /// Drops what happened until now.
+    pub fn forget_events(&self) {
+        while self.events.try_recv().is_ok() {}
+    }
+
     /// Waits for the end of the next connection that ends: why, and whether
     /// something was wrong.
     ///
@@ -132,7 +137,7 @@ impl Served {
     /// When it does not.
     #[track_caller]
     pub fn expect_serves(&self) {
-        while self.events.try_recv().is_ok() {}
+        self.forget_events();
         let mut disk = self.drive(1);
         let last = SECTORS - 1;
         for data in [[0x5a; SECTOR].as_slice(), &content(last)] {

@@ -1,6 +1,7 @@
 //! vhost-user as a transport: a device offered on a Unix socket.
 
 mod memory;
+mod place;
 mod server;
 mod session;
 
