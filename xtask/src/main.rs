@@ -1,4 +1,77 @@
-//! The project's tasks: run, test, lint.
+//! The project's tasks: `cargo xtask run`, `test` and `lint`.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+mod fuzz;
+mod kernel;
+mod lint;
+mod loom;
+mod packages;
+mod project;
+mod run;
+mod tally;
+mod test;
+
+/// The project's tasks
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    after_help = "\
+Examples:
+  cargo xtask run                        a Linux guest whose disk is ours, and a shell in it
+  cargo xtask run --check --queues 4     the same as a test: exit status 0 or 1
+  cargo xtask test --quick               the tests that take seconds
+
+What is slow to get is kept in ~/.cache/linkspan (or $XDG_CACHE_HOME/linkspan).
+As root, missing Debian packages are installed; otherwise you are told the apt line.
+Exit status: 0 done, 1 failed, 2 wrong usage, 5 something is missing on this machine."
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Set up what a guest needs, build, and run `linkspan demo`
+    Run(RunArgs),
+    /// Set up and run all tests; ends with one line of counts
+    Test {
+        /// Leave out the model checker, the fuzzers and the longer guest tests
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Check format, clippy, and the project's own rules
+    Lint,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Options for `linkspan demo`, such as --check, --queues N, --image FILE; see `run -- --help`
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    demo: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Run(args) => run::run(&args.demo),
+        Task::Test { quick } => test::run(quick),
+        Task::Lint => lint::run(),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            let missing = error.downcast_ref::<packages::Missing>().is_some();
+            ExitCode::from(if missing { 5 } else { 1 })
+        }
+    }
+}

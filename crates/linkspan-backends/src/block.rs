@@ -11,13 +11,13 @@ use linkspan_engine::{
     QueueHandler,
 };
 use linkspan_mem::fault::Injected;
-use linkspan_virtio::{Chain, Device as _, Features, QueueError};
+use linkspan_virtio::{Chain, Features, QueueError};
 
 use crate::image::{self, Image, ImageQueue};
 
 /// A block device on an image.
 pub struct BlockDevice {
-    options: BlockOptions,
+    block: Block,
     image: Arc<dyn Image>,
     counters: Vec<Arc<BlockCounters>>,
 }
@@ -55,9 +55,8 @@ impl BlockDevice {
             serial: *b"linkspan\0\0\0\0\0\0\0\0\0\0\0\0",
         };
         const { assert!(ID_BYTES == 20) };
-        Block::new(options)?;
         Ok(Self {
-            options,
+            block: Block::new(options)?,
             image,
             counters: (0..queues).map(|_| Arc::default()).collect(),
         })
@@ -67,12 +66,6 @@ impl BlockDevice {
     pub fn counters(&self) -> &[Arc<BlockCounters>] {
         &self.counters
     }
-
-    fn block(&self, features: Features) -> Block {
-        let mut block = Block::new(self.options).expect("the options were checked");
-        block.set_features(features);
-        block
-    }
 }
 
 impl Device for BlockDevice {
@@ -81,28 +74,24 @@ impl Device for BlockDevice {
     }
 
     fn features(&self) -> Features {
-        self.block(Features::empty()).features()
+        self.block.features()
     }
 
     fn queues(&self) -> u16 {
-        self.options.queues
+        self.block.queues()
     }
 
     fn queue_size_max(&self) -> u16 {
-        self.options.queue_size
+        self.block.queue_size()
     }
 
     fn config_size(&self) -> u32 {
-        const { assert!(CONFIG_LEN <= 256) };
-        CONFIG_LEN as u32
+        u32::try_from(CONFIG_LEN).expect("less than 256")
     }
 
     fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange> {
         let len = target.len();
-        if self
-            .block(Features::empty())
-            .read_config(offset as usize, target)
-        {
+        if self.block.read_config(offset as usize, target) {
             return Ok(());
         }
         Err(ConfigRange {
@@ -125,7 +114,6 @@ impl Device for BlockDevice {
         index: u16,
         features: Features,
     ) -> Result<Box<dyn QueueHandler>, OpenQueueError> {
-        let block = self.block(features);
         let image = self
             .image
             .open_queue()
@@ -134,8 +122,8 @@ impl Device for BlockDevice {
                 source,
             })?;
         let mut queue = BlockQueue {
-            geometry: block.geometry(),
-            segments: block.chain_segments(),
+            geometry: self.block.geometry(features),
+            segments: self.block.chain_segments(),
             image,
             slots: Vec::new(),
             free: Vec::new(),

@@ -239,7 +239,7 @@ impl Worker {
         epoll.add(&*wake, CONTROL, Interest::READ)?;
         let (commands, receiver) = mpsc::channel();
         let control = Arc::clone(&wake);
-        let thread = spawn(&format!("worker-{number}"), move || {
+        let thread = spawn(format!("worker-{number}"), move || {
             Loop {
                 epoll,
                 control,
@@ -371,7 +371,7 @@ impl Loop {
         self.epoll
             .add(&ring.kick, number * 2, Interest::READ.edge())?;
         if let Some(fd) = ring.handler.completion_fd()
-            && let Err(error) = self.epoll.add(&fd, number * 2 + 1, Interest::READ)
+            && let Err(error) = self.epoll.add(fd, number * 2 + 1, Interest::READ)
         {
             // Dropping the ring could leave the kick watched: the peer holds it too.
             self.epoll.delete(&ring.kick)?;
@@ -438,7 +438,7 @@ impl Loop {
             let forgotten = self.epoll.delete(&ring.kick).and_then(|()| {
                 ring.handler
                     .completion_fd()
-                    .map_or(Ok(()), |fd| self.epoll.delete(&fd))
+                    .map_or(Ok(()), |fd| self.epoll.delete(fd))
             });
             if let Err(error) = forgotten {
                 panic!("a watched descriptor cannot be forgotten: {error}");

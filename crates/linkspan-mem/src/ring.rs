@@ -1,6 +1,9 @@
 //! Windows onto rings in shared memory: each field read and written by value,
 //! with the ordering that its meaning asks for, bounds checked once.
 
+#[cfg(loom)]
+pub mod model;
+
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -469,91 +472,6 @@ impl<M: RingMemory> SplitRing<M> {
 
     fn available_event_offset(&self) -> usize {
         ENTRIES + 8 * (usize::from(self.mask) + 1)
-    }
-}
-
-/// Ring memory made of loom's atomics.
-#[cfg(loom)]
-pub mod model {
-    use alloc::sync::Arc;
-    use alloc::vec::Vec;
-    use core::sync::atomic::Ordering;
-
-    use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
-
-    use super::RingMemory;
-
-    enum Cell {
-        Half(AtomicU16),
-        Word(AtomicU32),
-        Double(AtomicU64),
-    }
-
-    /// Memory whose cells have fixed widths, shared by its clones. A ring
-    /// accesses each field by one width only, so no cell is ever split.
-    #[derive(Clone)]
-    pub struct ModelMemory {
-        cells: Arc<Vec<(usize, Cell)>>,
-        len: usize,
-    }
-
-    impl ModelMemory {
-        /// Zeroed cells of the given widths (2, 4 or 8 bytes), one behind the other.
-        pub fn new(widths: &[usize]) -> Self {
-            let mut offset = 0;
-            let mut cells = Vec::new();
-            for width in widths {
-                let cell = match width {
-                    2 => Cell::Half(AtomicU16::new(0)),
-                    4 => Cell::Word(AtomicU32::new(0)),
-                    8 => Cell::Double(AtomicU64::new(0)),
-                    other => panic!("no cell of {other} bytes"),
-                };
-                cells.push((offset, cell));
-                offset += width;
-            }
-            Self {
-                cells: Arc::new(cells),
-                len: offset,
-            }
-        }
-
-        fn cell(&self, offset: usize) -> &Cell {
-            let at = self.cells.binary_search_by_key(&offset, |(at, _)| *at);
-            &self.cells[at.expect("a cell begins at this offset")].1
-        }
-    }
-
-    macro_rules! model_access {
-        ($load:ident, $store:ident, $value:ty, $variant:ident) => {
-            unsafe fn $load(&self, offset: usize) -> $value {
-                match self.cell(offset) {
-                    Cell::$variant(cell) => cell.load(Ordering::Relaxed),
-                    _ => panic!("the cell at {offset} has another width"),
-                }
-            }
-
-            unsafe fn $store(&self, offset: usize, value: $value) {
-                match self.cell(offset) {
-                    Cell::$variant(cell) => cell.store(value, Ordering::Relaxed),
-                    _ => panic!("the cell at {offset} has another width"),
-                }
-            }
-        };
-    }
-
-    impl RingMemory for ModelMemory {
-        fn len(&self) -> usize {
-            self.len
-        }
-
-        fn is_aligned(&self, _align: usize) -> bool {
-            true
-        }
-
-        model_access!(load_u16, store_u16, u16, Half);
-        model_access!(load_u32, store_u32, u32, Word);
-        model_access!(load_u64, store_u64, u64, Double);
     }
 }
 

@@ -13,6 +13,7 @@
 
 pub mod eventfd;
 pub mod file;
+pub mod lock;
 pub mod mapping;
 pub mod memfd;
 pub mod poll;

@@ -3,17 +3,13 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
-extern crate std;
 
 mod chain;
-mod device;
 mod features;
 pub mod limits;
 mod queue;
 pub mod split;
 
 pub use chain::Chain;
-pub use device::{Device, DeviceId};
 pub use features::Features;
 pub use queue::{NotQuiet, QueueError, QueueState, RestoreError};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ArgGroup;
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, OpenError, RawImage};
+use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::poll::{Direction, wait_for};
@@ -135,7 +135,7 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
             anyhow::anyhow!("--image is missing"),
         ));
     };
-    match RawImage::open(path, args.read_only) {
+    match RawImage::open(path, args.read_only, LOCK_WAIT) {
         Ok(image) => Ok(Arc::new(image)),
         Err(OpenError::System { path, source })
             if source.kind() == std::io::ErrorKind::PermissionDenied =>

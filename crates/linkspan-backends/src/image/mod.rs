@@ -12,7 +12,7 @@ use linkspan_mem::{RegionTable, Span};
 
 mod raw;
 
-pub use raw::{OpenError, RawImage};
+pub use raw::{LOCK_WAIT, OpenError, RawImage};
 
 /// A disk image, shared by the queues that serve it.
 pub trait Image: Send + Sync + 'static {

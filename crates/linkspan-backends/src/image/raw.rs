@@ -11,10 +11,12 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use linkspan_mem::fault::{self, Injected, Site};
 use linkspan_mem::{RegionTable, Span};
 use linkspan_sys::file;
+use linkspan_sys::lock::{self, Conflict};
 
 use super::{Completion, Image, ImageQueue, Operation};
 
@@ -65,17 +67,35 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
     },
+    /// Another process uses it in a way that excludes this one.
+    #[error("{path}: {conflict}; end that process first", path = path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+        /// Who is in the way.
+        conflict: Conflict,
+    },
     /// A descriptor was refused.
     #[error(transparent)]
     Refused(#[from] Injected),
 }
 
+/// How long an image may be in use by another process until that is an error: a
+/// process that was killed a moment ago may have I/O under way, and only when
+/// that has ended are its locks gone.
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// How often to look whether an image has become free. The kernel has no wait
+/// for this kind of lock.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
 impl RawImage {
-    /// Opens a file or a block device.
+    /// Opens a file or a block device and locks it, as QEMU does, against other
+    /// users of the image; waits at most `lock_wait` for those to end.
     ///
     /// # Errors
-    /// When it cannot be opened as asked, is something else, or is empty.
-    pub fn open(path: &Path, read_only: bool) -> Result<Self, OpenError> {
+    /// When it cannot be opened as asked, is something else, is empty, or in use.
+    pub fn open(path: &Path, read_only: bool, lock_wait: Duration) -> Result<Self, OpenError> {
         let system = |source| OpenError::System {
             path: path.to_owned(),
             source,
@@ -94,6 +114,8 @@ impl RawImage {
                 path: path.to_owned(),
             });
         }
+        lock_image(&file, path, read_only, lock_wait)?;
+        // Only now: a user before us may have changed the size.
         let extent = file::extent(&file).map_err(system)?;
         let (file_len, block_size) = (extent.bytes, extent.logical_block.unwrap_or(512));
         if file_len == 0 {
@@ -111,6 +133,35 @@ impl RawImage {
             }),
             block_size,
         })
+    }
+}
+
+fn lock_image(file: &File, path: &Path, read_only: bool, wait: Duration) -> Result<(), OpenError> {
+    let deadline = Instant::now() + wait;
+    let mut told = false;
+    loop {
+        let conflict = match lock::lock_image(file.as_fd(), read_only) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(conflict)) => conflict,
+            Err(error) => {
+                tracing::warn!(
+                    "{}: cannot be locked, so nothing keeps others from using it: {error}",
+                    path.display()
+                );
+                return Ok(());
+            }
+        };
+        if Instant::now() >= deadline {
+            return Err(OpenError::InUse {
+                path: path.to_owned(),
+                conflict,
+            });
+        }
+        if !told {
+            tracing::info!("{}: {conflict}; waiting for it to end", path.display());
+            told = true;
+        }
+        std::thread::sleep(LOCK_RETRY);
     }
 }
 
@@ -265,7 +316,7 @@ mod tests {
     fn image_of(bytes: &[u8], read_only: bool) -> (tempfile::NamedTempFile, RawImage) {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
-        let image = RawImage::open(file.path(), read_only).unwrap();
+        let image = RawImage::open(file.path(), read_only, Duration::ZERO).unwrap();
         (file, image)
     }
 
@@ -375,16 +426,32 @@ mod tests {
     fn what_is_no_image_is_refused_with_its_name() {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(
-            RawImage::open(folder.path(), true),
+            RawImage::open(folder.path(), true, Duration::ZERO),
             Err(OpenError::Kind { .. })
         ));
         let empty = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(
-            RawImage::open(empty.path(), false),
+            RawImage::open(empty.path(), false, Duration::ZERO),
             Err(OpenError::Empty { .. })
         ));
         let missing = folder.path().join("missing");
-        let error = RawImage::open(&missing, false).unwrap_err();
+        let error = RawImage::open(&missing, false, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn an_image_in_use_is_refused_and_a_free_one_taken_within_the_wait() {
+        let (file, image) = image_of(&[1; 512], false);
+        let again = |wait| RawImage::open(file.path(), false, wait);
+        assert!(matches!(
+            again(Duration::ZERO),
+            Err(OpenError::InUse { .. })
+        ));
+        let waiting = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| again(LOCK_WAIT));
+            drop(image);
+            waiting.join()
+        });
+        assert!(waiting.is_ok_and(|opened| opened.is_ok()));
     }
 }

@@ -11,8 +11,10 @@ use super::{BlockOptions, SECTOR};
 pub const CONFIG_LEN: usize = size_of::<Config>();
 const _: () = assert!(CONFIG_LEN == 96);
 
-/// Data segments of a request at most: 1 MiB in pages, which is where drivers stop.
-pub const SEG_MAX_LIMIT: u32 = 254;
+/// Data segments of a request at most. A driver reads this before it chooses the
+/// size of its queues, and a chain with header and status may not be longer than
+/// the queue: 126 fits the 128 entries that virtual machine monitors default to.
+pub const SEG_MAX_LIMIT: u32 = 126;
 
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]

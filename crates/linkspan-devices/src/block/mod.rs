@@ -2,9 +2,10 @@
 //! chain. The bytes of the disk are the caller's.
 
 mod config;
+pub mod driver;
 mod request;
 
-use linkspan_virtio::{Device, DeviceId, Features, RestoreError};
+use linkspan_virtio::Features;
 use virtio_bindings::virtio_blk as bits;
 
 use config::Config;
@@ -54,15 +55,16 @@ pub enum OptionsError {
     EmptyQueue,
 }
 
-/// A block device, apart from its queues and its image.
-#[derive(Debug)]
+/// A block device, apart from its queues and its image. It never changes: what
+/// was negotiated is known to the session, and what a queue does to the queue,
+/// so there is nothing of it to save.
+#[derive(Clone, Copy, Debug)]
 pub struct Block {
     options: BlockOptions,
-    accepted: Features,
 }
 
 impl Block {
-    /// A device with which nothing was negotiated yet.
+    /// A device of these options.
     ///
     /// # Errors
     /// When the options make none.
@@ -77,21 +79,18 @@ impl Block {
         if options.queue_size == 0 {
             return Err(OptionsError::EmptyQueue);
         }
-        Ok(Self {
-            options,
-            accepted: Features::empty(),
-        })
+        Ok(Self { options })
     }
 
-    /// What a worker needs to understand requests; to be taken anew when
-    /// features were negotiated.
-    pub fn geometry(&self) -> Geometry {
+    /// What a worker needs to understand the requests of a driver that accepted
+    /// these features.
+    pub fn geometry(&self, accepted: Features) -> Geometry {
         Geometry {
             capacity_sectors: self.options.size_bytes / SECTOR,
             read_only: self.options.read_only,
             // Without FLUSH the driver cannot ask for durability, so each write
             // must be durable by itself (virtio 1.3 5.2.6.2).
-            write_through: !self.accepted.contains(feature(bits::VIRTIO_BLK_F_FLUSH)),
+            write_through: !accepted.contains(feature(bits::VIRTIO_BLK_F_FLUSH)),
             serial: self.options.serial,
         }
     }
@@ -102,48 +101,32 @@ impl Block {
         2 * (Config::seg_max(self.options.queue_size) as usize + 2)
     }
 
-    /// Saves what was negotiated; see [`restore`](Self::restore).
-    pub fn snapshot(&self) -> [u8; SNAPSHOT_LEN] {
-        let mut bytes = [0; SNAPSHOT_LEN];
-        bytes[..2].copy_from_slice(&SNAPSHOT_KIND.to_le_bytes());
-        bytes[2..].copy_from_slice(&self.accepted.bits().to_le_bytes());
-        bytes
+    /// What is offered: the bits of the device type (virtio 1.3 5.2.3).
+    pub fn features(&self) -> Features {
+        if self.options.read_only {
+            OFFERED | feature(bits::VIRTIO_BLK_F_RO)
+        } else {
+            OFFERED
+        }
     }
 
-    /// Takes over what was negotiated when a device like this was saved.
-    ///
-    /// # Errors
-    /// When the bytes are not those of a block device, or name features that
-    /// this one does not offer; nothing is changed then.
-    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
-        let (len, want) = (bytes.len(), SNAPSHOT_LEN);
-        let Ok([k0, k1, features @ ..]) = <[u8; SNAPSHOT_LEN]>::try_from(bytes) else {
-            return Err(RestoreError::Length { len, want });
-        };
-        let (kind, want) = (u16::from_le_bytes([k0, k1]), SNAPSHOT_KIND);
-        if kind != want {
-            return Err(RestoreError::Kind { kind, want });
-        }
-        let accepted = Features::from_bits_retain(u64::from_le_bytes(features));
-        let alien = accepted & (DEVICE_BITS - self.features());
-        if !alien.is_empty() {
-            return Err(RestoreError::Features {
-                features: alien.bits(),
-            });
-        }
-        self.accepted = accepted;
-        Ok(())
+    /// How many queues there are.
+    pub fn queues(&self) -> u16 {
+        self.options.queues
+    }
+
+    /// Entries of each queue at most.
+    pub fn queue_size(&self) -> u16 {
+        self.options.queue_size
+    }
+
+    /// Copies configuration space from `offset` on into `target`; `false`, and
+    /// nothing is copied, when it is not all inside. None of it is writable: the
+    /// cache mode, which alone would be, is not offered.
+    pub fn read_config(&self, offset: usize, target: &mut [u8]) -> bool {
+        Config::new(&self.options).read(offset, target)
     }
 }
-
-/// Bytes of a saved block device: kind and version, accepted features.
-pub const SNAPSHOT_LEN: usize = 10;
-
-/// Block device, version 1 of the form.
-const SNAPSHOT_KIND: u16 = 0x4201;
-
-/// The bits that the device type gives a meaning to (virtio 1.3 6).
-const DEVICE_BITS: Features = Features::from_bits_retain((1 << 24) - 1);
 
 const fn feature(bit: u32) -> Features {
     Features::from_bits_retain(1 << bit)
@@ -154,38 +137,3 @@ const OFFERED: Features = feature(bits::VIRTIO_BLK_F_SEG_MAX)
     .union(feature(bits::VIRTIO_BLK_F_BLK_SIZE))
     .union(feature(bits::VIRTIO_BLK_F_FLUSH))
     .union(feature(bits::VIRTIO_BLK_F_MQ));
-
-impl Device for Block {
-    fn id(&self) -> DeviceId {
-        DeviceId::BLOCK
-    }
-
-    fn features(&self) -> Features {
-        if self.options.read_only {
-            OFFERED | feature(bits::VIRTIO_BLK_F_RO)
-        } else {
-            OFFERED
-        }
-    }
-
-    fn set_features(&mut self, accepted: Features) {
-        self.accepted = accepted;
-    }
-
-    fn queues(&self) -> u16 {
-        self.options.queues
-    }
-
-    fn config_len(&self) -> usize {
-        CONFIG_LEN
-    }
-
-    fn read_config(&self, offset: usize, target: &mut [u8]) -> bool {
-        Config::new(&self.options).read(offset, target)
-    }
-
-    /// Nothing is writable: the cache mode, which alone would be, is not offered.
-    fn write_config(&mut self, _offset: usize, _source: &[u8]) -> bool {
-        false
-    }
-}

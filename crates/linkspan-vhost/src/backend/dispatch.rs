@@ -8,13 +8,13 @@ use linkspan_mem::Gpa;
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::framing::Frame;
-use super::ring::{Notifier, Ring, RingAddresses, RingError};
 use super::{Answer, Backend, ConfigWriter, Effect, FdSlot, Misuse};
 use crate::error::Cause;
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
+use crate::framing::Frame;
 use crate::memory::{self, MemoryError, MemoryRegion};
 use crate::message::{self, FRONTEND_REQUESTS, Gate, Message, Payload, Request, Scope, When};
+use crate::ring::{End, Notifier, Ring, RingAddresses, RingError};
 use crate::wire::{
     ConfigHeader, MAX_TABLE_REGIONS, MemoryRegionDescription, MemoryTableHeader,
     SingleMemoryRegion, VHOST_USER_VRING_IDX_MASK, VHOST_USER_VRING_NOFD_MASK, VringAddr,
@@ -88,14 +88,6 @@ pub(super) enum Commit {
     Config {
         header: ConfigHeader,
     },
-}
-
-/// Which of a ring's descriptors.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum End {
-    Kick,
-    Call,
-    Err,
 }
 
 impl Backend {

@@ -6,16 +6,8 @@ use linkspan_mem::{Gpa, UserVa};
 use thiserror::Error;
 
 use crate::error::Fault;
+use crate::fd::FdSlot;
 use crate::memory::MemoryRegion;
-
-/// One of the descriptors of the message being handled, counted from 0.
-///
-/// The session never sees a descriptor. Whoever drives it keeps those that
-/// came with a message until the message is done, takes the ones that effects
-/// name, and closes the rest. A message is done when more is wanted again, and
-/// when an error ends the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FdSlot(pub usize);
 
 /// What is to be done, in order.
 ///

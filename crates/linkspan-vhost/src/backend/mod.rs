@@ -8,8 +8,6 @@
 
 mod dispatch;
 mod effect;
-mod framing;
-mod ring;
 mod snapshot;
 
 use alloc::vec;
@@ -19,19 +17,20 @@ use core::mem;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
+pub use crate::fd::{FdId, FdSlot};
+pub use crate::framing::FramingError;
+pub use crate::record::{NotQuiet, RestoreError};
+pub use crate::ring::{Notifier, Ring, RingAddresses, RingError};
 pub use dispatch::ConfigError;
-pub use effect::{Answer, ConfigWriter, Effect, Failure, FdSlot, RingSetup};
-pub use framing::FramingError;
-pub use ring::{Notifier, Ring, RingAddresses, RingError};
-pub use snapshot::{NotQuiet, RestoreError};
+pub use effect::{Answer, ConfigWriter, Effect, Failure, RingSetup};
 
 use crate::error::{Cause, Disposition, Error};
 use crate::features::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use crate::framing::{Carries, Framing};
 use crate::memory::MemoryRegion;
 use crate::message::{self, FRONTEND_REQUESTS, Reply, Request};
 use crate::wire::{self, Header};
 use dispatch::{Commit, Step};
-use framing::Framing;
 
 /// The most rings of a session: the messages that carry their descriptors
 /// have 8 bits for the ring.
@@ -171,7 +170,7 @@ impl Backend {
             protocol_features: ProtocolFeatures::empty(),
             regions: Vec::new(),
             rings: vec![Ring::default(); offer.queues.into()],
-            framing: Framing::default(),
+            framing: Framing::new(Carries::Requests),
             link: Link::Open,
             turn: Turn::Idle,
             outbox: None,
@@ -291,7 +290,7 @@ impl Backend {
     pub fn disconnect(&mut self) {
         self.link = Link::Draining;
         self.outbox = None;
-        self.framing = Framing::default();
+        self.framing = Framing::new(Carries::Requests);
         if matches!(self.turn, Turn::Asking(..)) {
             self.turn = Turn::Idle;
         }

@@ -243,9 +243,6 @@ impl<M: RingMemory> SplitDevice<M> {
     /// As for [`refresh`](Self::refresh).
     pub fn arm(&mut self) -> Result<bool, QueueError> {
         self.check()?;
-        if self.waiting() != 0 {
-            return Ok(true);
-        }
         if self.event_idx {
             self.ring.set_available_event(self.next_available);
         } else {

@@ -374,9 +374,6 @@ impl<M: RingMemory> SplitDriver<M> {
     /// As for [`refresh`](Self::refresh).
     pub fn arm(&mut self) -> Result<bool, UsedError> {
         self.check()?;
-        if self.waiting() != 0 {
-            return Ok(true);
-        }
         if self.event_idx {
             self.ring.set_used_event(self.next_used);
         } else {

@@ -5,6 +5,7 @@
 //! is on the disk, [`check`] judges what the guest [`report`]s.
 
 use std::fs;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -104,6 +105,9 @@ struct Summary {
 /// # Errors
 /// See [`Error`]; [`Error::exit_status`] is the program's exit status for it.
 pub fn run(args: &Args) -> Result<(), Error> {
+    if !args.check && stdin_is_void() {
+        return Err(Error::NoTerminal);
+    }
     let stop = Stop::on_signals()?;
     let (qemu, kernel) = requirements(args)?;
     let dir = tempfile::Builder::new()
@@ -121,6 +125,19 @@ pub fn run(args: &Args) -> Result<(), Error> {
         run_check(args, &hardware, dir.path(), &stop)
     } else {
         run_shell(args, &hardware, dir.path(), &stop)
+    }
+}
+
+/// Whether standard input is closed or `/dev/null`, as under a service manager:
+/// a shell there would wait for ever.
+fn stdin_is_void() -> bool {
+    let stdin = std::io::stdin();
+    match rustix::fs::fstat(&stdin) {
+        Ok(stat) => {
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            kind == rustix::fs::FileType::CharacterDevice && !stdin.is_terminal()
+        }
+        Err(_) => true,
     }
 }
 

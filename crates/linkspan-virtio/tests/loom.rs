@@ -1,0 +1,186 @@
+//! The hand-over of a split ring under every order that the memory model allows.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p linkspan-virtio --test loom --target-dir target/loom --release`
+
+#![cfg(loom)]
+
+use std::sync::Arc;
+
+use linkspan_mem::model::ModelMemory;
+use linkspan_mem::{AddressSpace, Gpa, Region, RegionTable, SplitRing};
+use linkspan_virtio::split::{
+    Buffer, SplitDevice, SplitDriver, Used, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY,
+};
+use linkspan_virtio::{Chain, Features, QueueState};
+use loom::cell::UnsafeCell;
+use loom::thread;
+
+type Driver = SplitDriver<ModelMemory>;
+type Device = SplitDevice<ModelMemory>;
+
+/// Where the rings begin: their indices wrap on the way.
+const START: u16 = u16::MAX;
+
+/// Both sides of a ring of two entries. Neither side wants to be notified, as
+/// far as the ring says, and both have had their first look.
+fn pair(event_idx: bool) -> (Driver, Device) {
+    let windows = [
+        ModelMemory::new(&[8, 8, 8, 8]),
+        ModelMemory::new(&[2, 2, 2, 2, 2]),
+        ModelMemory::new(&[2, 2, 4, 4, 4, 4, 2]),
+    ];
+    let ring = || {
+        let [descriptors, available, used] = windows.clone();
+        SplitRing::new(descriptors, available, used, 2).unwrap()
+    };
+    let far = START.wrapping_sub(100);
+    ring().publish_available_index(START);
+    ring().publish_used_index(START);
+    ring().set_available_flags(VIRTQ_AVAIL_F_NO_INTERRUPT);
+    ring().set_used_flags(VIRTQ_USED_F_NO_NOTIFY);
+    ring().set_available_event(far);
+    ring().set_used_event(far);
+    let state = QueueState {
+        next_available: START,
+        next_used: START,
+    };
+    let mut features = Features::VIRTIO_F_VERSION_1;
+    features.set(Features::VIRTIO_F_EVENT_IDX, event_idx);
+    let mut driver = SplitDriver::new(ring(), features, state).unwrap();
+    let mut device = SplitDevice::new(ring(), features, state).unwrap();
+    assert!(driver.kick_wanted().unwrap() && device.notify_wanted().unwrap());
+    (driver, device)
+}
+
+fn space() -> AddressSpace<Gpa> {
+    let regions = vec![Region::heap(64).unwrap()];
+    AddressSpace::new(Arc::new(RegionTable::new(regions)), &[Gpa(0)]).unwrap()
+}
+
+fn add(driver: &mut Driver) -> u16 {
+    let buffer = |len| Buffer {
+        address: Gpa(8),
+        len,
+    };
+    driver.add(&[], &[buffer(7)], None).unwrap()
+}
+
+/// What the buffers hold is modelled by two cells, one for each direction: the
+/// model fails when an access to a cell is not ordered after the other side's.
+#[test]
+fn what_is_published_is_seen_whole() {
+    loom::model(|| {
+        let (mut driver, mut device) = pair(true);
+        let cells = Arc::new([UnsafeCell::new(0), UnsafeCell::new(0)]);
+        let theirs = Arc::clone(&cells);
+        let side = thread::spawn(move || {
+            let [request, answer] = &*theirs;
+            request.with_mut(|_| ());
+            let id = add(&mut driver);
+            driver.publish().unwrap();
+            if driver.refresh().unwrap() == 1 {
+                assert_eq!(driver.pop(), Ok(Some(Used { id, written: 5 })));
+                answer.with(|_| ());
+                return true;
+            }
+            false
+        });
+        let [request, answer] = &*cells;
+        let mut chain = Chain::new(1).unwrap();
+        if device.refresh().unwrap() == 1 {
+            assert_eq!(device.pop(&space(), &mut chain), Ok(true));
+            assert_eq!((chain.readable_len(), chain.writable_len()), (0, 7));
+            request.with(|_| ());
+            answer.with_mut(|_| ());
+            device.push(&chain, 5).unwrap();
+            device.publish().unwrap();
+            side.join().unwrap();
+        } else {
+            assert!(!side.join().unwrap(), "used before it was taken");
+        }
+    });
+}
+
+/// The driver adds two chains; the device takes what it finds and sleeps when
+/// there is none. If it sleeps over a chain, it must have been kicked for it.
+fn no_kick_is_lost(event_idx: bool) {
+    loom::model(move || {
+        let (mut driver, mut device) = pair(event_idx);
+        let side = thread::spawn(move || {
+            [(); 2].map(|()| {
+                add(&mut driver);
+                driver.publish().unwrap();
+                driver.kick_wanted().unwrap()
+            })
+        });
+        let (space, mut chain) = (space(), Chain::new(1).unwrap());
+        let mut taken = 0;
+        while device.arm().unwrap() {
+            device.disarm().unwrap();
+            while device.pop(&space, &mut chain).unwrap() {
+                taken += 1;
+            }
+        }
+        let kicks = side.join().unwrap();
+        assert!(
+            taken == 2 || kicks[taken..].contains(&true),
+            "asleep with {} chains waiting",
+            2 - taken
+        );
+    });
+}
+
+#[test]
+fn no_kick_is_lost_with_flags() {
+    no_kick_is_lost(false);
+}
+
+#[test]
+fn no_kick_is_lost_with_the_event_index() {
+    no_kick_is_lost(true);
+}
+
+/// The same for used chains and the driver's sleep.
+fn no_notification_is_lost(event_idx: bool) {
+    loom::model(move || {
+        let (mut driver, mut device) = pair(event_idx);
+        add(&mut driver);
+        add(&mut driver);
+        driver.publish().unwrap();
+        let mut chains = [(); 2].map(|()| Chain::new(1).unwrap());
+        assert_eq!(device.refresh(), Ok(2));
+        for chain in &mut chains {
+            assert_eq!(device.pop(&space(), chain), Ok(true));
+        }
+        let side = thread::spawn(move || {
+            chains.map(|chain| {
+                device.push(&chain, 7).unwrap();
+                device.publish().unwrap();
+                device.notify_wanted().unwrap()
+            })
+        });
+        let mut taken = 0;
+        while driver.arm().unwrap() {
+            driver.disarm().unwrap();
+            while driver.pop().unwrap().is_some() {
+                taken += 1;
+            }
+        }
+        let notifications = side.join().unwrap();
+        assert!(
+            taken == 2 || notifications[taken..].contains(&true),
+            "asleep with {} used chains waiting",
+            2 - taken
+        );
+    });
+}
+
+#[test]
+fn no_notification_is_lost_with_flags() {
+    no_notification_is_lost(false);
+}
+
+#[test]
+fn no_notification_is_lost_with_the_event_index() {
+    no_notification_is_lost(true);
+}

@@ -1,0 +1,127 @@
+//! A peer's memory with a ring in it, for both sides of a queue.
+
+#![expect(dead_code, reason = "each test file uses a part of it")]
+
+use linkspan_mem::{Descriptor, Gpa, GuestMemory, Region, SplitRing, UserVa, Window};
+use linkspan_virtio::split::{Buffer, IndirectTable, SplitDevice, SplitDriver};
+use linkspan_virtio::{Chain, Features, QueueState};
+
+/// First guest address of the memory.
+pub(crate) const BASE: u64 = 0x1_0000;
+/// Where the second of the two adjoining regions begins.
+pub(crate) const BORDER: u64 = BASE + RING_BYTES as u64;
+/// First guest address behind the memory.
+pub(crate) const END: u64 = BORDER + 0x1_0000;
+/// Rings lie at the start of the first region.
+const RING_BYTES: usize = 0x2_0000;
+
+pub(crate) const PLAIN: Features = Features::VIRTIO_F_VERSION_1;
+pub(crate) const ALL: Features = Features::SPLIT_QUEUE;
+
+pub(crate) struct Rig {
+    pub(crate) memory: GuestMemory,
+    size: u16,
+}
+
+impl Rig {
+    /// `size` is at most 256.
+    pub(crate) fn new(size: u16) -> Self {
+        let memory = GuestMemory::new(vec![
+            (Region::heap(RING_BYTES).unwrap(), Gpa(BASE), UserVa(BASE)),
+            (Region::heap(0x1_0000).unwrap(), Gpa(BORDER), UserVa(BORDER)),
+        ]);
+        Self {
+            memory: memory.unwrap(),
+            size,
+        }
+    }
+
+    /// The one ring of the rig; every call gives the same memory.
+    pub(crate) fn ring(&self) -> SplitRing<Window> {
+        let window = |at, len| self.memory.guest.window(Gpa(BASE + at), len).unwrap();
+        let size = self.size;
+        SplitRing::new(
+            window(0, SplitRing::<Window>::descriptors_len(size)),
+            window(0x2000, SplitRing::<Window>::available_len(size)),
+            window(0x3000, SplitRing::<Window>::used_len(size)),
+            size,
+        )
+        .unwrap()
+    }
+
+    pub(crate) fn device(&self, features: Features) -> SplitDevice<Window> {
+        SplitDevice::new(self.ring(), features, QueueState::default()).unwrap()
+    }
+
+    pub(crate) fn driver(&self, features: Features) -> SplitDriver<Window> {
+        SplitDriver::new(self.ring(), features, QueueState::default()).unwrap()
+    }
+
+    /// Both sides, both standing at `start` of either ring.
+    pub(crate) fn pair(
+        &self,
+        features: Features,
+        start: u16,
+    ) -> (SplitDriver<Window>, SplitDevice<Window>) {
+        let state = QueueState {
+            next_available: start,
+            next_used: start,
+        };
+        let ring = self.ring();
+        ring.publish_available_index(start);
+        ring.publish_used_index(start);
+        let driver = SplitDriver::new(ring, features, state).unwrap();
+        (
+            driver,
+            SplitDevice::new(self.ring(), features, state).unwrap(),
+        )
+    }
+
+    /// Memory for an indirect table of `count` entries, for a driver.
+    pub(crate) fn table(&self, offset: u64, count: usize) -> IndirectTable<'_, Gpa> {
+        let region = &self.memory.table().regions()[0];
+        let len = (Descriptor::SIZE * count) as u64;
+        IndirectTable {
+            address: Gpa(BASE + offset),
+            bytes: region.slice(offset, len).unwrap(),
+        }
+    }
+
+    /// Writes bytes at a guest address.
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
+        let len = u32::try_from(bytes.len()).unwrap();
+        let mut spans = Vec::new();
+        let found = self
+            .memory
+            .guest
+            .resolve(Gpa(address), len, |span| spans.push(span));
+        found.unwrap();
+        self.memory.table().scatter(&spans, 0, bytes).unwrap();
+    }
+
+    /// Writes an indirect table at a guest address.
+    pub(crate) fn write_table(&self, address: u64, table: &[Descriptor]) {
+        let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_bytes()).collect();
+        self.write(address, &bytes);
+    }
+}
+
+pub(crate) fn chain() -> Chain {
+    Chain::new(64).unwrap()
+}
+
+pub(crate) fn buffer(address: u64, len: u32) -> Buffer<Gpa> {
+    Buffer {
+        address: Gpa(address),
+        len,
+    }
+}
+
+pub(crate) fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Descriptor {
+    Descriptor {
+        address,
+        len,
+        flags,
+        next,
+    }
+}

@@ -1,0 +1,242 @@
+//! A stock Linux guest on a vhost-user disk: ours, and one that we did not write,
+//! which proves that the check itself is right.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use linkspan::demo::check::{self, HostView, Server};
+use linkspan::demo::disk::{Base, Plan};
+use linkspan::demo::initramfs;
+use linkspan::demo::kernel::Kernel;
+use linkspan::demo::machine::{Accel, Disk, Event, Hardware, Machine};
+use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
+
+const BYTES: u64 = 8 << 20;
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Who serves the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BackEnd {
+    Linkspan,
+    QemuStorageDaemon,
+}
+
+impl BackEnd {
+    fn program(self) -> Option<PathBuf> {
+        match self {
+            Self::Linkspan => Some(env!("CARGO_BIN_EXE_linkspan").into()),
+            Self::QemuStorageDaemon => find_program(Path::new(self.name())),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Linkspan => "linkspan",
+            Self::QemuStorageDaemon => "qemu-storage-daemon",
+        }
+    }
+}
+
+struct Setup {
+    hardware: Hardware,
+    back_end: BackEnd,
+    program: PathBuf,
+    dir: tempfile::TempDir,
+    base: Base,
+}
+
+/// What a guest needs, or `None` after saying what is missing.
+fn setup(test: &str, back_end: BackEnd) -> Option<Setup> {
+    let need = || -> Result<Setup, String> {
+        initramfs::find_busybox().map_err(|error| error.to_string())?;
+        let kernel = Kernel::find(None).map_err(|error| error.to_string())?;
+        let qemu = find_program(Path::new("qemu-system-x86_64")).ok_or("QEMU is not installed")?;
+        let program = back_end
+            .program()
+            .ok_or(format!("{} is not installed", back_end.name()))?;
+        let hardware = Hardware {
+            qemu,
+            accel: Accel::Tcg,
+            memory_mib: 256,
+            kernel,
+        };
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let base = Base::Pattern(BYTES);
+        base.write_to(&dir.path().join("disk.img"))
+            .map_err(|error| error.to_string())?;
+        Ok(Setup {
+            hardware,
+            back_end,
+            program,
+            dir,
+            base,
+        })
+    };
+    match need() {
+        Ok(setup) => Some(setup),
+        Err(why) => {
+            let why = why.lines().next().unwrap_or_default().to_owned();
+            // Not by `eprintln`, which the test harness captures: the summary
+            // of `cargo xtask test` counts this line.
+            drop(writeln!(std::io::stderr().lock(), "SKIP {test}: {why}"));
+            None
+        }
+    }
+}
+
+impl Setup {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn serve(&self, queues: u16) -> Process {
+        let log = self.path("back-end.log");
+        let output = File::create(&log).unwrap();
+        let (image, socket) = (self.path("disk.img"), self.path("s"));
+        let mut command = supervised(&self.program);
+        match self.back_end {
+            BackEnd::Linkspan => command
+                .args(["blk", "--socket-path"])
+                .arg(&socket)
+                .arg("--image")
+                .arg(&image)
+                .args(["--queues", &queues.to_string()]),
+            BackEnd::QemuStorageDaemon => command
+                .arg("--blockdev")
+                .arg(format!("driver=file,node-name=f,filename={}", image.display()))
+                .arg("--export")
+                .arg(format!(
+                    "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={},num-queues={queues},writable=on",
+                    socket.display()
+                )),
+        };
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        let mut server = Process::spawn(self.back_end.name(), &mut command).unwrap();
+        await_socket(&mut server, &socket, &log, LIMIT, &Stop::default()).unwrap();
+        server
+    }
+
+    fn boot(&self, plan: &Plan, queues: u16) -> Machine {
+        let socket = self.path("s");
+        let disk = Disk {
+            socket: &socket,
+            queues,
+        };
+        check::boot(&self.hardware, disk, plan, self.dir.path()).unwrap()
+    }
+
+    /// Lets the guest finish its two boots and judges everything.
+    fn passes(&self, mut machine: Machine, mut server: Process, plan: &Plan, queues: u16) {
+        let log = self.path("back-end.log");
+        let running = Server {
+            process: &mut server,
+            log: &log,
+        };
+        let stop = Stop::default();
+        let report = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap();
+        server.stop().unwrap();
+        let host = HostView {
+            queues,
+            base: &self.base,
+            image: &self.path("disk.img"),
+            disk_bytes: BYTES,
+        };
+        let findings = check::judge(&report, plan, host).unwrap();
+        let wrong: Vec<_> = findings.iter().filter(|finding| !finding.ok).collect();
+        assert!(wrong.is_empty(), "{wrong:#?}\n{}", machine.console_tail());
+        assert!(findings.len() >= 8);
+    }
+}
+
+/// Boots, waits until the guest sees its disk, and kills QEMU.
+fn kill_when_up(setup: &Setup, plan: &Plan, queues: u16) {
+    let mut machine = setup.boot(plan, queues);
+    let far = Instant::now() + LIMIT;
+    let wanted = format!("LINKSPAN queues={queues}");
+    loop {
+        match machine.next_event(far, &Stop::default()).unwrap() {
+            Event::Line(line) if line.contains(&wanted) => break,
+            Event::Line(_) => {}
+            other => panic!(
+                "{other:?} before the guest was up: {}",
+                machine.console_tail()
+            ),
+        }
+    }
+    machine.kill().unwrap();
+}
+
+/// Every byte both ways, over a reboot of the guest.
+fn guest_passes(test: &str, queues: u16) {
+    let Some(setup) = setup(test, BackEnd::Linkspan) else {
+        return;
+    };
+    let plan = Plan::new(BYTES, queues, 40 + u64::from(queues)).unwrap();
+    let server = setup.serve(queues);
+    let machine = setup.boot(&plan, queues);
+    setup.passes(machine, server, &plan, queues);
+}
+
+#[test]
+fn guest_with_1_queue_reads_and_writes_every_byte() {
+    guest_passes("guest_with_1_queue", 1);
+}
+
+#[test]
+fn guest_with_4_queues_reads_and_writes_every_byte() {
+    guest_passes("guest_with_4_queues", 4);
+}
+
+/// Two queues, and QEMU goes away and comes back: the process keeps serving.
+#[test]
+fn guest_with_2_queues_comes_back_after_qemu_was_killed() {
+    let Some(setup) = setup("guest_comes_back", BackEnd::Linkspan) else {
+        return;
+    };
+    let plan = Plan::new(BYTES, 2, 50).unwrap();
+    let server = setup.serve(2);
+    kill_when_up(&setup, &plan, 2);
+    let machine = setup.boot(&plan, 2);
+    setup.passes(machine, server, &plan, 2);
+}
+
+/// The check passes on a back end that we did not write.
+#[test]
+fn peer_back_end_passes_the_check_after_qemu_was_killed() {
+    let Some(setup) = setup("peer_back_end", BackEnd::QemuStorageDaemon) else {
+        return;
+    };
+    let plan = Plan::new(BYTES, 2, 42).unwrap();
+    let server = setup.serve(2);
+    kill_when_up(&setup, &plan, 2);
+    let machine = setup.boot(&plan, 2);
+    setup.passes(machine, server, &plan, 2);
+}
+
+#[test]
+fn back_end_that_dies_ends_the_check_at_once_with_its_name() {
+    let Some(setup) = setup("back_end_dies", BackEnd::Linkspan) else {
+        return;
+    };
+    let plan = Plan::new(BYTES, 1, 43).unwrap();
+    let mut server = setup.serve(1);
+    let mut machine = setup.boot(&plan, 1);
+    server.kill().unwrap();
+    let log = setup.path("back-end.log");
+    let running = Server {
+        process: &mut server,
+        log: &log,
+    };
+    let stop = Stop::default();
+    let error = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap_err();
+    assert!(
+        error.to_string().starts_with("linkspan ended early"),
+        "{error}"
+    );
+}

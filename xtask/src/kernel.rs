@@ -1,0 +1,229 @@
+//! Fetches a stock Debian kernel for the guest without installing it: the
+//! package is unpacked into the cache.
+
+use std::cmp::Ordering;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::packages::{self, Missing};
+use crate::project::cache_dir;
+
+/// Names of the kernels we like best: the small flavour of the 6.12 series.
+const PREFERRED: &str = "^linux-image-6\\.12\\..*-cloud-amd64";
+
+/// What always depends on the newest kernel of that flavour.
+const FALLBACK: &str = "linux-image-cloud-amd64";
+
+/// The folder of a guest kernel, fetched if the cache has none.
+pub(crate) fn ensure() -> Result<PathBuf> {
+    let cache = cache_dir().join("kernels");
+    if let Some(cached) = newest_cached(&cache) {
+        return Ok(cached);
+    }
+    if !packages::runs("apt-get") || !packages::runs("dpkg-deb") {
+        bail!(Missing(format!(
+            "no guest kernel: without apt-get and dpkg-deb it cannot be fetched. Unpack a Debian \
+             linux-image-*-cloud-amd64 package (`ar x`, `tar xf data.tar*`) into {}/NAME",
+            cache.display()
+        )));
+    }
+    let (package, version) = match choose_package() {
+        Ok(found) => found,
+        // A fresh machine has no package lists; only root may fetch them.
+        Err(_) if packages::is_root() && packages::update()? => choose_package()?,
+        Err(error) => return Err(error),
+    };
+    eprintln!("xtask: fetching the guest kernel {package} {version} (34 MB, once)");
+    fetch(&cache, &package, &version)
+}
+
+fn newest_cached(cache: &Path) -> Option<PathBuf> {
+    let mut names: Vec<String> = fs::read_dir(cache)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
+        .collect();
+    names.sort_by(|a, b| compare_versions(a, b));
+    Some(cache.join(names.pop()?))
+}
+
+fn choose_package() -> Result<(String, String)> {
+    let found = text_of("apt-cache", &["search", "--names-only", PREFERRED])?;
+    let package = match newest_package(&found) {
+        Some(package) => package,
+        None => {
+            let depends = text_of("apt-cache", &["depends", FALLBACK])?;
+            dependency(&depends).ok_or_else(|| {
+                Missing(
+                    "no guest kernel: apt knows no cloud kernel. Try as root: apt-get update"
+                        .to_owned(),
+                )
+            })?
+        }
+    };
+    let record = text_of("apt-cache", &["show", "--no-all-versions", &package])?;
+    let version = record
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "));
+    let version = version.with_context(|| format!("apt knows no version of {package}"))?;
+    Ok((package, version.to_owned()))
+}
+
+/// The newest real kernel in `apt-cache search` output: neither debugging
+/// symbols nor a name that only depends on one; signed rather than unsigned.
+fn newest_package(found: &str) -> Option<String> {
+    found
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| name.ends_with("-cloud-amd64") || name.ends_with("-cloud-amd64-unsigned"))
+        .max_by(|a, b| {
+            let bare = |name: &str| name.trim_end_matches("-unsigned").to_owned();
+            compare_versions(&bare(a), &bare(b)).then_with(|| b.len().cmp(&a.len()))
+        })
+        .map(str::to_owned)
+}
+
+fn dependency(depends: &str) -> Option<String> {
+    let name = |line: &str| Some(line.trim().strip_prefix("Depends: ")?.to_owned());
+    depends
+        .lines()
+        .filter_map(name)
+        .find(|name| name.starts_with("linux-image-"))
+}
+
+/// Downloads and unpacks beside the final place and renames, so that two runs at
+/// once and a run that is cut off leave either nothing or a whole kernel.
+fn fetch(cache: &Path, package: &str, version: &str) -> Result<PathBuf> {
+    let done = cache.join(format!("{package}_{}", version.replace(['/', ':'], "_")));
+    let draft = Draft(cache.join(format!(".{package}.{}", std::process::id())));
+    let dir = &draft.0;
+    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let downloaded = packages::apt_get()
+        .args(["download", package])
+        .current_dir(dir)
+        .status()?;
+    ensure!(downloaded.success(), "apt-get download {package} failed");
+    let archive = fs::read_dir(dir)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("apt-get download {package} left no file"))?;
+    let root = dir.join("root");
+    let unpacked = Command::new("dpkg-deb")
+        .arg("-x")
+        .arg(&archive)
+        .arg(&root)
+        .status()?;
+    ensure!(
+        unpacked.success(),
+        "dpkg-deb -x {} failed",
+        archive.display()
+    );
+    // Documentation is not needed; the modules all stay, for later devices.
+    let _ = fs::remove_dir_all(root.join("usr/share"));
+    match fs::rename(&root, &done) {
+        // Somebody else was faster with the same package.
+        Err(_) if done.is_dir() => Ok(done),
+        result => result
+            .map(|()| done)
+            .context("cannot move the kernel into the cache"),
+    }
+}
+
+/// A folder that is removed when the work on it ends, however it ends.
+struct Draft(PathBuf);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text_of(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(args)
+        .stderr(Stdio::null())
+        .output();
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Orders names by the numbers in them: 6.12.9 before 6.12.10.
+fn compare_versions(a: &str, b: &str) -> Ordering {
+    let key = |text: &str| -> Vec<(String, u64)> {
+        let mut parts = Vec::new();
+        for piece in text.split_inclusive(|c: char| !c.is_ascii_digit()) {
+            let digits = piece.trim_end_matches(|c: char| !c.is_ascii_digit());
+            parts.push((
+                piece[digits.len()..].to_owned(),
+                digits.parse().unwrap_or(0),
+            ));
+        }
+        parts
+    };
+    let (a, b) = (key(a), key(b));
+    let numbers = |parts: &[(String, u64)]| parts.iter().map(|part| part.1).collect::<Vec<_>>();
+    numbers(&a).cmp(&numbers(&b)).then_with(|| a.cmp(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_signed_kernel_is_chosen() {
+        let found = "\
+linux-image-6.12-cloud-amd64-dbg - Debugging symbols (meta-package)
+linux-image-6.12.9+deb12-cloud-amd64-dbg - Debug symbols
+linux-image-6.12.9+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
+linux-image-6.12.10+deb12-cloud-amd64-unsigned - Linux 6.12 for x86-64 cloud
+linux-image-6.12.10+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
+linux-image-6.12.2+deb12-cloud-amd64-unsigned - Linux 6.12 for x86-64 cloud
+";
+        assert_eq!(
+            newest_package(found).as_deref(),
+            Some("linux-image-6.12.10+deb12-cloud-amd64")
+        );
+        let unsigned_only = "linux-image-6.12.10+deb12-cloud-amd64-unsigned - Linux";
+        assert_eq!(
+            newest_package(unsigned_only).as_deref(),
+            Some("linux-image-6.12.10+deb12-cloud-amd64-unsigned")
+        );
+        assert_eq!(
+            newest_package("linux-image-6.12.9+deb12-cloud-amd64-dbg - x\n"),
+            None
+        );
+    }
+
+    #[test]
+    fn the_fallback_follows_the_dependency() {
+        let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
+        assert_eq!(
+            dependency(depends).as_deref(),
+            Some("linux-image-6.1.0-56-cloud-amd64")
+        );
+        assert_eq!(dependency(""), None);
+    }
+
+    #[test]
+    fn an_unfinished_download_is_not_taken_for_a_kernel() {
+        let cache = std::env::temp_dir().join(format!("xtask-kernel-test-{}", std::process::id()));
+        let cache = Draft(cache);
+        for name in [
+            ".linux-image-6.12.11.77",
+            "linux-image-6.12.9_1",
+            "linux-image-6.12.10_1",
+        ] {
+            fs::create_dir_all(cache.0.join(name)).unwrap();
+        }
+        assert_eq!(
+            newest_cached(&cache.0),
+            Some(cache.0.join("linux-image-6.12.10_1"))
+        );
+        assert_eq!(newest_cached(&cache.0.join("nothing")), None);
+    }
+}

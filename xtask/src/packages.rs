@@ -1,0 +1,131 @@
+//! The Debian packages that the tasks need: installed as root, named otherwise.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+/// Packages for a guest with a disk.
+pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
+
+/// Packages for all tests: the guest, a disk server that is not ours, and the
+/// compiler for libFuzzer.
+pub(crate) const TESTS: &[&str] = &[
+    "qemu-system-x86",
+    "busybox-static",
+    "qemu-system-common",
+    "g++",
+];
+
+/// Something is not there and cannot be installed by us.
+#[derive(Debug)]
+pub(crate) struct Missing(pub(crate) String);
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
+/// Makes sure that the packages are installed.
+///
+/// As root on Debian it installs them and says so. Otherwise it fails with the
+/// line that installs them.
+pub(crate) fn ensure(wanted: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = wanted
+        .iter()
+        .copied()
+        .filter(|package| !is_installed(package))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !runs("apt-get") {
+        bail!(Missing(format!(
+            "these are missing, by their Debian package names: {list}. Install them with your system's packages."
+        )));
+    }
+    if !is_root() {
+        bail!(Missing(format!(
+            "packages are missing. Install them as root:\n  apt-get install {list}"
+        )));
+    }
+    eprintln!("xtask: installing Debian packages: {list}");
+    // A fresh machine has no package lists, and old lists name files that are
+    // gone; both show as a failed installation.
+    if install(&missing)? || (update()? && install(&missing)?) {
+        return Ok(());
+    }
+    bail!(Missing(format!(
+        "apt-get could not install: {list}. Its messages are above."
+    )))
+}
+
+/// Fetches the package lists.
+pub(crate) fn update() -> Result<bool> {
+    Ok(apt_get().arg("update").status()?.success())
+}
+
+/// apt-get without questions, on standard error, and patient with a second one.
+pub(crate) fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .args([
+            "-qq",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "-o",
+            "APT::Sandbox::User=root",
+        ])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr());
+    command
+}
+
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// Whether a program can be started at all.
+pub(crate) fn runs(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok()
+}
+
+/// By its program where that says enough, so that a program from elsewhere
+/// counts; busybox may be there without being static, so there the package counts.
+fn is_installed(package: &str) -> bool {
+    match package {
+        "qemu-system-x86" => runs("qemu-system-x86_64"),
+        "qemu-system-common" => runs("qemu-storage-daemon"),
+        "g++" => runs("c++") || runs("g++"),
+        _ if runs("dpkg-query") => dpkg_knows(package),
+        "busybox-static" => runs("busybox"),
+        _ => false,
+    }
+}
+
+fn dpkg_knows(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f", "${Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.stdout.starts_with(b"install ok installed"))
+}
+
+fn install(packages: &[&str]) -> Result<bool> {
+    let mut command = apt_get();
+    command
+        .args(["install", "-y", "--no-install-recommends"])
+        .args(packages);
+    Ok(command.status()?.success())
+}

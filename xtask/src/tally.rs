@@ -1,0 +1,278 @@
+//! Runs steps, lets their output through as it comes, and counts what passed.
+
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+/// The counts of a whole run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    pub(crate) skipped: u64,
+}
+
+/// What one program's output said about tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counted {
+    tests: Tally,
+    /// Tests that said SKIP. Their harness counts them as passed.
+    said_skip: u64,
+}
+
+impl Tally {
+    /// Counts one check of ours.
+    pub(crate) fn check(&mut self, name: &str, ok: bool) {
+        if ok {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+            println!("FAIL {name}");
+        }
+    }
+
+    /// Says why a check cannot run, and counts it.
+    pub(crate) fn skip(&mut self, name: &str, why: &str) {
+        println!("SKIP {name}: {why}");
+        self.skipped += 1;
+    }
+
+    /// Runs a command as one check.
+    pub(crate) fn step(&mut self, name: &str, command: &mut Command) -> Result<bool> {
+        headline(name);
+        let started = Instant::now();
+        let status = command
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("cannot run {name}"))?;
+        println!("{name}: {:.1} s", started.elapsed().as_secs_f64());
+        self.check(name, status.success());
+        Ok(status.success())
+    }
+
+    /// Runs a command that runs tests, and adds up their results.
+    pub(crate) fn tests(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        headline(name);
+        let started = Instant::now();
+        let mut counted = Counted::default();
+        let success = stream(command, |line| counted.take(line))
+            .with_context(|| format!("cannot run {name}"))?;
+        println!("{name}: {:.1} s", started.elapsed().as_secs_f64());
+        self.add(name, success, counted);
+        Ok(())
+    }
+
+    fn add(&mut self, name: &str, success: bool, counted: Counted) {
+        let mut tests = counted.finish();
+        // It did not build, or died: no line of results tells of that.
+        if !success && tests.failed == 0 {
+            println!("FAIL {name}");
+            tests.failed = 1;
+        }
+        self.passed += tests.passed;
+        self.failed += tests.failed;
+        self.skipped += tests.skipped;
+    }
+
+    /// The line with which a test run ends.
+    pub(crate) fn summary(&self) -> String {
+        format!(
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        )
+    }
+}
+
+impl Counted {
+    fn take(&mut self, line: &str) {
+        let line = without_colours(line);
+        if line.starts_with("SKIP ") {
+            self.said_skip += 1;
+        } else if let Some(result) = line.trim_start().strip_prefix("test result: ") {
+            let count = |what: &str| {
+                let words: Vec<&str> = result
+                    .split([' ', ';', '.'])
+                    .filter(|word| !word.is_empty())
+                    .collect();
+                let at = words.iter().position(|word| *word == what)?;
+                words.get(at.checked_sub(1)?)?.parse::<u64>().ok()
+            };
+            self.tests.passed += count("passed").unwrap_or(0);
+            self.tests.failed += count("failed").unwrap_or(0);
+            self.tests.skipped += count("ignored").unwrap_or(0);
+        }
+    }
+
+    fn finish(self) -> Tally {
+        let Self { tests, said_skip } = self;
+        Tally {
+            passed: tests.passed.saturating_sub(said_skip),
+            skipped: tests.skipped + said_skip,
+            ..tests
+        }
+    }
+}
+
+pub(crate) fn headline(name: &str) {
+    println!("\n== {name}");
+}
+
+/// Runs `command`, passes its two outputs on line by line, and shows each line
+/// to `see`. Gives whether it succeeded.
+pub(crate) fn stream(command: &mut Command, mut see: impl FnMut(&str)) -> Result<bool> {
+    if std::io::stderr().is_terminal() {
+        command.env("CARGO_TERM_COLOR", "always");
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (to_us, lines) = mpsc::channel();
+    let out = child.stdout.take().context("no pipe for standard output")?;
+    let err = child.stderr.take().context("no pipe for standard error")?;
+    let readers = [
+        pass_on(out, std::io::stdout(), to_us.clone()),
+        pass_on(err, std::io::stderr(), to_us),
+    ];
+    for line in lines {
+        see(&line);
+    }
+    for reader in readers {
+        reader.join().expect("a reader does not panic");
+    }
+    Ok(child.wait()?.success())
+}
+
+fn pass_on(
+    from: impl Read + Send + 'static,
+    mut to: impl Write + Send + 'static,
+    lines: mpsc::Sender<String>,
+) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|count| count > 0)
+        {
+            // A closed terminal is no reason to lose the counts.
+            let _ = to.write_all(&line).and_then(|()| to.flush());
+            let _ = lines.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+            line.clear();
+        }
+    })
+}
+
+fn without_colours(line: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once("\x1b[") {
+        plain.push_str(before);
+        rest = after
+            .find(|c: char| c.is_ascii_alphabetic())
+            .map_or("", |end| &after[end + 1..]);
+    }
+    plain + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(lines: &[&str]) -> Counted {
+        let mut counted = Counted::default();
+        for line in lines {
+            counted.take(line);
+        }
+        counted
+    }
+
+    #[test]
+    fn results_of_several_programs_add_up() {
+        let counted = counted(&[
+            "running 3 tests",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+            "\x1b[1mtest result: \x1b[31mFAILED\x1b[0m. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        ]);
+        assert_eq!(
+            counted.finish(),
+            Tally {
+                passed: 13,
+                failed: 2,
+                skipped: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_test_that_said_skip_did_not_pass() {
+        let counted = counted(&[
+            "SKIP guest: no QEMU",
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        ]);
+        assert_eq!(
+            counted.finish(),
+            Tally {
+                passed: 2,
+                failed: 0,
+                skipped: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_program_that_dies_without_results_counts_as_a_failure() {
+        let mut tally = Tally::default();
+        tally.add("does not build", false, Counted::default());
+        assert_eq!(
+            tally,
+            Tally {
+                passed: 0,
+                failed: 1,
+                skipped: 0
+            }
+        );
+        tally.add(
+            "fails",
+            false,
+            counted(&["test result: FAILED. 1 passed; 2 failed; 0 ignored"]),
+        );
+        assert_eq!(
+            tally,
+            Tally {
+                passed: 1,
+                failed: 3,
+                skipped: 0
+            }
+        );
+    }
+
+    #[test]
+    fn both_outputs_are_seen_and_the_status_is_kept() {
+        let mut seen = Vec::new();
+        let script = "echo out; echo err >&2; exit 3";
+        let ok = stream(Command::new("sh").args(["-c", script]), |line| {
+            seen.push(line.to_owned())
+        })
+        .unwrap();
+        seen.sort();
+        assert_eq!(
+            (ok, seen),
+            (false, vec!["err".to_owned(), "out".to_owned()])
+        );
+    }
+
+    #[test]
+    fn the_summary_is_one_plain_line() {
+        let tally = Tally {
+            passed: 12,
+            failed: 0,
+            skipped: 3,
+        };
+        assert_eq!(tally.summary(), "12 passed, 0 failed, 3 skipped");
+    }
+}
