@@ -100,7 +100,11 @@ pub fn run<S: Session>(
     stream: &Stream,
     cancel: &EventFd,
 ) -> Result<End<S::Error>, NotQuiet> {
-    let end = converse(session, stream, cancel).unwrap_or_else(End::Socket);
+    let end = converse(session, stream, cancel).unwrap_or_else(|error| match error.kind() {
+        // It left while we had something to say to it, or it to us.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::PeerClosed,
+        _ => End::Socket(error),
+    });
     session.close();
     settle(session)?;
     Ok(end)
@@ -162,9 +166,6 @@ fn hear<S: Session>(session: &mut S, stream: &Stream) -> io::Result<Option<End<S
     let received = match stream.receive(&mut buffer[..wanted], &mut fds, MESSAGE_FDS_MAX) {
         Ok(received) => received,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-            return Ok(Some(End::PeerClosed));
-        }
         Err(error) => return Err(error),
     };
     if received.surplus > 0 {
@@ -190,13 +191,17 @@ fn send_all<S: Session>(session: &mut S, stream: &Stream) -> io::Result<()> {
 /// Waits until the session is quiet.
 fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
     let deadline = Instant::now() + QUIET_LIMIT;
-    while !session.is_quiet() {
+    loop {
+        // First without waiting: an error may have cut short a look at events,
+        // whose signal was taken then. What goes wrong in a session that is over
+        // changes nothing; what counts is whether it becomes quiet.
+        let _ = session.wake();
+        if session.is_quiet() {
+            return Ok(());
+        }
         match wait_for(session.wake_fd(), Direction::Read, None, Some(deadline)) {
-            // What goes wrong in a session that is over changes nothing; what
-            // counts is whether it becomes quiet.
-            Ok(Wake::Ready) => drop(session.wake()),
+            Ok(Wake::Ready) => {}
             _ => return Err(NotQuiet),
         }
     }
-    Ok(())
 }

@@ -40,11 +40,11 @@ const CASES: [(&str, Case); 11] = [
 
 #[test]
 fn nothing_is_left_whatever_a_front_end_does() {
-    let outside = Census::take();
-    let served = Served::disk(2);
     start_reaper();
+    let outside = Census::at_rest();
+    let served = Served::disk(2);
     served.expect_serves();
-    let before = Census::take();
+    let before = Census::at_rest();
     for (name, case) in CASES {
         println!("{name}");
         case(&served);
@@ -53,13 +53,7 @@ fn nothing_is_left_whatever_a_front_end_does() {
         assert!(settled(|| reaper::backlog() == 0), "{name}");
     }
     served.stop();
-    let reaper = Census::take();
-    assert!(settled(|| outside
-        .difference(&Census::take())
-        .lines()
-        .count()
-        <= 1));
-    assert_eq!(outside.difference(&reaper), "+1 thread reaper\n");
+    outside.assert_restored("after the server stopped");
 }
 
 /// How far a session has come when the broken message arrives.

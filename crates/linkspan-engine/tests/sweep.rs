@@ -2,6 +2,7 @@
 //! process, so all sweeps are one test.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::RawImage;
@@ -46,7 +47,7 @@ fn server() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let image = RawImage::open(&path, false).unwrap();
+    let image = RawImage::open(&path, false, Duration::ZERO).unwrap();
     let device: Arc<dyn Device> = Arc::new(BlockDevice::new(Arc::new(image), 2, 256).unwrap());
     let workers = Arc::new(Workers::new(1).unwrap());
     let socket = folder.path().join("socket");

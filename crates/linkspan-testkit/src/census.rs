@@ -15,6 +15,9 @@ use linkspan_sys::{EventFd, reaper};
 const PAUSE: Duration = Duration::from_millis(1);
 const LOOKS: u32 = 10_000;
 
+/// Looks that have to agree before a process counts as at rest.
+const ALIKE: u32 = 30;
+
 /// What the process held at one moment, counted by kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Census {
@@ -33,6 +36,26 @@ impl Census {
             *counts.entry(kind).or_insert(0) += 1;
         }
         Self { counts }
+    }
+
+    /// Counts once nothing changes any more: when many looks in a row agree.
+    /// Threads get their names and drop what they held shortly after whoever
+    /// started or ended them goes on.
+    ///
+    /// # Panics
+    /// When it goes on changing.
+    #[track_caller]
+    pub fn at_rest() -> Self {
+        let mut last = Self::take();
+        let mut alike = 0;
+        let rests = settled(|| {
+            let now = Self::take();
+            alike = if now == last { alike + 1 } else { 0 };
+            last = now;
+            alike == ALIKE
+        });
+        assert!(rests, "the process does not come to rest");
+        last
     }
 
     /// What `later` has more (`+`) or less (`-`), one line for each kind; empty

@@ -47,7 +47,7 @@ pub fn sweep<E: Display>(mut bring_up: impl FnMut() -> Result<(), E>) -> Report 
     // What is made once and kept (the thread that closes descriptors) exists
     // after this.
     whole("at first");
-    let before = Census::take();
+    let before = Census::at_rest();
     let mut report = Report {
         points: 0,
         errors: Vec::new(),
