@@ -570,6 +570,8 @@ impl Session for BackendSession {
 
     fn close(&mut self) {
         self.closing = true;
+        // Those of a message that was refused or cut short are unchecked.
+        self.fds.drain(..).flatten().for_each(reaper::dispose);
         self.core.disconnect();
         // Errors while ending are of no use to anybody; `is_quiet` tells.
         let _ = self.proceed();
