@@ -105,7 +105,11 @@ fn configuration_space_says_capacity_and_queues() {
     assert_eq!(reply(34, 2)[12..], 3u16.to_le_bytes());
     // Outside: an empty answer, and the link goes on.
     for (offset, size) in [(0, 257), (256, 1), (u32::MAX, 2), (0, 0)] {
-        let body = if size > 256 { vec![0; 13] } else { range(offset, size) };
+        let body = if size > 256 {
+            vec![0; 13]
+        } else {
+            range(offset, size)
+        };
         let answer = disk.front.ask(Request::GetConfig, &body, &[]).unwrap();
         assert!(answer.is_empty(), "{size} bytes at {offset}");
     }
