@@ -120,7 +120,12 @@ pub fn run_until<S: Session>(
     deadline: Option<Instant>,
     reached: impl Fn(&S) -> bool,
 ) -> End<S::Error> {
-    converse(session, stream, cancel, deadline, reached).unwrap_or_else(End::Socket)
+    let end = converse(session, stream, cancel, deadline, reached);
+    end.unwrap_or_else(|error| match error.kind() {
+        // It left while we had something to say to it, or it to us.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::PeerClosed,
+        _ => End::Socket(error),
+    })
 }
 
 /// A session that ended but whose work did not.
@@ -190,9 +195,6 @@ fn hear<S: Session>(session: &mut S, stream: &Stream) -> io::Result<Option<End<S
     let received = match stream.receive(&mut buffer[..wanted], &mut fds, MESSAGE_FDS_MAX) {
         Ok(received) => received,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-            return Ok(Some(End::PeerClosed));
-        }
         Err(error) => return Err(error),
     };
     if received.surplus > 0 {
@@ -218,16 +220,20 @@ fn send_all<S: Session>(session: &mut S, stream: &Stream) -> io::Result<()> {
 /// Waits until the session is quiet.
 fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
     let deadline = Instant::now() + QUIET_LIMIT;
-    while !session.is_quiet() {
+    loop {
+        // First without waiting: an error may have cut short a look at events,
+        // whose signal was taken then. What goes wrong in a session that is over
+        // changes nothing; what counts is whether it becomes quiet.
+        let _ = session.wake();
+        if session.is_quiet() {
+            return Ok(());
+        }
         let Some(wake) = session.wake_fd() else {
             return Err(NotQuiet);
         };
         match wait_for(wake, Direction::Read, None, Some(deadline)) {
-            // What goes wrong in a session that is over changes nothing; what
-            // counts is whether it becomes quiet.
-            Ok(Wake::Ready) => drop(session.wake()),
+            Ok(Wake::Ready) => {}
             _ => return Err(NotQuiet),
         }
     }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod link;
 mod memory;
+mod place;
 mod server;
 mod session;
 

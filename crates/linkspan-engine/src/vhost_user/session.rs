@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use linkspan_mem::fault::Injected;
-use linkspan_mem::{GuestMemory, SpaceError, SplitRing, Window, WindowError};
+use linkspan_mem::{GuestMemory, SpaceError, WindowError};
 use linkspan_sys::{EventFd, PeerEventFd, eventfd, mapping, reaper};
 use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdSlot, Offer, RingSetup};
 use linkspan_vhost::{Disposition, ProtocolFeatures};
@@ -17,6 +17,7 @@ use linkspan_virtio::split::SplitDevice;
 use linkspan_virtio::{Features, QueueState};
 
 use super::memory::{MemoryError, MemoryTable};
+use super::place::{relocated, split_base, split_ring};
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Device, OpenQueueError};
 use crate::session::{Outgoing, Session};
@@ -69,10 +70,11 @@ enum Waiting {
         paused: Vec<(Box<Ring>, RingSetup)>,
         change: MemoryTable,
     },
-    /// They run again; then this is the answer.
+    /// They run again; then this is the answer, unless one was lost.
     Resume {
         left: usize,
         answer: Result<Answer, Reason>,
+        lost: Option<SessionError>,
     },
 }
 
@@ -95,6 +97,16 @@ pub enum SessionError {
     /// The front end took back memory that it had shared.
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
+    /// A ring that was brought to rest could not go on, for want of a resource
+    /// of ours. The next connection starts it anew.
+    #[error("ring {ring} could not go on after a change of memory")]
+    RingLost {
+        /// The ring.
+        ring: u16,
+        /// What could not be had.
+        #[source]
+        reason: Reason,
+    },
 }
 
 /// Why an effect could not be carried out.
@@ -121,7 +133,7 @@ pub enum Reason {
     Device(#[from] OpenQueueError),
     /// A worker could not take it.
     #[error("worker: {0}")]
-    Worker(#[source] io::Error),
+    Worker(io::Error),
     /// A ring without kick descriptor would have to be polled.
     #[error("polling of a ring was asked for, which is not offered")]
     Polling,
@@ -378,7 +390,11 @@ impl BackendSession {
 
     /// All rings are at rest: swaps the memory and starts them again. A change
     /// that makes no sense leaves the old memory in place.
-    fn resume(&mut self, paused: Vec<(Box<Ring>, RingSetup)>, change: MemoryTable) {
+    fn resume(
+        &mut self,
+        paused: Vec<(Box<Ring>, RingSetup)>,
+        change: MemoryTable,
+    ) -> Result<(), SessionError> {
         let answer = match change.resolve() {
             Ok(memory) => {
                 self.memory = memory;
@@ -387,7 +403,7 @@ impl BackendSession {
             }
             Err(error) => Err(error.into()),
         };
-        let left = paused.len();
+        let (mut left, mut lost) = (0, None);
         for (mut ring, setup) in paused {
             match relocated(&ring.active.queue, &setup, &self.memory) {
                 Ok(queue) => {
@@ -395,6 +411,11 @@ impl BackendSession {
                         queue,
                         memory: Arc::clone(&self.memory),
                     };
+                }
+                Err(reason) if reason.failure() == Failure::System => {
+                    let ring = ring.index;
+                    lost = Some(SessionError::RingLost { ring, reason });
+                    continue;
                 }
                 // The front end removed memory under a ring that runs: that
                 // ring is lost, the others are not.
@@ -406,8 +427,27 @@ impl BackendSession {
             let slot = &mut self.rings[usize::from(ring.index)];
             let key = self.workers.start(ring, self.sink.clone());
             slot.run = Some(Run { key, setup });
+            left += 1;
         }
-        self.waiting = Some(Waiting::Resume { left, answer });
+        self.resumed(left, answer, lost)
+    }
+
+    /// `left` rings do not run again yet.
+    fn resumed(
+        &mut self,
+        left: usize,
+        answer: Result<Answer, Reason>,
+        lost: Option<SessionError>,
+    ) -> Result<(), SessionError> {
+        if left > 0 {
+            self.waiting = Some(Waiting::Resume { left, answer, lost });
+            return Ok(());
+        }
+        match lost {
+            // Whatever the answer is, it cannot say that a ring is gone.
+            Some(lost) if !self.closing => self.answer(answer).and(Err(lost)),
+            _ => self.answer(answer),
+        }
     }
 
     fn take_fd(&mut self, slot: FdSlot) -> Option<OwnedFd> {
@@ -436,25 +476,21 @@ impl BackendSession {
                 if lost {
                     self.rings[usize::from(ring)].run = None;
                 }
-                self.ring_done(Err(Reason::Worker(error)))
+                self.ring_done(Err((ring, Reason::Worker(error))))
             }
             RingEvent::Stopped { ring } => self.ring_stopped(ring),
         }
     }
 
     /// A command to a ring has ended: one of several, or the one waited for.
-    fn ring_done(&mut self, result: Result<Answer, Reason>) -> Result<(), SessionError> {
+    fn ring_done(&mut self, result: Result<Answer, (u16, Reason)>) -> Result<(), SessionError> {
         match self.waiting.take() {
-            Some(Waiting::Resume { left, answer }) => {
-                let answer = answer.and(result);
-                if left > 1 {
-                    let left = left - 1;
-                    self.waiting = Some(Waiting::Resume { left, answer });
-                    return Ok(());
-                }
-                self.answer(answer)
+            Some(Waiting::Resume { left, answer, lost }) => {
+                let refused = result.err();
+                let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
+                self.resumed(left - 1, answer, refused.or(lost))
             }
-            _ => self.answer(result),
+            _ => self.answer(result.map_err(|(_, reason)| reason)),
         }
     }
 
@@ -479,8 +515,7 @@ impl BackendSession {
                     });
                     return Ok(());
                 }
-                self.resume(paused, change);
-                Ok(())
+                self.resume(paused, change)
             }
             _ => {
                 slot.call = None;
@@ -489,37 +524,6 @@ impl BackendSession {
             }
         }
     }
-}
-
-/// A quiet queue as it goes on in other memory.
-fn relocated(
-    queue: &SplitDevice<Window>,
-    setup: &RingSetup,
-    memory: &GuestMemory,
-) -> Result<SplitDevice<Window>, Reason> {
-    let features = Features::from_bits_retain(setup.features);
-    Ok(SplitDevice::new(
-        split_ring(setup, memory)?,
-        features,
-        queue.state(),
-    )?)
-}
-
-/// The available index in the base of a split ring: its low half.
-fn split_base(base: u32) -> u16 {
-    let [low, high, ..] = base.to_le_bytes();
-    u16::from_le_bytes([low, high])
-}
-
-fn split_ring(setup: &RingSetup, memory: &GuestMemory) -> Result<SplitRing<Window>, Reason> {
-    let size = setup.size;
-    let space = &memory.front_end;
-    Ok(SplitRing::new(
-        space.window(setup.descriptor, SplitRing::<Window>::descriptors_len(size))?,
-        space.window(setup.driver, SplitRing::<Window>::available_len(size))?,
-        space.window(setup.device, SplitRing::<Window>::used_len(size))?,
-        size,
-    )?)
 }
 
 impl Session for BackendSession {
@@ -566,6 +570,8 @@ impl Session for BackendSession {
 
     fn close(&mut self) {
         self.closing = true;
+        // Those of a message that was refused or cut short are unchecked.
+        self.fds.drain(..).flatten().for_each(reaper::dispose);
         self.core.disconnect();
         // Errors while ending are of no use to anybody; `is_quiet` tells.
         let _ = self.proceed();
