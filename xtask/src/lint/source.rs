@@ -96,7 +96,11 @@ pub(super) fn opening(files: &[Source]) -> Vec<Fault> {
         file.text.starts_with("//! ") || file.text.starts_with("#![doc = include_str!(")
     };
     let fault = |file: &Source| Fault::new(&file.path, "does not open with `//! ` and its purpose");
-    files.iter().filter(|file| !opens(file)).map(fault).collect()
+    files
+        .iter()
+        .filter(|file| !opens(file))
+        .map(fault)
+        .collect()
 }
 
 /// A test that sleeps is slow and still races; one that is ignored is forgotten.
@@ -261,7 +265,10 @@ mod tests {
                 "{bad:?}"
             );
         }
-        for good in ["//! What it is for.\n", "#![doc = include_str!(\"../README.md\")]\n"] {
+        for good in [
+            "//! What it is for.\n",
+            "#![doc = include_str!(\"../README.md\")]\n",
+        ] {
             assert!(faults(opening, "crates/x/src/lib.rs", good).is_empty());
         }
     }
