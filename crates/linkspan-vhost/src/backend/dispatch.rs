@@ -54,6 +54,8 @@ pub(super) enum Step {
     Reply(Vec<u8>),
     /// The same with a descriptor.
     ReplyWith(Vec<u8>, FdId),
+    /// It is half done, and no reply can say so: the session is over.
+    Close(Cause),
     /// The effect first, then what follows from it.
     Ask(Effect, Commit),
 }
@@ -511,10 +513,7 @@ impl Backend {
                 | Commit::Config { .. }
                 | Commit::Created { .. }),
                 _,
-            ) => {
-                self.abandon(&commit);
-                Err(Misuse::WrongAnswer.into())
-            }
+            ) => self.abandon(&commit, Misuse::WrongAnswer.into()),
             (commit, Answer::Done) => Ok(self.commit_done(commit)),
             _ => Err(Misuse::WrongAnswer.into()),
         }
@@ -575,24 +574,26 @@ impl Backend {
 
     /// The effect was not carried out. Only a ring that did not stop is
     /// changed by that: nobody may wait for it again.
-    fn abandon(&mut self, commit: &Commit) {
+    fn abandon(&mut self, commit: &Commit, cause: Cause) -> Result<Step, Cause> {
         if let Commit::Stopped { ring } | Commit::Quiet { ring, .. } = *commit {
             let known = self.ring_mut(ring);
             known.stop(known.base);
         }
+        match commit {
+            // Rings were stopped that the front end believes to run.
+            Commit::Quiet { .. } | Commit::Reset | Commit::Status(0) => Ok(Step::Close(cause)),
+            _ => Err(cause),
+        }
     }
 
-    /// The driver could not carry the effect out. As for QEMU, an
-    /// in-flight region of no bytes says that there is none, and is no error.
+    /// The driver could not carry the effect out. As for QEMU, an in-flight
+    /// region of no bytes says that there is none, and is no error.
     pub(super) fn give_up(&mut self, commit: &Commit, failure: Failure) -> Result<Step, Cause> {
-        self.abandon(commit);
-        match *commit {
-            Commit::Created { request, len } => {
-                self.inflight = None;
-                Ok(Step::Reply(area::write_inflight(request, len)))
-            }
-            _ => Err(failure.into()),
+        if let Commit::Created { request, len } = *commit {
+            self.inflight = None;
+            return Ok(Step::Reply(area::write_inflight(request, len)));
         }
+        self.abandon(commit, failure.into())
     }
 
     pub(super) fn ring(&self, ring: u16) -> &Ring {

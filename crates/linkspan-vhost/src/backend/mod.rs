@@ -430,6 +430,7 @@ impl Backend {
                     self.reply(context, 0u64.as_bytes());
                 }
             }
+            Ok(Step::Close(cause)) => return Err(self.fail(Some(context.code), cause)),
             Err(cause) => return Err(self.refuse(context, cause)),
         }
         Ok(())

@@ -92,11 +92,12 @@ pub enum Command {
         writer: ConfigWriter,
     },
     /// Bring the device into its first state. Rings stop, features are to be
-    /// set again; memory stays.
+    /// set again; memory stays. If that is refused the session is over, since
+    /// nobody knows what it left.
     ResetDevice,
     /// Read the device status; [`Event::Status`](super::Event::Status) has it.
     ReadStatus,
-    /// Write the device status.
+    /// Write the device status; 0, which resets, only when no ring runs.
     WriteStatus(u8),
     /// Have the back end make a region for requests in flight;
     /// [`Event::Inflight`](super::Event::Inflight) has it.
@@ -202,11 +203,14 @@ impl Frontend {
             } => write_config(offset, &bytes, writer),
             C::ResetDevice => Ok(one(Step::new(Request::ResetDevice, &[], Then::Reset))),
             C::ReadStatus => Ok(one(Step::new(Request::GetStatus, &[], Then::Status))),
-            C::WriteStatus(status) => Ok(one(Step::new(
-                Request::SetStatus,
-                u64::from(status).as_bytes(),
-                Then::Nothing,
-            ))),
+            C::WriteStatus(status) => {
+                if status == 0 {
+                    self.check_all_stopped()?;
+                }
+                let body = u64::from(status);
+                let step = Step::new(Request::SetStatus, body.as_bytes(), Then::Nothing);
+                Ok(one(step))
+            }
             C::CreateInflight { queues, queue_size } => self.plan_inflight(queues, queue_size),
             C::AdoptInflight { inflight, fd } => {
                 area::check_rings(

@@ -209,6 +209,10 @@ impl Frontend {
     /// The back end did not do it. Rings that the command has started are
     /// stopped, and nothing else of it is sent.
     fn refused(&mut self, request: Request, code: u64, then: &Then) -> Result<(), Error> {
+        if matches!(then, Then::Reset) {
+            // What runs after half a reset is not known.
+            return Err(Error::Refused { request, code });
+        }
         match &mut self.task {
             Task::Command { started, refused } => {
                 self.steps = started.drain(..).map(Step::stop).collect();
