@@ -5,11 +5,10 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::Gpa;
-use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::device::Afterwards;
-use super::{Answer, Backend, ConfigWriter, Effect, Failure, FdId, FdSlot, Misuse};
+use super::{Answer, Backend, Effect, Failure, FdId, FdSlot, Misuse};
 use crate::area::{self, Inflight, Log};
 use crate::error::Cause;
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
@@ -22,28 +21,6 @@ use crate::wire::{
     MemoryRegionDescription, MemoryTableHeader, SingleMemoryRegion, VHOST_USER_VRING_IDX_MASK,
     VHOST_USER_VRING_NOFD_MASK, VringAddr, VringState,
 };
-
-/// Why an access to configuration space is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// It leaves the space, or is empty.
-    #[error("{size} bytes from {offset} of a configuration space of {config_size}")]
-    Range {
-        /// First byte.
-        offset: u32,
-        /// How many.
-        size: u32,
-        /// How many there are.
-        config_size: u32,
-    },
-    /// Neither the driver nor migration writes.
-    #[error("flags {flags:#x} are neither 0 (driver) nor 1 (migration)")]
-    Writer {
-        /// What came instead.
-        flags: u32,
-    },
-}
 
 /// Where a message goes from here.
 #[derive(Debug)]
@@ -422,61 +399,6 @@ impl Backend {
         Ok(Step::Done)
     }
 
-    fn config(&self, body: &[u8]) -> Result<Step, Cause> {
-        let (header, _) = self.config_access(body)?;
-        let ConfigHeader { offset, size, .. } = header;
-        Ok(Step::Ask(
-            Effect::ReadConfig { offset, size },
-            Commit::Config { header },
-        ))
-    }
-
-    fn set_config(&self, body: &[u8]) -> Result<Step, Cause> {
-        let (header, bytes) = self.config_access(body)?;
-        let writer = match header.flags {
-            0 => ConfigWriter::Driver,
-            1 => ConfigWriter::Migration,
-            flags => return Err(ConfigError::Writer { flags }.into()),
-        };
-        let effect = Effect::WriteConfig {
-            offset: header.offset,
-            bytes: bytes.to_vec(),
-            writer,
-        };
-        Ok(Step::Ask(effect, Commit::Nothing))
-    }
-
-    fn config_access<'a>(&self, body: &'a [u8]) -> Result<(ConfigHeader, &'a [u8]), Cause> {
-        let (header, bytes) = read_prefix::<ConfigHeader>(body)?;
-        let ConfigHeader { offset, size, .. } = header;
-        let config_size = self.offer.config_size;
-        let end = offset
-            .checked_add(size)
-            .filter(|end| size > 0 && *end <= config_size);
-        if end.is_none() {
-            return Err(ConfigError::Range {
-                offset,
-                size,
-                config_size,
-            }
-            .into());
-        }
-        let exact = usize::try_from(size)
-            .ok()
-            .and_then(|size| size.checked_add(12));
-        match exact {
-            Some(exact) if exact == body.len() => Ok((header, bytes)),
-            exact => {
-                let exact = exact.unwrap_or(usize::MAX);
-                Err(Cause::BodySize {
-                    got: body.len(),
-                    min: exact,
-                    max: exact,
-                })
-            }
-        }
-    }
-
     /// The effect was carried out: what follows from it.
     pub(super) fn commit(&mut self, commit: Commit, answer: Answer) -> Result<Step, Cause> {
         match (commit, answer) {
@@ -641,7 +563,9 @@ fn read<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<T, Cause>
     })
 }
 
-fn read_prefix<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<(T, &[u8]), Cause> {
+pub(super) fn read_prefix<T: FromBytes + KnownLayout + Immutable>(
+    body: &[u8],
+) -> Result<(T, &[u8]), Cause> {
     let (got, min) = (body.len(), size_of::<T>());
     T::read_from_prefix(body).map_err(|_| Cause::BodySize { got, min, max: got })
 }

@@ -331,8 +331,9 @@ impl Frontend {
             .push_back(Step::new(Request::SetOwner, &[], Then::Nothing));
         if use_.contains(ProtocolFeatures::CONFIG) {
             let all = self.wish.config_size;
+            let most = u32::try_from(VHOST_USER_MAX_CONFIG_SIZE).expect("256");
             for offset in (0..all).step_by(VHOST_USER_MAX_CONFIG_SIZE) {
-                let size = (all - offset).min(VHOST_USER_MAX_CONFIG_SIZE as u32);
+                let size = (all - offset).min(most);
                 self.steps
                     .extend(read_config(offset, size).expect("a size in range"));
             }

@@ -307,6 +307,25 @@ fn whatever_is_in_the_reply_to_set_log_base_is_ignored() {
     }
 }
 
+/// A back end that offers everything gets what is wanted: never bits 14 and 17.
+#[test]
+fn of_everything_that_is_offered_only_what_is_wanted_is_acknowledged() {
+    let mut front = Frontend::new(wish()).expect("a wish");
+    front.poll_effect().expect("GET_FEATURES");
+    for request in [R::GetFeatures, R::GetProtocolFeatures] {
+        let everything = u64::MAX.as_bytes();
+        let message = wire::encode(request.code(), Header::REPLY, everything);
+        reply(&mut front, &message, 0).expect("a reply");
+        let Some(Effect::Send { bytes, .. }) = front.poll_effect() else {
+            panic!("{request:?}");
+        };
+        if request == R::GetProtocolFeatures {
+            let expected = wire::encode(16, 0, crate::ALL.bits().as_bytes());
+            assert_eq!(bytes, expected);
+        }
+    }
+}
+
 #[test]
 fn a_step_of_the_negotiation_that_is_refused_is_named() {
     let mut front = Frontend::new(wish()).expect("a wish");
@@ -362,11 +381,11 @@ proptest! {
         let mut commands = crate::pair::conversation().into_iter();
         for (at, (code, flags, body, fds)) in replies.into_iter().enumerate() {
             while front.poll_effect().is_some() {}
-            if front.is_idle() {
-                if let Some(command) = commands.next() {
-                    let _ = front.command(command);
-                    continue;
-                }
+            if front.is_idle()
+                && let Some(command) = commands.next()
+            {
+                let _ = front.command(command);
+                continue;
             }
             let message = match front.awaited() {
                 Some(request) if exact[at] => {

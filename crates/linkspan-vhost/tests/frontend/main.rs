@@ -175,7 +175,7 @@ impl Pair {
                 let Some((bytes, fds)) = to_front.pop_front() else {
                     return;
                 };
-                if !self.to_front(&bytes, fds) {
+                if !self.feed_front(&bytes, fds) {
                     return;
                 }
                 continue;
@@ -184,7 +184,7 @@ impl Pair {
                 Effect::Report(event) => self.events.push(event),
                 Effect::Send { bytes, fds } => {
                     self.sent.push(read(&bytes, &fds));
-                    if !self.to_back(&bytes, fds.len(), &mut to_front) {
+                    if !self.feed_back(&bytes, fds.len(), &mut to_front) {
                         return;
                     }
                 }
@@ -197,7 +197,7 @@ impl Pair {
         self.cut.is_some_and(|cut| self.pieces > cut)
     }
 
-    fn to_front(&mut self, mut bytes: &[u8], mut fds: usize) -> bool {
+    fn feed_front(&mut self, mut bytes: &[u8], mut fds: usize) -> bool {
         while !bytes.is_empty() {
             if self.lost() {
                 return false;
@@ -216,7 +216,7 @@ impl Pair {
         true
     }
 
-    fn to_back(
+    fn feed_back(
         &mut self,
         mut bytes: &[u8],
         mut fds: usize,
