@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use super::command::read_config;
 use super::{Effect, Error, Event, FdId, FdSlot, Frontend, Inflight, Misfit, QueueUnit};
 use crate::area;
-use crate::features::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
 use crate::framing::Frame;
 use crate::memory::MemoryRegion;
 use crate::message::{Payload, Reply, Request};
@@ -273,6 +273,8 @@ impl Frontend {
     fn offered(&mut self, offered: u64) -> Result<(), Error> {
         let before = self.previous.as_ref();
         let acknowledged = before.and_then(|saved| saved.features).unwrap_or(0);
+        // Whether writes are logged is between the ends: it was not promised to the driver.
+        let acknowledged = acknowledged & !VHOST_F_LOG_ALL;
         let required = self.wish.required_features | acknowledged;
         let missing = required & !offered & !VHOST_USER_F_PROTOCOL_FEATURES;
         if missing != 0 {

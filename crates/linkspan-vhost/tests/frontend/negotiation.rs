@@ -153,6 +153,35 @@ impl Pair {
     }
 }
 
+/// As many as the messages with descriptors can name, each with its own.
+#[test]
+fn all_256_rings_come_up_and_come_back() {
+    let queues = 256;
+    let many = || Offer {
+        queues,
+        queue_num: 256,
+        ..offer()
+    };
+    let all = || Command::StartRings((0..queues).map(start).collect());
+    let wish = Wish { queues, ..wish() };
+    let mut pair = Pair::with(wish.clone(), many());
+    pair.run();
+    pair.negotiated();
+    pair.make_ready();
+    pair.done(all());
+    pair.agree_on(queues);
+    pair.lose();
+    let saved = pair.front.saved().expect("negotiated");
+    let mut pair = Pair::of(Frontend::resume(wish, saved).expect("a wish"), many());
+    pair.run();
+    pair.negotiated();
+    pair.make_ready();
+    pair.done(all());
+    pair.agree_on(queues);
+    let last = pair.back.running_setup(255).expect("it runs");
+    assert_eq!(last.descriptor, start(255).descriptor);
+}
+
 /// Pairs in QEMU, DPDK and passt; rings in rust-vmm and Cloud Hypervisor.
 #[test]
 fn both_readings_of_get_queue_num_are_understood() {
