@@ -1,6 +1,6 @@
 //! A front end saved and restored.
 
-use linkspan_vhost::frontend::{Command, NotQuiet, RestoreError};
+use linkspan_vhost::frontend::{Command, NotQuiet, RestoreError, WishError};
 use linkspan_vhost::{Backend, Frontend, MemoryError, Wish};
 
 use crate::pair::conversation;
@@ -100,6 +100,10 @@ fn other_bytes_and_wishes_are_named() {
     let error = Frontend::restore(Wish { features, ..wish() }, &saved);
     let expected = RestoreError::Features { unknown: EVENT_IDX };
     assert_eq!(error.expect_err("features"), expected);
+    let queues = 0;
+    let error = Frontend::restore(Wish { queues, ..wish() }, &saved);
+    let expected = RestoreError::Wish(WishError::Queues { queues, max: 256 });
+    assert_eq!(error.expect_err("no rings"), expected);
     // A back end's session is no front end's.
     let mut pair = Pair::ready();
     pair.done(start_all());
@@ -115,4 +119,21 @@ fn other_bytes_and_wishes_are_named() {
         matches!(error, RestoreError::Memory(MemoryError::TooMany { .. })),
         "{error}"
     );
+}
+
+/// A back end that took all memory away and refused the new leaves rings
+/// without memory; that too can be saved.
+#[test]
+fn rings_that_lost_their_memory_are_saved() {
+    let mut pair = Pair::ready();
+    pair.done(start_all());
+    let (removals, failure) = (2, linkspan_vhost::backend::Failure::System);
+    pair.fails = Some((pair.effects + removals, failure));
+    let other = crate::region(1 << 40, 1, 1 << 40);
+    let other = vec![(other, linkspan_vhost::FdId(9))];
+    pair.refused(Command::SetMemory(other));
+    assert_eq!(pair.front.regions(), []);
+    let saved = pair.front.snapshot().expect("idle");
+    pair.front = Frontend::restore(wish(), &saved).expect("a session");
+    pair.agree();
 }
