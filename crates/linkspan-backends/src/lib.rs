@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod disk;
 pub mod image;

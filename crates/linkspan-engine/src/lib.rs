@@ -6,7 +6,9 @@
 
 mod counters;
 mod device;
+mod driver;
 mod endpoint;
+mod in_process;
 mod limit;
 pub mod session;
 pub mod vhost_user;
@@ -14,6 +16,10 @@ mod worker;
 
 pub use counters::{Counter, QueueCounters};
 pub use device::{ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler};
+pub use driver::{
+    DriverMemory, LinkEnded, QueueEvents, QueueHandle, QueueLink, Resumed, RingPlace, queue_link,
+};
 pub use endpoint::{Endpoint, Phase};
+pub use in_process::InProcess;
 pub use limit::LogLimit;
 pub use worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};

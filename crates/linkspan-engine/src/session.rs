@@ -42,8 +42,9 @@ pub trait Session {
     /// The next message to send.
     fn poll_send(&mut self) -> Option<Outgoing>;
 
-    /// Becomes readable when [`wake`](Self::wake) is due.
-    fn wake_fd(&self) -> BorrowedFd<'_>;
+    /// Becomes readable when [`wake`](Self::wake) is due; `None` for a session
+    /// that waits for its peer only.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Takes in what other threads have for the session.
     ///
@@ -74,6 +75,10 @@ pub enum End<E> {
     PeerClosed,
     /// We were asked to end.
     Cancelled,
+    /// What was waited for has happened; the session goes on.
+    Reached,
+    /// The deadline for it passed.
+    Late,
     /// The session ended itself.
     Failed(E),
     /// The socket failed.
@@ -100,10 +105,27 @@ pub fn run<S: Session>(
     stream: &Stream,
     cancel: &EventFd,
 ) -> Result<End<S::Error>, NotQuiet> {
-    let end = converse(session, stream, cancel).unwrap_or_else(End::Socket);
+    let end = run_until(session, stream, cancel, None, |_| false);
     session.close();
     settle(session)?;
     Ok(end)
+}
+
+/// Runs a session over a connected socket until `reached` says that it has come
+/// far enough, or it ends, or `deadline` passes. The session is not closed.
+pub fn run_until<S: Session>(
+    session: &mut S,
+    stream: &Stream,
+    cancel: &EventFd,
+    deadline: Option<Instant>,
+    reached: impl Fn(&S) -> bool,
+) -> End<S::Error> {
+    let end = converse(session, stream, cancel, deadline, reached);
+    end.unwrap_or_else(|error| match error.kind() {
+        // It left while we had something to say to it, or it to us.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::PeerClosed,
+        _ => End::Socket(error),
+    })
 }
 
 /// A session that ended but whose work did not.
@@ -115,15 +137,22 @@ fn converse<S: Session>(
     session: &mut S,
     stream: &Stream,
     cancel: &EventFd,
+    deadline: Option<Instant>,
+    reached: impl Fn(&S) -> bool,
 ) -> io::Result<End<S::Error>> {
     let epoll = Epoll::new()?;
     epoll.add(stream, PEER, Interest::READ)?;
-    epoll.add(session.wake_fd(), WAKE, Interest::READ)?;
+    if let Some(wake) = session.wake_fd() {
+        epoll.add(wake, WAKE, Interest::READ)?;
+    }
     epoll.add(cancel, CANCEL, Interest::READ)?;
     let mut ready = Ready::with_capacity(4);
     let mut listening = true;
     loop {
         send_all(session, stream)?;
+        if reached(session) {
+            return Ok(End::Reached);
+        }
         // A peer that goes on talking while the session waits for something of
         // its own must not keep this thread awake; its end is noticed all the same.
         let wants = session.wanted() > 0;
@@ -136,7 +165,11 @@ fn converse<S: Session>(
             epoll.modify(stream, PEER, interest)?;
             listening = wants;
         }
-        epoll.wait(&mut ready, None)?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(End::Late);
+        }
+        epoll.wait(&mut ready, left)?;
         for event in ready.iter() {
             let end = match event.token {
                 CANCEL => Some(End::Cancelled),
@@ -162,9 +195,6 @@ fn hear<S: Session>(session: &mut S, stream: &Stream) -> io::Result<Option<End<S
     let received = match stream.receive(&mut buffer[..wanted], &mut fds, MESSAGE_FDS_MAX) {
         Ok(received) => received,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-            return Ok(Some(End::PeerClosed));
-        }
         Err(error) => return Err(error),
     };
     if received.surplus > 0 {
@@ -190,13 +220,20 @@ fn send_all<S: Session>(session: &mut S, stream: &Stream) -> io::Result<()> {
 /// Waits until the session is quiet.
 fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
     let deadline = Instant::now() + QUIET_LIMIT;
-    while !session.is_quiet() {
-        match wait_for(session.wake_fd(), Direction::Read, None, Some(deadline)) {
-            // What goes wrong in a session that is over changes nothing; what
-            // counts is whether it becomes quiet.
-            Ok(Wake::Ready) => drop(session.wake()),
+    loop {
+        // First without waiting: an error may have cut short a look at events,
+        // whose signal was taken then. What goes wrong in a session that is over
+        // changes nothing; what counts is whether it becomes quiet.
+        let _ = session.wake();
+        if session.is_quiet() {
+            return Ok(());
+        }
+        let Some(wake) = session.wake_fd() else {
+            return Err(NotQuiet);
+        };
+        match wait_for(wake, Direction::Read, None, Some(deadline)) {
+            Ok(Wake::Ready) => {}
             _ => return Err(NotQuiet),
         }
     }
-    Ok(())
 }

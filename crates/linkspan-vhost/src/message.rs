@@ -36,6 +36,8 @@ pub struct Message<R: 'static> {
     pub when: When,
     /// What is sent back.
     pub reply: Reply,
+    /// Most descriptors that come with what is sent back.
+    pub reply_fds: usize,
 }
 
 /// What a body holds.
@@ -60,6 +62,9 @@ pub enum Payload {
     Config,
     /// Size and offset of the dirty log.
     Log,
+    /// Nothing, a `u64` or the log again: the specification does not say
+    /// what is in the reply, and each of them is sent by somebody.
+    LogReply,
     /// `struct vhost_iotlb_msg`.
     Iotlb,
     /// Parameters of a crypto session; their length depends on the algorithm.
@@ -129,6 +134,8 @@ pub enum Reply {
     Always(Payload),
     /// This, always; an empty body says that it failed.
     OrEmpty(Payload),
+    /// A `u64`, always; a low byte that is not 0 says that it failed.
+    Code,
 }
 
 /// What a front end sends, by number.
@@ -225,6 +232,12 @@ impl BackendRequest {
     pub const fn code(self) -> u32 {
         self as u32
     }
+
+    /// The row of this message.
+    #[must_use]
+    pub fn message(self) -> &'static Message<Self> {
+        find(&BACKEND_REQUESTS, self.code()).expect("every request has its row")
+    }
 }
 
 impl Payload {
@@ -238,6 +251,7 @@ impl Payload {
             Self::MemoryTable => 8..=8 + 8 * 32,
             Self::Config => 12..=12 + VHOST_USER_MAX_CONFIG_SIZE,
             Self::Log | Self::SharedObject => 16..=16,
+            Self::LogReply => 0..=16,
             Self::Iotlb => 32..=32,
             Self::CryptoSession => 8..=MAX_BODY_BYTES,
             Self::Inflight => 20..=24,
@@ -271,6 +285,7 @@ impl<R: Copy> Message<R> {
             scope,
             when: When::Any,
             reply: Reply::Ack,
+            reply_fds: 0,
         }
     }
 
@@ -296,6 +311,16 @@ impl<R: Copy> Message<R> {
 
     const fn replies(mut self, payload: Payload) -> Self {
         self.reply = Reply::Always(payload);
+        self
+    }
+
+    const fn replies_code(mut self) -> Self {
+        self.reply = Reply::Code;
+        self
+    }
+
+    const fn reply_fds(mut self, max: usize) -> Self {
+        self.reply_fds = max;
         self
     }
 
@@ -330,7 +355,7 @@ pub static FRONTEND_REQUESTS: [Message<Request>; 44] = {
         front(R::SetOwner, "VHOST_USER_SET_OWNER", P::None),
         front(R::ResetOwner, "VHOST_USER_RESET_OWNER", P::None),
         front(R::SetMemTable, "VHOST_USER_SET_MEM_TABLE", P::MemoryTable).fds(0, 8),
-        front(R::SetLogBase, "VHOST_USER_SET_LOG_BASE", P::Log).fds(1, 1).with(F::LOG_SHMFD).replies(P::None),
+        front(R::SetLogBase, "VHOST_USER_SET_LOG_BASE", P::Log).fds(1, 1).with(F::LOG_SHMFD).replies(P::LogReply),
         front(R::SetLogFd, "VHOST_USER_SET_LOG_FD", P::None).fds(1, 1).gate(Gate::Feature(VHOST_F_LOG_ALL)),
         front(R::SetVringNum, "VHOST_USER_SET_VRING_NUM", P::VringState).when(When::Stopped),
         front(R::SetVringAddr, "VHOST_USER_SET_VRING_ADDR", P::VringAddr).when(When::StoppedOrLog),
@@ -352,10 +377,10 @@ pub static FRONTEND_REQUESTS: [Message<Request>; 44] = {
         front(R::SetConfig, "VHOST_USER_SET_CONFIG", P::Config).with(F::CONFIG),
         front(R::CreateCryptoSession, "VHOST_USER_CREATE_CRYPTO_SESSION", P::CryptoSession).with(F::CRYPTO_SESSION).replies(P::CryptoSession),
         front(R::CloseCryptoSession, "VHOST_USER_CLOSE_CRYPTO_SESSION", P::U64).with(F::CRYPTO_SESSION),
-        front(R::PostcopyAdvise, "VHOST_USER_POSTCOPY_ADVISE", P::None).with(F::PAGEFAULT).replies(P::None),
+        front(R::PostcopyAdvise, "VHOST_USER_POSTCOPY_ADVISE", P::None).with(F::PAGEFAULT).replies(P::None).reply_fds(1),
         front(R::PostcopyListen, "VHOST_USER_POSTCOPY_LISTEN", P::None).with(F::PAGEFAULT),
         front(R::PostcopyEnd, "VHOST_USER_POSTCOPY_END", P::None).with(F::PAGEFAULT).replies(P::U64),
-        front(R::GetInflightFd, "VHOST_USER_GET_INFLIGHT_FD", P::Inflight).with(F::INFLIGHT_SHMFD).replies(P::Inflight),
+        front(R::GetInflightFd, "VHOST_USER_GET_INFLIGHT_FD", P::Inflight).with(F::INFLIGHT_SHMFD).replies(P::Inflight).reply_fds(1),
         front(R::SetInflightFd, "VHOST_USER_SET_INFLIGHT_FD", P::Inflight).fds(1, 1).with(F::INFLIGHT_SHMFD),
         front(R::GpuSetSocket, "VHOST_USER_GPU_SET_SOCKET", P::None).fds(1, 1).gate(Gate::Device("gpu")),
         front(R::ResetDevice, "VHOST_USER_RESET_DEVICE", P::None).with(F::RESET_DEVICE),
@@ -366,9 +391,9 @@ pub static FRONTEND_REQUESTS: [Message<Request>; 44] = {
         front(R::RemMemReg, "VHOST_USER_REM_MEM_REG", P::MemoryRegion).fds(0, 1).with(F::CONFIGURE_MEM_SLOTS),
         front(R::SetStatus, "VHOST_USER_SET_STATUS", P::U64).with(F::STATUS),
         front(R::GetStatus, "VHOST_USER_GET_STATUS", P::None).with(F::STATUS).replies(P::U64),
-        front(R::GetSharedObject, "VHOST_USER_GET_SHARED_OBJECT", P::SharedObject).with(F::SHARED_OBJECT).replies(P::None),
-        front(R::SetDeviceStateFd, "VHOST_USER_SET_DEVICE_STATE_FD", P::DeviceState).fds(1, 1).with(F::DEVICE_STATE).replies(P::U64),
-        front(R::CheckDeviceState, "VHOST_USER_CHECK_DEVICE_STATE", P::None).with(F::DEVICE_STATE).replies(P::U64),
+        front(R::GetSharedObject, "VHOST_USER_GET_SHARED_OBJECT", P::SharedObject).with(F::SHARED_OBJECT).replies(P::None).reply_fds(1),
+        front(R::SetDeviceStateFd, "VHOST_USER_SET_DEVICE_STATE_FD", P::DeviceState).fds(1, 1).with(F::DEVICE_STATE).replies_code().reply_fds(1),
+        front(R::CheckDeviceState, "VHOST_USER_CHECK_DEVICE_STATE", P::None).with(F::DEVICE_STATE).replies_code(),
         front(R::GetShmemConfig, "VHOST_USER_GET_SHMEM_CONFIG", P::None).with(F::SHMEM).replies(P::ShmemConfig),
     ]
 };
@@ -430,6 +455,7 @@ impl fmt::Display for Payload {
             Self::MemoryRegion => "memory region",
             Self::Config => "config space",
             Self::Log => "log",
+            Self::LogReply => "ignored",
             Self::Iotlb => "IOTLB",
             Self::CryptoSession => "crypto session",
             Self::Inflight => "inflight",
@@ -485,6 +511,7 @@ impl fmt::Display for Reply {
         match self {
             Self::Ack => f.write_str("if asked"),
             Self::Always(payload) => write!(f, "always: {payload}"),
+            Self::Code => write!(f, "always: {}, not 0 on failure", Payload::U64),
             Self::OrEmpty(payload) => write!(f, "always: {payload}; empty on failure"),
         }
     }

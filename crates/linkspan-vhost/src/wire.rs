@@ -133,7 +133,57 @@ pub struct ConfigHeader {
     pub flags: u32,
 }
 
+/// vhost-user: log description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LogDescription {
+    /// Bytes of the log.
+    pub mmap_size: u64,
+    /// Where it starts in the file, in bytes.
+    pub mmap_offset: u64,
+}
+
+/// vhost-user: inflight description, with the padding that most send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct InflightDescription {
+    /// Bytes of the region; 0 in the request for one, and if there is none.
+    pub mmap_size: u64,
+    /// Where it starts in the file, in bytes.
+    pub mmap_offset: u64,
+    /// Rings that it covers.
+    pub num_queues: u16,
+    /// Entries of each.
+    pub queue_size: u16,
+    /// Ignored, and left out by those who pack their structures.
+    pub padding: u32,
+}
+
+impl InflightDescription {
+    /// Bytes without the padding.
+    pub const PACKED_BYTES: usize = 20;
+}
+
+/// vhost-user: device state transfer parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DeviceStateParameters {
+    /// 0: the back end saves its state; 1: it loads one.
+    pub direction: u32,
+    /// 0: the rings are stopped. There is no other phase.
+    pub phase: u32,
+}
+
+/// Bits of the reply to `VHOST_USER_SET_DEVICE_STATE_FD` that say whether it failed.
+pub const DEVICE_STATE_ERROR_MASK: u64 = 0xff;
+
+/// Bit of the same reply: no descriptor comes with it.
+pub const DEVICE_STATE_NOFD_MASK: u64 = 1 << 8;
+
 const _: () = {
+    assert!(size_of::<LogDescription>() == 16);
+    assert!(size_of::<InflightDescription>() == 24);
+    assert!(size_of::<DeviceStateParameters>() == 8);
     assert!(size_of::<Header>() == 12);
     assert!(size_of::<VringState>() == 8);
     assert!(size_of::<VringAddr>() == 40);

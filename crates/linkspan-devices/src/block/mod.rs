@@ -2,6 +2,7 @@
 //! chain. The bytes of the disk are the caller's.
 
 mod config;
+pub mod driver;
 mod request;
 
 use linkspan_virtio::Features;

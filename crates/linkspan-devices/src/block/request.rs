@@ -34,6 +34,15 @@ pub enum Status {
 }
 
 impl Status {
+    /// From the byte on the wire. What the specification does not know is a failure.
+    pub const fn from_byte(byte: u8) -> Self {
+        match byte {
+            0 => Self::Ok,
+            2 => Self::Unsupp,
+            _ => Self::IoErr,
+        }
+    }
+
     /// The byte on the wire.
     pub const fn byte(self) -> u8 {
         match self {

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use linkspan_mem::{GuestMemory, Region, SpaceError};
-use linkspan_sys::{EventFd, PeerMemory, mapping};
+use linkspan_sys::{EventFd, PeerMemory, mapping, reaper};
 use linkspan_vhost::MemoryRegion;
 
 /// The regions that a front end shares at this moment.
@@ -34,8 +34,16 @@ impl MemoryTable {
         gone: &Arc<EventFd>,
     ) -> Result<Self, MemoryError> {
         let mut mapped = Vec::new();
-        for (region, fd) in regions.into_iter().zip(fds) {
-            mapped.push((region, map(&region, fd, gone)?));
+        let mut fds = fds.into_iter();
+        for (region, fd) in regions.into_iter().zip(&mut fds) {
+            match map(&region, fd, gone) {
+                Ok(memory) => mapped.push((region, memory)),
+                Err(error) => {
+                    // Unchecked, so that closing them could block.
+                    fds.for_each(reaper::dispose);
+                    return Err(error);
+                }
+            }
         }
         Ok(Self { mapped })
     }

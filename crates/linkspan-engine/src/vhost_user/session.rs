@@ -9,18 +9,22 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use linkspan_mem::fault::Injected;
-use linkspan_mem::{GuestMemory, SpaceError, SplitRing, Window, WindowError};
+use linkspan_mem::{GuestMemory, SpaceError, WindowError};
 use linkspan_sys::{EventFd, PeerEventFd, eventfd, mapping, reaper};
-use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdSlot, Offer, RingSetup};
+use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdId, FdSlot, Offer, RingSetup};
 use linkspan_vhost::{Disposition, ProtocolFeatures};
-use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{Features, QueueState};
+use linkspan_virtio::{Features, InflightError};
 
+use super::inflight::{InflightArea, InflightAreaError};
 use super::memory::{MemoryError, MemoryTable};
+use super::place::place_queue;
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Device, OpenQueueError};
 use crate::session::{Outgoing, Session};
 use crate::worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};
+
+/// The one descriptor that messages to the front end carry.
+const INFLIGHT_FD: FdId = FdId(0);
 
 /// Memory regions that a front end may have at once: what QEMU asks for with a
 /// guest of many hot-plugged modules, and little enough to search and to map.
@@ -34,6 +38,7 @@ pub struct BackendSession {
     table: MemoryTable,
     memory: Arc<GuestMemory>,
     rings: Vec<RingSlot>,
+    inflight: Option<InflightArea>,
     /// Descriptors of the message that is being handled, by position.
     fds: Vec<Option<OwnedFd>>,
     waiting: Option<Waiting>,
@@ -69,10 +74,11 @@ enum Waiting {
         paused: Vec<(Box<Ring>, RingSetup)>,
         change: MemoryTable,
     },
-    /// They run again; then this is the answer.
+    /// They run again; then this is the answer, unless one was lost.
     Resume {
         left: usize,
         answer: Result<Answer, Reason>,
+        lost: Option<SessionError>,
     },
 }
 
@@ -95,6 +101,16 @@ pub enum SessionError {
     /// The front end took back memory that it had shared.
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
+    /// A ring that was brought to rest could not go on, for want of a resource
+    /// of ours. The next connection starts it anew.
+    #[error("ring {ring} could not go on after a change of memory")]
+    RingLost {
+        /// The ring.
+        ring: u16,
+        /// What could not be had.
+        #[source]
+        reason: Reason,
+    },
 }
 
 /// Why an effect could not be carried out.
@@ -121,10 +137,22 @@ pub enum Reason {
     Device(#[from] OpenQueueError),
     /// A worker could not take it.
     #[error("worker: {0}")]
-    Worker(#[source] io::Error),
+    Worker(io::Error),
     /// A ring without kick descriptor would have to be polled.
     #[error("polling of a ring was asked for, which is not offered")]
     Polling,
+    /// A thing that was not offered.
+    #[error("this is not offered")]
+    NotOffered,
+    /// A descriptor of ours was refused.
+    #[error("the system: {0}")]
+    System(#[source] io::Error),
+    /// The region of requests in flight.
+    #[error(transparent)]
+    InflightArea(#[from] InflightAreaError),
+    /// What the region of requests in flight says.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// The message came without the descriptor that it needs.
     #[error("no descriptor came with the region")]
     NoDescriptor,
@@ -140,7 +168,8 @@ impl Reason {
                 mapping::Error::System { .. } | mapping::Error::TooMany { .. },
             )) => Failure::System,
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
-            Self::Polling => Failure::Unsupported,
+            Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
+            Self::Polling | Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }
     }
@@ -159,7 +188,10 @@ impl BackendSession {
             protocol_features: ProtocolFeatures::MQ
                 | ProtocolFeatures::REPLY_ACK
                 | ProtocolFeatures::CONFIG
-                | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+                | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | ProtocolFeatures::INFLIGHT_SHMFD
+                | ProtocolFeatures::RESET_DEVICE
+                | ProtocolFeatures::STATUS,
             queues,
             queue_num: queues.into(),
             queue_size_max: device.queue_size_max(),
@@ -169,12 +201,13 @@ impl BackendSession {
         let table = MemoryTable::default();
         let memory = table.resolve().map_err(io::Error::other)?;
         Ok(Self {
-            core: Backend::new(offer),
+            core: Backend::new(offer).map_err(io::Error::other)?,
             device,
             workers,
             table,
             memory,
             rings: (0..queues).map(|_| RingSlot::default()).collect(),
+            inflight: None,
             fds: Vec::new(),
             waiting: None,
             outgoing: VecDeque::new(),
@@ -243,14 +276,37 @@ impl BackendSession {
     /// Begins an effect. `None`: it needs no answer, or its answer comes later.
     fn carry_out(&mut self, effect: Effect) -> Result<Option<Answer>, Reason> {
         match effect {
-            Effect::Send { bytes } => {
-                self.outgoing.push_back(Outgoing {
-                    bytes,
-                    fds: Vec::new(),
-                });
+            Effect::Send { bytes, fds } => {
+                let fds = fds.into_iter().map(|_| self.inflight_fd());
+                let fds = fds.collect::<io::Result<_>>().map_err(Reason::System)?;
+                self.outgoing.push_back(Outgoing { bytes, fds });
                 return Ok(None);
             }
-            Effect::SetFeatures(_) | Effect::SetRingLog { .. } => {}
+            // The rings are stopped by now, and no device has more to reset.
+            Effect::SetFeatures(_) | Effect::SetStatus(_) => {}
+            Effect::ResetDevice => self.inflight = None,
+            Effect::CreateInflight {
+                queues,
+                queue_size,
+                features,
+            } => {
+                let features = features.map(Features::from_bits_retain);
+                let area = InflightArea::create(queues, queue_size, features)?;
+                let (size, offset, fd) = (area.size(), 0, INFLIGHT_FD);
+                self.inflight = Some(area);
+                return Ok(Some(Answer::Inflight { size, offset, fd }));
+            }
+            Effect::AdoptInflight { inflight, fd } => {
+                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
+                self.inflight = Some(InflightArea::adopt(inflight, fd, &self.wake)?);
+            }
+            // Their protocol features are not offered.
+            Effect::SetRingLog { .. }
+            | Effect::SetLog { .. }
+            | Effect::SetLogFd { .. }
+            | Effect::SetRequestSocket { .. }
+            | Effect::MoveState { .. }
+            | Effect::CheckState => return Err(Reason::NotOffered),
             Effect::SetMemory(regions) => {
                 let fds = self.fds.drain(..).flatten().collect();
                 let table = MemoryTable::replaced(regions, fds, &self.wake)?;
@@ -323,13 +379,7 @@ impl BackendSession {
         kick: PeerEventFd,
     ) -> Result<(), Reason> {
         let features = Features::from_bits_retain(setup.features);
-        let ring = split_ring(&setup, &self.memory)?;
-        let state = QueueState {
-            next_available: split_base(setup.base),
-            // The base says nothing of the used ring: its state is in the ring.
-            next_used: ring.used_index(),
-        };
-        let queue = SplitDevice::new(ring, features, state)?;
+        let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), None)?;
         let handler = self.device.open_queue(index, features)?;
         let slot = &mut self.rings[usize::from(index)];
         let ring = Box::new(Ring {
@@ -378,7 +428,11 @@ impl BackendSession {
 
     /// All rings are at rest: swaps the memory and starts them again. A change
     /// that makes no sense leaves the old memory in place.
-    fn resume(&mut self, paused: Vec<(Box<Ring>, RingSetup)>, change: MemoryTable) {
+    fn resume(
+        &mut self,
+        paused: Vec<(Box<Ring>, RingSetup)>,
+        change: MemoryTable,
+    ) -> Result<(), SessionError> {
         let answer = match change.resolve() {
             Ok(memory) => {
                 self.memory = memory;
@@ -387,14 +441,21 @@ impl BackendSession {
             }
             Err(error) => Err(error.into()),
         };
-        let left = paused.len();
+        let (mut left, mut lost) = (0, None);
         for (mut ring, setup) in paused {
-            match relocated(&ring.active.queue, &setup, &self.memory) {
+            let state = Some(ring.active.queue.state());
+            let inflight = self.inflight.as_ref();
+            match place_queue(ring.index, &setup, &self.memory, inflight, state) {
                 Ok(queue) => {
                     ring.active = ActiveRing {
                         queue,
                         memory: Arc::clone(&self.memory),
                     };
+                }
+                Err(reason) if reason.failure() == Failure::System => {
+                    let ring = ring.index;
+                    lost = Some(SessionError::RingLost { ring, reason });
+                    continue;
                 }
                 // The front end removed memory under a ring that runs: that
                 // ring is lost, the others are not.
@@ -406,8 +467,35 @@ impl BackendSession {
             let slot = &mut self.rings[usize::from(ring.index)];
             let key = self.workers.start(ring, self.sink.clone());
             slot.run = Some(Run { key, setup });
+            left += 1;
         }
-        self.waiting = Some(Waiting::Resume { left, answer });
+        self.resumed(left, answer, lost)
+    }
+
+    /// `left` rings do not run again yet.
+    fn resumed(
+        &mut self,
+        left: usize,
+        answer: Result<Answer, Reason>,
+        lost: Option<SessionError>,
+    ) -> Result<(), SessionError> {
+        if left > 0 {
+            self.waiting = Some(Waiting::Resume { left, answer, lost });
+            return Ok(());
+        }
+        match lost {
+            // Whatever the answer is, it cannot say that a ring is gone.
+            Some(lost) if !self.closing => self.answer(answer).and(Err(lost)),
+            _ => self.answer(answer),
+        }
+    }
+
+    /// The descriptor that an answer named, to go with a message.
+    fn inflight_fd(&self) -> io::Result<OwnedFd> {
+        match self.inflight.as_ref().and_then(InflightArea::fd) {
+            Some(fd) => fd.try_clone_to_owned(),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     fn take_fd(&mut self, slot: FdSlot) -> Option<OwnedFd> {
@@ -436,25 +524,21 @@ impl BackendSession {
                 if lost {
                     self.rings[usize::from(ring)].run = None;
                 }
-                self.ring_done(Err(Reason::Worker(error)))
+                self.ring_done(Err((ring, Reason::Worker(error))))
             }
             RingEvent::Stopped { ring } => self.ring_stopped(ring),
         }
     }
 
     /// A command to a ring has ended: one of several, or the one waited for.
-    fn ring_done(&mut self, result: Result<Answer, Reason>) -> Result<(), SessionError> {
+    fn ring_done(&mut self, result: Result<Answer, (u16, Reason)>) -> Result<(), SessionError> {
         match self.waiting.take() {
-            Some(Waiting::Resume { left, answer }) => {
-                let answer = answer.and(result);
-                if left > 1 {
-                    let left = left - 1;
-                    self.waiting = Some(Waiting::Resume { left, answer });
-                    return Ok(());
-                }
-                self.answer(answer)
+            Some(Waiting::Resume { left, answer, lost }) => {
+                let refused = result.err();
+                let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
+                self.resumed(left - 1, answer, refused.or(lost))
             }
-            _ => self.answer(result),
+            _ => self.answer(result.map_err(|(_, reason)| reason)),
         }
     }
 
@@ -479,8 +563,7 @@ impl BackendSession {
                     });
                     return Ok(());
                 }
-                self.resume(paused, change);
-                Ok(())
+                self.resume(paused, change)
             }
             _ => {
                 slot.call = None;
@@ -489,37 +572,6 @@ impl BackendSession {
             }
         }
     }
-}
-
-/// A quiet queue as it goes on in other memory.
-fn relocated(
-    queue: &SplitDevice<Window>,
-    setup: &RingSetup,
-    memory: &GuestMemory,
-) -> Result<SplitDevice<Window>, Reason> {
-    let features = Features::from_bits_retain(setup.features);
-    Ok(SplitDevice::new(
-        split_ring(setup, memory)?,
-        features,
-        queue.state(),
-    )?)
-}
-
-/// The available index in the base of a split ring: its low half.
-fn split_base(base: u32) -> u16 {
-    let [low, high, ..] = base.to_le_bytes();
-    u16::from_le_bytes([low, high])
-}
-
-fn split_ring(setup: &RingSetup, memory: &GuestMemory) -> Result<SplitRing<Window>, Reason> {
-    let size = setup.size;
-    let space = &memory.front_end;
-    Ok(SplitRing::new(
-        space.window(setup.descriptor, SplitRing::<Window>::descriptors_len(size))?,
-        space.window(setup.driver, SplitRing::<Window>::available_len(size))?,
-        space.window(setup.device, SplitRing::<Window>::used_len(size))?,
-        size,
-    )?)
 }
 
 impl Session for BackendSession {
@@ -546,15 +598,17 @@ impl Session for BackendSession {
         self.outgoing.pop_front()
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wake.as_fd())
     }
 
     fn wake(&mut self) -> Result<(), SessionError> {
         if let Err(error) = self.wake.drain() {
             panic!("our own eventfd cannot be read: {error}");
         }
-        if self.table.poisoned() && !self.closing {
+        let poisoned =
+            self.table.poisoned() || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
+        if poisoned && !self.closing {
             return Err(SessionError::MemoryGone);
         }
         while let Ok(event) = self.events.try_recv() {
@@ -566,6 +620,8 @@ impl Session for BackendSession {
 
     fn close(&mut self) {
         self.closing = true;
+        // Those of a message that was refused or cut short are unchecked.
+        self.fds.drain(..).flatten().for_each(reaper::dispose);
         self.core.disconnect();
         // Errors while ending are of no use to anybody; `is_quiet` tells.
         let _ = self.proceed();

@@ -5,43 +5,22 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::Gpa;
-use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::framing::Frame;
-use super::ring::{Notifier, Ring, RingAddresses, RingError};
-use super::{Answer, Backend, ConfigWriter, Effect, FdSlot, Misuse};
+use super::device::Afterwards;
+use super::{Answer, Backend, Effect, Failure, FdId, FdSlot, Misuse};
+use crate::area::{self, Inflight, Log};
 use crate::error::Cause;
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
+use crate::framing::Frame;
 use crate::memory::{self, MemoryError, MemoryRegion};
 use crate::message::{self, FRONTEND_REQUESTS, Gate, Message, Payload, Request, Scope, When};
+use crate::ring::{End, Notifier, Ring, RingAddresses, RingError};
 use crate::wire::{
-    ConfigHeader, MAX_TABLE_REGIONS, MemoryRegionDescription, MemoryTableHeader,
-    SingleMemoryRegion, VHOST_USER_VRING_IDX_MASK, VHOST_USER_VRING_NOFD_MASK, VringAddr,
-    VringState,
+    ConfigHeader, DEVICE_STATE_NOFD_MASK, InflightDescription, MAX_TABLE_REGIONS,
+    MemoryRegionDescription, MemoryTableHeader, SingleMemoryRegion, VHOST_USER_VRING_IDX_MASK,
+    VHOST_USER_VRING_NOFD_MASK, VringAddr, VringState,
 };
-
-/// Why an access to configuration space is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// It leaves the space, or is empty.
-    #[error("{size} bytes from {offset} of a configuration space of {config_size}")]
-    Range {
-        /// First byte.
-        offset: u32,
-        /// How many.
-        size: u32,
-        /// How many there are.
-        config_size: u32,
-    },
-    /// Neither the driver nor migration writes.
-    #[error("flags {flags:#x} are neither 0 (driver) nor 1 (migration)")]
-    Writer {
-        /// What came instead.
-        flags: u32,
-    },
-}
 
 /// Where a message goes from here.
 #[derive(Debug)]
@@ -50,6 +29,10 @@ pub(super) enum Step {
     Done,
     /// It is done, and this is its reply.
     Reply(Vec<u8>),
+    /// The same with a descriptor.
+    ReplyWith(Vec<u8>, FdId),
+    /// It is half done, and no reply can say so: the session is over.
+    Close(Cause),
     /// The effect first, then what follows from it.
     Ask(Effect, Commit),
 }
@@ -88,14 +71,23 @@ pub(super) enum Commit {
     Config {
         header: ConfigHeader,
     },
-}
-
-/// Which of a ring's descriptors.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum End {
-    Kick,
-    Call,
-    Err,
+    /// One of the rings that are stopped before this.
+    Quiet {
+        ring: u16,
+        then: Afterwards,
+    },
+    Reset,
+    Status(u8),
+    Log(Log),
+    LogFd,
+    Requests,
+    Created {
+        request: InflightDescription,
+        len: usize,
+    },
+    Adopted(Inflight),
+    StateChannel,
+    StateMoved,
 }
 
 impl Backend {
@@ -126,6 +118,19 @@ impl Backend {
             Request::GetMaxMemSlots => Ok(number(self.offer.memory_slots)),
             Request::AddMemReg => self.add_mem_reg(read(body)?),
             Request::RemMemReg => self.rem_mem_reg(read(body)?),
+            Request::SetLogBase => Self::set_log_base(read(body)?),
+            Request::SetLogFd => Ok(Step::Ask(Effect::SetLogFd { fd: FdSlot(0) }, Commit::LogFd)),
+            Request::SetBackendReqFd => Ok(Step::Ask(
+                Effect::SetRequestSocket { fd: FdSlot(0) },
+                Commit::Requests,
+            )),
+            Request::GetInflightFd => self.inflight_fd(body),
+            Request::SetInflightFd => self.set_inflight_fd(body),
+            Request::ResetDevice => Ok(self.quiesce(Afterwards::Reset)),
+            Request::SetStatus => self.set_status(read(body)?),
+            Request::GetStatus => Ok(number(self.status().into())),
+            Request::SetDeviceStateFd => self.set_device_state_fd(read(body)?),
+            Request::CheckDeviceState => Ok(Step::Ask(Effect::CheckState, Commit::StateMoved)),
             _ => Err(Cause::Unsupported),
         }
     }
@@ -394,61 +399,6 @@ impl Backend {
         Ok(Step::Done)
     }
 
-    fn config(&self, body: &[u8]) -> Result<Step, Cause> {
-        let (header, _) = self.config_access(body)?;
-        let ConfigHeader { offset, size, .. } = header;
-        Ok(Step::Ask(
-            Effect::ReadConfig { offset, size },
-            Commit::Config { header },
-        ))
-    }
-
-    fn set_config(&self, body: &[u8]) -> Result<Step, Cause> {
-        let (header, bytes) = self.config_access(body)?;
-        let writer = match header.flags {
-            0 => ConfigWriter::Driver,
-            1 => ConfigWriter::Migration,
-            flags => return Err(ConfigError::Writer { flags }.into()),
-        };
-        let effect = Effect::WriteConfig {
-            offset: header.offset,
-            bytes: bytes.to_vec(),
-            writer,
-        };
-        Ok(Step::Ask(effect, Commit::Nothing))
-    }
-
-    fn config_access<'a>(&self, body: &'a [u8]) -> Result<(ConfigHeader, &'a [u8]), Cause> {
-        let (header, bytes) = read_prefix::<ConfigHeader>(body)?;
-        let ConfigHeader { offset, size, .. } = header;
-        let config_size = self.offer.config_size;
-        let end = offset
-            .checked_add(size)
-            .filter(|end| size > 0 && *end <= config_size);
-        if end.is_none() {
-            return Err(ConfigError::Range {
-                offset,
-                size,
-                config_size,
-            }
-            .into());
-        }
-        let exact = usize::try_from(size)
-            .ok()
-            .and_then(|size| size.checked_add(12));
-        match exact {
-            Some(exact) if exact == body.len() => Ok((header, bytes)),
-            exact => {
-                let exact = exact.unwrap_or(usize::MAX);
-                Err(Cause::BodySize {
-                    got: body.len(),
-                    min: exact,
-                    max: exact,
-                })
-            }
-        }
-    }
-
     /// The effect was carried out: what follows from it.
     pub(super) fn commit(&mut self, commit: Commit, answer: Answer) -> Result<Step, Cause> {
         match (commit, answer) {
@@ -465,9 +415,27 @@ impl Backend {
                 body.extend_from_slice(&bytes);
                 Ok(Step::Reply(body))
             }
-            (commit @ (Commit::Stopped { .. } | Commit::Config { .. }), _) => {
-                Err(self.abandon(&commit, Misuse::WrongAnswer.into()))
+            (Commit::Quiet { ring, then }, Answer::RingStopped { base })
+                if Ring::check_base(base, self.features).is_ok() =>
+            {
+                self.ring_mut(ring).stop(base);
+                Ok(self.quiesce(then))
             }
+            (Commit::Created { request, len }, Answer::Inflight { size, offset, fd }) => {
+                self.created(request, len, size, offset, fd)
+            }
+            (Commit::StateChannel, Answer::StateChannel { fd }) => {
+                Ok(Step::ReplyWith(0u64.as_bytes().to_vec(), fd))
+            }
+            (Commit::StateChannel, Answer::Done) => Ok(number(DEVICE_STATE_NOFD_MASK)),
+            (Commit::StateMoved, Answer::Done) => Ok(number(0)),
+            (
+                commit @ (Commit::Stopped { .. }
+                | Commit::Quiet { .. }
+                | Commit::Config { .. }
+                | Commit::Created { .. }),
+                _,
+            ) => self.abandon(&commit, Misuse::WrongAnswer.into()),
             (commit, Answer::Done) => Ok(self.commit_done(commit)),
             _ => Err(Misuse::WrongAnswer.into()),
         }
@@ -503,26 +471,58 @@ impl Backend {
                     addresses.log = log;
                 }
             }
-            Commit::Nothing | Commit::Stopped { .. } | Commit::Config { .. } => {}
+            Commit::Reset => self.reset(),
+            Commit::Status(status) => {
+                self.status = status;
+                self.needs_reset &= status != 0;
+            }
+            Commit::Log(log) => {
+                self.log = Some(log);
+                return Step::Reply(log.description().as_bytes().to_vec());
+            }
+            Commit::LogFd => self.log_fd = true,
+            Commit::Requests => self.request_socket = true,
+            Commit::Adopted(inflight) => self.inflight = Some(inflight),
+            Commit::Nothing
+            | Commit::Stopped { .. }
+            | Commit::Quiet { .. }
+            | Commit::Config { .. }
+            | Commit::Created { .. }
+            | Commit::StateChannel
+            | Commit::StateMoved => {}
         }
         Step::Done
     }
 
     /// The effect was not carried out. Only a ring that did not stop is
     /// changed by that: nobody may wait for it again.
-    pub(super) fn abandon(&mut self, commit: &Commit, cause: Cause) -> Cause {
-        if let Commit::Stopped { ring } = *commit {
+    fn abandon(&mut self, commit: &Commit, cause: Cause) -> Result<Step, Cause> {
+        if let Commit::Stopped { ring } | Commit::Quiet { ring, .. } = *commit {
             let known = self.ring_mut(ring);
             known.stop(known.base);
         }
-        cause
+        match commit {
+            // Rings were stopped that the front end believes to run.
+            Commit::Quiet { .. } | Commit::Reset | Commit::Status(0) => Ok(Step::Close(cause)),
+            _ => Err(cause),
+        }
     }
 
-    fn ring(&self, ring: u16) -> &Ring {
+    /// The driver could not carry the effect out. As for QEMU, an in-flight
+    /// region of no bytes says that there is none, and is no error.
+    pub(super) fn give_up(&mut self, commit: &Commit, failure: Failure) -> Result<Step, Cause> {
+        if let Commit::Created { request, len } = *commit {
+            self.inflight = None;
+            return Ok(Step::Reply(area::write_inflight(request, len)));
+        }
+        self.abandon(commit, failure.into())
+    }
+
+    pub(super) fn ring(&self, ring: u16) -> &Ring {
         &self.rings[usize::from(ring)]
     }
 
-    fn ring_mut(&mut self, ring: u16) -> &mut Ring {
+    pub(super) fn ring_mut(&mut self, ring: u16) -> &mut Ring {
         &mut self.rings[usize::from(ring)]
     }
 }
@@ -563,7 +563,9 @@ fn read<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<T, Cause>
     })
 }
 
-fn read_prefix<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<(T, &[u8]), Cause> {
+pub(super) fn read_prefix<T: FromBytes + KnownLayout + Immutable>(
+    body: &[u8],
+) -> Result<(T, &[u8]), Cause> {
     let (got, min) = (body.len(), size_of::<T>());
     T::read_from_prefix(body).map_err(|_| Cause::BodySize { got, min, max: got })
 }

@@ -6,30 +6,27 @@
 
 use alloc::vec::Vec;
 
-use linkspan_mem::{Gpa, UserVa};
-use thiserror::Error;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::ring::{Notifier, Ring, RingAddresses, RingError};
 use super::{Backend, Link, Offer, Turn};
+use crate::area::{self, Inflight, Log};
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL};
 use crate::memory::{self, MemoryError};
-use crate::wire::{MAX_TABLE_REGIONS, MemoryRegionDescription};
+use crate::record::{NotQuiet, RegionRecord, RestoreError, RingRecord, split};
+use crate::ring::{Ring, RingError};
+use crate::wire::MAX_TABLE_REGIONS;
 
 const MAGIC: [u8; 8] = *b"LSvhubck";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const HAS_FEATURES: u32 = 1 << 0;
-
-const ADDRESSES: u16 = 1 << 0;
-const LOG: u16 = 1 << 1;
-const ENABLED: u16 = 1 << 2;
-const RUNNING: u16 = 1 << 3;
-const KICK_SHIFT: u16 = 4;
-const CALL_SHIFT: u16 = 6;
-const ERR_SHIFT: u16 = 8;
-const RING_FLAGS: u16 = (1 << 10) - 1;
+const HAS_LOG: u32 = 1 << 1;
+const HAS_LOG_FD: u32 = 1 << 2;
+const HAS_INFLIGHT: u32 = 1 << 3;
+const HAS_REQUEST_SOCKET: u32 = 1 << 4;
+const NEEDS_RESET: u32 = 1 << 5;
+const FLAGS: u32 = (1 << 6) - 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -41,102 +38,14 @@ struct SessionRecord {
     protocol_features: U64,
     regions: U32,
     rings: U32,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct RegionRecord {
-    guest_address: U64,
-    size: U64,
-    user_address: U64,
-    mmap_offset: U64,
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct RingRecord {
-    descriptor: U64,
-    driver: U64,
-    device: U64,
-    log: U64,
-    base: U32,
-    size: U16,
-    flags: U16,
-}
-
-/// The session cannot be saved now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum NotQuiet {
-    /// Part of a message was received.
-    #[error("a message is half received")]
-    Receiving,
-    /// An effect waits to be taken or answered.
-    #[error("an effect waits to be carried out")]
-    Working,
-    /// There is nothing to go on with.
-    #[error("the session is over")]
-    Over,
-}
-
-/// Bytes that are not a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum RestoreError {
-    /// They are something else.
-    #[error("this is no saved vhost-user session")]
-    Magic,
-    /// They were written by a later version of this crate.
-    #[error("format {got} is not known; format {VERSION} is")]
-    Version {
-        /// The version found.
-        got: u32,
-    },
-    /// They end early, or go on.
-    #[error("{got} bytes instead of {want}")]
-    Length {
-        /// Bytes given.
-        got: usize,
-        /// Bytes that a session of this kind has.
-        want: usize,
-    },
-    /// Virtio features that are not offered any more.
-    #[error("features {unknown:#x} are not offered")]
-    Features {
-        /// The bits too many.
-        unknown: u64,
-    },
-    /// Protocol features that are not offered any more.
-    #[error("protocol features {unknown:#x} are not offered")]
-    ProtocolFeatures {
-        /// The bits too many.
-        unknown: u64,
-    },
-    /// Another number of rings.
-    #[error("{got} rings where {want} are offered")]
-    Rings {
-        /// Rings saved.
-        got: u32,
-        /// Rings offered.
-        want: u16,
-    },
-    /// Memory that cannot be.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// A ring that cannot be.
-    #[error("ring {ring}: {error}")]
-    Ring {
-        /// The ring.
-        ring: u16,
-        /// Why not.
-        error: RingError,
-    },
-    /// Bits that mean nothing, or contradict each other.
-    #[error("flags {flags:#x} make no sense")]
-    Flags {
-        /// The flags of the session or of a ring.
-        flags: u32,
-    },
+    log_size: U64,
+    log_offset: U64,
+    inflight_size: U64,
+    inflight_offset: U64,
+    inflight_queues: U16,
+    inflight_queue_size: U16,
+    status: u8,
+    padding: [u8; 3],
 }
 
 impl Backend {
@@ -154,22 +63,7 @@ impl Backend {
         if self.outbox.is_some() || !matches!(self.turn, Turn::Idle) {
             return Err(NotQuiet::Working);
         }
-        let session = SessionRecord {
-            magic: MAGIC,
-            version: VERSION.into(),
-            flags: if self.features.is_some() {
-                HAS_FEATURES
-            } else {
-                0
-            }
-            .into(),
-            features: self.features.unwrap_or(0).into(),
-            protocol_features: self.protocol_features.bits().into(),
-            regions: u32::try_from(self.regions.len())
-                .expect("slots are bounded")
-                .into(),
-            rings: u32::from(self.offer.queues).into(),
-        };
+        let session = self.record();
         let mut bytes = session.as_bytes().to_vec();
         for region in &self.regions {
             bytes.extend_from_slice(RegionRecord::from(region.description()).as_bytes());
@@ -180,20 +74,53 @@ impl Backend {
         Ok(bytes)
     }
 
+    fn record(&self) -> SessionRecord {
+        let marks = [
+            (self.features.is_some(), HAS_FEATURES),
+            (self.log.is_some(), HAS_LOG),
+            (self.log_fd, HAS_LOG_FD),
+            (self.inflight.is_some(), HAS_INFLIGHT),
+            (self.request_socket, HAS_REQUEST_SOCKET),
+            (self.needs_reset, NEEDS_RESET),
+        ];
+        let set = marks.iter().filter(|(set, _)| *set);
+        let flags = set.fold(0, |flags, (_, mark)| flags | mark);
+        let (log, inflight) = (self.log, self.inflight);
+        SessionRecord {
+            magic: MAGIC,
+            version: VERSION.into(),
+            flags: flags.into(),
+            features: self.features.unwrap_or(0).into(),
+            protocol_features: self.protocol_features.bits().into(),
+            regions: u32::try_from(self.regions.len())
+                .expect("slots are bounded")
+                .into(),
+            rings: u32::from(self.offer.queues).into(),
+            log_size: log.map_or(0, |log| log.size).into(),
+            log_offset: log.map_or(0, |log| log.offset).into(),
+            inflight_size: inflight.map_or(0, |at| at.size).into(),
+            inflight_offset: inflight.map_or(0, |at| at.offset).into(),
+            inflight_queues: inflight.map_or(0, |at| at.queues).into(),
+            inflight_queue_size: inflight.map_or(0, |at| at.queue_size).into(),
+            status: self.status,
+            padding: [0; 3],
+        }
+    }
+
     /// The session that [`snapshot`](Self::snapshot) saved. Memory, rings that
     /// run and their descriptors are to be brought back by the caller, from
     /// [`regions`](Self::regions), [`rings`](Self::rings) and
-    /// [`running_setup`](Self::running_setup).
+    /// [`running_setup`](Self::running_setup); so are the log, the in-flight
+    /// region and the socket for requests.
     ///
     /// # Errors
-    /// `bytes` do not describe a session that `offer` could have led to.
-    ///
-    /// # Panics
-    /// As [`new`](Self::new).
+    /// `bytes` do not describe a session that `offer` could have led to, or
+    /// `offer` cannot be made.
     pub fn restore(offer: Offer, bytes: &[u8]) -> Result<Self, RestoreError> {
-        let mut backend = Self::new(offer);
+        let mut backend = Self::new(offer)?;
         let (session, rest) = session(bytes)?;
         backend.restore_features(&session)?;
+        backend.restore_device(&session)?;
         let rings = session.rings.get();
         if rings != u32::from(backend.offer.queues) {
             return Err(RestoreError::Rings {
@@ -210,7 +137,8 @@ impl Backend {
             }
             .into());
         }
-        let (region_bytes, ring_bytes) = split(bytes.len(), rest, regions, rings)?;
+        let (region_bytes, ring_bytes) =
+            split::<RegionRecord>(size_of::<SessionRecord>(), rest, regions, rings)?;
         backend.regions = memory::table(
             region_bytes
                 .chunks_exact(size_of::<RegionRecord>())
@@ -232,7 +160,7 @@ impl Backend {
     fn restore_features(&mut self, session: &SessionRecord) -> Result<(), RestoreError> {
         let flags = session.flags.get();
         let features = session.features.get();
-        if flags & !HAS_FEATURES != 0 || (flags == 0 && features != 0) {
+        if flags & !FLAGS != 0 || (flags & HAS_FEATURES == 0 && features != 0) {
             return Err(RestoreError::Flags { flags });
         }
         let unknown = features & !self.offer.features;
@@ -246,6 +174,27 @@ impl Backend {
         }
         self.features = (flags & HAS_FEATURES != 0).then_some(features);
         self.protocol_features = ProtocolFeatures::from_bits_retain(protocol_features);
+        Ok(())
+    }
+
+    fn restore_device(&mut self, session: &SessionRecord) -> Result<(), RestoreError> {
+        let flags = session.flags.get();
+        if flags & HAS_LOG != 0 {
+            let log = Log::new(session.log_size.get(), session.log_offset.get())?;
+            self.log = Some(log);
+        }
+        if flags & HAS_INFLIGHT != 0 {
+            let queues = session.inflight_queues.get();
+            let queue_size = session.inflight_queue_size.get();
+            let max = self.offer.queue_size_max;
+            area::check_rings(queues, self.offer.queues, queue_size, max)?;
+            let (size, offset) = (session.inflight_size.get(), session.inflight_offset.get());
+            self.inflight = Some(Inflight::new(size, offset, queues, queue_size)?);
+        }
+        self.log_fd = flags & HAS_LOG_FD != 0;
+        self.request_socket = flags & HAS_REQUEST_SOCKET != 0;
+        self.needs_reset = flags & NEEDS_RESET != 0;
+        self.status = session.status;
         Ok(())
     }
 
@@ -287,131 +236,4 @@ fn session(bytes: &[u8]) -> Result<(SessionRecord, &[u8]), RestoreError> {
         });
     }
     Ok((session, rest))
-}
-
-/// The records of regions and of rings in `rest`, which has no other bytes.
-fn split(
-    got: usize,
-    rest: &[u8],
-    regions: u32,
-    rings: u32,
-) -> Result<(&[u8], &[u8]), RestoreError> {
-    let bytes = |count: u32, each: usize| usize::try_from(count).ok()?.checked_mul(each);
-    let regions = bytes(regions, size_of::<RegionRecord>());
-    let rings = bytes(rings, size_of::<RingRecord>());
-    let want = regions
-        .zip(rings)
-        .and_then(|(regions, rings)| regions.checked_add(rings));
-    match (regions, want) {
-        (Some(regions), Some(want)) if want == rest.len() => Ok(rest.split_at(regions)),
-        _ => {
-            let want = want
-                .unwrap_or(usize::MAX)
-                .saturating_add(size_of::<SessionRecord>());
-            Err(RestoreError::Length { got, want })
-        }
-    }
-}
-
-impl From<MemoryRegionDescription> for RegionRecord {
-    fn from(region: MemoryRegionDescription) -> Self {
-        Self {
-            guest_address: region.guest_address.into(),
-            size: region.size.into(),
-            user_address: region.user_address.into(),
-            mmap_offset: region.mmap_offset.into(),
-        }
-    }
-}
-
-impl From<RegionRecord> for MemoryRegionDescription {
-    fn from(record: RegionRecord) -> Self {
-        Self {
-            guest_address: record.guest_address.get(),
-            size: record.size.get(),
-            user_address: record.user_address.get(),
-            mmap_offset: record.mmap_offset.get(),
-        }
-    }
-}
-
-impl From<&Ring> for RingRecord {
-    fn from(ring: &Ring) -> Self {
-        let at = ring.addresses;
-        let log = at.and_then(|at| at.log);
-        let mut flags = notifier_bits(ring.kick) << KICK_SHIFT
-            | notifier_bits(ring.call) << CALL_SHIFT
-            | notifier_bits(ring.err) << ERR_SHIFT;
-        let marks = [
-            (at.is_some(), ADDRESSES),
-            (log.is_some(), LOG),
-            (ring.enabled, ENABLED),
-            (ring.running, RUNNING),
-        ];
-        for (_, mark) in marks.iter().filter(|(set, _)| *set) {
-            flags |= mark;
-        }
-        Self {
-            descriptor: at.map_or(0, |at| at.descriptor.0).into(),
-            driver: at.map_or(0, |at| at.driver.0).into(),
-            device: at.map_or(0, |at| at.device.0).into(),
-            log: log.map_or(0, |log| log.0).into(),
-            base: ring.base.into(),
-            size: ring.size.unwrap_or(0).into(),
-            flags: flags.into(),
-        }
-    }
-}
-
-impl TryFrom<&RingRecord> for Ring {
-    type Error = RestoreError;
-
-    fn try_from(record: &RingRecord) -> Result<Self, RestoreError> {
-        let flags = record.flags.get();
-        let nonsense = RestoreError::Flags {
-            flags: flags.into(),
-        };
-        if flags & !RING_FLAGS != 0 || flags & (ADDRESSES | LOG) == LOG {
-            return Err(nonsense);
-        }
-        let addresses = RingAddresses {
-            descriptor: UserVa(record.descriptor.get()),
-            driver: UserVa(record.driver.get()),
-            device: UserVa(record.device.get()),
-            log: (flags & LOG != 0).then_some(Gpa(record.log.get())),
-        };
-        let kick = notifier(flags >> KICK_SHIFT).ok_or(nonsense)?;
-        let running = flags & RUNNING != 0;
-        // A kick starts a ring, and stopping it forgets the kick.
-        if running != (kick != Notifier::Unset) {
-            return Err(nonsense);
-        }
-        Ok(Self {
-            size: Some(record.size.get()).filter(|size| *size > 0),
-            addresses: (flags & ADDRESSES != 0).then_some(addresses),
-            base: record.base.get(),
-            enabled: flags & ENABLED != 0,
-            running,
-            kick,
-            call: notifier(flags >> CALL_SHIFT).ok_or(nonsense)?,
-            err: notifier(flags >> ERR_SHIFT).ok_or(nonsense)?,
-        })
-    }
-}
-
-fn notifier_bits(notifier: Notifier) -> u16 {
-    match notifier {
-        Notifier::Unset => 0,
-        Notifier::NoFd => 1,
-        Notifier::Fd => 2,
-    }
-}
-
-fn notifier(bits: u16) -> Option<Notifier> {
-    match bits & 0b11 {
-        0 => Some(Notifier::Unset),
-        1 => Some(Notifier::NoFd),
-        2 => Some(Notifier::Fd),
-        _ => None,
-    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Error;
-use super::disk::{Base, Plan};
+use super::disk::{Base, ImageState, Plan};
 use super::initramfs;
 use super::machine::{Disk, Event, Hardware, Machine, Mode};
 use super::process::{Process, Stop, tail};
@@ -154,69 +154,75 @@ pub fn judge(report: &Report, plan: &Plan, host: HostView<'_>) -> Result<Vec<Fin
     let state = plan
         .compare(&mut host.base.open()?, &mut image)
         .map_err(Error::file("read", host.image))?;
-    let mut findings = Vec::new();
-    let mut find = |what, ok, detail| findings.push(Finding { what, ok, detail });
-
     let queues = [first.queues, second.queues];
-    find(
-        "queues",
-        queues == [Some(host.queues); 2],
-        format!("{} wanted, {}", host.queues, seen(queues)),
-    );
     let sizes = [first.bytes, second.bytes];
-    find(
-        "size",
-        sizes == [Some(host.disk_bytes); 2],
-        format!("{} bytes, {}", host.disk_bytes, seen(sizes)),
-    );
-    find(
-        "every byte before",
-        first.sha256.as_ref() == Some(&host.base.sha256()?),
-        hash_text(first),
-    );
-    find(
-        "writes read back",
-        all_same(first, plan),
-        same_text(first, plan),
-    );
     let ends = [first.end.as_deref(), second.end.as_deref()];
     let rebooted = report.boots.len() == 2
         && !first.marker_found
         && second.marker_found
         && ends == [Some("reboot"), Some("poweroff")];
-    find(
-        "reboot",
-        rebooted,
-        format!("{} boots of 2", report.boots.len()),
-    );
-    find(
-        "writes after reboot",
-        all_same(second, plan),
-        same_text(second, plan),
-    );
-    let places = plan.names().count();
-    let image_text = match state.first_wrong {
-        None => format!("{places} writes in place, nothing else changed"),
+    let problems = match report.problems.as_slice() {
+        [] => "no problem reported".to_owned(),
+        problems => problems.join("; "),
+    };
+    let before = host.base.sha256()?;
+    let finding = |what, ok, detail| Finding { what, ok, detail };
+    Ok(vec![
+        finding(
+            "queues",
+            queues == [Some(host.queues); 2],
+            format!("{} wanted, {}", host.queues, seen(queues)),
+        ),
+        finding(
+            "size",
+            sizes == [Some(host.disk_bytes); 2],
+            format!("{} bytes, {}", host.disk_bytes, seen(sizes)),
+        ),
+        finding(
+            "every byte before",
+            first.sha256.as_ref() == Some(&before),
+            hash_text(first),
+        ),
+        finding(
+            "writes read back",
+            all_same(first, plan),
+            same_text(first, plan),
+        ),
+        finding(
+            "reboot",
+            rebooted,
+            format!("{} boots of 2", report.boots.len()),
+        ),
+        finding(
+            "writes after reboot",
+            all_same(second, plan),
+            same_text(second, plan),
+        ),
+        finding(
+            "image on the host",
+            state.first_wrong.is_none(),
+            image_text(&state, plan),
+        ),
+        finding(
+            "every byte after",
+            second.sha256.as_ref() == Some(&state.sha256),
+            hash_text(second),
+        ),
+        finding("guest's own findings", report.problems.is_empty(), problems),
+    ])
+}
+
+fn image_text(state: &ImageState, plan: &Plan) -> String {
+    match state.first_wrong {
+        None => format!(
+            "{} writes in place, nothing else changed",
+            plan.names().count()
+        ),
         Some(at) => format!(
             "{} wrong bytes, the first at offset {at}",
             state.wrong_bytes
         ),
-    };
-    find("image on the host", state.first_wrong.is_none(), image_text);
-    find(
-        "every byte after",
-        second.sha256.as_ref() == Some(&state.sha256),
-        hash_text(second),
-    );
-    find(
-        "guest's own findings",
-        report.problems.is_empty(),
-        match report.problems.as_slice() {
-            [] => "no problem reported".to_owned(),
-            problems => problems.join("; "),
-        },
-    );
-    Ok(findings)
+    }
 }
 
 fn seen<T: std::fmt::Display>(values: [Option<T>; 2]) -> String {

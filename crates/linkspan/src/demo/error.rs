@@ -75,6 +75,12 @@ pub enum Error {
         /// What the trial showed.
         reason: &'static str,
     },
+    /// A shell was asked for where nobody can type.
+    #[error(
+        "there is no terminal for the guest's shell: standard input is empty.\n\
+         Run this in a terminal, give it commands through a pipe, or use --check."
+    )]
+    NoTerminal,
     /// The image cannot be used for this.
     #[error("the image {} has {bytes} bytes; the check needs at least {min_bytes} and a multiple of 512", path.display())]
     ImageSize {
@@ -172,7 +178,7 @@ impl Error {
             | Self::Unpack { .. }
             | Self::Missing { .. }
             | Self::Kvm { .. } => 5,
-            Self::ImageSize { .. } => 2,
+            Self::ImageSize { .. } | Self::NoTerminal => 2,
             _ => 1,
         }
     }

@@ -169,8 +169,11 @@ pub fn store(archive: &[u8], path: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// Reads an archive back: path, mode, node's device, data.
-    fn entries(mut bytes: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Path, mode, device of the node, data.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    /// Reads an archive back.
+    fn entries(mut bytes: &[u8]) -> Vec<Entry> {
         let mut found = Vec::new();
         loop {
             assert_eq!(&bytes[..6], b"070701");

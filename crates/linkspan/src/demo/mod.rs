@@ -5,6 +5,7 @@
 //! is on the disk, [`check`] judges what the guest [`report`]s.
 
 use std::fs;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -104,6 +105,9 @@ struct Summary {
 /// # Errors
 /// See [`Error`]; [`Error::exit_status`] is the program's exit status for it.
 pub fn run(args: &Args) -> Result<(), Error> {
+    if !args.check && stdin_is_void() {
+        return Err(Error::NoTerminal);
+    }
     let stop = Stop::on_signals()?;
     let (qemu, kernel) = requirements(args)?;
     let dir = tempfile::Builder::new()
@@ -121,6 +125,19 @@ pub fn run(args: &Args) -> Result<(), Error> {
         run_check(args, &hardware, dir.path(), &stop)
     } else {
         run_shell(args, &hardware, dir.path(), &stop)
+    }
+}
+
+/// Whether standard input is closed or `/dev/null`, as under a service manager:
+/// a shell there would wait for ever.
+fn stdin_is_void() -> bool {
+    let stdin = std::io::stdin();
+    match rustix::fs::fstat(&stdin) {
+        Ok(stat) => {
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            kind == rustix::fs::FileType::CharacterDevice && !stdin.is_terminal()
+        }
+        Err(_) => true,
     }
 }
 
@@ -202,15 +219,21 @@ fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     };
     let mut machine = check::boot(hardware, disk, &plan, dir)?;
     let limit = Duration::from_secs(args.timeout);
-    let report = check::collect(&mut machine, Some(blk.server()), limit, stop, show_progress)?;
-    blk.process.stop()?;
+    let collected = check::collect(&mut machine, Some(blk.server()), limit, stop, show_progress);
+    let report = collected.inspect_err(|_| blk.show_log())?;
+    let server_end = blk.process.stop()?;
     let host = HostView {
         queues: args.queues,
         base: &base,
         image: &image,
         disk_bytes,
     };
-    let findings = check::judge(&report, &plan, host)?;
+    let mut findings = check::judge(&report, &plan, host)?;
+    findings.push(Finding {
+        what: "server's end",
+        ok: server_end.success(),
+        detail: format!("asked to stop by SIGTERM: {server_end}"),
+    });
     let summary = Summary {
         ok: findings.iter().all(|finding| finding.ok),
         kernel: hardware.kernel.release.clone(),
@@ -224,6 +247,7 @@ fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     if summary.ok {
         return Ok(());
     }
+    blk.show_log();
     let failed = summary
         .findings
         .iter()
@@ -347,6 +371,13 @@ impl BlockProcess {
             socket,
             log,
         })
+    }
+
+    /// What it said, for somebody who has to find out why a check failed.
+    fn show_log(&self) {
+        for line in process::tail(&self.log).lines() {
+            eprintln!("linkspan blk: {line}");
+        }
     }
 
     fn server(&mut self) -> Server<'_> {

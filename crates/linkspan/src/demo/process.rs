@@ -6,13 +6,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use linkspan_sys::signals::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
 
 use super::Error;
 
@@ -22,37 +22,45 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The longest time between two looks at the stop flag.
 const TICK: Duration = Duration::from_millis(200);
 
-/// A request to stop, set by SIGINT, SIGTERM or SIGHUP.
-#[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+/// A request to stop: by SIGINT, SIGTERM or SIGHUP, or by ourselves.
+#[derive(Debug, Default)]
+pub struct Stop {
+    signals: Option<Signals>,
+    requested: AtomicBool,
+}
 
 impl Stop {
-    /// A flag that the three signals set instead of ending this process.
+    /// Takes over the three signals, which then end nothing by themselves.
     ///
     /// # Errors
     /// [`Error::System`] where a handler cannot be installed.
     pub fn on_signals() -> Result<Self, Error> {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&flag))
-                .map_err(Error::system("install a signal handler"))?;
-        }
-        Ok(Self(flag))
+        let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
+            .map_err(Error::system("install a signal handler"))?;
+        Ok(Self {
+            signals: Some(signals),
+            requested: AtomicBool::new(false),
+        })
     }
 
-    /// Asks everything that watches this flag to stop.
+    /// Asks everything that watches this to stop.
     pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.requested.store(true, Ordering::Relaxed);
     }
 
     /// # Errors
     /// [`Error::Stopped`] once a stop was asked for.
     pub fn check(&self) -> Result<(), Error> {
-        if self.0.load(Ordering::Relaxed) {
-            Err(Error::Stopped)
-        } else {
-            Ok(())
+        if let Some(signals) = &self.signals {
+            let came = signals.take().map_err(Error::system("look for signals"))?;
+            if !came.is_empty() {
+                self.request();
+            }
         }
+        if self.requested.load(Ordering::Relaxed) {
+            return Err(Error::Stopped);
+        }
+        Ok(())
     }
 }
 
@@ -164,7 +172,7 @@ impl Process {
     /// # Errors
     /// [`Error::System`] where its end cannot be collected.
     pub fn stop(&mut self) -> Result<ExitStatus, Error> {
-        self.signal(Signal::TERM)?;
+        self.terminate()?;
         match self.wait_until(Instant::now() + GRACE, &Stop::default())? {
             Some(status) => Ok(status),
             None => self.kill(),
@@ -184,10 +192,10 @@ impl Process {
             .map_err(Error::system("collect a child process"))
     }
 
-    fn signal(&mut self, signal: Signal) -> Result<(), Error> {
+    fn terminate(&mut self) -> Result<(), Error> {
         // Until it is collected the id stays the child's, so this cannot hit another.
         if self.ended()?.is_none() {
-            kill_process(pid_of(&self.child), signal)
+            kill_process(pid_of(&self.child), rustix::process::Signal::TERM)
                 .map_err(Error::system("signal a child process"))?;
         }
         Ok(())

@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(report.problems, ["dd failed"]);
         assert_eq!(report.boots.len(), 2);
         assert_eq!(report.boots[0].queues, Some(2));
-        assert_eq!(report.boots[0].same["first"], false);
+        assert!(!report.boots[0].same["first"]);
         assert!(!report.boots[0].marker_found && report.boots[1].marker_found);
         assert_eq!(
             report.boots[1].queues, None,

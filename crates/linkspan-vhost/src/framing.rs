@@ -21,6 +21,9 @@ pub enum FramingError {
     /// A reply, although nothing was asked.
     #[error("a reply to nothing")]
     Reply,
+    /// A request where only replies belong.
+    #[error("a request where only replies belong")]
+    Request,
     /// Bits of the header that mean nothing.
     #[error("flags {flags:#x} have bits that mean nothing")]
     Flags {
@@ -53,15 +56,23 @@ pub enum FramingError {
 
 /// A whole message.
 #[derive(Debug)]
-pub(super) struct Frame {
-    pub(super) header: Header,
-    pub(super) body: Vec<u8>,
-    pub(super) fds: usize,
+pub(crate) struct Frame {
+    pub(crate) header: Header,
+    pub(crate) body: Vec<u8>,
+    pub(crate) fds: usize,
+}
+
+/// What a stream carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carries {
+    Requests,
+    Replies,
 }
 
 /// The message that is being received.
-#[derive(Debug, Default)]
-pub(super) struct Framing {
+#[derive(Debug)]
+pub(crate) struct Framing {
+    carries: Carries,
     head: [u8; HEADER_BYTES],
     head_bytes: usize,
     /// Read from `head` once that is whole.
@@ -72,7 +83,19 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    pub(super) fn wanted(&self) -> usize {
+    pub(crate) const fn new(carries: Carries) -> Self {
+        Self {
+            carries,
+            head: [0; HEADER_BYTES],
+            head_bytes: 0,
+            header: None,
+            body: Vec::new(),
+            body_bytes: 0,
+            fds: 0,
+        }
+    }
+
+    pub(crate) fn wanted(&self) -> usize {
         match self.header {
             None => HEADER_BYTES - self.head_bytes,
             Some(_) => self.body_bytes - self.body.len(),
@@ -80,17 +103,17 @@ impl Framing {
     }
 
     /// Whether a message has begun.
-    pub(super) fn begun(&self) -> bool {
+    pub(crate) fn begun(&self) -> bool {
         self.head_bytes > 0
     }
 
     /// The number of the message, once it is known.
-    pub(super) fn request(&self) -> Option<u32> {
+    pub(crate) fn request(&self) -> Option<u32> {
         self.header.map(|header| header.request)
     }
 
     /// Takes at most [`wanted`](Self::wanted) bytes, and `fds` descriptors that came with them.
-    pub(super) fn push(&mut self, bytes: &[u8], fds: usize) -> Result<Option<Frame>, FramingError> {
+    pub(crate) fn push(&mut self, bytes: &[u8], fds: usize) -> Result<Option<Frame>, FramingError> {
         if fds > 0 {
             if self.begun() || bytes.is_empty() {
                 return Err(FramingError::LateFds { got: fds });
@@ -113,14 +136,14 @@ impl Framing {
                 }
                 let header = Header::read_from_bytes(&self.head).expect("the sizes are equal");
                 self.header = Some(header);
-                self.body_bytes = check(header)?;
+                self.body_bytes = check(header, self.carries)?;
                 self.body = Vec::with_capacity(self.body_bytes);
             }
         }
         if self.body.len() < self.body_bytes {
             return Ok(None);
         }
-        let whole = core::mem::take(self);
+        let whole = core::mem::replace(self, Self::new(self.carries));
         Ok(whole.header.map(|header| Frame {
             header,
             body: whole.body,
@@ -130,18 +153,21 @@ impl Framing {
 }
 
 /// The length of the body that follows.
-fn check(header: Header) -> Result<usize, FramingError> {
-    let version = header.flags & Header::VERSION_MASK;
+fn check(header: Header, carries: Carries) -> Result<usize, FramingError> {
+    let flags = header.flags;
+    let version = flags & Header::VERSION_MASK;
     if version != Header::VERSION {
         return Err(FramingError::Version { got: version });
     }
-    if header.flags & Header::REPLY != 0 {
-        return Err(FramingError::Reply);
-    }
-    if header.flags & !(Header::VERSION_MASK | Header::NEED_REPLY) != 0 {
-        return Err(FramingError::Flags {
-            flags: header.flags,
-        });
+    // A reply never asks for one: QEMU too compares the flags of replies as a whole.
+    let legal = match (carries, flags & Header::REPLY != 0) {
+        (Carries::Requests, true) => return Err(FramingError::Reply),
+        (Carries::Replies, false) => return Err(FramingError::Request),
+        (Carries::Requests, false) => Header::VERSION_MASK | Header::NEED_REPLY,
+        (Carries::Replies, true) => Header::VERSION_MASK | Header::REPLY,
+    };
+    if flags & !legal != 0 {
+        return Err(FramingError::Flags { flags });
     }
     match usize::try_from(header.size) {
         Ok(size) if size <= MAX_BODY_BYTES => Ok(size),

@@ -3,7 +3,7 @@
 use linkspan_mem::{Gpa, UserVa};
 use thiserror::Error;
 
-use super::RingSetup;
+use crate::backend::RingSetup;
 use crate::features::VIRTIO_F_RING_PACKED;
 use crate::wire::{VHOST_VRING_F_LOG, VringAddr};
 
@@ -53,6 +53,14 @@ pub enum Notifier {
     NoFd,
     /// It brought a descriptor.
     Fd,
+}
+
+/// Which of a ring's descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Kick,
+    Call,
+    Err,
 }
 
 /// Why a ring is not what a message wants it to be.
@@ -116,7 +124,7 @@ pub enum RingError {
 
 impl RingAddresses {
     /// `may_log`: `VHOST_F_LOG_ALL` was offered.
-    pub(super) fn new(wire: VringAddr, may_log: bool) -> Result<Self, RingError> {
+    pub(crate) fn new(wire: VringAddr, may_log: bool) -> Result<Self, RingError> {
         if wire.flags & !VHOST_VRING_F_LOG != 0 {
             return Err(RingError::AddressFlags { flags: wire.flags });
         }
@@ -133,7 +141,7 @@ impl RingAddresses {
     }
 
     /// Whether both name the same ring; what they log does not count.
-    pub(super) fn same_place(&self, other: &Self) -> bool {
+    pub(crate) fn same_place(&self, other: &Self) -> bool {
         Self { log: None, ..*self }
             == Self {
                 log: None,
@@ -145,7 +153,7 @@ impl RingAddresses {
 impl Ring {
     /// vhost-user, `VHOST_USER_SET_VRING_NUM`. Before features are set the
     /// layout is unknown; then the start of the ring checks the rest.
-    pub(super) fn check_size(size: u32, max: u16, features: Option<u64>) -> Result<u16, RingError> {
+    pub(crate) fn check_size(size: u32, max: u16, features: Option<u64>) -> Result<u16, RingError> {
         let Some(known) = u16::try_from(size)
             .ok()
             .filter(|size| (1..=max).contains(size))
@@ -159,7 +167,7 @@ impl Ring {
     }
 
     /// vhost-user, `VHOST_USER_SET_VRING_BASE`: bits 16 to 31 are 0 for a split ring.
-    pub(super) fn check_base(base: u32, features: Option<u64>) -> Result<u32, RingError> {
+    pub(crate) fn check_base(base: u32, features: Option<u64>) -> Result<u32, RingError> {
         if features.is_some_and(is_split) && base > u32::from(u16::MAX) {
             return Err(RingError::SplitBase { base });
         }
@@ -167,7 +175,7 @@ impl Ring {
     }
 
     /// How the ring starts, if it can.
-    pub(super) fn setup(&self, max: u16, features: Option<u64>) -> Result<RingSetup, RingError> {
+    pub(crate) fn setup(&self, max: u16, features: Option<u64>) -> Result<RingSetup, RingError> {
         let features = features.ok_or(RingError::NoFeatures)?;
         let size = self.size.ok_or(RingError::NoSize)?;
         let at = self.addresses.ok_or(RingError::NoAddresses)?;
@@ -186,12 +194,26 @@ impl Ring {
     /// vhost-user, `VHOST_USER_GET_VRING_BASE`: what told the ring where it is
     /// and whom to notify is forgotten, so that nothing stale is used between
     /// this and the next start. Size, enablement and err descriptor stay.
-    pub(super) fn stop(&mut self, base: u32) {
+    pub(crate) fn stop(&mut self, base: u32) {
         self.running = false;
         self.base = base;
         self.addresses = None;
         self.kick = Notifier::Unset;
         self.call = Notifier::Unset;
+    }
+}
+
+impl Ring {
+    /// The ring without what only one connection knows of it.
+    pub(crate) fn without_session(&self) -> Self {
+        Self {
+            running: false,
+            enabled: false,
+            kick: Notifier::Unset,
+            call: Notifier::Unset,
+            err: Notifier::Unset,
+            ..*self
+        }
     }
 }
 

@@ -1,0 +1,384 @@
+//! What a driver has of a device, over any transport: memory that both see, and
+//! queues with their descriptors.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+
+use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
+use linkspan_sys::{EventFd, PeerMemory, memfd};
+
+use crate::worker::signal;
+
+/// Where the memory begins for the device. Not zero, so that an address that
+/// was never set is not one of ours.
+const GUEST_BASE: u64 = 0x1_0000_0000;
+
+/// Where the memory begins for the messages that carry ring addresses. Another
+/// number than the one above, so that mixing them up cannot go unnoticed.
+const USER_BASE: u64 = 0x7000_0000_0000;
+
+/// What rings and areas are aligned to: a cache line of any processor, and more
+/// than any part of a ring asks for.
+const ALIGN: u64 = 256;
+
+/// Memory that a driver shares with its device: first the rings, then the rest,
+/// which is the driver's to use. One file, sealed, so that the device need not
+/// fear that it shrinks.
+#[derive(Debug)]
+pub struct DriverMemory {
+    fd: OwnedFd,
+    memory: Arc<GuestMemory>,
+    rings: Vec<RingPlace>,
+    rest: u64,
+}
+
+/// Where the parts of a ring are, as distances from the start of the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingPlace {
+    /// Entries.
+    pub size: u16,
+    /// Descriptor area.
+    pub descriptor: u64,
+    /// Driver area: the available ring.
+    pub driver: u64,
+    /// Device area: the used ring.
+    pub device: u64,
+}
+
+impl DriverMemory {
+    /// Memory for `queues` rings of `size` entries and `rest` bytes beside.
+    ///
+    /// # Errors
+    /// When the system refuses a file or a mapping of that size.
+    pub fn new(queues: u16, size: u16, rest: u64) -> io::Result<Self> {
+        let mut end = 0;
+        let mut place = |len: usize| {
+            let at = end;
+            end = (end + len as u64).next_multiple_of(ALIGN);
+            at
+        };
+        let rings = (0..queues).map(|_| RingPlace {
+            size,
+            descriptor: place(SplitRing::<Window>::descriptors_len(size)),
+            driver: place(SplitRing::<Window>::available_len(size)),
+            device: place(SplitRing::<Window>::used_len(size)),
+        });
+        let rings = rings.collect();
+        // Whole pages, so that the rest can be used for direct I/O.
+        let start = end.next_multiple_of(4096);
+        let len = start
+            .checked_add(rest)
+            .and_then(|len| len.checked_next_multiple_of(4096))
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let fd = memfd::create("linkspan-driver", len, memfd::Sealing::Fixed)?;
+        let file = PeerMemory::check(fd.try_clone()?).map_err(io::Error::other)?;
+        let mapping = file.map(0, len, None).map_err(io::Error::other)?;
+        let region = Region::new(Arc::new(mapping));
+        let memory = GuestMemory::new(vec![(region, Gpa(GUEST_BASE), UserVa(USER_BASE))])
+            .map_err(io::Error::other)?;
+        Ok(Self {
+            fd,
+            memory: Arc::new(memory),
+            rings,
+            rest: start,
+        })
+    }
+
+    /// The memory as both sides address it.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> u64 {
+        self.memory.table().regions()[0].len() as u64
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where it begins for the device.
+    pub fn guest_base(&self) -> Gpa {
+        Gpa(GUEST_BASE)
+    }
+
+    /// Where it begins in messages that carry ring addresses.
+    pub fn user_base(&self) -> UserVa {
+        UserVa(USER_BASE)
+    }
+
+    /// Where the rings are.
+    pub fn rings(&self) -> &[RingPlace] {
+        &self.rings
+    }
+
+    /// The ring of queue `index`, for either side.
+    ///
+    /// # Panics
+    /// When there is no such queue.
+    pub fn ring(&self, index: u16) -> SplitRing<Window> {
+        let place = self.rings[usize::from(index)];
+        let window = |at, len| {
+            let region = &self.memory.table().regions()[0];
+            region.window(at, len).expect("the ring was laid out in it")
+        };
+        let size = place.size;
+        SplitRing::new(
+            window(place.descriptor, SplitRing::<Window>::descriptors_len(size)),
+            window(place.driver, SplitRing::<Window>::available_len(size)),
+            window(place.device, SplitRing::<Window>::used_len(size)),
+            size,
+        )
+        .expect("the ring was laid out for its size")
+    }
+
+    /// Puts zeroes where the ring of queue `index` is, as a driver does before
+    /// it starts it.
+    pub fn clear_ring(&self, index: u16) {
+        let place = self.rings[usize::from(index)];
+        let end = place.device + SplitRing::<Window>::used_len(place.size) as u64;
+        let region = &self.memory.table().regions()[0];
+        let mut at = place.descriptor;
+        while at < end {
+            let len = (end - at).min(ZEROES.len() as u64);
+            if let Ok(slice) = region.slice(at, len) {
+                slice.write(&ZEROES);
+            }
+            at += len;
+        }
+    }
+
+    /// `len` bytes at distance `at` into the part behind the rings: the address
+    /// for the device and the place for the driver. `None` when it is not there.
+    pub fn rest(&self, at: u64, len: u32) -> Option<(Gpa, Span)> {
+        let address = Gpa(GUEST_BASE.checked_add(self.rest)?.checked_add(at)?);
+        let mut spans = [Span::default()];
+        self.memory
+            .guest
+            .resolve(address, len, |span| spans[0] = span)
+            .ok()?;
+        Some((address, spans[0]))
+    }
+}
+
+impl AsFd for DriverMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const ZEROES: [u8; 4096] = [0; 4096];
+
+/// The descriptors by which a driver and its device wake each other, for one
+/// queue. They stay the same when the device is replaced.
+#[derive(Clone, Debug)]
+pub struct QueueEvents {
+    /// The driver made something available.
+    pub kick: Arc<EventFd>,
+    /// The device used something.
+    pub call: Arc<EventFd>,
+}
+
+impl QueueEvents {
+    /// A new pair.
+    ///
+    /// # Errors
+    /// When no descriptor can be had.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            kick: Arc::new(EventFd::new()?),
+            call: Arc::new(EventFd::new()?),
+        })
+    }
+}
+
+/// A queue's end of its link: how the thread that drives the queue hears of what
+/// becomes of the device.
+#[derive(Debug)]
+pub struct QueueLink {
+    /// The descriptors of the queue.
+    pub events: QueueEvents,
+    attention: Arc<AtomicBool>,
+    news: Receiver<News>,
+    parked: Sender<()>,
+}
+
+/// The link's end of a queue.
+#[derive(Debug)]
+pub struct QueueHandle {
+    /// The descriptors of the queue.
+    pub events: QueueEvents,
+    attention: Arc<AtomicBool>,
+    news: Sender<News>,
+    parked: Receiver<()>,
+}
+
+#[derive(Debug)]
+enum News {
+    Lost,
+    Resumed { fresh: bool },
+    Ended(Arc<str>),
+}
+
+/// What became of a device that was lost and came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// It goes on where the other one ended: whatever was under way is answered.
+    Continued,
+    /// It knows nothing of what was under way: the ring is empty and begins anew.
+    Fresh,
+}
+
+/// A link that is over for good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the link to the device has ended: {reason}")]
+pub struct LinkEnded {
+    /// Why.
+    pub reason: Arc<str>,
+}
+
+/// Joins a queue and its link.
+///
+/// # Errors
+/// When no descriptor can be had.
+pub fn queue_link() -> io::Result<(QueueLink, QueueHandle)> {
+    let events = QueueEvents::new()?;
+    let attention = Arc::new(AtomicBool::new(false));
+    let (news, news_received) = mpsc::channel();
+    let (parked, parked_received) = mpsc::channel();
+    let link = QueueLink {
+        events: events.clone(),
+        attention: Arc::clone(&attention),
+        news: news_received,
+        parked,
+    };
+    let handle = QueueHandle {
+        events,
+        attention,
+        news,
+        parked: parked_received,
+    };
+    Ok((link, handle))
+}
+
+impl QueueLink {
+    /// Whether the link has news: one relaxed load, for every pass.
+    #[inline]
+    pub fn has_news(&self) -> bool {
+        self.attention.load(Ordering::Relaxed)
+    }
+
+    /// Takes in the news. When the device was lost this waits until there is one
+    /// again, and says how it goes on; the ring must not be touched meanwhile,
+    /// so call it from the thread that drives the queue.
+    ///
+    /// # Errors
+    /// When there will be no device any more.
+    pub fn take_news(&self) -> Result<Option<Resumed>, LinkEnded> {
+        self.attention.store(false, Ordering::Relaxed);
+        let mut resumed = None;
+        loop {
+            let Ok(news) = self.news.try_recv() else {
+                return Ok(resumed);
+            };
+            match news {
+                News::Lost => resumed = Some(self.park()?),
+                News::Resumed { .. } => {}
+                News::Ended(reason) => return Err(LinkEnded { reason }),
+            }
+        }
+    }
+
+    fn park(&self) -> Result<Resumed, LinkEnded> {
+        let gone = || LinkEnded {
+            reason: "its thread is gone".into(),
+        };
+        self.parked.send(()).map_err(|_| gone())?;
+        match self.news.recv().map_err(|_| gone())? {
+            News::Resumed { fresh: true } => Ok(Resumed::Fresh),
+            News::Resumed { fresh: false } => Ok(Resumed::Continued),
+            News::Ended(reason) => Err(LinkEnded { reason }),
+            News::Lost => self.park(),
+        }
+    }
+}
+
+impl QueueHandle {
+    /// Tells the queue that its device is gone. It parks at once, or when its
+    /// thread next looks.
+    pub fn lost(&self) {
+        self.tell(News::Lost);
+    }
+
+    /// Waits until the queue does not touch its ring any more; false when its
+    /// driver is gone.
+    pub fn wait_parked(&self) -> bool {
+        self.parked.recv().is_ok()
+    }
+
+    /// Tells a parked queue that it has a device again.
+    pub fn resumed(&self, resumed: Resumed) {
+        let fresh = resumed == Resumed::Fresh;
+        self.tell(News::Resumed { fresh });
+    }
+
+    /// Tells the queue that there will be no device any more.
+    pub fn ended(&self, reason: &Arc<str>) {
+        self.tell(News::Ended(Arc::clone(reason)));
+    }
+
+    fn tell(&self, news: News) {
+        // A driver that is gone needs no news.
+        if self.news.send(news).is_ok() {
+            self.attention.store(true, Ordering::Release);
+            signal(&self.events.call);
+        }
+    }
+}
+
+impl Drop for QueueHandle {
+    fn drop(&mut self) {
+        self.ended(&"the link was closed".into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_and_rest_are_apart_and_inside() {
+        let memory = DriverMemory::new(3, 128, 1 << 20).unwrap();
+        let mut ends = vec![0];
+        for place in memory.rings() {
+            assert!(place.descriptor >= *ends.last().unwrap());
+            assert!(place.driver >= place.descriptor + 128 * 16);
+            assert!(place.device >= place.driver + 6 + 2 * 128);
+            ends.push(place.device + 6 + 8 * 128);
+        }
+        let (address, span) = memory.rest(0, 1 << 20).unwrap();
+        assert!(address.0 >= GUEST_BASE + ends.last().unwrap());
+        assert_eq!(span.len(), 1 << 20);
+        assert!(memory.rest(memory.len(), 1).is_none());
+        assert!(memory.rest(u64::MAX, 1).is_none());
+    }
+
+    #[test]
+    fn a_cleared_ring_is_empty_and_its_neighbours_are_not() {
+        let memory = DriverMemory::new(2, 256, 4096).unwrap();
+        for index in 0..2 {
+            memory.ring(index).publish_available_index(7);
+            memory.ring(index).set_available_event(9);
+        }
+        memory.clear_ring(0);
+        assert_eq!(memory.ring(0).available_index(), 0);
+        assert_eq!(memory.ring(0).available_event(), 0);
+        assert_eq!(memory.ring(1).available_index(), 7);
+        assert_eq!(memory.ring(1).available_event(), 9);
+    }
+}

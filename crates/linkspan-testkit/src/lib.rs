@@ -1,0 +1,27 @@
+//! What the tests of Linkspan share: a front end that can say anything, a block
+//! driver on it, devices served in this process, a census of what the process
+//! holds, and a sweep that makes each step of a bring-up fail in turn.
+//!
+//! Everything here fails by panicking with what was expected. Every wait has
+//! the deadline [`PATIENCE`], so a test that would hang fails instead.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+pub mod census;
+pub mod disk;
+pub mod front_end;
+pub mod logs;
+pub mod memory;
+pub mod served;
+pub mod sweep;
+
+pub use census::Census;
+pub use disk::{Disk, DiskRing, Io};
+pub use front_end::{FrontEnd, Options, Refused};
+pub use memory::SharedMemory;
+pub use served::Served;
+
+/// How long anything may take that is bound to happen. Far more than it needs on
+/// the slowest machine: only a test that fails waits for so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);

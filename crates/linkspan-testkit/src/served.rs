@@ -1,0 +1,180 @@
+//! A device served by this process on a socket in a folder of its own.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use linkspan_backends::block::BlockDevice;
+use linkspan_backends::image::RawImage;
+use linkspan_engine::vhost_user::{Event, Server};
+use linkspan_engine::{Device, Workers};
+use linkspan_sys::Listener;
+use linkspan_sys::socket::Inherited;
+use tempfile::TempDir;
+
+use crate::PATIENCE;
+use crate::disk::{Disk, SECTOR};
+use crate::front_end::{FrontEnd, Options};
+
+/// Sectors of the disk that is served.
+pub const SECTORS: u64 = 4096;
+
+/// A device that is being served, with all events since its start.
+#[derive(Debug)]
+pub struct Served {
+    server: Option<Server>,
+    events: Receiver<Event>,
+    // Last: sockets in it go before it does.
+    folder: TempDir,
+}
+
+impl Served {
+    /// Serves a disk of [`SECTORS`] sectors with queues of up to 1024 entries on two workers. Sector
+    /// `n` holds [`content`] of `n`.
+    ///
+    /// # Panics
+    /// When anything cannot be had.
+    pub fn disk(queues: u16) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("disk");
+        write_image(&path);
+        let image = RawImage::open(&path, false, Duration::ZERO).expect("an image");
+        let device = BlockDevice::new(Arc::new(image), queues, 1024).expect("a disk");
+        let workers = Arc::new(Workers::new(2).expect("workers"));
+        Self::device(folder, Arc::new(device), workers)
+    }
+
+    /// Serves any device at the path `socket` in `folder`.
+    ///
+    /// # Panics
+    /// When anything cannot be had.
+    pub fn device(folder: TempDir, device: Arc<dyn Device>, workers: Arc<Workers>) -> Self {
+        let listener = Listener::bind(&folder.path().join("socket")).expect("a socket");
+        let (sender, events) = mpsc::channel();
+        let report = move |event| {
+            // Nobody has to listen.
+            let _ = sender.send(event);
+        };
+        let source = Inherited::Listener(listener);
+        let server = Server::start(source, device, workers, report).expect("a server");
+        let served = Self {
+            server: Some(server),
+            events,
+            folder,
+        };
+        assert_eq!(served.next_event(), Event::Listening);
+        served
+    }
+
+    /// Where front ends connect.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    /// The image of the disk.
+    pub fn image(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    /// The server.
+    pub fn server(&self) -> &Server {
+        self.server.as_ref().expect("it runs until it is dropped")
+    }
+
+    /// A new connection.
+    ///
+    /// # Panics
+    /// When nobody listens.
+    #[track_caller]
+    pub fn connect(&self) -> FrontEnd {
+        FrontEnd::connect(&self.socket()).expect("a connection")
+    }
+
+    /// A new connection with `rings` rings of 64 entries that run.
+    ///
+    /// # Panics
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn drive(&self, rings: u16) -> Disk {
+        Disk::bring_up(self.connect(), &Options::default(), rings, 64).expect("a disk")
+    }
+
+    /// What happened next.
+    ///
+    /// # Panics
+    /// When nothing does.
+    #[track_caller]
+    pub fn next_event(&self) -> Event {
+        let event = self.events.recv_timeout(PATIENCE);
+        event.expect("something happens to the link")
+    }
+
+    /// Drops what happened until now.
+    pub fn forget_events(&self) {
+        while self.events.try_recv().is_ok() {}
+    }
+
+    /// Waits for the end of the next connection that ends: why, and whether
+    /// something was wrong.
+    ///
+    /// # Panics
+    /// When none ends.
+    #[track_caller]
+    pub fn next_end(&self) -> (String, bool) {
+        loop {
+            if let Event::Ended { reason, fault, .. } = self.next_event() {
+                return (reason, fault);
+            }
+        }
+    }
+
+    /// Serves the next front end as if nothing had happened: writes, reads back,
+    /// and ends in order.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn expect_serves(&self) {
+        self.forget_events();
+        let mut disk = self.drive(1);
+        let last = SECTORS - 1;
+        for data in [[0x5a; SECTOR].as_slice(), &content(last)] {
+            disk.rings[0].write(last, data);
+            assert_eq!(disk.rings[0].read(last, SECTOR), data);
+        }
+        disk.shut_down();
+        let end = self.next_end();
+        assert!(!end.1, "an orderly end is not a fault: {}", end.0);
+    }
+
+    /// Stops serving.
+    ///
+    /// # Panics
+    /// When requests in flight do not end.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let server = self.server.take().expect("it runs until it is dropped");
+        server.stop().expect("a clean stop");
+        assert!(!self.socket().exists(), "the socket went with the server");
+    }
+}
+
+/// What sector `number` of a fresh image holds.
+pub fn content(number: u64) -> Vec<u8> {
+    let words = 0..SECTOR as u64 / 8;
+    let words = words.flat_map(|word| (number << 16 | word).to_le_bytes());
+    words.collect()
+}
+
+/// Makes an image in which every sector is known.
+///
+/// # Panics
+/// When the file cannot be written.
+pub fn write_image(path: &Path) {
+    let file = File::create(path).expect("an image");
+    let bytes: Vec<u8> = (0..SECTORS).flat_map(content).collect();
+    file.write_all_at(&bytes, 0).expect("room for an image");
+}
