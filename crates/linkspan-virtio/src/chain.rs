@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 use linkspan_mem::fault::{self, Injected};
 use linkspan_mem::{Address, AddressSpace, Descriptor, RegionTable, Span};
 
+use crate::descriptor::VIRTQ_DESC_F_WRITE;
 use crate::limits::{CHAIN_BYTES_MAX, CHAIN_DESCRIPTORS_MAX};
 use crate::queue::QueueError;
-use crate::split::VIRTQ_DESC_F_WRITE;
 
 /// One chain of descriptors as checked places in memory: first those that the
 /// device reads, then those that it writes.
@@ -21,6 +21,10 @@ use crate::split::VIRTQ_DESC_F_WRITE;
 pub struct Chain {
     id: u16,
     descriptors: u16,
+    /// Of a packed queue: descriptors of the ring that it takes, and the entry of
+    /// the in-flight region that holds the first of them.
+    pub(crate) slots: u16,
+    pub(crate) entry: u16,
     writable_total: u32,
     spans: Vec<Span>,
     limit: usize,
@@ -46,6 +50,8 @@ impl Chain {
         Ok(Self {
             id: 0,
             descriptors: 0,
+            slots: 0,
+            entry: 0,
             writable_total: 0,
             spans: fault::try_with_capacity(segments)?,
             limit: segments,
@@ -55,7 +61,8 @@ impl Chain {
         })
     }
 
-    /// What names the chain towards the driver: its head in a split ring.
+    /// What names the chain towards the driver: its head in a split ring, its
+    /// buffer id in a packed one.
     #[inline]
     pub fn id(&self) -> u16 {
         self.id
@@ -158,6 +165,12 @@ impl Chain {
         self.writing = false;
         self.readable = Part::default();
         self.writable = Part::default();
+    }
+
+    /// Gives the chain its name, if it was not known at its beginning.
+    #[inline]
+    pub(crate) fn rename(&mut self, id: u16) {
+        self.id = id;
     }
 
     /// Adds what a descriptor describes. One without bytes adds nothing, and its

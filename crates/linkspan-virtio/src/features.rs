@@ -43,6 +43,9 @@ impl Features {
     pub const SPLIT_QUEUE: Self = Self::VIRTIO_F_VERSION_1
         .union(Self::VIRTIO_F_INDIRECT_DESC)
         .union(Self::VIRTIO_F_EVENT_IDX);
+
+    /// The same for a [`PackedDevice`](crate::packed::PackedDevice).
+    pub const PACKED_QUEUE: Self = Self::SPLIT_QUEUE.union(Self::VIRTIO_F_RING_PACKED);
 }
 
 #[cfg(test)]

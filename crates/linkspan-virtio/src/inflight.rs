@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use linkspan_mem::WindowError;
 use linkspan_mem::fault::Injected;
 
 /// Why a region does not say what is in flight. The front end keeps it and can
@@ -10,6 +11,9 @@ use linkspan_mem::fault::Injected;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InflightError {
+    /// The memory at hand does not hold such a region.
+    #[error(transparent)]
+    Window(#[from] WindowError),
     /// Written by a version of the format that is not known.
     #[error("the in-flight region has version {version}, not 1")]
     Version {
@@ -73,6 +77,14 @@ pub enum InflightError {
         index: u16,
         /// Entries that it says it has.
         num: u16,
+    },
+    /// More descriptors are in flight than the queue has.
+    #[error("the in-flight region has {count} descriptors in flight, the queue has {size}")]
+    TooMany {
+        /// Descriptors in flight.
+        count: u16,
+        /// Entries of the queue.
+        size: u16,
     },
     /// A position that the ring does not have.
     #[error("the in-flight region puts the device at {position}, the queue has {size} entries")]

@@ -1,10 +1,16 @@
 //! What both layouts of a virtqueue share: errors, positions, saved bytes.
 
-use linkspan_mem::SpaceError;
+use linkspan_mem::fault::Injected;
+use linkspan_mem::{SpaceError, WindowError};
+
+/// More entries than any event index can lag behind: what a side counts as
+/// published before its first look, so that the answer is yes.
+pub(crate) const FIRST_NOTIFY: u32 = 1 << 16;
 
 /// How a driver broke a queue. A queue that met one of these is retired: it
 /// keeps the error, touches the ring no more, and only a reset by the driver
-/// brings it back.
+/// brings it back. In a packed ring a chain has no name until its last descriptor
+/// is read: up to then its head is its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
@@ -53,6 +59,28 @@ pub enum QueueError {
         head: u16,
         /// Entries of the table.
         entries: u32,
+    },
+    /// A chain in a packed ring does not end before descriptors that the device
+    /// has not used yet (virtio 1.3 2.8.17).
+    #[error(
+        "the chain at head {head} does not end within the {free} of {size} descriptors that are not in flight"
+    )]
+    Overrun {
+        /// Where the chain begins.
+        head: u16,
+        /// Descriptors that the driver may make available.
+        free: u16,
+        /// Entries of the queue.
+        size: u16,
+    },
+    /// A chain in a packed ring goes on at a descriptor that is not available
+    /// (virtio 1.3 2.8.6, 2.8.17).
+    #[error("the chain at head {head} goes on at descriptor {position}, which is not available")]
+    NotAvailable {
+        /// Where the chain begins.
+        head: u16,
+        /// Where it would go on.
+        position: u16,
     },
     /// A chain has more descriptors than one `pop` should look at.
     #[error("the chain at head {head} has more than {limit} descriptors")]
@@ -132,14 +160,42 @@ pub enum QueueError {
     },
 }
 
-/// Where a device stands in a split ring.
+/// Where a side stands in a ring: in a packed ring bits 0 to 14 are the position
+/// of a descriptor and bit 15 is the wrap counter, as vhost-user has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct QueueState {
-    /// The position in the available ring that the device takes next: what
-    /// vhost-user calls the base of a ring.
+    /// What is made available next: the device takes it, the driver writes it.
     pub next_available: u16,
-    /// The position in the used ring that the device writes next.
+    /// What is used next: the device writes it, the driver takes it.
     pub next_used: u16,
+}
+
+/// Why a queue does not start where it is told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The memory at hand does not hold such a ring.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// The packed ring has no such descriptor.
+    #[error("a packed ring of {size} entries has no position {position}")]
+    Position {
+        /// The position, without its wrap counter.
+        position: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// More descriptors are in flight than there can be.
+    #[error("{apart} descriptors are in flight, which cannot be with {size} entries")]
+    Apart {
+        /// How far the two positions are apart.
+        apart: u32,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// The machine refused memory.
+    #[error(transparent)]
+    Refused(#[from] Injected),
 }
 
 /// Why a queue cannot be saved now.
@@ -197,7 +253,10 @@ pub enum RestoreError {
         /// The bits in question.
         features: u64,
     },
+    /// The queue cannot be as saved.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// The machine refused memory.
     #[error(transparent)]
-    Refused(#[from] linkspan_mem::fault::Injected),
+    Refused(#[from] Injected),
 }

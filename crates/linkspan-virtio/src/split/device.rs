@@ -18,13 +18,13 @@ use linkspan_mem::{
 };
 
 use super::inflight::Tracker;
-use super::saved::{self, SNAPSHOT_LEN, Saved, load, save};
 use super::walk::walk;
-use super::{FIRST_NOTIFY, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
+use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::chain::Chain;
 use crate::features::Features;
 use crate::inflight::InflightError;
-use crate::queue::{NotQuiet, QueueError, QueueState, RestoreError};
+use crate::queue::{FIRST_NOTIFY, NotQuiet, QueueError, QueueState, RestoreError};
+use crate::saved::{self, SNAPSHOT_LEN, Saved, load, save};
 
 /// The device's side of a split virtqueue (virtio 1.3 2.7).
 ///
@@ -339,7 +339,11 @@ impl<M: RingMemory> SplitDevice<M> {
         match self.unpublished() {
             0 => {
                 let (state, features) = (self.state(), self.features);
-                Ok(save(saved::DEVICE, self.size(), &Saved { state, features }))
+                Ok(save(
+                    saved::SPLIT_DEVICE,
+                    self.size(),
+                    &Saved { state, features },
+                ))
             }
             count => Err(NotQuiet::Unpublished { count }),
         }
@@ -350,7 +354,7 @@ impl<M: RingMemory> SplitDevice<M> {
     /// # Errors
     /// When the bytes are not those of such a queue.
     pub fn restore(ring: SplitRing<M>, bytes: &[u8]) -> Result<Self, RestoreError> {
-        let saved = load(saved::DEVICE, ring.size(), bytes)?;
+        let saved = load(saved::SPLIT_DEVICE, ring.size(), bytes)?;
         Ok(Self::new(ring, saved.features, saved.state)?)
     }
 

@@ -2,9 +2,9 @@
 
 #![expect(dead_code, reason = "each test file uses a part of it")]
 
-use linkspan_mem::{Descriptor, Gpa, GuestMemory, Region, SplitRing, UserVa, Window};
+use linkspan_mem::{Descriptor, Gpa, GuestMemory, PackedRing, Region, SplitRing, UserVa, Window};
 use linkspan_virtio::split::{Buffer, IndirectTable, SplitDevice, SplitDriver};
-use linkspan_virtio::{Chain, Features, QueueState};
+use linkspan_virtio::{Chain, DeviceQueue, DriverQueue, Features, QueueLayout, QueueState};
 
 /// First guest address of the memory.
 pub(crate) const BASE: u64 = 0x1_0000;
@@ -17,6 +17,7 @@ const RING_BYTES: usize = 0x2_0000;
 
 pub(crate) const PLAIN: Features = Features::VIRTIO_F_VERSION_1;
 pub(crate) const ALL: Features = Features::SPLIT_QUEUE;
+pub(crate) const PACKED: Features = Features::PACKED_QUEUE;
 
 pub(crate) struct Rig {
     pub(crate) memory: GuestMemory,
@@ -47,6 +48,59 @@ impl Rig {
             size,
         )
         .unwrap()
+    }
+
+    /// The parts of the one queue of the rig, in the layout of these features.
+    pub(crate) fn parts(&self, features: Features) -> [Window; 3] {
+        let lens = QueueLayout::of(features).part_lens(self.size);
+        let mut at = [0, 0x2000, 0x3000].into_iter();
+        lens.map(|len| {
+            let at = Gpa(BASE + at.next().unwrap());
+            self.memory.guest.window(at, len).unwrap()
+        })
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    pub(crate) fn packed(&self) -> PackedRing<Window> {
+        let [descriptors, driver, device] = self.parts(PACKED);
+        PackedRing::new(descriptors, driver, device, self.size).unwrap()
+    }
+
+    /// Both sides of a new queue, standing `start` entries behind its beginning
+    /// (rounds of a packed ring included).
+    pub(crate) fn queues(
+        &self,
+        features: Features,
+        start: u16,
+    ) -> (DriverQueue<Window>, DeviceQueue<Window>) {
+        let (layout, size) = (QueueLayout::of(features), self.size);
+        let at = match layout {
+            QueueLayout::Split => {
+                self.ring().publish_available_index(start);
+                self.ring().publish_used_index(start);
+                start
+            }
+            QueueLayout::Packed => {
+                let wrap = (start / size).is_multiple_of(2);
+                let ring = self.packed();
+                // As the round before this one left the descriptors behind.
+                for index in 0..size {
+                    let used = wrap == (index < start % size);
+                    ring.set_flags(index, if used { 0x8080 } else { 0 });
+                }
+                (start % size) | u16::from(wrap) << 15
+            }
+        };
+        let state = QueueState {
+            next_available: at,
+            next_used: at,
+        };
+        let driver = DriverQueue::new(self.parts(features), size, features, state).unwrap();
+        let device = DeviceQueue::new(self.parts(features), size, features, state).unwrap();
+        (driver, device)
     }
 
     /// Memory for an in-flight region, zeroed at first.

@@ -1,32 +1,38 @@
-//! The saved form of a split queue, of either side: 16 bytes, little endian.
+//! The saved form of a queue, of either layout and side: 16 bytes, little endian.
 //!
 //! | bytes | meaning |
 //! |---|---|
 //! | 0..2 | kind: what was saved (high byte) and version of this form (low byte) |
 //! | 2..4 | entries of the queue |
-//! | 4..6 | next position in the available ring |
-//! | 6..8 | next position in the used ring |
+//! | 4..6 | [`QueueState::next_available`] |
+//! | 6..8 | [`QueueState::next_used`] |
 //! | 8..16 | accepted features |
 
 use crate::features::Features;
 use crate::queue::{QueueState, RestoreError};
 
-/// Bytes of a saved split queue.
+/// Bytes of a saved queue.
 pub const SNAPSHOT_LEN: usize = 16;
 
-/// A device's side, version 1.
-pub(super) const DEVICE: u16 = 0x5301;
+/// A device's side of a split queue, version 1.
+pub(crate) const SPLIT_DEVICE: u16 = 0x5301;
 
-/// A driver's side, version 1.
-pub(super) const DRIVER: u16 = 0x4401;
+/// A driver's side of a split queue, version 1.
+pub(crate) const SPLIT_DRIVER: u16 = 0x4401;
+
+/// A device's side of a packed queue, version 1.
+pub(crate) const PACKED_DEVICE: u16 = 0x5001;
+
+/// A driver's side of a packed queue, version 1.
+pub(crate) const PACKED_DRIVER: u16 = 0x5101;
 
 /// What a queue is rebuilt from.
-pub(super) struct Saved {
-    pub(super) state: QueueState,
-    pub(super) features: Features,
+pub(crate) struct Saved {
+    pub(crate) state: QueueState,
+    pub(crate) features: Features,
 }
 
-pub(super) fn save(kind: u16, size: u16, saved: &Saved) -> [u8; SNAPSHOT_LEN] {
+pub(crate) fn save(kind: u16, size: u16, saved: &Saved) -> [u8; SNAPSHOT_LEN] {
     let mut bytes = [0; SNAPSHOT_LEN];
     bytes[..2].copy_from_slice(&kind.to_le_bytes());
     bytes[2..4].copy_from_slice(&size.to_le_bytes());
@@ -36,9 +42,9 @@ pub(super) fn save(kind: u16, size: u16, saved: &Saved) -> [u8; SNAPSHOT_LEN] {
     bytes
 }
 
-/// Any positions are possible, so only kind, size and layout can be wrong; what
-/// does not fit the ring shows as an index that jumps.
-pub(super) fn load(want: u16, size: u16, bytes: &[u8]) -> Result<Saved, RestoreError> {
+/// Kind, size and layout can be wrong. Positions are left to the queue; in a split
+/// ring any are possible, and what does not fit it shows as an index that jumps.
+pub(crate) fn load(want: u16, size: u16, bytes: &[u8]) -> Result<Saved, RestoreError> {
     let Ok(bytes) = <&[u8; SNAPSHOT_LEN]>::try_from(bytes) else {
         return Err(RestoreError::Length {
             len: bytes.len(),
@@ -55,10 +61,10 @@ pub(super) fn load(want: u16, size: u16, bytes: &[u8]) -> Result<Saved, RestoreE
         return Err(RestoreError::Size { saved, size });
     }
     let features = Features::from_bits_retain(u64::from_le_bytes(features));
-    let alien = features & Features::VIRTIO_F_RING_PACKED;
-    if !alien.is_empty() {
+    let packed = matches!(want, PACKED_DEVICE | PACKED_DRIVER);
+    if packed != features.contains(Features::VIRTIO_F_RING_PACKED) {
         return Err(RestoreError::Features {
-            features: alien.bits(),
+            features: Features::VIRTIO_F_RING_PACKED.bits(),
         });
     }
     let state = QueueState {

@@ -1,0 +1,479 @@
+//! The device's side of a packed virtqueue.
+//!
+//! Used as the split one is (see [`SplitDevice`](crate::split::SplitDevice)).
+//! A packed ring has no indices, so [`refresh`](PackedDevice::refresh) says only
+//! whether a chain waits, and [`pop`](PackedDevice::pop) looks at the ring itself.
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault;
+use linkspan_mem::{
+    Address, AddressSpace, EventSuppression, InflightPacked, PackedRing, RingMemory,
+    publish_then_check,
+};
+
+use super::inflight::Tracker;
+use super::position::Position;
+use super::walk::{Copied, walk};
+use super::{RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, wanted};
+use crate::chain::Chain;
+use crate::descriptor::VIRTQ_DESC_F_WRITE;
+use crate::features::Features;
+use crate::inflight::InflightError;
+use crate::order::Order;
+use crate::queue::{FIRST_NOTIFY, NotQuiet, QueueError, QueueState, RestoreError, StartError};
+use crate::saved::{self, SNAPSHOT_LEN, Saved, load, save};
+
+/// The device's side of a packed virtqueue (virtio 1.3 2.8).
+///
+/// After the first [`QueueError`] the queue is retired: every call gives that
+/// error and leaves the ring alone.
+#[derive(Debug)]
+pub struct PackedDevice<M> {
+    ring: PackedRing<M>,
+    features: Features,
+    /// From the features, as the hot path asks for them.
+    event_idx: bool,
+    indirect: bool,
+    next_available: Position,
+    next_used: Position,
+    published_used: Position,
+    /// Descriptors from `published_used` to `next_available`: those that the
+    /// driver must not touch.
+    held: u16,
+    /// Used descriptors pushed and not yet published, by chains.
+    unpublished: u16,
+    /// Index and flags of the first one: written last, so that the driver sees
+    /// the batch whole.
+    withheld: Option<(u16, u16)>,
+    /// Descriptors published since `notify_wanted` last said what they mean.
+    unnotified: u32,
+    /// Whether the driver may believe that we want notifications.
+    armed: bool,
+    /// One bit for each buffer id that is with the device.
+    taken: Vec<u64>,
+    in_flight: u16,
+    /// With `VIRTIO_F_IN_ORDER`, what is in flight, and where the used descriptor
+    /// of the run of chains stands that the next one may go on.
+    order: Option<Order>,
+    run: Option<Position>,
+    inflight: Option<Tracker<M>>,
+    retired: Option<QueueError>,
+}
+
+/// Words of a set of all buffer ids: a driver may choose any.
+const ID_WORDS: usize = (1 << 16) / 64;
+
+impl<M: RingMemory> PackedDevice<M> {
+    /// Serves `ring` from `state` on, with the features that the driver accepted.
+    /// A new ring begins at [`START`](super::START).
+    ///
+    /// # Errors
+    /// When the ring has no such positions, or memory for the set of chains in
+    /// flight cannot be had.
+    pub fn new(
+        ring: PackedRing<M>,
+        features: Features,
+        state: QueueState,
+    ) -> Result<Self, StartError> {
+        assert!(
+            features.contains(Features::VIRTIO_F_RING_PACKED),
+            "a split ring is not a packed ring"
+        );
+        let size = ring.size();
+        let next_available = Position::checked(state.next_available, size)?;
+        let next_used = Position::checked(state.next_used, size)?;
+        let apart = next_available.since(next_used, size);
+        let held = match u16::try_from(apart) {
+            Ok(held) if held <= size => held,
+            _ => return Err(StartError::Apart { apart, size }),
+        };
+        let mut taken = fault::try_with_capacity(ID_WORDS)?;
+        taken.resize(ID_WORDS, 0);
+        let in_order = features.contains(Features::VIRTIO_F_IN_ORDER);
+        Ok(Self {
+            ring,
+            features,
+            event_idx: features.contains(Features::VIRTIO_F_EVENT_IDX),
+            indirect: features.contains(Features::VIRTIO_F_INDIRECT_DESC),
+            next_available,
+            next_used,
+            published_used: next_used,
+            held,
+            unpublished: 0,
+            withheld: None,
+            unnotified: FIRST_NOTIFY,
+            armed: true,
+            taken,
+            in_flight: 0,
+            order: in_order.then(|| Order::new(size)).transpose()?,
+            run: None,
+            inflight: None,
+            retired: None,
+        })
+    }
+
+    /// Writes down in `region` what is in flight, from now on. What an earlier
+    /// life left there in flight is popped first, in the order in which it was
+    /// taken then, and the device goes on from where that life stood, whatever
+    /// the base was.
+    ///
+    /// # Errors
+    /// When the region is not one that a device left.
+    ///
+    /// # Panics
+    /// When chains were popped before.
+    pub fn track(mut self, region: InflightPacked<M>) -> Result<Self, InflightError> {
+        assert!(
+            self.in_flight == 0 && self.unpublished == 0,
+            "tracking begins before the first chain"
+        );
+        let (tracker, held) = Tracker::new(region, &self.ring, self.next_used)?;
+        if let Some(held) = held {
+            self.next_used = tracker.used();
+            self.published_used = self.next_used;
+            self.next_available = self.next_used.plus(held, self.ring.size());
+            self.held = held;
+        }
+        self.inflight = Some(tracker);
+        Ok(self)
+    }
+
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// The ring.
+    pub fn ring(&self) -> &PackedRing<M> {
+        &self.ring
+    }
+
+    /// The error that retired the queue.
+    pub fn retired(&self) -> Option<QueueError> {
+        self.retired
+    }
+
+    /// Chains that were popped and not yet pushed.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Where the device stands. Chains in flight lie before `next_available`.
+    pub fn state(&self) -> QueueState {
+        QueueState {
+            next_available: self.next_available.bits(),
+            next_used: self.next_used.bits(),
+        }
+    }
+
+    /// Looks whether a chain waits, and says how many do at least; what it
+    /// consists of is visible afterwards.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn refresh(&mut self) -> Result<u16, QueueError> {
+        self.check()?;
+        let flags = self.ring.flags(self.next_available.index);
+        let waiting = u16::from(self.next_available.is_available(flags));
+        Ok(waiting.saturating_add(self.resubmits()))
+    }
+
+    /// Takes the next chain; `false` when none is available. Chains of an earlier
+    /// life come first.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the chain.
+    #[inline]
+    pub fn pop<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chain: &mut Chain,
+    ) -> Result<bool, QueueError> {
+        self.check()?;
+        let again = self.inflight.as_mut().and_then(Tracker::next_resubmit);
+        let walked = match again {
+            Some(entry) => self.walk_copies(space, chain, entry),
+            None => {
+                let flags = self.ring.flags(self.next_available.index);
+                if !self.next_available.is_available(flags) {
+                    return Ok(false);
+                }
+                self.walk_ring(space, chain, flags)
+            }
+        };
+        if let Err(error) = walked {
+            return Err(self.retire(error));
+        }
+        let id = chain.id();
+        let (word, bit) = place(id);
+        if self.taken[word] & bit != 0 {
+            return Err(self.retire(QueueError::HeadInFlight { head: id }));
+        }
+        self.taken[word] |= bit;
+        self.in_flight += 1;
+        if let Some(order) = &mut self.order {
+            order.add(id);
+        }
+        if again.is_none() {
+            self.next_available = self.next_available.plus(chain.slots, self.ring.size());
+            self.held += chain.slots;
+            if let Some(inflight) = &mut self.inflight {
+                chain.entry = inflight.take();
+            }
+        }
+        Ok(true)
+    }
+
+    /// Says that the device is done with `chain`, of which it wrote the first
+    /// `written` writable bytes. The driver does not see it yet.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    ///
+    /// # Panics
+    /// When the chain is not in flight, or not the oldest in flight although
+    /// `VIRTIO_F_IN_ORDER` was accepted, or `written` is more than it can hold:
+    /// all are mistakes of the device.
+    #[inline]
+    pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+        self.check()?;
+        let id = chain.id();
+        let (word, bit) = place(id);
+        assert!(self.taken[word] & bit != 0, "chain {id} is not in flight");
+        assert!(
+            written <= chain.writable_total(),
+            "{written} bytes do not fit into chain {id}"
+        );
+        if let Some(order) = &mut self.order {
+            let oldest = order.remove_oldest();
+            assert!(oldest == Some(id), "chain {id} is not the oldest in flight");
+        }
+        self.taken[word] &= !bit;
+        self.in_flight -= 1;
+        // In order, one used descriptor serves for a run of chains: those before
+        // the last must have been used completely (virtio 1.3 2.8.9).
+        let at = self.run.take().unwrap_or(self.next_used);
+        if self.order.is_some() && written == chain.writable_total() {
+            self.run = Some(at);
+        }
+        self.ring.set_used(at.index, id, written);
+        let wrote = if written == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
+        let flags = at.used() | wrote;
+        match self.withheld {
+            Some((first, _)) if first != at.index => self.ring.set_flags(at.index, flags),
+            _ => self.withheld = Some((at.index, flags)),
+        }
+        self.next_used = self.next_used.plus(chain.slots, self.ring.size());
+        self.unpublished += 1;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.push(chain.entry);
+        }
+        Ok(())
+    }
+
+    /// Shows the driver all that was pushed, with one store.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn publish(&mut self) -> Result<(), QueueError> {
+        self.check()?;
+        let Some((index, flags)) = self.withheld.take() else {
+            return Ok(());
+        };
+        if let Some(inflight) = &mut self.inflight {
+            inflight.before_publish(self.next_used);
+        }
+        self.ring.publish_flags(index, flags);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.after_publish();
+        }
+        let size = self.ring.size();
+        // At least one chain and at most all that is held, so never 0 for a round.
+        let count = self.next_used.since(self.published_used, size);
+        self.held -= u16::try_from(count).unwrap_or(self.held);
+        self.published_used = self.next_used;
+        self.unpublished = 0;
+        self.run = None;
+        self.unnotified = self.unnotified.saturating_add(count);
+        Ok(())
+    }
+
+    /// Whether the driver wants to hear of what was published since the last
+    /// call (virtio 1.3 2.8.10). The first call says yes: what an earlier life of
+    /// the device published may never have been notified.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn notify_wanted(&mut self) -> Result<bool, QueueError> {
+        self.check()?;
+        let count = core::mem::take(&mut self.unnotified);
+        if count == 0 {
+            return Ok(false);
+        }
+        publish_then_check();
+        let event = self.ring.driver_event();
+        let (new, size) = (self.published_used, self.ring.size());
+        Ok(count >= FIRST_NOTIFY || wanted(event, self.event_idx, new, count, size))
+    }
+
+    /// Asks for a notification of the next chain and looks once more: `true`
+    /// when chains wait already, so that the device must not sleep.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    pub fn arm(&mut self) -> Result<bool, QueueError> {
+        self.check()?;
+        if self.event_idx {
+            self.ring.set_device_event(EventSuppression {
+                position: self.next_available.bits(),
+                flags: RING_EVENT_FLAGS_DESC,
+            });
+        } else {
+            self.ring.set_device_event_flags(RING_EVENT_FLAGS_ENABLE);
+        }
+        self.armed = true;
+        publish_then_check();
+        Ok(self.refresh()? != 0)
+    }
+
+    /// Asks for no notifications, as the device is awake.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn disarm(&mut self) -> Result<(), QueueError> {
+        self.check()?;
+        if self.armed {
+            self.ring.set_device_event_flags(RING_EVENT_FLAGS_DISABLE);
+        }
+        self.armed = false;
+        Ok(())
+    }
+
+    /// Retires the queue, for a device that cannot answer what it popped; gives
+    /// the error that counts, which is the first.
+    #[cold]
+    pub fn retire(&mut self, error: QueueError) -> QueueError {
+        *self.retired.get_or_insert(error)
+    }
+
+    /// Saves the queue; see [`restore`](Self::restore).
+    ///
+    /// # Errors
+    /// When chains are in flight, used ones not published, or the queue retired.
+    pub fn snapshot(&self) -> Result<[u8; SNAPSHOT_LEN], NotQuiet> {
+        if self.retired.is_some() {
+            return Err(NotQuiet::Retired);
+        }
+        let count = self.in_flight.saturating_add(self.resubmits());
+        if count != 0 {
+            return Err(NotQuiet::InFlight { count });
+        }
+        match self.unpublished {
+            0 => {
+                let (state, features) = (self.state(), self.features);
+                let saved = Saved { state, features };
+                Ok(save(saved::PACKED_DEVICE, self.size(), &saved))
+            }
+            count => Err(NotQuiet::Unpublished { count }),
+        }
+    }
+
+    /// Serves `ring` from where [`snapshot`](Self::snapshot) stopped.
+    ///
+    /// # Errors
+    /// When the bytes are not those of such a queue.
+    pub fn restore(ring: PackedRing<M>, bytes: &[u8]) -> Result<Self, RestoreError> {
+        let saved = load(saved::PACKED_DEVICE, ring.size(), bytes)?;
+        Ok(Self::new(ring, saved.features, saved.state)?)
+    }
+
+    /// Fills `chain` from the ring, whose next descriptor has `flags`.
+    #[inline]
+    fn walk_ring<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chain: &mut Chain,
+        flags: u16,
+    ) -> Result<(), QueueError> {
+        let (ring, size, start) = (&self.ring, self.ring.size(), self.next_available);
+        let (head, free) = (start.index, size - self.held);
+        let mut inflight = self.inflight.as_mut();
+        if let Some(inflight) = &mut inflight {
+            inflight.begin();
+        }
+        chain.begin(head);
+        let mut count = 0;
+        walk(space, self.indirect, chain, || {
+            if count == free {
+                return Err(QueueError::Overrun { head, free, size });
+            }
+            let at = start.plus(count, size);
+            let flags = if count == 0 {
+                flags
+            } else {
+                ring.flags(at.index)
+            };
+            if !at.is_available(flags) {
+                let position = at.index;
+                return Err(QueueError::NotAvailable { head, position });
+            }
+            count += 1;
+            let descriptor = ring.descriptor(at.index);
+            let copied = Copied {
+                address: descriptor.address,
+                len: descriptor.len,
+                id: descriptor.id,
+                flags,
+            };
+            if let Some(inflight) = &mut inflight {
+                inflight.stage(copied);
+            }
+            Ok(copied)
+        })
+    }
+
+    /// Fills `chain` from the copies that an earlier life left, which are looked
+    /// at as if they were new.
+    #[cold]
+    fn walk_copies<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chain: &mut Chain,
+        entry: u16,
+    ) -> Result<(), QueueError> {
+        chain.begin(entry);
+        chain.entry = entry;
+        let mut next = entry;
+        let inflight = self.inflight.as_ref();
+        walk(space, self.indirect, chain, || {
+            // What was recovered ends as its flags say, so there is a next one.
+            let (copied, after) = inflight.map_or((Copied::NONE, 0), |it| it.copied(next));
+            next = after;
+            Ok(copied)
+        })
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), QueueError> {
+        match self.retired {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    #[inline]
+    fn resubmits(&self) -> u16 {
+        self.inflight.as_ref().map_or(0, Tracker::resubmits)
+    }
+}
+
+/// Word and bit of a buffer id in the set of those taken.
+#[inline]
+fn place(id: u16) -> (usize, u64) {
+    (usize::from(id / 64), 1 << (id % 64))
+}
