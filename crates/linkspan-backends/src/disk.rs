@@ -325,7 +325,7 @@ mod tests {
             handle.lost();
             assert!(handle.wait_parked());
             rig.memory.clear_ring(0);
-            let device = rig.start(&[handle.events.clone()]);
+            let device = rig.start(std::slice::from_ref(&handle.events));
             handle.resumed(Resumed::Fresh);
             (device, driving.join().unwrap())
         });

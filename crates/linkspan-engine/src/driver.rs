@@ -283,9 +283,8 @@ impl QueueLink {
         self.attention.store(false, Ordering::Relaxed);
         let mut resumed = None;
         loop {
-            let news = match self.news.try_recv() {
-                Ok(news) => news,
-                Err(_) => return Ok(resumed),
+            let Ok(news) = self.news.try_recv() else {
+                return Ok(resumed);
             };
             match news {
                 News::Lost => resumed = Some(self.park()?),

@@ -42,8 +42,9 @@ pub trait Session {
     /// The next message to send.
     fn poll_send(&mut self) -> Option<Outgoing>;
 
-    /// Becomes readable when [`wake`](Self::wake) is due.
-    fn wake_fd(&self) -> BorrowedFd<'_>;
+    /// Becomes readable when [`wake`](Self::wake) is due; `None` for a session
+    /// that waits for its peer only.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Takes in what other threads have for the session.
     ///
@@ -74,6 +75,10 @@ pub enum End<E> {
     PeerClosed,
     /// We were asked to end.
     Cancelled,
+    /// What was waited for has happened; the session goes on.
+    Reached,
+    /// The deadline for it passed.
+    Late,
     /// The session ended itself.
     Failed(E),
     /// The socket failed.
@@ -100,14 +105,27 @@ pub fn run<S: Session>(
     stream: &Stream,
     cancel: &EventFd,
 ) -> Result<End<S::Error>, NotQuiet> {
-    let end = converse(session, stream, cancel).unwrap_or_else(|error| match error.kind() {
-        // It left while we had something to say to it, or it to us.
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::PeerClosed,
-        _ => End::Socket(error),
-    });
+    let end = run_until(session, stream, cancel, None, |_| false);
     session.close();
     settle(session)?;
     Ok(end)
+}
+
+/// Runs a session over a connected socket until `reached` says that it has come
+/// far enough, or it ends, or `deadline` passes. The session is not closed.
+pub fn run_until<S: Session>(
+    session: &mut S,
+    stream: &Stream,
+    cancel: &EventFd,
+    deadline: Option<Instant>,
+    reached: impl Fn(&S) -> bool,
+) -> End<S::Error> {
+    let end = converse(session, stream, cancel, deadline, reached);
+    end.unwrap_or_else(|error| match error.kind() {
+        // It left while we had something to say to it, or it to us.
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => End::PeerClosed,
+        _ => End::Socket(error),
+    })
 }
 
 /// A session that ended but whose work did not.
@@ -119,15 +137,22 @@ fn converse<S: Session>(
     session: &mut S,
     stream: &Stream,
     cancel: &EventFd,
+    deadline: Option<Instant>,
+    reached: impl Fn(&S) -> bool,
 ) -> io::Result<End<S::Error>> {
     let epoll = Epoll::new()?;
     epoll.add(stream, PEER, Interest::READ)?;
-    epoll.add(session.wake_fd(), WAKE, Interest::READ)?;
+    if let Some(wake) = session.wake_fd() {
+        epoll.add(wake, WAKE, Interest::READ)?;
+    }
     epoll.add(cancel, CANCEL, Interest::READ)?;
     let mut ready = Ready::with_capacity(4);
     let mut listening = true;
     loop {
         send_all(session, stream)?;
+        if reached(session) {
+            return Ok(End::Reached);
+        }
         // A peer that goes on talking while the session waits for something of
         // its own must not keep this thread awake; its end is noticed all the same.
         let wants = session.wanted() > 0;
@@ -140,7 +165,11 @@ fn converse<S: Session>(
             epoll.modify(stream, PEER, interest)?;
             listening = wants;
         }
-        epoll.wait(&mut ready, None)?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(End::Late);
+        }
+        epoll.wait(&mut ready, left)?;
         for event in ready.iter() {
             let end = match event.token {
                 CANCEL => Some(End::Cancelled),
@@ -199,7 +228,10 @@ fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
         if session.is_quiet() {
             return Ok(());
         }
-        match wait_for(session.wake_fd(), Direction::Read, None, Some(deadline)) {
+        let Some(wake) = session.wake_fd() else {
+            return Err(NotQuiet);
+        };
+        match wait_for(wake, Direction::Read, None, Some(deadline)) {
             Ok(Wake::Ready) => {}
             _ => return Err(NotQuiet),
         }

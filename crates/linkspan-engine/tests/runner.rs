@@ -60,8 +60,8 @@ impl Session for Echo {
         self.answers.pop_front()
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wake.as_fd())
     }
 
     fn wake(&mut self) -> Result<(), Refused> {

@@ -18,5 +18,9 @@ pub use barrier::{observe, publish, publish_then_check};
 pub use region::{Backing, OutsideRegion, Region, SharedSlice};
 #[cfg(loom)]
 pub use ring::model;
-pub use ring::{Descriptor, RingMemory, SplitRing, UsedElement, Window, WindowError};
+pub use ring::{
+    Descriptor, EventSuppression, InflightPacked, InflightPackedEntry, InflightSplit,
+    InflightSplitEntry, Life, Mortal, PackedDescriptor, PackedRing, RingMemory, SplitRing,
+    UsedElement, Window, WindowError,
+};
 pub use space::{AddressSpace, GuestMemory, RegionTable, Short, SpaceError, Span};

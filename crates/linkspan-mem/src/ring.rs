@@ -1,12 +1,19 @@
 //! Windows onto rings in shared memory: each field read and written by value,
 //! with the ordering that its meaning asks for, bounds checked once.
 
+mod inflight;
 #[cfg(loom)]
 pub mod model;
+mod mortal;
+mod packed;
+
+pub use inflight::{InflightPacked, InflightPackedEntry, InflightSplit, InflightSplitEntry};
+pub use mortal::{Life, Mortal};
+pub use packed::{EventSuppression, PackedDescriptor, PackedRing};
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::barrier::{observe, publish};
 use crate::region::{OutsideRegion, Region};
@@ -24,6 +31,18 @@ pub trait RingMemory: Send {
 
     /// Whether offsets that are multiples of `align` are aligned so in memory.
     fn is_aligned(&self, align: usize) -> bool;
+
+    /// Reads 8 bits, relaxed.
+    ///
+    /// # Safety
+    /// `offset < len()`.
+    unsafe fn load_u8(&self, offset: usize) -> u8;
+
+    /// Writes 8 bits, relaxed.
+    ///
+    /// # Safety
+    /// As for [`load_u8`](Self::load_u8).
+    unsafe fn store_u8(&self, offset: usize, value: u8);
 
     /// Reads 16 bits, relaxed, in the machine's byte order.
     ///
@@ -85,8 +104,9 @@ pub enum WindowError {
         /// The alignment asked for, in bytes.
         align: usize,
     },
-    /// A split ring's size is a power of two up to 32768 (virtio 1.3 2.7).
-    #[error("{size} is not a possible queue size: a power of two from 1 to 32768")]
+    /// A queue has 1 to 32768 entries, and in the split layout a power of two
+    /// (virtio 1.3 2.7, 2.8.10.1).
+    #[error("{size} is not a possible queue size: 1 to 32768, and a power of two if split")]
     Size {
         /// The size asked for.
         size: u16,
@@ -152,6 +172,7 @@ impl RingMemory for Window {
         self.base.addr().get().is_multiple_of(align)
     }
 
+    window_access!(load_u8, store_u8, u8, AtomicU8);
     window_access!(load_u16, store_u16, u16, AtomicU16);
     window_access!(load_u32, store_u32, u32, AtomicU32);
     window_access!(load_u64, store_u64, u64, AtomicU64);

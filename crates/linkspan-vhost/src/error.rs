@@ -4,6 +4,7 @@ use core::fmt;
 
 use thiserror::Error;
 
+use crate::area::AreaError;
 use crate::backend::{ConfigError, Failure, FramingError, Misuse, RingError};
 use crate::memory::MemoryError;
 use crate::message::{self, FRONTEND_REQUESTS, Gate};
@@ -121,6 +122,29 @@ pub enum Cause {
     /// An access to configuration space that cannot be.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An in-flight region or a log that cannot be.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    /// A device status that cannot be.
+    #[error("a device status of {value:#x}; it has 8 bits")]
+    Status {
+        /// What came instead.
+        value: u64,
+    },
+    /// A state transfer that does not exist.
+    #[error("direction {direction} and phase {phase} of a state transfer; 0 and 1, and 0 exist")]
+    DeviceState {
+        /// The direction.
+        direction: u32,
+        /// The phase.
+        phase: u32,
+    },
+    /// A state cannot be moved while rings run.
+    #[error("the state of a device whose ring {ring} runs cannot be moved")]
+    StateOfRunning {
+        /// The ring.
+        ring: u16,
+    },
     /// Whoever drives the session could not do its part.
     #[error(transparent)]
     Failed(#[from] Failure),

@@ -13,7 +13,6 @@ use crate::wire::MemoryRegionDescription;
 /// nor its range in the file wraps. Whether the file has these bytes is for
 /// whoever maps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct MemoryRegion {
     /// First guest address.
     pub guest_address: Gpa,

@@ -134,6 +134,8 @@ pub enum Reply {
     Always(Payload),
     /// This, always; an empty body says that it failed.
     OrEmpty(Payload),
+    /// A `u64`, always; a low byte that is not 0 says that it failed.
+    Code,
 }
 
 /// What a front end sends, by number.
@@ -312,6 +314,11 @@ impl<R: Copy> Message<R> {
         self
     }
 
+    const fn replies_code(mut self) -> Self {
+        self.reply = Reply::Code;
+        self
+    }
+
     const fn reply_fds(mut self, max: usize) -> Self {
         self.reply_fds = max;
         self
@@ -385,8 +392,8 @@ pub static FRONTEND_REQUESTS: [Message<Request>; 44] = {
         front(R::SetStatus, "VHOST_USER_SET_STATUS", P::U64).with(F::STATUS),
         front(R::GetStatus, "VHOST_USER_GET_STATUS", P::None).with(F::STATUS).replies(P::U64),
         front(R::GetSharedObject, "VHOST_USER_GET_SHARED_OBJECT", P::SharedObject).with(F::SHARED_OBJECT).replies(P::None).reply_fds(1),
-        front(R::SetDeviceStateFd, "VHOST_USER_SET_DEVICE_STATE_FD", P::DeviceState).fds(1, 1).with(F::DEVICE_STATE).replies(P::U64).reply_fds(1),
-        front(R::CheckDeviceState, "VHOST_USER_CHECK_DEVICE_STATE", P::None).with(F::DEVICE_STATE).replies(P::U64),
+        front(R::SetDeviceStateFd, "VHOST_USER_SET_DEVICE_STATE_FD", P::DeviceState).fds(1, 1).with(F::DEVICE_STATE).replies_code().reply_fds(1),
+        front(R::CheckDeviceState, "VHOST_USER_CHECK_DEVICE_STATE", P::None).with(F::DEVICE_STATE).replies_code(),
         front(R::GetShmemConfig, "VHOST_USER_GET_SHMEM_CONFIG", P::None).with(F::SHMEM).replies(P::ShmemConfig),
     ]
 };
@@ -504,6 +511,7 @@ impl fmt::Display for Reply {
         match self {
             Self::Ack => f.write_str("if asked"),
             Self::Always(payload) => write!(f, "always: {payload}"),
+            Self::Code => write!(f, "always: {}, not 0 on failure", Payload::U64),
             Self::OrEmpty(payload) => write!(f, "always: {payload}; empty on failure"),
         }
     }

@@ -6,6 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::area::AreaError;
+use crate::backend::OfferError;
 use crate::memory::MemoryError;
 use crate::ring::{Notifier, Ring, RingAddresses, RingError};
 use crate::wire::MemoryRegionDescription;
@@ -76,6 +77,9 @@ pub enum RestoreError {
         /// Bytes that a session of this kind has.
         want: usize,
     },
+    /// What is offered cannot be.
+    #[error(transparent)]
+    Offer(#[from] OfferError),
     /// Virtio features that are not offered any more.
     #[error("features {unknown:#x} are not offered")]
     Features {

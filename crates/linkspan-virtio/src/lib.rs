@@ -6,10 +6,12 @@ extern crate alloc;
 
 mod chain;
 mod features;
+mod inflight;
 pub mod limits;
 mod queue;
 pub mod split;
 
 pub use chain::Chain;
 pub use features::Features;
+pub use inflight::InflightError;
 pub use queue::{NotQuiet, QueueError, QueueState, RestoreError};

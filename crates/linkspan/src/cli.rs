@@ -1,11 +1,12 @@
 //! The command line: nouns, verbs and what they share.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::{blk, demo, exit};
+use crate::{blk, demo, driver, exit};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -31,6 +32,8 @@ struct Cli {
 enum Command {
     /// Serves a disk image to a virtual machine over vhost-user
     Blk(blk::Args),
+    /// Drives a device from this process, without a guest
+    Driver(driver::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
     Demo(demo::Args),
 }
@@ -41,6 +44,7 @@ pub fn main() -> ExitCode {
     log_to_stderr(cli.verbose);
     exit::code(match cli.command {
         Command::Blk(args) => blk::run(&args),
+        Command::Driver(args) => driver::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })
 }
@@ -67,5 +71,6 @@ fn log_to_stderr(verbose: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
 }

@@ -5,4 +5,5 @@
 pub mod blk;
 pub mod cli;
 pub mod demo;
+pub mod driver;
 pub mod exit;

@@ -201,6 +201,7 @@ fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
     match end {
         End::PeerClosed => ("the front end closed the connection".into(), false),
         End::Cancelled => ("stopped".into(), false),
+        End::Reached | End::Late => unreachable!("nothing else was waited for"),
         End::Failed(error) => (chain(&error), true),
         End::Socket(error) => (format!("the socket failed: {error}"), true),
         End::TooManyFds { count } => (format!("{count} descriptors came with one message"), true),
@@ -208,7 +209,7 @@ fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
 }
 
 /// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

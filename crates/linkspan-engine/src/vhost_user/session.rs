@@ -11,17 +11,20 @@ use std::sync::mpsc::Receiver;
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{GuestMemory, SpaceError, WindowError};
 use linkspan_sys::{EventFd, PeerEventFd, eventfd, mapping, reaper};
-use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdSlot, Offer, RingSetup};
+use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdId, FdSlot, Offer, RingSetup};
 use linkspan_vhost::{Disposition, ProtocolFeatures};
-use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{Features, QueueState};
+use linkspan_virtio::{Features, InflightError};
 
+use super::inflight::{InflightArea, InflightAreaError};
 use super::memory::{MemoryError, MemoryTable};
-use super::place::{relocated, split_base, split_ring};
+use super::place::place_queue;
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Device, OpenQueueError};
 use crate::session::{Outgoing, Session};
 use crate::worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};
+
+/// The one descriptor that messages to the front end carry.
+const INFLIGHT_FD: FdId = FdId(0);
 
 /// Memory regions that a front end may have at once: what QEMU asks for with a
 /// guest of many hot-plugged modules, and little enough to search and to map.
@@ -35,6 +38,7 @@ pub struct BackendSession {
     table: MemoryTable,
     memory: Arc<GuestMemory>,
     rings: Vec<RingSlot>,
+    inflight: Option<InflightArea>,
     /// Descriptors of the message that is being handled, by position.
     fds: Vec<Option<OwnedFd>>,
     waiting: Option<Waiting>,
@@ -137,6 +141,18 @@ pub enum Reason {
     /// A ring without kick descriptor would have to be polled.
     #[error("polling of a ring was asked for, which is not offered")]
     Polling,
+    /// A thing that was not offered.
+    #[error("this is not offered")]
+    NotOffered,
+    /// A descriptor of ours was refused.
+    #[error("the system: {0}")]
+    System(#[source] io::Error),
+    /// The region of requests in flight.
+    #[error(transparent)]
+    InflightArea(#[from] InflightAreaError),
+    /// What the region of requests in flight says.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// The message came without the descriptor that it needs.
     #[error("no descriptor came with the region")]
     NoDescriptor,
@@ -152,7 +168,8 @@ impl Reason {
                 mapping::Error::System { .. } | mapping::Error::TooMany { .. },
             )) => Failure::System,
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
-            Self::Polling => Failure::Unsupported,
+            Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
+            Self::Polling | Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }
     }
@@ -171,7 +188,10 @@ impl BackendSession {
             protocol_features: ProtocolFeatures::MQ
                 | ProtocolFeatures::REPLY_ACK
                 | ProtocolFeatures::CONFIG
-                | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
+                | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | ProtocolFeatures::INFLIGHT_SHMFD
+                | ProtocolFeatures::RESET_DEVICE
+                | ProtocolFeatures::STATUS,
             queues,
             queue_num: queues.into(),
             queue_size_max: device.queue_size_max(),
@@ -181,12 +201,13 @@ impl BackendSession {
         let table = MemoryTable::default();
         let memory = table.resolve().map_err(io::Error::other)?;
         Ok(Self {
-            core: Backend::new(offer),
+            core: Backend::new(offer).map_err(io::Error::other)?,
             device,
             workers,
             table,
             memory,
             rings: (0..queues).map(|_| RingSlot::default()).collect(),
+            inflight: None,
             fds: Vec::new(),
             waiting: None,
             outgoing: VecDeque::new(),
@@ -255,14 +276,36 @@ impl BackendSession {
     /// Begins an effect. `None`: it needs no answer, or its answer comes later.
     fn carry_out(&mut self, effect: Effect) -> Result<Option<Answer>, Reason> {
         match effect {
-            Effect::Send { bytes } => {
-                self.outgoing.push_back(Outgoing {
-                    bytes,
-                    fds: Vec::new(),
-                });
+            Effect::Send { bytes, fds } => {
+                let fds = fds.into_iter().map(|_| self.inflight_fd());
+                let fds = fds.collect::<io::Result<_>>().map_err(Reason::System)?;
+                self.outgoing.push_back(Outgoing { bytes, fds });
                 return Ok(None);
             }
-            Effect::SetFeatures(_) | Effect::SetRingLog { .. } => {}
+            // The rings are stopped by now, and no device has more to reset.
+            Effect::SetFeatures(_) | Effect::ResetDevice | Effect::SetStatus(_) => {}
+            Effect::CreateInflight {
+                queues,
+                queue_size,
+                features,
+            } => {
+                let features = features.map(Features::from_bits_retain);
+                let area = InflightArea::create(queues, queue_size, features)?;
+                let (size, offset, fd) = (area.size(), 0, INFLIGHT_FD);
+                self.inflight = Some(area);
+                return Ok(Some(Answer::Inflight { size, offset, fd }));
+            }
+            Effect::AdoptInflight { inflight, fd } => {
+                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
+                self.inflight = Some(InflightArea::adopt(inflight, fd, &self.wake)?);
+            }
+            // Their protocol features are not offered.
+            Effect::SetRingLog { .. }
+            | Effect::SetLog { .. }
+            | Effect::SetLogFd { .. }
+            | Effect::SetRequestSocket { .. }
+            | Effect::MoveState { .. }
+            | Effect::CheckState => return Err(Reason::NotOffered),
             Effect::SetMemory(regions) => {
                 let fds = self.fds.drain(..).flatten().collect();
                 let table = MemoryTable::replaced(regions, fds, &self.wake)?;
@@ -335,13 +378,7 @@ impl BackendSession {
         kick: PeerEventFd,
     ) -> Result<(), Reason> {
         let features = Features::from_bits_retain(setup.features);
-        let ring = split_ring(&setup, &self.memory)?;
-        let state = QueueState {
-            next_available: split_base(setup.base),
-            // The base says nothing of the used ring: its state is in the ring.
-            next_used: ring.used_index(),
-        };
-        let queue = SplitDevice::new(ring, features, state)?;
+        let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), None)?;
         let handler = self.device.open_queue(index, features)?;
         let slot = &mut self.rings[usize::from(index)];
         let ring = Box::new(Ring {
@@ -405,7 +442,9 @@ impl BackendSession {
         };
         let (mut left, mut lost) = (0, None);
         for (mut ring, setup) in paused {
-            match relocated(&ring.active.queue, &setup, &self.memory) {
+            let state = Some(ring.active.queue.state());
+            let inflight = self.inflight.as_ref();
+            match place_queue(ring.index, &setup, &self.memory, inflight, state) {
                 Ok(queue) => {
                     ring.active = ActiveRing {
                         queue,
@@ -447,6 +486,14 @@ impl BackendSession {
             // Whatever the answer is, it cannot say that a ring is gone.
             Some(lost) if !self.closing => self.answer(answer).and(Err(lost)),
             _ => self.answer(answer),
+        }
+    }
+
+    /// The descriptor that an answer named, to go with a message.
+    fn inflight_fd(&self) -> io::Result<OwnedFd> {
+        match self.inflight.as_ref().and_then(InflightArea::fd) {
+            Some(fd) => fd.try_clone_to_owned(),
+            None => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -550,15 +597,17 @@ impl Session for BackendSession {
         self.outgoing.pop_front()
     }
 
-    fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.wake.as_fd())
     }
 
     fn wake(&mut self) -> Result<(), SessionError> {
         if let Err(error) = self.wake.drain() {
             panic!("our own eventfd cannot be read: {error}");
         }
-        if self.table.poisoned() && !self.closing {
+        let poisoned =
+            self.table.poisoned() || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
+        if poisoned && !self.closing {
             return Err(SessionError::MemoryGone);
         }
         while let Ok(event) = self.events.try_recv() {

@@ -4,11 +4,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
+use loom::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use super::RingMemory;
 
 enum Cell {
+    Byte(AtomicU8),
     Half(AtomicU16),
     Word(AtomicU32),
     Double(AtomicU64),
@@ -23,12 +24,13 @@ pub struct ModelMemory {
 }
 
 impl ModelMemory {
-    /// Zeroed cells of the given widths (2, 4 or 8 bytes), one behind the other.
+    /// Zeroed cells of the given widths (1, 2, 4 or 8 bytes), one behind the other.
     pub fn new(widths: &[usize]) -> Self {
         let mut offset = 0;
         let mut cells = Vec::new();
         for width in widths {
             let cell = match width {
+                1 => Cell::Byte(AtomicU8::new(0)),
                 2 => Cell::Half(AtomicU16::new(0)),
                 4 => Cell::Word(AtomicU32::new(0)),
                 8 => Cell::Double(AtomicU64::new(0)),
@@ -76,6 +78,7 @@ impl RingMemory for ModelMemory {
         true
     }
 
+    model_access!(load_u8, store_u8, u8, Byte);
     model_access!(load_u16, store_u16, u16, Half);
     model_access!(load_u32, store_u32, u32, Word);
     model_access!(load_u64, store_u64, u64, Double);

@@ -8,7 +8,9 @@ use linkspan_mem::Gpa;
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Answer, Backend, ConfigWriter, Effect, FdSlot, Misuse};
+use super::device::Afterwards;
+use super::{Answer, Backend, ConfigWriter, Effect, Failure, FdId, FdSlot, Misuse};
+use crate::area::{self, Inflight, Log};
 use crate::error::Cause;
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
 use crate::framing::Frame;
@@ -16,9 +18,9 @@ use crate::memory::{self, MemoryError, MemoryRegion};
 use crate::message::{self, FRONTEND_REQUESTS, Gate, Message, Payload, Request, Scope, When};
 use crate::ring::{End, Notifier, Ring, RingAddresses, RingError};
 use crate::wire::{
-    ConfigHeader, MAX_TABLE_REGIONS, MemoryRegionDescription, MemoryTableHeader,
-    SingleMemoryRegion, VHOST_USER_VRING_IDX_MASK, VHOST_USER_VRING_NOFD_MASK, VringAddr,
-    VringState,
+    ConfigHeader, DEVICE_STATE_NOFD_MASK, InflightDescription, MAX_TABLE_REGIONS,
+    MemoryRegionDescription, MemoryTableHeader, SingleMemoryRegion, VHOST_USER_VRING_IDX_MASK,
+    VHOST_USER_VRING_NOFD_MASK, VringAddr, VringState,
 };
 
 /// Why an access to configuration space is refused.
@@ -50,6 +52,8 @@ pub(super) enum Step {
     Done,
     /// It is done, and this is its reply.
     Reply(Vec<u8>),
+    /// The same with a descriptor.
+    ReplyWith(Vec<u8>, FdId),
     /// The effect first, then what follows from it.
     Ask(Effect, Commit),
 }
@@ -88,6 +92,23 @@ pub(super) enum Commit {
     Config {
         header: ConfigHeader,
     },
+    /// One of the rings that are stopped before this.
+    Quiet {
+        ring: u16,
+        then: Afterwards,
+    },
+    Reset,
+    Status(u8),
+    Log(Log),
+    LogFd,
+    Requests,
+    Created {
+        request: InflightDescription,
+        len: usize,
+    },
+    Adopted(Inflight),
+    StateChannel,
+    StateMoved,
 }
 
 impl Backend {
@@ -118,6 +139,19 @@ impl Backend {
             Request::GetMaxMemSlots => Ok(number(self.offer.memory_slots)),
             Request::AddMemReg => self.add_mem_reg(read(body)?),
             Request::RemMemReg => self.rem_mem_reg(read(body)?),
+            Request::SetLogBase => Self::set_log_base(read(body)?),
+            Request::SetLogFd => Ok(Step::Ask(Effect::SetLogFd { fd: FdSlot(0) }, Commit::LogFd)),
+            Request::SetBackendReqFd => Ok(Step::Ask(
+                Effect::SetRequestSocket { fd: FdSlot(0) },
+                Commit::Requests,
+            )),
+            Request::GetInflightFd => self.inflight_fd(body),
+            Request::SetInflightFd => self.set_inflight_fd(body),
+            Request::ResetDevice => Ok(self.quiesce(Afterwards::Reset)),
+            Request::SetStatus => self.set_status(read(body)?),
+            Request::GetStatus => Ok(number(self.status().into())),
+            Request::SetDeviceStateFd => self.set_device_state_fd(read(body)?),
+            Request::CheckDeviceState => Ok(Step::Ask(Effect::CheckState, Commit::StateMoved)),
             _ => Err(Cause::Unsupported),
         }
     }
@@ -457,8 +491,29 @@ impl Backend {
                 body.extend_from_slice(&bytes);
                 Ok(Step::Reply(body))
             }
-            (commit @ (Commit::Stopped { .. } | Commit::Config { .. }), _) => {
-                Err(self.abandon(&commit, Misuse::WrongAnswer.into()))
+            (Commit::Quiet { ring, then }, Answer::RingStopped { base })
+                if Ring::check_base(base, self.features).is_ok() =>
+            {
+                self.ring_mut(ring).stop(base);
+                Ok(self.quiesce(then))
+            }
+            (Commit::Created { request, len }, Answer::Inflight { size, offset, fd }) => {
+                self.created(request, len, size, offset, fd)
+            }
+            (Commit::StateChannel, Answer::StateChannel { fd }) => {
+                Ok(Step::ReplyWith(0u64.as_bytes().to_vec(), fd))
+            }
+            (Commit::StateChannel, Answer::Done) => Ok(number(DEVICE_STATE_NOFD_MASK)),
+            (Commit::StateMoved, Answer::Done) => Ok(number(0)),
+            (
+                commit @ (Commit::Stopped { .. }
+                | Commit::Quiet { .. }
+                | Commit::Config { .. }
+                | Commit::Created { .. }),
+                _,
+            ) => {
+                self.abandon(&commit);
+                Err(Misuse::WrongAnswer.into())
             }
             (commit, Answer::Done) => Ok(self.commit_done(commit)),
             _ => Err(Misuse::WrongAnswer.into()),
@@ -495,26 +550,56 @@ impl Backend {
                     addresses.log = log;
                 }
             }
-            Commit::Nothing | Commit::Stopped { .. } | Commit::Config { .. } => {}
+            Commit::Reset => self.reset(),
+            Commit::Status(status) => {
+                self.status = status;
+                self.needs_reset &= status != 0;
+            }
+            Commit::Log(log) => {
+                self.log = Some(log);
+                return Step::Reply(log.description().as_bytes().to_vec());
+            }
+            Commit::LogFd => self.log_fd = true,
+            Commit::Requests => self.request_socket = true,
+            Commit::Adopted(inflight) => self.inflight = Some(inflight),
+            Commit::Nothing
+            | Commit::Stopped { .. }
+            | Commit::Quiet { .. }
+            | Commit::Config { .. }
+            | Commit::Created { .. }
+            | Commit::StateChannel
+            | Commit::StateMoved => {}
         }
         Step::Done
     }
 
     /// The effect was not carried out. Only a ring that did not stop is
     /// changed by that: nobody may wait for it again.
-    pub(super) fn abandon(&mut self, commit: &Commit, cause: Cause) -> Cause {
-        if let Commit::Stopped { ring } = *commit {
+    fn abandon(&mut self, commit: &Commit) {
+        if let Commit::Stopped { ring } | Commit::Quiet { ring, .. } = *commit {
             let known = self.ring_mut(ring);
             known.stop(known.base);
         }
-        cause
     }
 
-    fn ring(&self, ring: u16) -> &Ring {
+    /// The driver could not carry the effect out. As for QEMU, an
+    /// in-flight region of no bytes says that there is none, and is no error.
+    pub(super) fn give_up(&mut self, commit: &Commit, failure: Failure) -> Result<Step, Cause> {
+        self.abandon(commit);
+        match *commit {
+            Commit::Created { request, len } => {
+                self.inflight = None;
+                Ok(Step::Reply(area::write_inflight(request, len)))
+            }
+            _ => Err(failure.into()),
+        }
+    }
+
+    pub(super) fn ring(&self, ring: u16) -> &Ring {
         &self.rings[usize::from(ring)]
     }
 
-    fn ring_mut(&mut self, ring: u16) -> &mut Ring {
+    pub(super) fn ring_mut(&mut self, ring: u16) -> &mut Ring {
         &mut self.rings[usize::from(ring)]
     }
 }

@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 use linkspan_mem::{Gpa, UserVa};
 use thiserror::Error;
 
+use crate::area::{Direction, Inflight, Log};
 use crate::error::Fault;
-use crate::fd::FdSlot;
+use crate::fd::{FdId, FdSlot};
 use crate::memory::MemoryRegion;
 
 /// What is to be done, in order.
@@ -15,10 +16,13 @@ use crate::memory::MemoryRegion;
 /// [`Backend::answer`](crate::Backend::answer). Nothing is received until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Write these bytes to the socket, without descriptors.
+    /// Write these bytes to the socket.
     Send {
         /// A whole message.
         bytes: Vec<u8>,
+        /// What goes with the first byte: what the answer to the effect
+        /// before named, or nothing.
+        fds: Vec<FdId>,
     },
     /// These virtio features hold from now on. Rings run only if nothing but
     /// `VHOST_F_LOG_ALL` changed.
@@ -102,6 +106,60 @@ pub enum Effect {
         /// it is live migration.
         writer: ConfigWriter,
     },
+    /// Log writes to guest memory here while `VHOST_F_LOG_ALL` is set. It
+    /// replaces the log of before, if there was one; rings may be running.
+    SetLog {
+        /// Where it is in the file.
+        log: Log,
+        /// The file.
+        fd: FdSlot,
+    },
+    /// Signal this after writes to the log.
+    SetLogFd {
+        /// An eventfd.
+        fd: FdSlot,
+    },
+    /// Make a region in which the requests in flight of these rings are
+    /// recorded, use it when they start, and answer with [`Answer::Inflight`].
+    /// After a [`Failure`] the front end goes on without one.
+    CreateInflight {
+        /// How many rings, from ring 0 on.
+        queues: u16,
+        /// Entries of the largest.
+        queue_size: u16,
+        /// The virtio features, if they were set: they tell split rings from packed.
+        features: Option<u64>,
+    },
+    /// Record requests in flight in this region, which may hold those that a
+    /// predecessor left: they are to be done again when their ring starts.
+    /// Peer memory like any other: what it says is to be checked.
+    AdoptInflight {
+        /// Where it is in the file.
+        inflight: Inflight,
+        /// The file.
+        fd: FdSlot,
+    },
+    /// Bring the device into its first state. All rings are stopped; memory stays.
+    ResetDevice,
+    /// The driver wrote the device status. For 0 all rings are stopped.
+    SetStatus(u8),
+    /// Keep this socket for [`Requests`](super::Requests) to the front end; it
+    /// replaces the one of before.
+    SetRequestSocket {
+        /// The back end's end of it.
+        fd: FdSlot,
+    },
+    /// Begin to write the state of the device to this descriptor, or to read
+    /// it, up to the end of file. Answer at once: with [`Answer::Done`], or
+    /// with [`Answer::StateChannel`] to use another channel.
+    MoveState {
+        /// Which way.
+        direction: Direction,
+        /// The channel.
+        fd: FdSlot,
+    },
+    /// Answer when the state was moved whole; a [`Failure`] if it was not.
+    CheckState,
 }
 
 /// How a ring starts.
@@ -149,6 +207,20 @@ pub enum Answer {
     },
     /// To [`Effect::ReadConfig`].
     Config(Vec<u8>),
+    /// To [`Effect::CreateInflight`].
+    Inflight {
+        /// Bytes of the region, at least 1.
+        size: u64,
+        /// Where it starts in the file, in bytes.
+        offset: u64,
+        /// The file, to be sent.
+        fd: FdId,
+    },
+    /// To [`Effect::MoveState`].
+    StateChannel {
+        /// The front end's end of another channel, to be sent.
+        fd: FdId,
+    },
 }
 
 /// The answer to an effect that was not carried out. Nothing of it may remain.

@@ -6,8 +6,10 @@
 //! only then is more received: so whatever takes time (to drain a ring, to map
 //! memory) is a state here, and the reply leaves when it is over.
 
+mod device;
 mod dispatch;
 mod effect;
+mod requests;
 mod snapshot;
 
 use alloc::vec;
@@ -23,13 +25,15 @@ pub use crate::record::{NotQuiet, RestoreError};
 pub use crate::ring::{Notifier, Ring, RingAddresses, RingError};
 pub use dispatch::ConfigError;
 pub use effect::{Answer, ConfigWriter, Effect, Failure, RingSetup};
+pub use requests::{ReplyError, Requests};
 
+use crate::area::{Inflight, Log};
 use crate::error::{Cause, Disposition, Error};
 use crate::features::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
 use crate::framing::{Carries, Framing};
 use crate::memory::MemoryRegion;
 use crate::message::{self, FRONTEND_REQUESTS, Reply, Request};
-use crate::wire::{self, Header};
+use crate::wire::{self, DEVICE_STATE_NOFD_MASK, Header};
 use dispatch::{Commit, Step};
 
 /// The most rings of a session: the messages that carry their descriptors
@@ -72,7 +76,41 @@ pub struct Backend {
     framing: Framing,
     link: Link,
     turn: Turn,
-    outbox: Option<Vec<u8>>,
+    outbox: Option<(Vec<u8>, Option<FdId>)>,
+    status: u8,
+    needs_reset: bool,
+    log: Option<Log>,
+    log_fd: bool,
+    inflight: Option<Inflight>,
+    request_socket: bool,
+}
+
+/// An offer that cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum OfferError {
+    /// No ring, or more than the messages that carry descriptors can name.
+    #[error("{queues} rings; 1 to {max} can be offered")]
+    Queues {
+        /// Rings to offer.
+        queues: u16,
+        /// The most.
+        max: u16,
+    },
+    /// Rings that cannot be.
+    #[error("rings of {size} entries; 1 to {max} are possible")]
+    QueueSize {
+        /// Entries to offer.
+        size: u16,
+        /// The most.
+        max: u16,
+    },
+    /// Protocol features beyond [`Backend::PROTOCOL_FEATURES`].
+    #[error("protocol features {extra:?} are not implemented")]
+    ProtocolFeatures {
+        /// Those.
+        extra: ProtocolFeatures,
+    },
 }
 
 /// The driver of the session called it wrongly.
@@ -138,34 +176,36 @@ impl Backend {
     pub const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
         .union(ProtocolFeatures::REPLY_ACK)
         .union(ProtocolFeatures::CONFIG)
-        .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+        .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        .union(ProtocolFeatures::LOG_SHMFD)
+        .union(ProtocolFeatures::BACKEND_REQ)
+        .union(ProtocolFeatures::INFLIGHT_SHMFD)
+        .union(ProtocolFeatures::RESET_DEVICE)
+        .union(ProtocolFeatures::STATUS)
+        .union(ProtocolFeatures::DEVICE_STATE);
 
     /// A session before its first message.
     ///
-    /// # Panics
-    /// If `offer` is outside the limits that its fields name.
-    #[must_use]
-    pub fn new(mut offer: Offer) -> Self {
+    /// # Errors
+    /// The offer is outside the limits that its fields name.
+    pub fn new(mut offer: Offer) -> Result<Self, OfferError> {
         let extra = offer.protocol_features.difference(Self::PROTOCOL_FEATURES);
-        assert!(
-            extra.is_empty(),
-            "protocol features {extra:?} are not implemented"
-        );
-        assert!(
-            (1..=MAX_RINGS).contains(&offer.queues),
-            "{} rings",
-            offer.queues
-        );
-        assert!(
-            (1..=MAX_RING_SIZE).contains(&offer.queue_size_max),
-            "rings of {} entries",
-            offer.queue_size_max
-        );
+        if !extra.is_empty() {
+            return Err(OfferError::ProtocolFeatures { extra });
+        }
+        if !(1..=MAX_RINGS).contains(&offer.queues) {
+            let (queues, max) = (offer.queues, MAX_RINGS);
+            return Err(OfferError::Queues { queues, max });
+        }
+        if !(1..=MAX_RING_SIZE).contains(&offer.queue_size_max) {
+            let (size, max) = (offer.queue_size_max, MAX_RING_SIZE);
+            return Err(OfferError::QueueSize { size, max });
+        }
         offer.features &= !VHOST_USER_F_PROTOCOL_FEATURES;
         if !offer.protocol_features.is_empty() {
             offer.features |= VHOST_USER_F_PROTOCOL_FEATURES;
         }
-        Self {
+        Ok(Self {
             features: None,
             protocol_features: ProtocolFeatures::empty(),
             regions: Vec::new(),
@@ -174,8 +214,14 @@ impl Backend {
             link: Link::Open,
             turn: Turn::Idle,
             outbox: None,
+            status: 0,
+            needs_reset: false,
+            log: None,
+            log_fd: false,
+            inflight: None,
+            request_socket: false,
             offer,
-        }
+        })
     }
 
     /// Bytes to read next from the socket: what is missing of a header, then
@@ -237,8 +283,9 @@ impl Backend {
 
     /// What is to be done next, if anything is.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        if let Some(bytes) = self.outbox.take() {
-            return Some(Effect::Send { bytes });
+        if let Some((bytes, fd)) = self.outbox.take() {
+            let fds = fd.into_iter().collect();
+            return Some(Effect::Send { bytes, fds });
         }
         if self.link == Link::Draining && matches!(self.turn, Turn::Idle) {
             self.turn = self.next_drain()?;
@@ -269,7 +316,7 @@ impl Backend {
         };
         let step = match answer {
             Ok(answer) => self.commit(commit, answer),
-            Err(failure) => Err(self.abandon(&commit, failure.into())),
+            Err(failure) => self.give_up(&commit, failure),
         };
         if self.link == Link::Draining {
             return match step {
@@ -358,7 +405,7 @@ impl Backend {
         Some(Turn::Asking(Effect::StopRing { ring }, question))
     }
 
-    fn first_ring(&self, is: impl Fn(&Ring) -> bool) -> Option<u16> {
+    pub(crate) fn first_ring(&self, is: impl Fn(&Ring) -> bool) -> Option<u16> {
         (0..self.offer.queues)
             .zip(&self.rings)
             .find(|(_, ring)| is(ring))
@@ -372,6 +419,12 @@ impl Backend {
                 self.turn = Turn::Asking(effect, Question { commit, context });
             }
             Ok(Step::Reply(body)) => self.reply(context, &body),
+            Ok(Step::ReplyWith(body, fd)) => {
+                self.reply(context, &body);
+                if let Some((_, sent)) = &mut self.outbox {
+                    *sent = Some(fd);
+                }
+            }
             Ok(Step::Done) => {
                 if self.is_ack_wanted(context) {
                     self.reply(context, 0u64.as_bytes());
@@ -395,6 +448,9 @@ impl Backend {
         let reply = message::find(&FRONTEND_REQUESTS, context.code).map(|row| row.reply);
         match reply {
             Some(Reply::OrEmpty(_)) => self.reply(context, &[]),
+            Some(Reply::Code) => {
+                self.reply(context, (1 | DEVICE_STATE_NOFD_MASK).as_bytes());
+            }
             Some(Reply::Ack) | None if self.is_ack_wanted(context) => {
                 self.reply(context, 1u64.as_bytes());
             }
@@ -408,7 +464,7 @@ impl Backend {
     }
 
     fn reply(&mut self, context: Context, body: &[u8]) {
-        self.outbox = Some(wire::encode(context.code, Header::REPLY, body));
+        self.outbox = Some((wire::encode(context.code, Header::REPLY, body), None));
     }
 
     fn fail(&mut self, request: Option<u32>, cause: Cause) -> Error {

@@ -6,10 +6,11 @@
 
 use alloc::vec::Vec;
 
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Backend, Link, Offer, Turn};
+use crate::area::{self, Inflight, Log};
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL};
 use crate::memory::{self, MemoryError};
 use crate::record::{NotQuiet, RegionRecord, RestoreError, RingRecord, split};
@@ -17,9 +18,15 @@ use crate::ring::{Ring, RingError};
 use crate::wire::MAX_TABLE_REGIONS;
 
 const MAGIC: [u8; 8] = *b"LSvhubck";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const HAS_FEATURES: u32 = 1 << 0;
+const HAS_LOG: u32 = 1 << 1;
+const HAS_LOG_FD: u32 = 1 << 2;
+const HAS_INFLIGHT: u32 = 1 << 3;
+const HAS_REQUEST_SOCKET: u32 = 1 << 4;
+const NEEDS_RESET: u32 = 1 << 5;
+const FLAGS: u32 = (1 << 6) - 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -31,6 +38,14 @@ struct SessionRecord {
     protocol_features: U64,
     regions: U32,
     rings: U32,
+    log_size: U64,
+    log_offset: U64,
+    inflight_size: U64,
+    inflight_offset: U64,
+    inflight_queues: U16,
+    inflight_queue_size: U16,
+    status: u8,
+    padding: [u8; 3],
 }
 
 impl Backend {
@@ -48,22 +63,7 @@ impl Backend {
         if self.outbox.is_some() || !matches!(self.turn, Turn::Idle) {
             return Err(NotQuiet::Working);
         }
-        let session = SessionRecord {
-            magic: MAGIC,
-            version: VERSION.into(),
-            flags: if self.features.is_some() {
-                HAS_FEATURES
-            } else {
-                0
-            }
-            .into(),
-            features: self.features.unwrap_or(0).into(),
-            protocol_features: self.protocol_features.bits().into(),
-            regions: u32::try_from(self.regions.len())
-                .expect("slots are bounded")
-                .into(),
-            rings: u32::from(self.offer.queues).into(),
-        };
+        let session = self.record();
         let mut bytes = session.as_bytes().to_vec();
         for region in &self.regions {
             bytes.extend_from_slice(RegionRecord::from(region.description()).as_bytes());
@@ -74,20 +74,53 @@ impl Backend {
         Ok(bytes)
     }
 
+    fn record(&self) -> SessionRecord {
+        let marks = [
+            (self.features.is_some(), HAS_FEATURES),
+            (self.log.is_some(), HAS_LOG),
+            (self.log_fd, HAS_LOG_FD),
+            (self.inflight.is_some(), HAS_INFLIGHT),
+            (self.request_socket, HAS_REQUEST_SOCKET),
+            (self.needs_reset, NEEDS_RESET),
+        ];
+        let set = marks.iter().filter(|(set, _)| *set);
+        let flags = set.fold(0, |flags, (_, mark)| flags | mark);
+        let (log, inflight) = (self.log, self.inflight);
+        SessionRecord {
+            magic: MAGIC,
+            version: VERSION.into(),
+            flags: flags.into(),
+            features: self.features.unwrap_or(0).into(),
+            protocol_features: self.protocol_features.bits().into(),
+            regions: u32::try_from(self.regions.len())
+                .expect("slots are bounded")
+                .into(),
+            rings: u32::from(self.offer.queues).into(),
+            log_size: log.map_or(0, |log| log.size).into(),
+            log_offset: log.map_or(0, |log| log.offset).into(),
+            inflight_size: inflight.map_or(0, |at| at.size).into(),
+            inflight_offset: inflight.map_or(0, |at| at.offset).into(),
+            inflight_queues: inflight.map_or(0, |at| at.queues).into(),
+            inflight_queue_size: inflight.map_or(0, |at| at.queue_size).into(),
+            status: self.status,
+            padding: [0; 3],
+        }
+    }
+
     /// The session that [`snapshot`](Self::snapshot) saved. Memory, rings that
     /// run and their descriptors are to be brought back by the caller, from
     /// [`regions`](Self::regions), [`rings`](Self::rings) and
-    /// [`running_setup`](Self::running_setup).
+    /// [`running_setup`](Self::running_setup); so are the log, the in-flight
+    /// region and the socket for requests.
     ///
     /// # Errors
-    /// `bytes` do not describe a session that `offer` could have led to.
-    ///
-    /// # Panics
-    /// As [`new`](Self::new).
+    /// `bytes` do not describe a session that `offer` could have led to, or
+    /// `offer` cannot be made.
     pub fn restore(offer: Offer, bytes: &[u8]) -> Result<Self, RestoreError> {
-        let mut backend = Self::new(offer);
+        let mut backend = Self::new(offer)?;
         let (session, rest) = session(bytes)?;
         backend.restore_features(&session)?;
+        backend.restore_device(&session)?;
         let rings = session.rings.get();
         if rings != u32::from(backend.offer.queues) {
             return Err(RestoreError::Rings {
@@ -127,7 +160,7 @@ impl Backend {
     fn restore_features(&mut self, session: &SessionRecord) -> Result<(), RestoreError> {
         let flags = session.flags.get();
         let features = session.features.get();
-        if flags & !HAS_FEATURES != 0 || (flags == 0 && features != 0) {
+        if flags & !FLAGS != 0 || (flags & HAS_FEATURES == 0 && features != 0) {
             return Err(RestoreError::Flags { flags });
         }
         let unknown = features & !self.offer.features;
@@ -141,6 +174,27 @@ impl Backend {
         }
         self.features = (flags & HAS_FEATURES != 0).then_some(features);
         self.protocol_features = ProtocolFeatures::from_bits_retain(protocol_features);
+        Ok(())
+    }
+
+    fn restore_device(&mut self, session: &SessionRecord) -> Result<(), RestoreError> {
+        let flags = session.flags.get();
+        if flags & HAS_LOG != 0 {
+            let log = Log::new(session.log_size.get(), session.log_offset.get())?;
+            self.log = Some(log);
+        }
+        if flags & HAS_INFLIGHT != 0 {
+            let queues = session.inflight_queues.get();
+            let queue_size = session.inflight_queue_size.get();
+            let max = self.offer.queue_size_max;
+            area::check_rings(queues, self.offer.queues, queue_size, max)?;
+            let (size, offset) = (session.inflight_size.get(), session.inflight_offset.get());
+            self.inflight = Some(Inflight::new(size, offset, queues, queue_size)?);
+        }
+        self.log_fd = flags & HAS_LOG_FD != 0;
+        self.request_socket = flags & HAS_REQUEST_SOCKET != 0;
+        self.needs_reset = flags & NEEDS_RESET != 0;
+        self.status = session.status;
         Ok(())
     }
 

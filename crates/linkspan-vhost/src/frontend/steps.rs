@@ -1,7 +1,6 @@
 //! One message after the other: what is sent, what its reply has to be, and
 //! what follows from it.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use zerocopy::FromBytes;
@@ -179,7 +178,7 @@ impl Frontend {
         self.unconfirmed = false;
         let row = request.message();
         let (sizes, may_be_empty) = match row.reply {
-            Reply::Ack => (Payload::U64.sizes(), false),
+            Reply::Ack | Reply::Code => (Payload::U64.sizes(), false),
             Reply::Always(payload) => (payload.sizes(), false),
             Reply::OrEmpty(payload) => (payload.sizes(), true),
         };

@@ -94,7 +94,10 @@ fn a_device_that_answers_another_size_is_a_failed_read() {
     let reply = wire::encode(24, Header::REPLY, &[]);
     assert_eq!(
         session.backend.poll_effect(),
-        Some(Effect::Send { bytes: reply })
+        Some(Effect::Send {
+            bytes: reply,
+            fds: Vec::new()
+        })
     );
 }
 

@@ -1,8 +1,10 @@
 //! The back end against a front end made of bytes.
 
 mod config;
+mod device;
 mod disconnect;
 mod memory;
+mod requests;
 mod rings;
 mod sequences;
 mod session;
@@ -12,15 +14,19 @@ mod table;
 use linkspan_vhost::backend::{Answer, Effect, Failure};
 use linkspan_vhost::message::Request;
 use linkspan_vhost::wire::{
-    self, HEADER_BYTES, Header, MemoryRegionDescription, MemoryTableHeader, SingleMemoryRegion,
-    VringAddr, VringState,
+    self, HEADER_BYTES, Header, InflightDescription, MemoryRegionDescription, MemoryTableHeader,
+    SingleMemoryRegion, VringAddr, VringState,
 };
-use linkspan_vhost::{Backend, Disposition, Error, Offer, ProtocolFeatures, VHOST_F_LOG_ALL};
+use linkspan_vhost::{Backend, Disposition, Error, FdId, Offer, ProtocolFeatures, VHOST_F_LOG_ALL};
 use zerocopy::{FromBytes, IntoBytes};
 
 pub(crate) const VERSION_1: u64 = 1 << 32;
 pub(crate) const PACKED: u64 = 1 << 34;
 pub(crate) const BIT_30: u64 = 1 << 30;
+
+/// What the engine of these tests answers to a request for an in-flight region.
+pub(crate) const INFLIGHT_BYTES: u64 = 0x3000;
+pub(crate) const INFLIGHT_FD: FdId = FdId(7);
 
 /// Where the engine of these tests says that a ring stopped.
 pub(crate) const STOPPED_AT: u32 = 0x1234;
@@ -43,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) backend: Backend,
     /// The answer to the next effect that needs one.
     pub(crate) failure: Option<Failure>,
+    /// The answer to the next effect that could have several.
+    pub(crate) answer: Option<Answer>,
 }
 
 /// What came of one message.
@@ -50,14 +58,17 @@ pub(crate) struct Session {
 pub(crate) struct Outcome {
     pub(crate) effects: Vec<Effect>,
     pub(crate) replies: Vec<(Header, Vec<u8>)>,
+    /// Descriptors that went with the replies.
+    pub(crate) fds: Vec<FdId>,
     pub(crate) error: Option<Error>,
 }
 
 impl Session {
     pub(crate) fn new(offer: Offer) -> Self {
         Self {
-            backend: Backend::new(offer),
+            backend: Backend::new(offer).expect("an offer"),
             failure: None,
+            answer: None,
         }
     }
 
@@ -100,6 +111,7 @@ impl Session {
         let mut outcome = Outcome {
             effects: Vec::new(),
             replies: Vec::new(),
+            fds: Vec::new(),
             error: None,
         };
         while !message.is_empty() && outcome.error.is_none() {
@@ -117,7 +129,8 @@ impl Session {
     /// Carries out effects until none is left.
     pub(crate) fn work(&mut self, outcome: &mut Outcome) {
         while let Some(effect) = self.backend.poll_effect() {
-            if let Effect::Send { bytes } = &effect {
+            if let Effect::Send { bytes, fds } = &effect {
+                outcome.fds.extend(fds);
                 let (header, body) = Header::read_from_prefix(bytes).expect("a header");
                 assert_eq!(header.size as usize, body.len());
                 outcome.replies.push((header, body.to_vec()));
@@ -132,7 +145,12 @@ impl Session {
                         .map(|at| u8::try_from(at).expect("small"))
                         .collect(),
                 )),
-                (None, _) => Ok(Answer::Done),
+                (None, Effect::CreateInflight { .. }) => Ok(Answer::Inflight {
+                    size: INFLIGHT_BYTES,
+                    offset: 0,
+                    fd: INFLIGHT_FD,
+                }),
+                (None, _) => Ok(self.answer.take().unwrap_or(Answer::Done)),
             };
             outcome.effects.push(effect);
             if let Err(error) = self.backend.answer(answer) {
@@ -164,6 +182,7 @@ impl Session {
         let mut outcome = Outcome {
             effects: Vec::new(),
             replies: Vec::new(),
+            fds: Vec::new(),
             error: None,
         };
         self.work(&mut outcome);
@@ -269,6 +288,18 @@ pub(crate) fn single(region: MemoryRegionDescription) -> Vec<u8> {
     SingleMemoryRegion { padding: 0, region }
         .as_bytes()
         .to_vec()
+}
+
+/// An inflight description with its padding, for rings of 64 entries.
+pub(crate) fn inflight(size: u64, queues: u16) -> Vec<u8> {
+    let description = InflightDescription {
+        mmap_size: size,
+        mmap_offset: 0,
+        num_queues: queues,
+        queue_size: 64,
+        padding: 0,
+    };
+    description.as_bytes().to_vec()
 }
 
 pub(crate) fn header(request: u32, flags: u32, size: u32) -> [u8; HEADER_BYTES] {

@@ -448,7 +448,10 @@ fn the_base_is_answered_when_the_ring_has_stopped() {
     let reply = wire::encode(11, 4, &state(0, 77));
     assert_eq!(
         session.backend.poll_effect(),
-        Some(Effect::Send { bytes: reply })
+        Some(Effect::Send {
+            bytes: reply,
+            fds: Vec::new()
+        })
     );
 
     let ring = &session.backend.rings()[0];

@@ -3,7 +3,7 @@
 use linkspan_vhost::backend::{Answer, Effect, Failure};
 use linkspan_vhost::message::FRONTEND_REQUESTS;
 use linkspan_vhost::wire::{self, Header};
-use linkspan_vhost::{Backend, Disposition, ProtocolFeatures};
+use linkspan_vhost::{Backend, Disposition, FdId, ProtocolFeatures};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use zerocopy::{FromBytes, IntoBytes};
@@ -56,6 +56,14 @@ fn message() -> impl Strategy<Value = (u32, Vec<u8>, usize)> {
             body.resize(12 + size as usize, 0);
             (code, body, 0)
         }),
+        2 => (31u32..=32, 0u64..2, 0u16..6, 0u16..3).prop_map(|(code, size, queues, entries)| {
+            let mut body = [size, 0].as_bytes().to_vec();
+            body.extend([queues, entries, 0, 0].as_bytes());
+            (code, body, usize::from(code == 32))
+        }),
+        1 => Just((34, Vec::new(), 0)),
+        1 => (0u64..16).prop_map(|status| (39, status.as_bytes().to_vec(), 0)),
+        1 => (0u32..3).prop_map(|way| (42, [way, 0].as_bytes().to_vec(), 1)),
         2 => (0u32..50, vec(any::<u8>(), 0..80), 0usize..4),
         1 => (0usize..44).prop_map(|at| {
             let row = &FRONTEND_REQUESTS[at];
@@ -146,6 +154,34 @@ impl Engine {
             Effect::WriteConfig { offset, bytes, .. } => {
                 assert!(!bytes.is_empty() && *offset as usize + bytes.len() <= 96);
             }
+            Effect::SetLog { fd, .. }
+            | Effect::SetLogFd { fd }
+            | Effect::SetRequestSocket { fd }
+            | Effect::AdoptInflight { fd, .. }
+            | Effect::MoveState { fd, .. } => {
+                assert!(fd.0 < fds);
+                let moves = matches!(effect, Effect::MoveState { .. });
+                let adopts = matches!(effect, Effect::AdoptInflight { .. });
+                assert!(!(moves || adopts) || self.running == [false; 4]);
+            }
+            Effect::CreateInflight {
+                queues, queue_size, ..
+            } => {
+                assert!((1..=4).contains(queues) && (1..=1024).contains(queue_size));
+                return Answer::Inflight {
+                    size: 4096,
+                    offset: 0,
+                    fd: FdId(1),
+                };
+            }
+            Effect::ResetDevice => {
+                assert_eq!(self.running, [false; 4]);
+                self.features = None;
+            }
+            Effect::SetStatus(status) => {
+                assert!(*status != 0 || self.running == [false; 4]);
+            }
+            Effect::CheckState => {}
             other => panic!("{other:?}"),
         }
         Answer::Done
@@ -182,7 +218,7 @@ fn exchange(session: &mut Session, engine: &mut Engine, step: &Step) -> bool {
         errors.extend(session.backend.receive(now, fds).err());
         fds = 0;
         while let Some(effect) = session.backend.poll_effect() {
-            if let Effect::Send { bytes } = effect {
+            if let Effect::Send { bytes, .. } = effect {
                 let (header, body) = Header::read_from_prefix(&bytes).expect("a header");
                 assert_eq!((header.request, header.flags), (step.request, 5));
                 assert_eq!(header.size as usize, body.len());
@@ -249,7 +285,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_survived(bytes in vec(any::<u8>(), 0..200), fds in vec(0usize..10, 0..20)) {
-        let mut backend = Backend::new(offer());
+        let mut backend = Backend::new(offer()).expect("an offer");
         let mut rest = bytes.as_slice();
         let mut fds = fds.into_iter();
         while !rest.is_empty() {

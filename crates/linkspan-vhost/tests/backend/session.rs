@@ -1,6 +1,6 @@
 //! Negotiation, acknowledgements, framing.
 
-use linkspan_vhost::backend::{Answer, Effect, Failure, FramingError, Misuse};
+use linkspan_vhost::backend::{Answer, Effect, Failure, FramingError, Misuse, OfferError};
 use linkspan_vhost::message::Request;
 use linkspan_vhost::wire::{self, HEADER_BYTES, Header, MAX_BODY_BYTES};
 use linkspan_vhost::{
@@ -152,33 +152,44 @@ fn without_protocol_features_bit_30_is_not_offered_and_nothing_of_it_is_answered
     );
 }
 
+/// There are front ends that acknowledge whatever is offered.
 #[test]
-#[should_panic(expected = "INBAND_NOTIFICATIONS")]
-fn bit_14_is_never_offered() {
-    let protocol_features = ProtocolFeatures::INBAND_NOTIFICATIONS;
-    drop(Backend::new(Offer {
-        protocol_features,
-        ..offer()
-    }));
+fn bits_14_and_17_are_never_offered() {
+    for extra in [
+        ProtocolFeatures::INBAND_NOTIFICATIONS,
+        ProtocolFeatures::XEN_MMAP,
+    ] {
+        let protocol_features = Backend::PROTOCOL_FEATURES | extra;
+        let error = Backend::new(Offer {
+            protocol_features,
+            ..offer()
+        });
+        let expected = OfferError::ProtocolFeatures { extra };
+        assert_eq!(error.expect_err("too much"), expected);
+    }
 }
 
 #[test]
-#[should_panic(expected = "XEN_MMAP")]
-fn bit_17_is_never_offered() {
-    let protocol_features = ProtocolFeatures::XEN_MMAP;
-    drop(Backend::new(Offer {
-        protocol_features,
-        ..offer()
-    }));
-}
-
-#[test]
-#[should_panic(expected = "257 rings")]
 fn more_rings_than_their_messages_can_name_are_not_offered() {
-    drop(Backend::new(Offer {
-        queues: 257,
-        ..offer()
-    }));
+    for queues in [0, 257, 1024] {
+        let error = Backend::new(Offer { queues, ..offer() }).expect_err("unnameable");
+        assert_eq!(error, OfferError::Queues { queues, max: 256 });
+        let error = Backend::restore(Offer { queues, ..offer() }, &[]).expect_err("unnameable");
+        let offer = OfferError::Queues { queues, max: 256 };
+        assert_eq!(error, linkspan_vhost::backend::RestoreError::Offer(offer));
+    }
+    for queues in [1, 256] {
+        Backend::new(Offer { queues, ..offer() }).expect("as many as can be named");
+    }
+    for size in [0, (1 << 15) + 1] {
+        let queue_size_max = size;
+        let error = Backend::new(Offer {
+            queue_size_max,
+            ..offer()
+        });
+        let expected = OfferError::QueueSize { size, max: 1 << 15 };
+        assert_eq!(error.expect_err("no such ring"), expected);
+    }
 }
 
 #[test]
@@ -277,7 +288,7 @@ fn need_reply_is_acknowledged_once_and_after_the_effect() {
     assert_eq!(session.backend.wanted(), 0);
     session.backend.answer(Ok(Answer::Done)).expect("an answer");
     assert_eq!(session.backend.wanted(), 0, "the reply is to be sent first");
-    let Some(Effect::Send { bytes }) = session.backend.poll_effect() else {
+    let Some(Effect::Send { bytes, .. }) = session.backend.poll_effect() else {
         panic!("no reply");
     };
     let expected = wire::encode(13, Header::REPLY, 0u64.as_bytes());

@@ -6,7 +6,9 @@ use linkspan_vhost::wire::{self, HEADER_BYTES};
 use linkspan_vhost::{Backend, MemoryError, Offer, VHOST_F_LOG_ALL};
 use zerocopy::IntoBytes;
 
-use crate::{BIT_30, PACKED, Session, VERSION_1, addr, offer, region, single, state, table_of};
+use crate::{
+    BIT_30, PACKED, Session, VERSION_1, addr, inflight, offer, region, single, state, table_of,
+};
 
 /// A conversation that touches everything that is saved.
 fn conversation() -> Vec<(Vec<u8>, usize)> {
@@ -50,6 +52,14 @@ fn conversation() -> Vec<(Vec<u8>, usize)> {
             wire::encode(38, need, &single(region(1 << 32, 0x1000, 1 << 32))),
             0,
         ),
+        (wire::encode(6, need, [0x1000u64, 0x2000].as_bytes()), 1),
+        (wire::encode(7, need, &[]), 1),
+        (wire::encode(21, need, &[]), 1),
+        (wire::encode(31, need, &inflight(0, 4)), 0),
+        (wire::encode(32, need, &inflight(0x4000, 2)), 1),
+        (wire::encode(39, need, 7u64.as_bytes()), 0),
+        (wire::encode(34, need, &[]), 0),
+        (wire::encode(39, need, 0u64.as_bytes()), 0),
     ]
 }
 
@@ -208,9 +218,9 @@ fn other_bytes_are_named() {
         RestoreError::Magic
     );
     let mut other = saved.clone();
-    other[8] = 2;
+    other[8] = 3;
     let error = Backend::restore(offer(), &other).expect_err("version");
-    assert_eq!(error, RestoreError::Version { got: 2 });
+    assert_eq!(error, RestoreError::Version { got: 3 });
     // Four billion regions are refused before room is made for them.
     let mut other = saved;
     other[32..36].copy_from_slice(&[0xff; 4]);

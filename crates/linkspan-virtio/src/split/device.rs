@@ -13,13 +13,17 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
-use linkspan_mem::{Address, AddressSpace, RingMemory, SplitRing, UsedElement, publish_then_check};
+use linkspan_mem::{
+    Address, AddressSpace, InflightSplit, RingMemory, SplitRing, UsedElement, publish_then_check,
+};
 
+use super::inflight::Tracker;
 use super::saved::{self, SNAPSHOT_LEN, Saved, load, save};
 use super::walk::walk;
 use super::{FIRST_NOTIFY, VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::chain::Chain;
 use crate::features::Features;
+use crate::inflight::InflightError;
 use crate::queue::{NotQuiet, QueueError, QueueState, RestoreError};
 
 /// The device's side of a split virtqueue (virtio 1.3 2.7).
@@ -45,6 +49,7 @@ pub struct SplitDevice<M> {
     /// One bit for each head that is with the device.
     taken: Vec<u64>,
     in_flight: u16,
+    inflight: Option<Tracker<M>>,
     retired: Option<QueueError>,
 }
 
@@ -78,8 +83,36 @@ impl<M: RingMemory> SplitDevice<M> {
             armed: true,
             taken,
             in_flight: 0,
+            inflight: None,
             retired: None,
         })
+    }
+
+    /// Writes down in `region` what is in flight, from now on. What an earlier
+    /// life left there in flight is popped first, in the order in which it was
+    /// taken then, and the device goes on from where that life stood: the used
+    /// ring and the region say where, whatever the base was.
+    ///
+    /// # Errors
+    /// When the region is not one that a device left.
+    ///
+    /// # Panics
+    /// When chains were popped before.
+    pub fn track(mut self, region: InflightSplit<M>) -> Result<Self, InflightError> {
+        assert!(
+            self.in_flight == 0 && self.unpublished() == 0,
+            "tracking begins before the first chain"
+        );
+        let used_idx = self.ring.used_index();
+        let (tracker, earlier) = Tracker::new(region, self.ring.size(), used_idx)?;
+        if earlier {
+            self.next_used = used_idx;
+            self.published_used = used_idx;
+            self.next_available = used_idx.wrapping_add(tracker.resubmits());
+            self.seen_available = self.next_available;
+        }
+        self.inflight = Some(tracker);
+        Ok(self)
     }
 
     /// Entries of the queue.
@@ -130,11 +163,11 @@ impl<M: RingMemory> SplitDevice<M> {
             }));
         }
         self.seen_available = index;
-        Ok(waiting)
+        Ok(waiting.saturating_add(self.resubmits()))
     }
 
     /// Takes the next chain of the batch that [`refresh`](Self::refresh) saw;
-    /// `false` at its end.
+    /// `false` at its end. Chains of an earlier life come first.
     ///
     /// # Errors
     /// Whatever is wrong with the chain.
@@ -145,10 +178,12 @@ impl<M: RingMemory> SplitDevice<M> {
         chain: &mut Chain,
     ) -> Result<bool, QueueError> {
         self.check()?;
-        if self.waiting() == 0 {
-            return Ok(false);
-        }
-        let head = self.ring.available_entry(self.next_available);
+        let again = self.inflight.as_mut().and_then(Tracker::next_resubmit);
+        let head = match again {
+            Some(head) => head,
+            None if self.waiting() == 0 => return Ok(false),
+            None => self.ring.available_entry(self.next_available),
+        };
         let size = self.ring.size();
         if head >= size {
             return Err(self.retire(QueueError::HeadOutOfRange { head, size }));
@@ -162,7 +197,12 @@ impl<M: RingMemory> SplitDevice<M> {
         }
         self.taken[word] |= bit;
         self.in_flight += 1;
-        self.next_available = self.next_available.wrapping_add(1);
+        if again.is_none() {
+            self.next_available = self.next_available.wrapping_add(1);
+            if let Some(inflight) = &mut self.inflight {
+                inflight.take(head);
+            }
+        }
         Ok(true)
     }
 
@@ -196,6 +236,9 @@ impl<M: RingMemory> SplitDevice<M> {
         };
         self.ring.set_used_element(self.next_used, element);
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.push(id);
+        }
         Ok(())
     }
 
@@ -208,7 +251,13 @@ impl<M: RingMemory> SplitDevice<M> {
         self.check()?;
         let count = self.unpublished();
         if count != 0 {
+            if let Some(inflight) = &mut self.inflight {
+                inflight.before_publish();
+            }
             self.ring.publish_used_index(self.next_used);
+            if let Some(inflight) = &mut self.inflight {
+                inflight.after_publish(self.next_used);
+            }
             self.published_used = self.next_used;
             self.unnotified = self.unnotified.saturating_add(u32::from(count));
         }
@@ -283,8 +332,8 @@ impl<M: RingMemory> SplitDevice<M> {
         if self.retired.is_some() {
             return Err(NotQuiet::Retired);
         }
-        if self.in_flight != 0 {
-            let count = self.in_flight;
+        let count = self.in_flight.saturating_add(self.resubmits());
+        if count != 0 {
             return Err(NotQuiet::InFlight { count });
         }
         match self.unpublished() {
@@ -311,6 +360,11 @@ impl<M: RingMemory> SplitDevice<M> {
             None => Ok(()),
             Some(error) => Err(error),
         }
+    }
+
+    #[inline]
+    fn resubmits(&self) -> u16 {
+        self.inflight.as_ref().map_or(0, Tracker::resubmits)
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 mod device;
 mod driver;
+mod inflight;
 mod saved;
 mod walk;
 

@@ -49,6 +49,11 @@ impl Rig {
         .unwrap()
     }
 
+    /// Memory for an in-flight region, zeroed at first.
+    pub(crate) fn region(&self, len: usize) -> Window {
+        self.memory.guest.window(Gpa(BASE + 0x6000), len).unwrap()
+    }
+
     pub(crate) fn device(&self, features: Features) -> SplitDevice<Window> {
         SplitDevice::new(self.ring(), features, QueueState::default()).unwrap()
     }

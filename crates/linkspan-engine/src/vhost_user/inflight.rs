@@ -1,0 +1,133 @@
+//! The region in which requests in flight are written down, so that the next
+//! back end finishes what this one began (vhost-user: Inflight I/O tracking).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use linkspan_mem::{InflightPacked, InflightSplit, Region, Window, WindowError};
+use linkspan_sys::{EventFd, PeerMemory, mapping, memfd};
+use linkspan_vhost::frontend::Inflight;
+use linkspan_virtio::Features;
+
+/// A mapped region for some rings, from ring 0 on.
+#[derive(Debug)]
+pub(super) struct InflightArea {
+    region: Region,
+    /// To be sent to the front end; only of a region that we made.
+    fd: Option<OwnedFd>,
+    queues: u16,
+    queue_size: u16,
+}
+
+/// Why there is no region.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InflightAreaError {
+    /// The system refused.
+    #[error("the in-flight region: {0}")]
+    System(#[source] io::Error),
+    /// The file cannot be used.
+    #[error("the in-flight region: {0}")]
+    Map(#[from] mapping::Error),
+    /// Too small for its rings.
+    #[error("an in-flight region of {size} bytes is too small for {queues} rings of {queue_size}")]
+    TooSmall {
+        /// Bytes that it has.
+        size: u64,
+        /// Rings that it is for.
+        queues: u16,
+        /// Entries of each.
+        queue_size: u16,
+    },
+    /// The part of a ring does not do.
+    #[error("the in-flight region: {0}")]
+    Window(#[from] WindowError),
+}
+
+impl InflightArea {
+    /// A new region, all zero: nothing is in flight. Until the features are set
+    /// it is large enough for either layout.
+    pub(super) fn create(
+        queues: u16,
+        queue_size: u16,
+        features: Option<Features>,
+    ) -> Result<Self, InflightAreaError> {
+        let split = InflightSplit::<Window>::region_len(queue_size);
+        let packed = InflightPacked::<Window>::region_len(queue_size);
+        let each = match features {
+            Some(features) if features.contains(Features::VIRTIO_F_RING_PACKED) => packed,
+            Some(_) => split,
+            None => split.max(packed),
+        };
+        let size = each as u64 * u64::from(queues);
+        let fd = memfd::create("linkspan-inflight", size, memfd::Sealing::Fixed)
+            .map_err(InflightAreaError::System)?;
+        let file = PeerMemory::check(fd.try_clone().map_err(InflightAreaError::System)?)?;
+        Ok(Self {
+            region: Region::new(Arc::new(file.map(0, size, None)?)),
+            fd: Some(fd),
+            queues,
+            queue_size,
+        })
+    }
+
+    /// The region that the front end kept. `gone` is signalled when it takes
+    /// the memory back.
+    pub(super) fn adopt(
+        inflight: Inflight,
+        fd: OwnedFd,
+        gone: &Arc<EventFd>,
+    ) -> Result<Self, InflightAreaError> {
+        let Inflight {
+            size,
+            offset,
+            queues,
+            queue_size,
+            ..
+        } = inflight;
+        let need = InflightSplit::<Window>::region_len(queue_size) as u64 * u64::from(queues);
+        if size < need {
+            return Err(InflightAreaError::TooSmall {
+                size,
+                queues,
+                queue_size,
+            });
+        }
+        let mapping = PeerMemory::check(fd)?.map(offset, size, Some(Arc::clone(gone)))?;
+        Ok(Self {
+            region: Region::new(Arc::new(mapping)),
+            fd: None,
+            queues,
+            queue_size,
+        })
+    }
+
+    /// Bytes of the region.
+    pub(super) fn size(&self) -> u64 {
+        self.region.len() as u64
+    }
+
+    /// The file that it is in, if we made it.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.fd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the region has a part for this ring.
+    pub(super) fn covers(&self, ring: u16) -> bool {
+        ring < self.queues
+    }
+
+    /// Whether the peer took memory back.
+    pub(super) fn poisoned(&self) -> bool {
+        self.region.poisoned()
+    }
+
+    /// The part of a split ring.
+    pub(super) fn split(&self, ring: u16) -> Result<InflightSplit<Window>, InflightAreaError> {
+        let len = InflightSplit::<Window>::region_len(self.queue_size);
+        let offset = len as u64 * u64::from(ring);
+        let window = self.region.window(offset, len)?;
+        Ok(InflightSplit::new(window, self.queue_size)?)
+    }
+}

@@ -1,0 +1,316 @@
+//! A disk as the commands of `linkspan driver blk` use it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout};
+use linkspan_devices::block::driver::{Answer, Command, DiskInfo, WANTED};
+use linkspan_devices::block::{CONFIG_LEN, ID_BYTES, Status as Answered};
+use linkspan_engine::vhost_user::{Connection, Link, LinkError, LinkOptions};
+use linkspan_engine::{DriverMemory, queue_link};
+use linkspan_mem::Span;
+use linkspan_sys::EventFd;
+use linkspan_sys::poll::{Direction, wait_for};
+use linkspan_sys::signals::{Signal, Signals};
+use linkspan_vhost::frontend::Negotiated;
+use linkspan_virtio::Features;
+use serde::Serialize;
+use std::os::fd::AsFd;
+
+use crate::exit::{Failure, Status};
+
+/// Which disk, and how a command is stopped.
+pub(super) struct Target {
+    path: PathBuf,
+    connect_limit: Duration,
+    cancel: Arc<EventFd>,
+    stopped: Arc<AtomicBool>,
+}
+
+/// A disk with its queues, in use.
+pub(super) struct Disk {
+    pub(super) info: DiskInfo,
+    negotiated: Negotiated,
+    pub(super) queues: Vec<DiskQueue>,
+    /// Ends when dropped, and the queues with it.
+    _link: Link,
+}
+
+impl Target {
+    pub(super) fn new(path: PathBuf, connect_seconds: u64) -> Result<Self, Failure> {
+        let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
+            .context("cannot watch for SIGINT and SIGTERM")?;
+        let target = Self {
+            path,
+            connect_limit: Duration::from_secs(connect_seconds),
+            cancel: Arc::new(EventFd::new().context("no descriptor can be had")?),
+            stopped: Arc::new(AtomicBool::new(false)),
+        };
+        let (cancel, stopped) = (Arc::clone(&target.cancel), Arc::clone(&target.stopped));
+        // Ends with the process: it has nothing to clean up.
+        let watch = move || {
+            if wait_for(signals.as_fd(), Direction::Read, None, None).is_ok() {
+                stopped.store(true, Ordering::Relaxed);
+                // It fails only when the counter is full, and then it is readable.
+                let _ = cancel.signal();
+            }
+        };
+        linkspan_sys::thread::spawn("signals", watch).context("no thread can be had")?;
+        Ok(target)
+    }
+
+    /// Whether a person or a service wants the command to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// An error of a queue as the end of the command.
+    pub(super) fn failure(&self, error: DiskError) -> Failure {
+        if self.is_stopped() {
+            return Failure::new(Status::Failed, anyhow!("interrupted"));
+        }
+        let status = match &error {
+            DiskError::Device(_) => Status::PeerBroke,
+            DiskError::Link(_) => Status::PeerUnreachable,
+            _ => Status::Failed,
+        };
+        Failure::new(status, error)
+    }
+
+    fn connect(&self, queues: u16) -> Result<Connection, Failure> {
+        let options = LinkOptions {
+            path: self.path.clone(),
+            connect_limit: self.connect_limit,
+            queues,
+            features: WANTED | Features::SPLIT_QUEUE,
+            required: Features::VIRTIO_F_VERSION_1,
+            config_size: 60,
+        };
+        Connection::open(options, Arc::clone(&self.cancel))
+            .map_err(|error| self.link_failure(error))
+    }
+
+    fn link_failure(&self, error: LinkError) -> Failure {
+        let status = match &error {
+            LinkError::Cancelled => return Failure::new(Status::Failed, anyhow!("interrupted")),
+            LinkError::Wish(_) => Status::Usage,
+            error if error.is_peer() => Status::PeerBroke,
+            LinkError::Unreachable { .. } | LinkError::Closed | LinkError::Silent { .. } => {
+                Status::PeerUnreachable
+            }
+            _ => Status::Failed,
+        };
+        let hint = match &error {
+            LinkError::Unreachable { .. } => Some(format!(
+                "is a back end running? for example: linkspan blk --socket-path {} --image FILE",
+                self.path.display()
+            )),
+            error if error.misfit().is_some() => {
+                Some("fewer --queues, or a back end with more".into())
+            }
+            LinkError::Silent { .. } => {
+                Some("a back end serves one front end at a time; is another one connected?".into())
+            }
+            _ => None,
+        };
+        let failure = Failure::new(status, error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+
+    /// Opens the disk with `queues` queues, each for `depth` requests at a time
+    /// and with `buffer_bytes` for their data.
+    pub(super) fn open(&self, queues: u16, depth: u16, buffer_bytes: u64) -> Result<Disk, Failure> {
+        let connection = self.connect(queues)?;
+        let negotiated = connection.negotiated().clone();
+        let features = Features::from_bits_retain(negotiated.features);
+        let info = DiskInfo::from_config(&negotiated.config, features);
+        let layout = DiskQueueLayout {
+            depth,
+            buffer_bytes,
+        };
+        // A request takes one descriptor with an indirect table, else three.
+        let per_request = if features.contains(Features::VIRTIO_F_INDIRECT_DESC) {
+            1
+        } else {
+            4
+        };
+        let queue_size = (u32::from(depth) * per_request)
+            .next_power_of_two()
+            .max(128);
+        let queue_size = u16::try_from(queue_size)
+            .ok()
+            .filter(|size| *size <= 1 << 15)
+            .ok_or_else(|| {
+                Failure::new(
+                    Status::Usage,
+                    anyhow!("--depth {depth} is more than a queue can hold"),
+                )
+            })?;
+        let memory = DriverMemory::new(queues, queue_size, u64::from(queues) * layout.bytes())
+            .context("no memory to share with the back end")?;
+        let memory = Arc::new(memory);
+        let mut disk_queues = Vec::new();
+        let mut handles = Vec::new();
+        for index in 0..queues {
+            let (link, handle) = queue_link().context("no descriptor can be had")?;
+            let queue = DiskQueue::new(Arc::clone(&memory), index, layout, features, link);
+            disk_queues.push(queue.map_err(|error| self.failure(error))?);
+            handles.push(handle);
+        }
+        let link = connection
+            .start(memory, handles)
+            .map_err(|error| self.link_failure(error))?;
+        Ok(Disk {
+            info,
+            negotiated,
+            queues: disk_queues,
+            _link: link,
+        })
+    }
+}
+
+/// Submits one command and waits for its answer.
+pub(super) fn ask(
+    target: &Target,
+    queue: &mut DiskQueue,
+    command: impl Fn(linkspan_virtio::split::Buffer<linkspan_mem::Gpa>) -> Command<linkspan_mem::Gpa>,
+    len: u32,
+) -> Result<(Answered, Span), Failure> {
+    let (data, span) = queue
+        .buffer(0, len)
+        .ok_or_else(|| anyhow!("the queue has no buffer of {len} bytes"))?;
+    let answer = (|| {
+        queue.submit(command(data), 0)?;
+        queue.kick()?;
+        next_answer(queue)
+    })();
+    Ok((answer.map_err(|error| target.failure(error))?.status, span))
+}
+
+/// Waits for the next answer.
+pub(super) fn next_answer(queue: &mut DiskQueue) -> Result<Answer, DiskError> {
+    loop {
+        if let Some(answer) = queue.answer()? {
+            return Ok(answer);
+        }
+        queue.wait(None)?;
+    }
+}
+
+/// Options of `info`.
+#[derive(Debug, clap::Args)]
+pub(super) struct InfoArgs {
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Info {
+    size_bytes: u64,
+    block_size: u32,
+    queues_max: u64,
+    queues_in_config: u16,
+    read_only: bool,
+    flush: bool,
+    serial: String,
+    features_offered: String,
+    features_used: String,
+    protocol_features: String,
+    memory_slots: u64,
+    in_flight_region: bool,
+}
+
+/// Says what the disk is.
+pub(super) fn info(target: &Target, args: &InfoArgs) -> Result<(), Failure> {
+    let mut disk = target.open(1, 1, 4096)?;
+    let negotiated = disk.negotiated.clone();
+    let serial_len = u32::try_from(ID_BYTES).unwrap_or(20);
+    let (status, span) = ask(
+        target,
+        &mut disk.queues[0],
+        |data| Command::Serial { data },
+        serial_len,
+    )?;
+    let mut serial = [0; ID_BYTES];
+    disk.queues[0]
+        .memory()
+        .memory()
+        .table()
+        .slice(span)
+        .read(&mut serial);
+    let end = serial
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(ID_BYTES);
+    let serial = String::from_utf8_lossy(&serial[..end]);
+    let serial = if status == Answered::Ok {
+        serial.into_owned()
+    } else {
+        String::new()
+    };
+    const { assert!(CONFIG_LEN >= 60) };
+    let info = Info {
+        size_bytes: disk.info.size_bytes,
+        block_size: disk.info.block_size,
+        queues_max: negotiated.queues_max,
+        queues_in_config: disk.info.queues,
+        read_only: disk.info.read_only,
+        flush: disk.info.flush,
+        serial,
+        features_offered: format!("{:#x}", negotiated.offered),
+        features_used: format!("{:#x}", negotiated.features),
+        protocol_features: negotiated
+            .protocol_features
+            .iter_names()
+            .map(|(name, _)| name)
+            .collect::<Vec<_>>()
+            .join(" "),
+        memory_slots: negotiated.memory_slots,
+        in_flight_region: negotiated
+            .protocol_features
+            .contains(linkspan_vhost::ProtocolFeatures::INFLIGHT_SHMFD),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&info)?);
+        return Ok(());
+    }
+    println!(
+        "size          {} bytes in blocks of {}",
+        info.size_bytes, info.block_size
+    );
+    println!(
+        "queues        at most {} (the disk says {})",
+        info.queues_max, info.queues_in_config
+    );
+    println!("serial        {}", info.serial);
+    println!(
+        "access        {}",
+        if info.read_only {
+            "read only"
+        } else {
+            "read and write"
+        }
+    );
+    println!(
+        "flush         {}",
+        if info.flush {
+            "on request"
+        } else {
+            "each write is durable"
+        }
+    );
+    println!(
+        "features      {} offered, {} used",
+        info.features_offered, info.features_used
+    );
+    println!("protocol      {}", info.protocol_features);
+    println!("memory slots  {}", info.memory_slots);
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! `linkspan driver`: drives a device from this process, without a guest.
+
+mod bench;
+mod disk;
+mod transfer;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::exit::Failure;
+
+/// Options of `linkspan driver`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    device: DeviceKind,
+}
+
+#[derive(Debug, Subcommand)]
+enum DeviceKind {
+    /// Drives a disk
+    Blk(BlkArgs),
+}
+
+/// Options of `linkspan driver blk`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    linkspan driver blk --socket-path /tmp/disk.sock info\n  \
+    linkspan driver blk --socket-path /tmp/disk.sock read --length 1M --to start.bin\n  \
+    linkspan driver blk --socket-path /tmp/disk.sock write --from start.bin\n  \
+    linkspan driver blk --socket-path /tmp/disk.sock bench --op randread --depth 32 --seconds 5\n\n\
+    A back end that dies while a command runs is waited for: the command goes on with\n\
+    the next one. Sizes take the suffixes K, M, G and T, powers of 1024.")]
+struct BlkArgs {
+    /// Where the back end listens
+    #[arg(long, value_name = "PATH")]
+    socket_path: PathBuf,
+
+    /// Seconds that the back end may take to appear
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    connect_limit: u64,
+
+    #[command(subcommand)]
+    verb: BlkVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum BlkVerb {
+    /// Says what the disk is
+    Info(disk::InfoArgs),
+    /// Copies from the disk into a file
+    Read(transfer::ReadArgs),
+    /// Copies a file onto the disk
+    Write(transfer::WriteArgs),
+    /// Writes, reads back and compares under load; destroys what is on the disk
+    Verify(verify::Args),
+    /// Measures the disk
+    Bench(bench::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// With the status that the program is to end with.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let DeviceKind::Blk(args) = &args.device;
+    let target = disk::Target::new(args.socket_path.clone(), args.connect_limit)?;
+    match &args.verb {
+        BlkVerb::Info(verb) => disk::info(&target, verb),
+        BlkVerb::Read(verb) => transfer::read(&target, verb),
+        BlkVerb::Write(verb) => transfer::write(&target, verb),
+        BlkVerb::Verify(verb) => verify::run(&target, verb),
+        BlkVerb::Bench(verb) => bench::run(&target, verb),
+    }
+}
+
+/// A number of bytes with an optional suffix.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        Some((at, 't' | 'T')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a number of bytes such as 4096, 64K or 1G".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "more bytes than there are".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_have_suffixes() {
+        assert_eq!(bytes("512"), Ok(512));
+        assert_eq!(bytes("4k"), Ok(4096));
+        assert_eq!(bytes("3M"), Ok(3 << 20));
+        assert_eq!(bytes("1G"), Ok(1 << 30));
+        assert_eq!(bytes("2T"), Ok(2 << 40));
+        assert!(bytes("").is_err() && bytes("K").is_err() && bytes("1X").is_err());
+        assert!(bytes("99999999999T").is_err());
+    }
+}
