@@ -6,7 +6,7 @@
 
 use linkspan_vhost::backend::{Answer, Effect, Failure, FdSlot};
 use linkspan_vhost::wire::{self, HEADER_BYTES, Header, MAX_BODY_BYTES};
-use linkspan_vhost::{Backend, Disposition, Error, Offer, VHOST_F_LOG_ALL};
+use linkspan_vhost::{Backend, Disposition, Error, FdId, Offer, VHOST_F_LOG_ALL};
 use zerocopy::FromBytes;
 
 use crate::input::Input;
@@ -33,7 +33,12 @@ pub(crate) mod answer {
     pub(crate) const REJECTED: u8 = 2;
     pub(crate) const SYSTEM: u8 = 3;
     pub(crate) const WRONG: u8 = 4;
+    /// Right, but a transfer of state is to use another channel.
+    pub(crate) const OTHER_CHANNEL: u8 = 5;
 }
+
+/// The one descriptor that goes to the peer.
+const OURS: FdId = FdId(7);
 
 /// Rings of the device.
 const RINGS: u16 = 4;
@@ -66,10 +71,11 @@ pub fn target(data: &[u8]) {
 /// Runs a script to the end.
 pub fn run(data: &[u8]) -> Outcome {
     let mut script = Script {
-        backend: Backend::new(offer()),
+        backend: Backend::new(offer()).expect("an offer within limits"),
         twin: None,
         fds: 0,
         next_answer: 0,
+        ours: false,
         running: [false; RINGS as usize],
         outcome: Outcome::default(),
     };
@@ -98,6 +104,8 @@ struct Script {
     /// Descriptors of the message that is being received.
     fds: usize,
     next_answer: u8,
+    /// Whether the last answer named a descriptor for the peer.
+    ours: bool,
     running: [bool; RINGS as usize],
     outcome: Outcome,
 }
@@ -162,8 +170,9 @@ impl Script {
                 self.check();
                 return;
             };
-            if let Effect::Send { bytes } = &effect {
+            if let Effect::Send { bytes, fds } = &effect {
                 assert!(!effect.needs_answer());
+                assert!(fds.is_empty() || *fds == [OURS] && std::mem::take(&mut self.ours));
                 self.outcome.replies += 1;
                 reply(bytes);
                 continue;
@@ -173,6 +182,10 @@ impl Script {
             let how = std::mem::take(&mut self.next_answer);
             let answer = answer_to(&effect, how, self.backend.features());
             let done = answer.is_ok() && how != answer::WRONG;
+            self.ours = matches!(
+                answer,
+                Ok(Answer::Inflight { .. } | Answer::StateChannel { .. })
+            );
             let result = self.both(|backend| backend.answer(answer.clone()));
             match effect {
                 Effect::StartRing { ring, .. } if done => {
@@ -224,7 +237,25 @@ impl Script {
                 assert!(u64::from(*offset) + bytes.len() as u64 <= CONFIG_SIZE.into());
                 (0, 0, None)
             }
-            _ => (0, 0, None),
+            Effect::SetLog { fd, .. }
+            | Effect::SetLogFd { fd }
+            | Effect::AdoptInflight { fd, .. }
+            | Effect::SetRequestSocket { fd }
+            | Effect::MoveState { fd, .. } => (fd.0 + 1, 0, None),
+            // Only a device at rest is brought back into its first state.
+            Effect::ResetDevice | Effect::SetStatus(0) => {
+                assert_eq!(self.running, [false; RINGS as usize]);
+                (0, 0, None)
+            }
+            Effect::CreateInflight { queues, .. } => {
+                assert!((1..=RINGS).contains(queues));
+                (0, 0, None)
+            }
+            Effect::Send { .. }
+            | Effect::SetFeatures(_)
+            | Effect::RemoveRegion(_)
+            | Effect::SetStatus(_)
+            | Effect::CheckState => (0, 0, None),
         };
         assert!(fds <= self.fds, "{effect:?} with {} descriptors", self.fds);
         assert!(ring < RINGS);
@@ -322,6 +353,14 @@ fn answer_to(effect: &Effect, how: u8, features: Option<u64>) -> Result<Answer, 
             Answer::RingStopped { base }
         }
         Effect::ReadConfig { size, .. } => Answer::Config(vec![7; *size as usize]),
+        Effect::CreateInflight { .. } => Answer::Inflight {
+            size: 0x3000,
+            offset: 0,
+            fd: OURS,
+        },
+        Effect::MoveState { .. } if how == answer::OTHER_CHANNEL => {
+            Answer::StateChannel { fd: OURS }
+        }
         _ => Answer::Done,
     };
     match (how, right) {

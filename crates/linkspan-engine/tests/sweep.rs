@@ -103,11 +103,8 @@ fn session(
     prepared: &mut Prepared,
     options: &Options,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let front = match FrontEnd::connect(&served.socket()) {
-        Ok(front) => front,
-        // Our own end is swept as well.
-        Err(error) => return Err(error.into()),
-    };
+    // Our own end is swept as well.
+    let front = FrontEnd::connect(&served.socket())?;
     let result = talk(front, prepared, options);
     let (reason, fault) = served.next_end();
     match result {

@@ -74,7 +74,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         let bytes = [
             start(ALL),
             write_table(&table),
-            chain(&[(TABLE, 16 * table.len() as u16, INDIRECT, 0)]),
+            chain(&[(TABLE, table_len(&table), INDIRECT, 0)]),
             pass(),
         ];
         broken(name, error, bytes.concat())
@@ -229,6 +229,10 @@ fn write_table(table: &[Piece]) -> Vec<u8> {
             write(TABLE + 16 * entry, &bytes.concat())
         });
     entries.flatten().collect()
+}
+
+fn table_len(table: &[Piece]) -> u16 {
+    u16::try_from(16 * table.len()).expect("short")
 }
 
 fn descriptors(first: u8, chain: &[Piece]) -> Vec<u8> {

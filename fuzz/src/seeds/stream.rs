@@ -1,7 +1,7 @@
 //! Seeds of `vhost_user_stream`: sessions as front ends have them, and messages
 //! that break off, contradict or overflow.
 
-use linkspan_vhost::Backend;
+use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::message::{FRONTEND_REQUESTS, Reply, Request};
 use linkspan_vhost::wire::{
     self, Header, MemoryRegionDescription, MemoryTableHeader, SingleMemoryRegion, VringAddr,
@@ -15,6 +15,19 @@ use crate::vhost_user_stream::{answer, step};
 const NEED: u8 = 8;
 const VERSION_1: u64 = 1 << 32;
 const BIT_30: u64 = 1 << 30;
+
+/// What the front end takes: spelled out, so that a back end that offers more
+/// leaves the seeds as they are.
+const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::LOG_SHMFD)
+    .union(ProtocolFeatures::REPLY_ACK)
+    .union(ProtocolFeatures::BACKEND_REQ)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::RESET_DEVICE)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::DEVICE_STATE);
 
 pub(super) fn seeds() -> Vec<Seed> {
     let features = VERSION_1 | BIT_30;
@@ -55,6 +68,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         seed("every_message_empty", 50, 0, false, every_message()),
         seed("effects_that_fail", 24, 0, false, failing()),
         seed("wrong_answer", 7, 0, false, wrong_answer()),
+        seed("device_messages", 32, 2, false, device_messages()),
         seed("config", 14, 0, false, config()),
         seed(
             "nine_descriptors",
@@ -121,11 +135,15 @@ fn table(regions: &[MemoryRegionDescription]) -> Vec<u8> {
 }
 
 fn negotiation(features: u64, piece: u8) -> Vec<Vec<u8>> {
-    let protocol = Backend::PROTOCOL_FEATURES.bits();
     vec![
         say(Request::GetFeatures, &[], 0, piece),
         say(Request::GetProtocolFeatures, &[], 0, piece),
-        say(Request::SetProtocolFeatures, protocol.as_bytes(), 0, piece),
+        say(
+            Request::SetProtocolFeatures,
+            PROTOCOL.bits().as_bytes(),
+            0,
+            piece,
+        ),
         say(Request::GetQueueNum, &[], 0, piece),
         say(Request::SetOwner, &[], 0, piece),
         say(Request::SetFeatures, features.as_bytes(), 0, piece),
@@ -242,5 +260,38 @@ fn config() -> Vec<u8> {
         steps.push(say(Request::GetConfig, &body, 0, 0));
         steps.push(say(Request::SetConfig, &body, 0, 0));
     }
+    steps.concat()
+}
+
+/// Log, in-flight region, status, reset under running rings, transfer of state.
+fn device_messages() -> Vec<u8> {
+    let log = [0x1000u64, 0].map(u64::to_ne_bytes).concat();
+    let inflight = [
+        &[0x3000u64, 0].map(u64::to_ne_bytes).concat()[..],
+        &[2u16, 256, 0, 0].map(u16::to_ne_bytes).concat(),
+    ]
+    .concat();
+    let mut steps = negotiation(VERSION_1 | BIT_30, 0);
+    steps.push(say(Request::SetMemTable, &table(&[region(0)]), 1, 0));
+    steps.extend([
+        say(Request::SetBackendReqFd, &[], 1, 0),
+        say(Request::SetLogBase, &log, 1, 0),
+        say(Request::SetLogFd, &[], 1, 0),
+        say(Request::GetInflightFd, &inflight, 0, 0),
+        say(Request::SetInflightFd, &inflight, 1, 0),
+        say(Request::SetStatus, 15u64.as_bytes(), 0, 0),
+    ]);
+    steps.extend(start(0, 0));
+    steps.extend(start(1, 0));
+    steps.extend([
+        vec![step::SAVE],
+        say(Request::GetStatus, &[], 0, 0),
+        say(Request::ResetDevice, &[], 0, 0),
+        vec![step::ANSWER, answer::OTHER_CHANNEL],
+        say(Request::SetDeviceStateFd, &[0; 8], 1, 0),
+        say(Request::CheckDeviceState, &[], 0, 0),
+        vec![step::SAVE],
+        say(Request::SetStatus, 0u64.as_bytes(), 0, 0),
+    ]);
     steps.concat()
 }
