@@ -282,12 +282,9 @@ impl Script {
     }
 
     fn save(&mut self) {
-        let saved = match self.both(|backend| backend.snapshot()) {
-            Ok(saved) => saved,
-            Err(_) => {
-                assert!(self.backend.is_mid_message(), "it is quiet");
-                return;
-            }
+        let Ok(saved) = self.both(|backend| backend.snapshot()) else {
+            assert!(self.backend.is_mid_message(), "it is quiet");
+            return;
         };
         let twin = Backend::restore(offer(), &saved).expect("its own bytes");
         assert_eq!(twin.snapshot(), Ok(saved));

@@ -31,7 +31,7 @@ const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
 
 pub(super) fn seeds() -> Vec<Seed> {
     let features = VERSION_1 | BIT_30;
-    let save = vec![step::SAVE];
+    let save = [step::SAVE];
     let raw = |bytes: &[u8], fds: u8| {
         let len = u8::try_from(bytes.len()).expect("short");
         [&[step::RAW, len, fds][..], bytes].concat()
