@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::packages;
 use crate::project::{Project, cache_dir, cargo};
 use crate::tally::{Tally, headline, stream};
 
@@ -36,6 +37,10 @@ pub(crate) fn run(project: &Project, tally: &mut Tally, quick: bool) -> Result<(
     let names = target_names(&fuzz);
     if names.is_empty() {
         tally.skip("fuzz", "there is no fuzz/fuzz_targets/*.rs");
+        return Ok(());
+    }
+    if !packages::runs("c++") && !packages::runs("g++") {
+        tally.skip("fuzz", "libFuzzer needs a C++ compiler, Debian package g++");
         return Ok(());
     }
     let target_dir = project.target.join("fuzz");

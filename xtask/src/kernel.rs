@@ -30,14 +30,18 @@ pub(crate) fn ensure() -> Result<PathBuf> {
             cache.display()
         )));
     }
-    let (package, version) = match choose_package() {
-        Ok(found) => found,
-        // A fresh machine has no package lists; only root may fetch them.
-        Err(_) if packages::is_root() && packages::update()? => choose_package()?,
-        Err(error) => return Err(error),
-    };
-    eprintln!("xtask: fetching the guest kernel {package} {version} (34 MB, once)");
-    fetch(&cache, &package, &version)
+    match newest_available(&cache) {
+        // A fresh machine has no package lists, and old lists name files that
+        // are gone; only root may fetch new ones.
+        Err(_) if packages::is_root() && packages::update()? => newest_available(&cache),
+        result => result,
+    }
+}
+
+fn newest_available(cache: &Path) -> Result<PathBuf> {
+    let (package, version) = choose_package()?;
+    eprintln!("xtask: fetching the guest kernel {package} {version} (about 35 MB, once)");
+    fetch(cache, &package, &version)
 }
 
 fn newest_cached(cache: &Path) -> Option<PathBuf> {

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::area::AreaError;
 use crate::backend::OfferError;
+use crate::frontend::WishError;
 use crate::memory::MemoryError;
 use crate::ring::{Notifier, Ring, RingAddresses, RingError};
 use crate::wire::MemoryRegionDescription;
@@ -80,6 +81,9 @@ pub enum RestoreError {
     /// What is offered cannot be.
     #[error(transparent)]
     Offer(#[from] OfferError),
+    /// What is wanted cannot be.
+    #[error(transparent)]
+    Wish(#[from] WishError),
     /// Virtio features that are not offered any more.
     #[error("features {unknown:#x} are not offered")]
     Features {

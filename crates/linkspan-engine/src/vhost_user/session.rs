@@ -288,7 +288,8 @@ impl BackendSession {
                 return Ok(None);
             }
             // The rings are stopped by now, and no device has more to reset.
-            Effect::SetFeatures(_) | Effect::ResetDevice | Effect::SetStatus(_) => {}
+            Effect::SetFeatures(_) | Effect::SetStatus(_) => {}
+            Effect::ResetDevice => self.inflight = None,
             Effect::CreateInflight {
                 queues,
                 queue_size,

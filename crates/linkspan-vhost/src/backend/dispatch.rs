@@ -5,11 +5,10 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::Gpa;
-use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::device::Afterwards;
-use super::{Answer, Backend, ConfigWriter, Effect, Failure, FdId, FdSlot, Misuse};
+use super::{Answer, Backend, Effect, Failure, FdId, FdSlot, Misuse};
 use crate::area::{self, Inflight, Log};
 use crate::error::Cause;
 use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
@@ -23,28 +22,6 @@ use crate::wire::{
     VHOST_USER_VRING_NOFD_MASK, VringAddr, VringState,
 };
 
-/// Why an access to configuration space is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// It leaves the space, or is empty.
-    #[error("{size} bytes from {offset} of a configuration space of {config_size}")]
-    Range {
-        /// First byte.
-        offset: u32,
-        /// How many.
-        size: u32,
-        /// How many there are.
-        config_size: u32,
-    },
-    /// Neither the driver nor migration writes.
-    #[error("flags {flags:#x} are neither 0 (driver) nor 1 (migration)")]
-    Writer {
-        /// What came instead.
-        flags: u32,
-    },
-}
-
 /// Where a message goes from here.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -54,6 +31,8 @@ pub(super) enum Step {
     Reply(Vec<u8>),
     /// The same with a descriptor.
     ReplyWith(Vec<u8>, FdId),
+    /// It is half done, and no reply can say so: the session is over.
+    Close(Cause),
     /// The effect first, then what follows from it.
     Ask(Effect, Commit),
 }
@@ -420,61 +399,6 @@ impl Backend {
         Ok(Step::Done)
     }
 
-    fn config(&self, body: &[u8]) -> Result<Step, Cause> {
-        let (header, _) = self.config_access(body)?;
-        let ConfigHeader { offset, size, .. } = header;
-        Ok(Step::Ask(
-            Effect::ReadConfig { offset, size },
-            Commit::Config { header },
-        ))
-    }
-
-    fn set_config(&self, body: &[u8]) -> Result<Step, Cause> {
-        let (header, bytes) = self.config_access(body)?;
-        let writer = match header.flags {
-            0 => ConfigWriter::Driver,
-            1 => ConfigWriter::Migration,
-            flags => return Err(ConfigError::Writer { flags }.into()),
-        };
-        let effect = Effect::WriteConfig {
-            offset: header.offset,
-            bytes: bytes.to_vec(),
-            writer,
-        };
-        Ok(Step::Ask(effect, Commit::Nothing))
-    }
-
-    fn config_access<'a>(&self, body: &'a [u8]) -> Result<(ConfigHeader, &'a [u8]), Cause> {
-        let (header, bytes) = read_prefix::<ConfigHeader>(body)?;
-        let ConfigHeader { offset, size, .. } = header;
-        let config_size = self.offer.config_size;
-        let end = offset
-            .checked_add(size)
-            .filter(|end| size > 0 && *end <= config_size);
-        if end.is_none() {
-            return Err(ConfigError::Range {
-                offset,
-                size,
-                config_size,
-            }
-            .into());
-        }
-        let exact = usize::try_from(size)
-            .ok()
-            .and_then(|size| size.checked_add(12));
-        match exact {
-            Some(exact) if exact == body.len() => Ok((header, bytes)),
-            exact => {
-                let exact = exact.unwrap_or(usize::MAX);
-                Err(Cause::BodySize {
-                    got: body.len(),
-                    min: exact,
-                    max: exact,
-                })
-            }
-        }
-    }
-
     /// The effect was carried out: what follows from it.
     pub(super) fn commit(&mut self, commit: Commit, answer: Answer) -> Result<Step, Cause> {
         match (commit, answer) {
@@ -511,10 +435,7 @@ impl Backend {
                 | Commit::Config { .. }
                 | Commit::Created { .. }),
                 _,
-            ) => {
-                self.abandon(&commit);
-                Err(Misuse::WrongAnswer.into())
-            }
+            ) => self.abandon(&commit, Misuse::WrongAnswer.into()),
             (commit, Answer::Done) => Ok(self.commit_done(commit)),
             _ => Err(Misuse::WrongAnswer.into()),
         }
@@ -575,24 +496,26 @@ impl Backend {
 
     /// The effect was not carried out. Only a ring that did not stop is
     /// changed by that: nobody may wait for it again.
-    fn abandon(&mut self, commit: &Commit) {
+    fn abandon(&mut self, commit: &Commit, cause: Cause) -> Result<Step, Cause> {
         if let Commit::Stopped { ring } | Commit::Quiet { ring, .. } = *commit {
             let known = self.ring_mut(ring);
             known.stop(known.base);
         }
+        match commit {
+            // Rings were stopped that the front end believes to run.
+            Commit::Quiet { .. } | Commit::Reset | Commit::Status(0) => Ok(Step::Close(cause)),
+            _ => Err(cause),
+        }
     }
 
-    /// The driver could not carry the effect out. As for QEMU, an
-    /// in-flight region of no bytes says that there is none, and is no error.
+    /// The driver could not carry the effect out. As for QEMU, an in-flight
+    /// region of no bytes says that there is none, and is no error.
     pub(super) fn give_up(&mut self, commit: &Commit, failure: Failure) -> Result<Step, Cause> {
-        self.abandon(commit);
-        match *commit {
-            Commit::Created { request, len } => {
-                self.inflight = None;
-                Ok(Step::Reply(area::write_inflight(request, len)))
-            }
-            _ => Err(failure.into()),
+        if let Commit::Created { request, len } = *commit {
+            self.inflight = None;
+            return Ok(Step::Reply(area::write_inflight(request, len)));
         }
+        self.abandon(commit, failure.into())
     }
 
     pub(super) fn ring(&self, ring: u16) -> &Ring {
@@ -640,7 +563,9 @@ fn read<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<T, Cause>
     })
 }
 
-fn read_prefix<T: FromBytes + KnownLayout + Immutable>(body: &[u8]) -> Result<(T, &[u8]), Cause> {
+pub(super) fn read_prefix<T: FromBytes + KnownLayout + Immutable>(
+    body: &[u8],
+) -> Result<(T, &[u8]), Cause> {
     let (got, min) = (body.len(), size_of::<T>());
     T::read_from_prefix(body).map_err(|_| Cause::BodySize { got, min, max: got })
 }

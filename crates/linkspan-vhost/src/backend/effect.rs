@@ -139,7 +139,9 @@ pub enum Effect {
         /// The file.
         fd: FdSlot,
     },
-    /// Bring the device into its first state. All rings are stopped; memory stays.
+    /// Bring the device into its first state. All rings are stopped; the
+    /// in-flight region and the descriptors of the rings are forgotten;
+    /// memory and log stay.
     ResetDevice,
     /// The driver wrote the device status. For 0 all rings are stopped.
     SetStatus(u8),

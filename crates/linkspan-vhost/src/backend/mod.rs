@@ -6,6 +6,7 @@
 //! only then is more received: so whatever takes time (to drain a ring, to map
 //! memory) is a state here, and the reply leaves when it is over.
 
+mod config;
 mod device;
 mod dispatch;
 mod effect;
@@ -23,7 +24,7 @@ pub use crate::fd::{FdId, FdSlot};
 pub use crate::framing::FramingError;
 pub use crate::record::{NotQuiet, RestoreError};
 pub use crate::ring::{Notifier, Ring, RingAddresses, RingError};
-pub use dispatch::ConfigError;
+pub use config::ConfigError;
 pub use effect::{Answer, ConfigWriter, Effect, Failure, RingSetup};
 pub use requests::{ReplyError, Requests};
 
@@ -430,6 +431,7 @@ impl Backend {
                     self.reply(context, 0u64.as_bytes());
                 }
             }
+            Ok(Step::Close(cause)) => return Err(self.fail(Some(context.code), cause)),
             Err(cause) => return Err(self.refuse(context, cause)),
         }
         Ok(())

@@ -105,6 +105,13 @@ impl Requests {
         Some(wire::encode(code, flags, &[]))
     }
 
+    /// Whether nothing is to be sent or waits for an answer: then a successor
+    /// process can make a new one.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !self.changed && !self.asked && !self.framing.begun()
+    }
+
     /// Bytes to read next, as in [`Backend::wanted`](super::Backend::wanted).
     #[must_use]
     pub fn wanted(&self) -> usize {

@@ -92,11 +92,12 @@ pub enum Command {
         writer: ConfigWriter,
     },
     /// Bring the device into its first state. Rings stop, features are to be
-    /// set again; memory stays.
+    /// set again; memory stays. If that is refused the session is over, since
+    /// nobody knows what it left.
     ResetDevice,
     /// Read the device status; [`Event::Status`](super::Event::Status) has it.
     ReadStatus,
-    /// Write the device status.
+    /// Write the device status; 0, which resets, only when no ring runs.
     WriteStatus(u8),
     /// Have the back end make a region for requests in flight;
     /// [`Event::Inflight`](super::Event::Inflight) has it.
@@ -200,67 +201,64 @@ impl Frontend {
                 bytes,
                 writer,
             } => write_config(offset, &bytes, writer),
-            C::ResetDevice => Ok(one(Step::new(Request::ResetDevice, &[], Then::Reset))),
-            C::ReadStatus => Ok(one(Step::new(Request::GetStatus, &[], Then::Status))),
-            C::WriteStatus(status) => Ok(one(Step::new(
-                Request::SetStatus,
-                u64::from(status).as_bytes(),
-                Then::Nothing,
-            ))),
+            C::ResetDevice => Ok(one(bare(Request::ResetDevice, Then::Reset))),
+            C::ReadStatus => Ok(one(bare(Request::GetStatus, Then::Status))),
+            C::WriteStatus(status) => self.plan_status(status),
             C::CreateInflight { queues, queue_size } => self.plan_inflight(queues, queue_size),
-            C::AdoptInflight { inflight, fd } => {
-                area::check_rings(
-                    inflight.queues,
-                    self.wish.queues,
-                    inflight.queue_size,
-                    MAX_RING_SIZE,
-                )?;
-                self.check_all_stopped()?;
-                let body = inflight.description();
-                let then = Then::Adopted(inflight);
-                Ok(one(Step::new(
-                    Request::SetInflightFd,
-                    body.as_bytes(),
-                    then,
-                )
-                .with(fd)))
-            }
+            C::AdoptInflight { inflight, fd } => self.plan_adoption(inflight, fd),
             C::SetLog { log, fd } => {
                 let body = log.description();
-                Ok(one(Step::new(
-                    Request::SetLogBase,
-                    body.as_bytes(),
-                    Then::Nothing,
-                )
-                .with(fd)))
-            }
-            C::SetLogFd(fd) => Ok(one(
-                Step::new(Request::SetLogFd, &[], Then::Nothing).with(fd)
-            )),
-            C::SetBackendRequests(fd) => {
-                Ok(one(
-                    Step::new(Request::SetBackendReqFd, &[], Then::Nothing).with(fd)
-                ))
-            }
-            C::MoveState { direction, fd } => {
-                self.check_all_stopped()?;
-                let direction = match direction {
-                    Direction::Save => 0,
-                    Direction::Load => 1,
-                };
-                let body = DeviceStateParameters {
-                    direction,
-                    phase: 0,
-                };
-                let step = Step::new(Request::SetDeviceStateFd, body.as_bytes(), Then::Channel);
+                let step = Step::new(Request::SetLogBase, body.as_bytes(), Then::Nothing);
                 Ok(one(step.with(fd)))
             }
-            C::CheckState => Ok(one(Step::new(
-                Request::CheckDeviceState,
-                &[],
-                Then::Checked,
-            ))),
+            C::SetLogFd(fd) => Ok(one(bare(Request::SetLogFd, Then::Nothing).with(fd))),
+            C::SetBackendRequests(fd) => {
+                Ok(one(bare(Request::SetBackendReqFd, Then::Nothing).with(fd)))
+            }
+            C::MoveState { direction, fd } => self.plan_state(direction, fd),
+            C::CheckState => Ok(one(bare(Request::CheckDeviceState, Then::Checked))),
         }
+    }
+
+    /// Virtio 1.3, 2.1: 0 resets, which would stop rings that are believed to run.
+    fn plan_status(&self, status: u8) -> Plan {
+        if status == 0 {
+            self.check_all_stopped()?;
+        }
+        let body = u64::from(status);
+        Ok(one(Step::new(
+            Request::SetStatus,
+            body.as_bytes(),
+            Then::Nothing,
+        )))
+    }
+
+    fn plan_adoption(&self, inflight: Inflight, fd: FdId) -> Plan {
+        let (rings, size) = (self.wish.queues, inflight.queue_size);
+        area::check_rings(inflight.queues, rings, size, MAX_RING_SIZE)?;
+        self.check_all_stopped()?;
+        let body = inflight.description();
+        let then = Then::Adopted(inflight);
+        Ok(one(Step::new(
+            Request::SetInflightFd,
+            body.as_bytes(),
+            then,
+        )
+        .with(fd)))
+    }
+
+    fn plan_state(&self, direction: Direction, fd: FdId) -> Plan {
+        self.check_all_stopped()?;
+        let direction = match direction {
+            Direction::Save => 0,
+            Direction::Load => 1,
+        };
+        let body = DeviceStateParameters {
+            direction,
+            phase: 0,
+        };
+        let step = Step::new(Request::SetDeviceStateFd, body.as_bytes(), Then::Channel);
+        Ok(one(step.with(fd)))
     }
 
     fn plan_features(&self, features: u64) -> Plan {
@@ -464,6 +462,10 @@ impl Frontend {
 
 fn one(step: Step) -> VecDeque<Step> {
     VecDeque::from([step])
+}
+
+fn bare(request: Request, then: Then) -> Step {
+    Step::new(request, &[], then)
 }
 
 fn state(request: Request, ring: u16, num: u32, then: Then) -> Step {

@@ -97,7 +97,7 @@ pub enum Error {
     /// An in-flight region that cannot be.
     #[error("VHOST_USER_GET_INFLIGHT_FD: {0}")]
     ReplyInflight(#[from] AreaError),
-    /// A step of the negotiation was refused.
+    /// A step of the negotiation, or a reset, was refused.
     #[error("{}: refused with {code}", name(.request))]
     Refused {
         /// The step.

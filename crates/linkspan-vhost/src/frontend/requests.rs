@@ -17,8 +17,8 @@ use crate::wire::{self, Header};
 /// back end.
 ///
 /// It runs beside the session: a back end may wait for its request to be
-/// acknowledged before it answers there. Between two messages it has no state,
-/// so a successor process makes a new one.
+/// acknowledged before it answers there. When [quiet](Self::is_quiet) it has no
+/// state, so a successor process makes a new one.
 #[derive(Debug)]
 pub struct Requests {
     features: ProtocolFeatures,
@@ -103,6 +103,13 @@ impl Requests {
             events: VecDeque::new(),
             over: false,
         }
+    }
+
+    /// Whether no request is half received or half handled: then a successor
+    /// process can make a new one.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.events.is_empty() && !self.framing.begun()
     }
 
     /// Bytes to read next, as in [`Frontend::wanted`](super::Frontend::wanted).

@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 use super::command::read_config;
 use super::{Effect, Error, Event, FdId, FdSlot, Frontend, Inflight, Misfit, QueueUnit};
 use crate::area;
-use crate::features::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
 use crate::framing::Frame;
 use crate::memory::MemoryRegion;
 use crate::message::{Payload, Reply, Request};
@@ -209,6 +209,10 @@ impl Frontend {
     /// The back end did not do it. Rings that the command has started are
     /// stopped, and nothing else of it is sent.
     fn refused(&mut self, request: Request, code: u64, then: &Then) -> Result<(), Error> {
+        if matches!(then, Then::Reset) {
+            // What runs after half a reset is not known.
+            return Err(Error::Refused { request, code });
+        }
         match &mut self.task {
             Task::Command { started, refused } => {
                 self.steps = started.drain(..).map(Step::stop).collect();
@@ -269,6 +273,8 @@ impl Frontend {
     fn offered(&mut self, offered: u64) -> Result<(), Error> {
         let before = self.previous.as_ref();
         let acknowledged = before.and_then(|saved| saved.features).unwrap_or(0);
+        // Whether writes are logged is between the ends: it was not promised to the driver.
+        let acknowledged = acknowledged & !VHOST_F_LOG_ALL;
         let required = self.wish.required_features | acknowledged;
         let missing = required & !offered & !VHOST_USER_F_PROTOCOL_FEATURES;
         if missing != 0 {
@@ -327,8 +333,9 @@ impl Frontend {
             .push_back(Step::new(Request::SetOwner, &[], Then::Nothing));
         if use_.contains(ProtocolFeatures::CONFIG) {
             let all = self.wish.config_size;
+            let most = u32::try_from(VHOST_USER_MAX_CONFIG_SIZE).expect("256");
             for offset in (0..all).step_by(VHOST_USER_MAX_CONFIG_SIZE) {
-                let size = (all - offset).min(VHOST_USER_MAX_CONFIG_SIZE as u32);
+                let size = (all - offset).min(most);
                 self.steps
                     .extend(read_config(offset, size).expect("a size in range"));
             }

@@ -380,3 +380,32 @@ fn saved_and_restored_with_everything() {
     assert!(restored.has_log_fd() && restored.has_request_socket());
     assert_eq!(restored.snapshot().expect("quiet"), saved);
 }
+
+/// No reply can say that some rings are stopped and others are not.
+#[test]
+fn half_a_reset_ends_the_session() {
+    for request in [Request::ResetDevice, Request::SetStatus] {
+        let body = vec![0; *request.message().payload.sizes().start()];
+        for wrong in [false, true] {
+            let mut session = Session::ready();
+            session.run(0);
+            session.run(1);
+            let message = linkspan_vhost::wire::encode(request.code(), 8, &body);
+            let (head, rest) = message.split_at(12);
+            session.backend.receive(head, 0).expect("a header");
+            if !rest.is_empty() {
+                session.backend.receive(rest, 0).expect("a body");
+            }
+            session.backend.poll_effect().expect("a ring to stop");
+            let answer = if wrong {
+                Ok(Answer::Done)
+            } else {
+                Err(Failure::System)
+            };
+            let error = session.backend.answer(answer).expect_err("failed");
+            assert_eq!(error.disposition(), Disposition::CloseLink);
+            assert!(!session.backend.rings()[0].running);
+            assert_eq!(session.disconnect(), [Effect::StopRing { ring: 1 }]);
+        }
+    }
+}

@@ -73,6 +73,7 @@ fn a_changed_config_reaches_the_front_end_and_is_acknowledged() {
                     Some(other) => panic!("{other:?}"),
                 }
                 assert_eq!(back.poll_send(), None);
+                assert!(back.is_quiet() && front.is_quiet());
             }
         }
     }
@@ -94,9 +95,11 @@ fn changes_without_acknowledgement_become_one() {
     to_back(&mut back, &ack, 5).expect("an acknowledgement");
     back.poll_send().expect("the rest");
     assert_eq!(back.poll_send(), None);
+    assert!(!back.is_quiet());
     let nack = wire::encode(CHANGE, Header::REPLY, 3u64.as_bytes());
     let error = to_back(&mut back, &nack, 5).expect_err("refused");
     assert_eq!(error, ReplyError::Refused { code: 3 });
+    assert!(back.is_quiet());
     back.config_changed().expect("it goes on");
     back.poll_send().expect("a request");
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Error;
-use super::disk::{Base, Plan};
+use super::disk::{Base, ImageState, Plan};
 use super::initramfs;
 use super::machine::{Disk, Event, Hardware, Machine, Mode};
 use super::process::{Process, Stop, tail};
@@ -161,16 +161,6 @@ pub fn judge(report: &Report, plan: &Plan, host: HostView<'_>) -> Result<Vec<Fin
         && !first.marker_found
         && second.marker_found
         && ends == [Some("reboot"), Some("poweroff")];
-    let image_text = match state.first_wrong {
-        None => format!(
-            "{} writes in place, nothing else changed",
-            plan.names().count()
-        ),
-        Some(at) => format!(
-            "{} wrong bytes, the first at offset {at}",
-            state.wrong_bytes
-        ),
-    };
     let problems = match report.problems.as_slice() {
         [] => "no problem reported".to_owned(),
         problems => problems.join("; "),
@@ -208,7 +198,11 @@ pub fn judge(report: &Report, plan: &Plan, host: HostView<'_>) -> Result<Vec<Fin
             all_same(second, plan),
             same_text(second, plan),
         ),
-        finding("image on the host", state.first_wrong.is_none(), image_text),
+        finding(
+            "image on the host",
+            state.first_wrong.is_none(),
+            image_text(&state, plan),
+        ),
         finding(
             "every byte after",
             second.sha256.as_ref() == Some(&state.sha256),
@@ -216,6 +210,19 @@ pub fn judge(report: &Report, plan: &Plan, host: HostView<'_>) -> Result<Vec<Fin
         ),
         finding("guest's own findings", report.problems.is_empty(), problems),
     ])
+}
+
+fn image_text(state: &ImageState, plan: &Plan) -> String {
+    match state.first_wrong {
+        None => format!(
+            "{} writes in place, nothing else changed",
+            plan.names().count()
+        ),
+        Some(at) => format!(
+            "{} wrong bytes, the first at offset {at}",
+            state.wrong_bytes
+        ),
+    }
 }
 
 fn seen<T: std::fmt::Display>(values: [Option<T>; 2]) -> String {

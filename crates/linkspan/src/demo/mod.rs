@@ -219,15 +219,21 @@ fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     };
     let mut machine = check::boot(hardware, disk, &plan, dir)?;
     let limit = Duration::from_secs(args.timeout);
-    let report = check::collect(&mut machine, Some(blk.server()), limit, stop, show_progress)?;
-    blk.process.stop()?;
+    let collected = check::collect(&mut machine, Some(blk.server()), limit, stop, show_progress);
+    let report = collected.inspect_err(|_| blk.show_log())?;
+    let server_end = blk.process.stop()?;
     let host = HostView {
         queues: args.queues,
         base: &base,
         image: &image,
         disk_bytes,
     };
-    let findings = check::judge(&report, &plan, host)?;
+    let mut findings = check::judge(&report, &plan, host)?;
+    findings.push(Finding {
+        what: "server's end",
+        ok: server_end.success(),
+        detail: format!("asked to stop by SIGTERM: {server_end}"),
+    });
     let summary = Summary {
         ok: findings.iter().all(|finding| finding.ok),
         kernel: hardware.kernel.release.clone(),
@@ -241,6 +247,7 @@ fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     if summary.ok {
         return Ok(());
     }
+    blk.show_log();
     let failed = summary
         .findings
         .iter()
@@ -364,6 +371,13 @@ impl BlockProcess {
             socket,
             log,
         })
+    }
+
+    /// What it said, for somebody who has to find out why a check failed.
+    fn show_log(&self) {
+        for line in process::tail(&self.log).lines() {
+            eprintln!("linkspan blk: {line}");
+        }
     }
 
     fn server(&mut self) -> Server<'_> {
