@@ -55,8 +55,23 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// These may use everything below them, which is everything but each other.
 const UPPER: &[(&str, &[&str])] = &[
-    ("linkspan-backends", &["linkspan", "linkspan-backends"]),
-    ("linkspan", &["linkspan"]),
+    (
+        "linkspan-backends",
+        &[
+            "linkspan",
+            "linkspan-backends",
+            "linkspan-testkit",
+            "linkspan-fuzz",
+        ],
+    ),
+    (
+        "linkspan",
+        &["linkspan", "linkspan-testkit", "linkspan-fuzz"],
+    ),
+    // Tests only: they may use everything.
+    ("linkspan-testkit", &[]),
+    ("linkspan-peers", &[]),
+    ("linkspan-fuzz", &[]),
 ];
 
 /// Crates of others that no pure crate may use: they touch the system, log, or wait.
