@@ -204,13 +204,7 @@ fn arguments(
         .into();
     let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
     add("-machine", "pc,memory-backend=memory".into());
-    let accelerator = match accel {
-        // One thread: with several, QEMU 7.2 now and then runs a guest into code
-        // that its kernel is just patching, and the guest dies.
-        Accel::Tcg => "tcg,thread=single",
-        Accel::Kvm => "kvm",
-    };
-    add("-accel", accelerator.into());
+    add("-accel", accelerator(*accel).into());
     if *accel == Accel::Kvm {
         add("-cpu", "host".into());
     }
@@ -254,6 +248,15 @@ fn arguments(
         add("-serial", "chardev:report".into());
     }
     args
+}
+
+fn accelerator(accel: Accel) -> &'static str {
+    match accel {
+        // One thread: with several, QEMU 7.2 now and then runs a guest into code
+        // that its kernel is just patching, and the guest dies.
+        Accel::Tcg => "tcg,thread=single",
+        Accel::Kvm => "kvm",
+    }
 }
 
 /// A path as QEMU's option parser wants it: commas doubled.
