@@ -13,7 +13,7 @@ use linkspan_mem::{GuestMemory, SpaceError, WindowError};
 use linkspan_sys::{EventFd, PeerEventFd, eventfd, mapping, reaper};
 use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdId, FdSlot, Offer, RingSetup};
 use linkspan_vhost::{Disposition, ProtocolFeatures};
-use linkspan_virtio::{Features, InflightError};
+use linkspan_virtio::{Features, InflightError, StartError};
 
 use super::inflight::{InflightArea, InflightAreaError};
 use super::memory::{MemoryError, MemoryTable};
@@ -126,6 +126,9 @@ pub enum Reason {
     /// A ring does not fit where it is said to be.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// A ring does not start where it is said to.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// Memory for a queue was refused.
     #[error(transparent)]
     Refused(#[from] Injected),
@@ -169,6 +172,7 @@ impl Reason {
             )) => Failure::System,
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
             Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
+            Self::Start(StartError::Refused(_)) => Failure::System,
             Self::Polling | Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }
@@ -567,7 +571,7 @@ impl BackendSession {
             }
             _ => {
                 slot.call = None;
-                let base = u32::from(ring.active.queue.state().next_available);
+                let base = ring.active.queue.base();
                 self.answer(Ok(Answer::RingStopped { base }))
             }
         }
