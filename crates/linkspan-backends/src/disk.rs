@@ -10,8 +10,9 @@ use linkspan_devices::block::driver::{Answer, BlockDriver, Command, DriverError,
 use linkspan_engine::{DriverMemory, LinkEnded, QueueLink, Resumed};
 use linkspan_mem::{Gpa, Span, Window};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
-use linkspan_virtio::split::{AddError, Buffer, SplitDriver, UsedError};
-use linkspan_virtio::{Features, QueueState};
+use linkspan_virtio::{
+    AddError, Buffer, DriverQueue, Features, QueueLayout, StartError, UsedError,
+};
 
 /// A queue of a disk.
 #[derive(Debug)]
@@ -38,6 +39,9 @@ pub enum DiskError {
     /// The device is gone for good.
     #[error(transparent)]
     Link(#[from] LinkEnded),
+    /// The ring could not be set up.
+    #[error(transparent)]
+    Ring(#[from] StartError),
     /// The queue could not be set up.
     #[error(transparent)]
     Setup(#[from] DriverError),
@@ -86,8 +90,7 @@ impl DiskQueue {
         let (address, place) = memory
             .rest(start, slots)
             .expect("the memory was made for it");
-        let queue = SplitDriver::new(memory.ring(index), features, QueueState::default())
-            .map_err(DriverError::from)?;
+        let queue = new_queue(&memory, index, features)?;
         let driver = BlockDriver::new(queue, features, layout.depth, address, place)?;
         let first = start + layout.slots().next_multiple_of(4096);
         Ok(Self {
@@ -193,9 +196,7 @@ impl DiskQueue {
             None => return Ok(()),
             Some(Resumed::Continued) => {}
             Some(Resumed::Fresh) => {
-                let ring = self.memory.ring(self.index);
-                let queue = SplitDriver::new(ring, self.features, QueueState::default())
-                    .map_err(DriverError::from)?;
+                let queue = new_queue(&self.memory, self.index, self.features)?;
                 let table = self.memory.memory().table();
                 self.driver.resubmit(table, queue)?;
                 self.driver.queue().publish()?;
@@ -204,6 +205,17 @@ impl DiskQueue {
         // The new device has not seen any kick.
         Ok(self.link.events.kick.signal()?)
     }
+}
+
+/// A queue whose ring is all zero.
+fn new_queue(
+    memory: &DriverMemory,
+    index: u16,
+    features: Features,
+) -> Result<DriverQueue<Window>, StartError> {
+    let layout = QueueLayout::of(features);
+    let (parts, size) = (memory.parts(index, layout), memory.size(index));
+    DriverQueue::new(parts, size, features, layout.start())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use linkspan_devices::block::driver::{
 use linkspan_devices::block::{Block, BlockOptions, CONFIG_LEN, Operation, Request, Status};
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
 use linkspan_virtio::split::{Buffer, SplitDevice, SplitDriver};
-use linkspan_virtio::{Chain, Features, QueueState};
+use linkspan_virtio::{Chain, DriverQueue, Features, QueueState};
 
 const QUEUE: u16 = 8;
 const SLOTS: u64 = 0x1000;
@@ -55,7 +55,9 @@ impl Rig {
             serial: *b"0123456789abcdefghij",
         })
         .unwrap();
-        let queue = SplitDriver::new(ring(&memory), features, QueueState::default()).unwrap();
+        let queue = SplitDriver::new(ring(&memory), features, QueueState::default())
+            .map(DriverQueue::Split)
+            .unwrap();
         let slots = span(&memory, SLOTS, u32::from(QUEUE) * SLOT_BYTES);
         Self {
             device: SplitDevice::new(ring(&memory), features, QueueState::default()).unwrap(),
@@ -238,7 +240,9 @@ fn what_was_not_answered_is_asked_again_of_a_new_device() {
         .slice(0, 0x300)
         .unwrap()
         .write(&[0; 0x300]);
-    let queue = SplitDriver::new(ring(&rig.memory), rig.features, QueueState::default()).unwrap();
+    let queue = SplitDriver::new(ring(&rig.memory), rig.features, QueueState::default())
+        .map(DriverQueue::Split)
+        .unwrap();
     rig.driver.resubmit(rig.memory.table(), queue).unwrap();
     rig.driver.queue().publish().unwrap();
     rig.device = SplitDevice::new(ring(&rig.memory), rig.features, QueueState::default()).unwrap();
@@ -252,7 +256,9 @@ fn what_was_not_answered_is_asked_again_of_a_new_device() {
 #[test]
 fn slots_that_do_not_fit_are_refused() {
     let rig = Rig::new(both_forms()[0]);
-    let queue = SplitDriver::new(ring(&rig.memory), rig.features, QueueState::default()).unwrap();
+    let queue = SplitDriver::new(ring(&rig.memory), rig.features, QueueState::default())
+        .map(DriverQueue::Split)
+        .unwrap();
     let memory = span(&rig.memory, SLOTS, 3 * SLOT_BYTES - 1);
     let error = BlockDriver::new(queue, rig.features, 3, Gpa(SLOTS), memory).unwrap_err();
     assert_eq!(error, DriverError::TooSmall { len: 383, slots: 3 });

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{GuestMemory, Window};
-use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{Features, QueueError};
+use linkspan_virtio::{DeviceQueue, Features, QueueError};
 
 /// A device as any queue transport offers it. Shared by the session thread and
 /// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
@@ -139,7 +138,7 @@ impl Default for Budget {
 #[derive(Debug)]
 pub struct ActiveRing {
     /// The device's side of the ring.
-    pub queue: SplitDevice<Window>,
+    pub queue: DeviceQueue<Window>,
     /// The generation of guest memory that the ring was resolved in.
     pub memory: Arc<GuestMemory>,
 }

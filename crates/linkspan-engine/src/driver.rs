@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
 use linkspan_sys::{EventFd, PeerMemory, memfd};
+use linkspan_virtio::QueueLayout;
 
 use crate::worker::signal;
 
@@ -60,11 +61,13 @@ impl DriverMemory {
             end = (end + len as u64).next_multiple_of(ALIGN);
             at
         };
+        // Those of a packed ring are never larger.
+        let [descriptors, driver, device] = QueueLayout::Split.part_lens(size);
         let rings = (0..queues).map(|_| RingPlace {
             size,
-            descriptor: place(SplitRing::<Window>::descriptors_len(size)),
-            driver: place(SplitRing::<Window>::available_len(size)),
-            device: place(SplitRing::<Window>::used_len(size)),
+            descriptor: place(descriptors),
+            driver: place(driver),
+            device: place(device),
         });
         let rings = rings.collect();
         // Whole pages, so that the rest can be used for direct I/O.
@@ -117,31 +120,46 @@ impl DriverMemory {
         &self.rings
     }
 
-    /// The ring of queue `index`, for either side.
+    /// Entries of queue `index`.
+    ///
+    /// # Panics
+    /// When there is no such queue.
+    pub fn size(&self, index: u16) -> u16 {
+        self.rings[usize::from(index)].size
+    }
+
+    /// Descriptor, driver and device area of queue `index`, for either side.
+    ///
+    /// # Panics
+    /// When there is no such queue.
+    pub fn parts(&self, index: u16, layout: QueueLayout) -> [Window; 3] {
+        let place = self.rings[usize::from(index)];
+        let region = &self.memory.table().regions()[0];
+        let window = |at, len| region.window(at, len).expect("the ring was laid out in it");
+        let [descriptors, driver, device] = layout.part_lens(place.size);
+        [
+            window(place.descriptor, descriptors),
+            window(place.driver, driver),
+            window(place.device, device),
+        ]
+    }
+
+    /// Queue `index` as a split ring, to see where it stands.
     ///
     /// # Panics
     /// When there is no such queue.
     pub fn ring(&self, index: u16) -> SplitRing<Window> {
-        let place = self.rings[usize::from(index)];
-        let window = |at, len| {
-            let region = &self.memory.table().regions()[0];
-            region.window(at, len).expect("the ring was laid out in it")
-        };
-        let size = place.size;
-        SplitRing::new(
-            window(place.descriptor, SplitRing::<Window>::descriptors_len(size)),
-            window(place.driver, SplitRing::<Window>::available_len(size)),
-            window(place.device, SplitRing::<Window>::used_len(size)),
-            size,
-        )
-        .expect("the ring was laid out for its size")
+        let [descriptors, driver, device] = self.parts(index, QueueLayout::Split);
+        SplitRing::new(descriptors, driver, device, self.size(index))
+            .expect("the ring was laid out for its size")
     }
 
     /// Puts zeroes where the ring of queue `index` is, as a driver does before
     /// it starts it.
     pub fn clear_ring(&self, index: u16) {
         let place = self.rings[usize::from(index)];
-        let end = place.device + SplitRing::<Window>::used_len(place.size) as u64;
+        let [.., device] = QueueLayout::Split.part_lens(place.size);
+        let end = place.device + device as u64;
         let region = &self.memory.table().regions()[0];
         let mut at = place.descriptor;
         while at < end {

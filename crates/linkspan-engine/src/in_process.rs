@@ -8,8 +8,7 @@ use std::sync::mpsc::Receiver;
 
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_sys::{EventFd, PeerEventFd};
-use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{Features, QueueState};
+use linkspan_virtio::{DeviceQueue, Features, QueueLayout};
 
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Device};
@@ -45,7 +44,9 @@ impl InProcess {
             wake,
         };
         for (index, events) in (0..).zip(events) {
-            let queue = SplitDevice::new(memory.ring(index), features, QueueState::default())
+            let layout = QueueLayout::of(features);
+            let (parts, size) = (memory.parts(index, layout), memory.size(index));
+            let queue = DeviceQueue::new(parts, size, features, layout.start())
                 .map_err(io::Error::other)?;
             let handler = device
                 .open_queue(index, features)

@@ -72,6 +72,7 @@ struct Model {
     returned: VecDeque<Used>,
     device_asleep: bool,
     driver_asleep: bool,
+    in_order: bool,
 }
 
 impl Model {
@@ -89,6 +90,7 @@ impl Model {
             returned: VecDeque::new(),
             device_asleep: false,
             driver_asleep: false,
+            in_order: features.contains(Features::VIRTIO_F_IN_ORDER),
         }
     }
 
@@ -182,8 +184,15 @@ impl Model {
         if self.taken.is_empty() {
             return;
         }
-        let (request, chain) = self.taken.swap_remove(which % self.taken.len());
-        let written = part % (chain.writable_total() + 1);
+        // In order if need be, and often with all bytes written, which lets the
+        // device leave out used elements.
+        let which = if self.in_order { 0 } else { which };
+        let (request, chain) = self.taken.remove(which % self.taken.len());
+        let total = chain.writable_total();
+        let written = match part % 3 {
+            0 => part % (total + 1),
+            _ => total,
+        };
         self.device.push(&chain, written).unwrap();
         let id = request.id;
         self.used.push_back(Used { id, written });
@@ -254,10 +263,12 @@ proptest! {
         steps in steps(),
         log_size in 0_u32..=8,
         event_idx in any::<bool>(),
+        in_order in any::<bool>(),
         start in prop_oneof![Just(0), Just(65500), any::<u16>()],
     ) {
         let mut features = ALL;
         features.set(Features::VIRTIO_F_EVENT_IDX, event_idx);
+        features.set(Features::VIRTIO_F_IN_ORDER, in_order);
         run(1 << log_size, features, start, steps);
     }
 
@@ -266,10 +277,12 @@ proptest! {
         steps in steps(),
         size in prop_oneof![1_u16..=9, 1_u16..=256],
         event_idx in any::<bool>(),
+        in_order in any::<bool>(),
         start in 0_u16..1024,
     ) {
         let mut features = PACKED;
         features.set(Features::VIRTIO_F_EVENT_IDX, event_idx);
+        features.set(Features::VIRTIO_F_IN_ORDER, in_order);
         run(size, features, start, steps);
     }
 }

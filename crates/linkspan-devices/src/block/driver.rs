@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use linkspan_mem::fault::{self, Injected};
 use linkspan_mem::{Address, Descriptor, RegionTable, RingMemory, Span};
 use linkspan_virtio::Features;
-use linkspan_virtio::split::{AddError, Buffer, IndirectTable, SplitDriver, UsedError};
+use linkspan_virtio::{AddError, Buffer, DriverQueue, IndirectTable, UsedError};
 use virtio_bindings::virtio_blk as bits;
 
 use super::config::CONFIG_LEN;
@@ -118,7 +118,7 @@ pub struct Answer {
 /// The driver of one queue of a disk.
 #[derive(Debug)]
 pub struct BlockDriver<M, A> {
-    queue: SplitDriver<M>,
+    queue: DriverQueue<M>,
     address: A,
     memory: Span,
     slots: Vec<Option<Pending<A>>>,
@@ -159,7 +159,7 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
     /// # Errors
     /// When the memory is too small, or private memory cannot be had.
     pub fn new(
-        queue: SplitDriver<M>,
+        queue: DriverQueue<M>,
         accepted: Features,
         depth: u16,
         address: A,
@@ -187,7 +187,7 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
     }
 
     /// The queue, to publish, kick and sleep.
-    pub fn queue(&mut self) -> &mut SplitDriver<M> {
+    pub fn queue(&mut self) -> &mut DriverQueue<M> {
         &mut self.queue
     }
 
@@ -223,7 +223,7 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
         }
     }
 
-    /// The next answer of those that [`SplitDriver::refresh`] saw.
+    /// The next answer of those that [`DriverQueue::refresh`] saw.
     ///
     /// # Errors
     /// When the device has broken the queue.
@@ -251,7 +251,7 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
     ///
     /// # Errors
     /// When the new queue is smaller than what was under way.
-    pub fn resubmit(&mut self, table: &RegionTable, queue: SplitDriver<M>) -> Result<(), AddError> {
+    pub fn resubmit(&mut self, table: &RegionTable, queue: DriverQueue<M>) -> Result<(), AddError> {
         self.queue = queue;
         self.slot_of.resize(usize::from(self.queue.size()), 0);
         for slot in (0..).take(self.slots.len()) {

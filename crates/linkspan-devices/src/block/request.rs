@@ -148,7 +148,7 @@ impl Request {
     }
 
     /// Writes the status byte and gives the used length for
-    /// [`push`](linkspan_virtio::split::SplitDevice::push).
+    /// [`push`](linkspan_virtio::DeviceQueue::push).
     ///
     /// That length counts bytes that were written without a gap from the first
     /// writable one on (virtio 1.3 2.7.8.2), so the status byte only counts when

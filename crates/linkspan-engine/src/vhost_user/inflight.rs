@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use linkspan_mem::{InflightPacked, InflightSplit, Region, Window, WindowError};
+use linkspan_mem::{Region, Window, WindowError};
 use linkspan_sys::{EventFd, PeerMemory, mapping, memfd};
 use linkspan_vhost::frontend::Inflight;
-use linkspan_virtio::Features;
+use linkspan_virtio::{Features, QueueLayout};
 
 /// A mapped region for some rings, from ring 0 on.
 #[derive(Debug)]
@@ -47,19 +47,14 @@ pub enum InflightAreaError {
 
 impl InflightArea {
     /// A new region, all zero: nothing is in flight. Until the features are set
-    /// it is large enough for either layout.
+    /// it is large enough for either layout: packed rings need more.
     pub(super) fn create(
         queues: u16,
         queue_size: u16,
         features: Option<Features>,
     ) -> Result<Self, InflightAreaError> {
-        let split = InflightSplit::<Window>::region_len(queue_size);
-        let packed = InflightPacked::<Window>::region_len(queue_size);
-        let each = match features {
-            Some(features) if features.contains(Features::VIRTIO_F_RING_PACKED) => packed,
-            Some(_) => split,
-            None => split.max(packed),
-        };
+        let layout = features.map_or(QueueLayout::Packed, QueueLayout::of);
+        let each = layout.inflight_len(queue_size);
         let size = each as u64 * u64::from(queues);
         let fd = memfd::create("linkspan-inflight", size, memfd::Sealing::Fixed)
             .map_err(InflightAreaError::System)?;
@@ -86,7 +81,7 @@ impl InflightArea {
             queue_size,
             ..
         } = inflight;
-        let need = InflightSplit::<Window>::region_len(queue_size) as u64 * u64::from(queues);
+        let need = QueueLayout::Split.inflight_len(queue_size) as u64 * u64::from(queues);
         if size < need {
             return Err(InflightAreaError::TooSmall {
                 size,
@@ -123,11 +118,18 @@ impl InflightArea {
         self.region.poisoned()
     }
 
-    /// The part of a split ring.
-    pub(super) fn split(&self, ring: u16) -> Result<InflightSplit<Window>, InflightAreaError> {
-        let len = InflightSplit::<Window>::region_len(self.queue_size);
-        let offset = len as u64 * u64::from(ring);
-        let window = self.region.window(offset, len)?;
-        Ok(InflightSplit::new(window, self.queue_size)?)
+    /// Entries that each ring's part has room for.
+    pub(super) fn queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    /// The part of a ring.
+    pub(super) fn window(
+        &self,
+        ring: u16,
+        layout: QueueLayout,
+    ) -> Result<Window, InflightAreaError> {
+        let len = layout.inflight_len(self.queue_size);
+        Ok(self.region.window(len as u64 * u64::from(ring), len)?)
     }
 }

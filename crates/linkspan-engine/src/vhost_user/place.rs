@@ -1,9 +1,8 @@
 //! Where a ring lies: from the addresses of a front end to windows onto memory.
 
-use linkspan_mem::{GuestMemory, SplitRing, Window};
+use linkspan_mem::{GuestMemory, Window};
 use linkspan_vhost::backend::RingSetup;
-use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{Features, QueueState};
+use linkspan_virtio::{DeviceQueue, Features, QueueLayout, QueueState};
 
 use super::inflight::InflightArea;
 use super::session::Reason;
@@ -17,34 +16,24 @@ pub(super) fn place_queue(
     memory: &GuestMemory,
     inflight: Option<&InflightArea>,
     state: Option<QueueState>,
-) -> Result<SplitDevice<Window>, Reason> {
-    let ring = split_ring(setup, memory)?;
-    let state = state.unwrap_or_else(|| QueueState {
-        next_available: split_base(setup.base),
-        // The base says nothing of the used ring: its state is in the ring.
-        next_used: ring.used_index(),
-    });
-    let queue = SplitDevice::new(ring, Features::from_bits_retain(setup.features), state)?;
+) -> Result<DeviceQueue<Window>, Reason> {
+    let (size, features) = (setup.size, Features::from_bits_retain(setup.features));
+    let layout = QueueLayout::of(features);
+    let [descriptors, driver, device] = layout.part_lens(size);
+    let space = &memory.front_end;
+    let parts = [
+        space.window(setup.descriptor, descriptors)?,
+        space.window(setup.driver, driver)?,
+        space.window(setup.device, device)?,
+    ];
+    let queue = match state {
+        Some(state) => DeviceQueue::new(parts, size, features, state)?,
+        None => DeviceQueue::with_base(parts, size, features, setup.base)?,
+    };
     match inflight {
-        Some(area) if area.covers(index) => Ok(queue.track(area.split(index)?)?),
+        Some(area) if area.covers(index) => {
+            Ok(queue.track(area.window(index, layout)?, area.queue_size())?)
+        }
         _ => Ok(queue),
     }
-}
-
-/// The available index in the base of a split ring: its low half.
-fn split_base(base: u32) -> u16 {
-    let [low, high, ..] = base.to_le_bytes();
-    u16::from_le_bytes([low, high])
-}
-
-/// The ring in its memory.
-fn split_ring(setup: &RingSetup, memory: &GuestMemory) -> Result<SplitRing<Window>, Reason> {
-    let size = setup.size;
-    let space = &memory.front_end;
-    Ok(SplitRing::new(
-        space.window(setup.descriptor, SplitRing::<Window>::descriptors_len(size))?,
-        space.window(setup.driver, SplitRing::<Window>::available_len(size))?,
-        space.window(setup.device, SplitRing::<Window>::used_len(size))?,
-        size,
-    )?)
 }

@@ -13,7 +13,7 @@ use linkspan_mem::{GuestMemory, SpaceError, WindowError};
 use linkspan_sys::{EventFd, PeerEventFd, eventfd, mapping, reaper};
 use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdId, FdSlot, Offer, RingSetup};
 use linkspan_vhost::{Disposition, ProtocolFeatures};
-use linkspan_virtio::{Features, InflightError};
+use linkspan_virtio::{Features, InflightError, StartError};
 
 use super::inflight::{InflightArea, InflightAreaError};
 use super::memory::{MemoryError, MemoryTable};
@@ -126,6 +126,9 @@ pub enum Reason {
     /// A ring does not fit where it is said to be.
     #[error(transparent)]
     Window(#[from] WindowError),
+    /// A ring does not start where it is said to.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// Memory for a queue was refused.
     #[error(transparent)]
     Refused(#[from] Injected),
@@ -173,7 +176,8 @@ impl Reason {
                 Failure::System
             }
             Self::InflightArea(InflightAreaError::System(_))
-            | Self::Inflight(InflightError::Refused(_)) => Failure::System,
+            | Self::Inflight(InflightError::Refused(_))
+            | Self::Start(StartError::Refused(_)) => Failure::System,
             Self::Polling | Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }
@@ -572,7 +576,7 @@ impl BackendSession {
             }
             _ => {
                 slot.call = None;
-                let base = u32::from(ring.active.queue.state().next_available);
+                let base = ring.active.queue.base();
                 self.answer(Ok(Answer::RingStopped { base }))
             }
         }

@@ -23,6 +23,7 @@ use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::chain::Chain;
 use crate::features::Features;
 use crate::inflight::InflightError;
+use crate::order::Order;
 use crate::queue::{FIRST_NOTIFY, NotQuiet, QueueError, QueueState, RestoreError};
 use crate::saved::{self, SNAPSHOT_LEN, Saved, load, save};
 
@@ -49,6 +50,10 @@ pub struct SplitDevice<M> {
     /// One bit for each head that is with the device.
     taken: Vec<u64>,
     in_flight: u16,
+    /// With `VIRTIO_F_IN_ORDER`, what is in flight, and where the used element
+    /// of the run of chains stands that the next one may go on.
+    order: Option<Order>,
+    run: Option<u16>,
     inflight: Option<Tracker<M>>,
     retired: Option<QueueError>,
 }
@@ -67,7 +72,8 @@ impl<M: RingMemory> SplitDevice<M> {
             !features.contains(Features::VIRTIO_F_RING_PACKED),
             "a packed ring is not a split ring"
         );
-        let words = usize::from(ring.size()).div_ceil(64);
+        let (size, in_order) = (ring.size(), features.contains(Features::VIRTIO_F_IN_ORDER));
+        let words = usize::from(size).div_ceil(64);
         let mut taken = fault::try_with_capacity(words)?;
         taken.resize(words, 0);
         Ok(Self {
@@ -83,6 +89,8 @@ impl<M: RingMemory> SplitDevice<M> {
             armed: true,
             taken,
             in_flight: 0,
+            order: in_order.then(|| Order::new(size)).transpose()?,
+            run: None,
             inflight: None,
             retired: None,
         })
@@ -197,6 +205,9 @@ impl<M: RingMemory> SplitDevice<M> {
         }
         self.taken[word] |= bit;
         self.in_flight += 1;
+        if let Some(order) = &mut self.order {
+            order.add(head);
+        }
         if again.is_none() {
             self.next_available = self.next_available.wrapping_add(1);
             if let Some(inflight) = &mut self.inflight {
@@ -213,8 +224,9 @@ impl<M: RingMemory> SplitDevice<M> {
     /// Only the one that retired the queue.
     ///
     /// # Panics
-    /// When the chain is not in flight, or `written` is more than it can hold:
-    /// both are mistakes of the device.
+    /// When the chain is not in flight, or not the oldest in flight although
+    /// `VIRTIO_F_IN_ORDER` was accepted, or `written` is more than it can hold:
+    /// all are mistakes of the device.
     #[inline]
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         self.check()?;
@@ -228,13 +240,23 @@ impl<M: RingMemory> SplitDevice<M> {
             written <= chain.writable_total(),
             "{written} bytes do not fit into chain {id}"
         );
+        if let Some(order) = &mut self.order {
+            let oldest = order.remove_oldest();
+            assert!(oldest == Some(id), "chain {id} is not the oldest in flight");
+        }
         self.taken[word] &= !bit;
         self.in_flight -= 1;
+        // In order, one used element serves for a run of chains: those before the
+        // last must have been used completely (virtio 1.3 2.7.9).
+        let at = self.run.take().unwrap_or(self.next_used);
+        if self.order.is_some() && written == chain.writable_total() {
+            self.run = Some(at);
+        }
         let element = UsedElement {
             id: u32::from(id),
             len: written,
         };
-        self.ring.set_used_element(self.next_used, element);
+        self.ring.set_used_element(at, element);
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(inflight) = &mut self.inflight {
             inflight.push(id);
@@ -259,6 +281,7 @@ impl<M: RingMemory> SplitDevice<M> {
                 inflight.after_publish(self.next_used);
             }
             self.published_used = self.next_used;
+            self.run = None;
             self.unnotified = self.unnotified.saturating_add(u32::from(count));
         }
         Ok(())

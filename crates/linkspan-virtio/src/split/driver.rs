@@ -10,12 +10,13 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
-use linkspan_mem::{Address, Descriptor, RingMemory, SplitRing, publish_then_check};
+use linkspan_mem::{Address, Descriptor, RingMemory, SplitRing, UsedElement, publish_then_check};
 
 use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::descriptor::VIRTQ_DESC_F_INDIRECT;
 use crate::driver::{AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors};
 use crate::features::Features;
+use crate::order::Order;
 use crate::queue::{FIRST_NOTIFY, NotQuiet, QueueState, RestoreError};
 use crate::saved::{self, SNAPSHOT_LEN, Saved, load, save};
 
@@ -39,6 +40,10 @@ pub struct SplitDriver<M> {
     free_head: u16,
     free: u16,
     outstanding: u16,
+    /// With `VIRTIO_F_IN_ORDER`, what the device has, and the end of the run of
+    /// chains that it used at once, while the run is being taken.
+    order: Option<Order>,
+    run: Option<Used>,
     retired: Option<UsedError>,
 }
 
@@ -68,10 +73,11 @@ impl<M: RingMemory> SplitDriver<M> {
             !features.contains(Features::VIRTIO_F_RING_PACKED),
             "a packed ring is not a split ring"
         );
-        let size = ring.size();
+        let (size, in_order) = (ring.size(), features.contains(Features::VIRTIO_F_IN_ORDER));
         let mut slots = fault::try_with_capacity(usize::from(size))?;
         slots.extend((0..size).map(|index| Slot {
-            next: index.wrapping_add(1),
+            // In ring order, which `VIRTIO_F_IN_ORDER` keeps for ever (2.7.9).
+            next: (index + 1) % size,
             descriptors: 0,
             writable: 0,
         }));
@@ -90,6 +96,8 @@ impl<M: RingMemory> SplitDriver<M> {
             free_head: 0,
             free: size,
             outstanding: 0,
+            order: in_order.then(|| Order::new(size)).transpose()?,
+            run: None,
             retired: None,
         })
     }
@@ -161,6 +169,9 @@ impl<M: RingMemory> SplitDriver<M> {
         let slot = &mut self.slots[usize::from(head)];
         slot.descriptors = taken;
         slot.writable = writable_bytes;
+        if let Some(order) = &mut self.order {
+            order.add(head);
+        }
         self.ring.set_available_entry(self.next_available, head);
         self.next_available = self.next_available.wrapping_add(1);
         Ok(head)
@@ -238,29 +249,16 @@ impl<M: RingMemory> SplitDriver<M> {
         if self.waiting() == 0 {
             return Ok(None);
         }
-        let element = self.ring.used_element(self.next_used);
-        let not_outstanding = UsedError::NotOutstanding { id: element.id };
-        let Ok(id) = u16::try_from(element.id) else {
-            return Err(self.retire(not_outstanding));
+        let end = match self.run {
+            Some(end) => end,
+            None => self.read_used()?,
         };
-        let slot = match self.slots.get(usize::from(id)) {
-            Some(slot) if slot.descriptors != 0 => *slot,
-            _ => return Err(self.retire(not_outstanding)),
-        };
-        if element.len > slot.writable {
-            return Err(self.retire(UsedError::UsedLength {
-                id,
-                len: element.len,
-                writable: slot.writable,
-            }));
-        }
-        self.give_back(id, slot.descriptors);
+        let used = self.next_of_run(end)?;
+        let descriptors = self.slots[usize::from(used.id)].descriptors;
+        self.give_back(used.id, descriptors);
         self.outstanding -= 1;
         self.next_used = self.next_used.wrapping_add(1);
-        Ok(Some(Used {
-            id,
-            written: element.len,
-        }))
+        Ok(Some(used))
     }
 
     /// Asks for a notification of the next used chain and looks once more:
@@ -378,10 +376,61 @@ impl<M: RingMemory> SplitDriver<M> {
         Ok(())
     }
 
-    /// Puts the descriptors of a chain in front of the free list.
+    /// Reads the used element at hand and checks it.
+    #[inline]
+    fn read_used(&mut self) -> Result<Used, UsedError> {
+        let UsedElement { id, len } = self.ring.used_element(self.next_used);
+        let (name, slot) = match u16::try_from(id) {
+            Ok(name) => (name, self.slots.get(usize::from(name))),
+            Err(_) => (0, None),
+        };
+        let writable = match slot {
+            Some(slot) if slot.descriptors != 0 => slot.writable,
+            _ => return Err(self.retire(UsedError::NotOutstanding { id })),
+        };
+        if len > writable {
+            let id = name;
+            return Err(self.retire(UsedError::UsedLength { id, len, writable }));
+        }
+        Ok(Used {
+            id: name,
+            written: len,
+        })
+    }
+
+    /// The next chain of a run that ends with `end`: in order, those before it
+    /// were used completely (virtio 1.3 2.7.9).
+    #[inline]
+    fn next_of_run(&mut self, end: Used) -> Result<Used, UsedError> {
+        // `end` is outstanding, so the order has it and all that came before.
+        let oldest = self.order.as_mut().and_then(Order::remove_oldest);
+        match oldest {
+            // The index must cover the whole run.
+            Some(id) if id != end.id && self.waiting() == 1 => {
+                let id = u32::from(end.id);
+                Err(self.retire(UsedError::NotOutstanding { id }))
+            }
+            Some(id) if id != end.id => {
+                self.run = Some(end);
+                let written = self.slots[usize::from(id)].writable;
+                Ok(Used { id, written })
+            }
+            _ => {
+                self.run = None;
+                Ok(end)
+            }
+        }
+    }
+
+    /// Puts the descriptors of a chain in front of the free list. In order there
+    /// is no list: they lie behind those that are free.
     #[inline]
     fn give_back(&mut self, head: u16, descriptors: u16) {
         self.slots[usize::from(head)].descriptors = 0;
+        if self.order.is_some() {
+            self.free += descriptors;
+            return;
+        }
         let mut last = head;
         for _ in 1..descriptors {
             last = self.slots[usize::from(last)].next;

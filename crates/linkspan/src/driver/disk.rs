@@ -192,7 +192,7 @@ impl Target {
 pub(super) fn ask(
     target: &Target,
     queue: &mut DiskQueue,
-    command: impl Fn(linkspan_virtio::split::Buffer<linkspan_mem::Gpa>) -> Command<linkspan_mem::Gpa>,
+    command: impl Fn(linkspan_virtio::Buffer<linkspan_mem::Gpa>) -> Command<linkspan_mem::Gpa>,
     len: u32,
 ) -> Result<(Answered, Span), Failure> {
     let (data, span) = queue

@@ -140,10 +140,7 @@ impl Transfer<'_> {
     fn run(
         &self,
         queue: &mut DiskQueue,
-        command: impl Fn(
-            u64,
-            linkspan_virtio::split::Buffer<linkspan_mem::Gpa>,
-        ) -> Command<linkspan_mem::Gpa>,
+        command: impl Fn(u64, linkspan_virtio::Buffer<linkspan_mem::Gpa>) -> Command<linkspan_mem::Gpa>,
         mut before: impl FnMut(&DiskQueue, u64, Span) -> std::io::Result<()>,
         mut after: impl FnMut(&DiskQueue, u64, Span) -> std::io::Result<()>,
     ) -> Result<(), Failure> {
