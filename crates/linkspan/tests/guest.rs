@@ -47,6 +47,7 @@ struct Setup {
     program: PathBuf,
     dir: tempfile::TempDir,
     base: Base,
+    packed: bool,
 }
 
 /// What a guest needs, or `None` after saying what is missing.
@@ -74,6 +75,7 @@ fn setup(test: &str, back_end: BackEnd) -> Option<Setup> {
             program,
             dir,
             base,
+            packed: false,
         })
     };
     match need() {
@@ -128,6 +130,7 @@ impl Setup {
         let disk = Disk {
             socket: &socket,
             queues,
+            packed: self.packed,
         };
         check::boot(&self.hardware, disk, plan, self.dir.path()).unwrap()
     }
@@ -179,10 +182,11 @@ fn kill_when_up(setup: &Setup, plan: &Plan, queues: u16) {
 }
 
 /// Every byte both ways, over a reboot of the guest.
-fn guest_passes(test: &str, queues: u16) {
-    let Some(setup) = setup(test, BackEnd::Linkspan) else {
+fn guest_passes(test: &str, queues: u16, packed: bool) {
+    let Some(mut setup) = setup(test, BackEnd::Linkspan) else {
         return;
     };
+    setup.packed = packed;
     let plan = Plan::new(BYTES, queues, 40 + u64::from(queues)).unwrap();
     let server = setup.serve(queues);
     let machine = setup.boot(&plan, queues);
@@ -191,12 +195,17 @@ fn guest_passes(test: &str, queues: u16) {
 
 #[test]
 fn guest_with_1_queue_reads_and_writes_every_byte() {
-    guest_passes("guest_with_1_queue", 1);
+    guest_passes("guest_with_1_queue", 1, false);
 }
 
 #[test]
 fn guest_with_4_queues_reads_and_writes_every_byte() {
-    guest_passes("guest_with_4_queues", 4);
+    guest_passes("guest_with_4_queues", 4, false);
+}
+
+#[test]
+fn guest_with_4_packed_queues_reads_and_writes_every_byte() {
+    guest_passes("guest_with_4_packed_queues", 4, true);
 }
 
 /// Two queues, and QEMU goes away and comes back: the process keeps serving.
@@ -214,11 +223,11 @@ fn guest_with_2_queues_comes_back_after_qemu_was_killed() {
 
 /// The back end is killed at every step of the guest, under load, and another one
 /// takes its place: QEMU reconnects, nothing is lost, and the guest does not notice.
-#[test]
-fn guest_with_2_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
-    let Some(setup) = setup("back_end_comes_back", BackEnd::Linkspan) else {
+fn guest_outlives_back_ends(test: &str, packed: bool) {
+    let Some(mut setup) = setup(test, BackEnd::Linkspan) else {
         return;
     };
+    setup.packed = packed;
     let plan = Plan::new(BYTES, 2, 51).unwrap();
     let mut server = setup.serve(2);
     let mut machine = setup.boot(&plan, 2);
@@ -234,6 +243,16 @@ fn guest_with_2_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
     assert!(kills >= 6, "the guest reported {kills} things");
     server.stop().unwrap();
     setup.judge(&report, &plan, 2, &machine);
+}
+
+#[test]
+fn guest_with_2_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
+    guest_outlives_back_ends("back_end_comes_back", false);
+}
+
+#[test]
+fn guest_with_2_packed_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
+    guest_outlives_back_ends("back_end_comes_back_packed", true);
 }
 
 /// The check passes on a back end that we did not write.

@@ -29,7 +29,7 @@ fn linkspan() -> Command {
 
 impl Rig {
     /// A verifying load that waits for its first back end.
-    fn new(image_bytes: u64) -> Self {
+    fn new(image_bytes: u64, layout: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         File::create(folder.path().join("disk.img"))
             .unwrap()
@@ -39,6 +39,7 @@ impl Rig {
         let driver = linkspan()
             .args(["driver", "blk", "--connect-limit", "60", "--socket-path"])
             .arg(folder.path().join("socket"))
+            .args(layout)
             .args(["verify", "--overwrite", "--json", "--seconds", "3600"])
             .args(["--queues", WRITERS, "--depth", "32"])
             .stdout(Stdio::piped())
@@ -108,13 +109,12 @@ fn written(io: &Path) -> u64 {
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
-#[test]
-fn no_acknowledged_write_is_lost_when_the_back_end_is_killed() {
+fn no_acknowledged_write_is_lost(layout: &[&str]) {
     let kills: u64 = match std::env::var(KILLS_ENV) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 10,
     };
-    let mut rig = Rig::new(64 << 20);
+    let mut rig = Rig::new(64 << 20, layout);
     for _ in 0..kills {
         let mut back_end = rig.back_end();
         rig.await_load(&back_end);
@@ -130,4 +130,14 @@ fn no_acknowledged_write_is_lost_when_the_back_end_is_killed() {
     last.kill().unwrap();
     last.wait().unwrap();
     println!("{kills} kills, {report}");
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_in_split_rings_when_the_back_end_is_killed() {
+    no_acknowledged_write_is_lost(&[]);
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_in_packed_rings_when_the_back_end_is_killed() {
+    no_acknowledged_write_is_lost(&["--packed"]);
 }

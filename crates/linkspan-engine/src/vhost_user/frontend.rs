@@ -14,6 +14,8 @@ use linkspan_vhost::frontend::{
 };
 use linkspan_vhost::{MemoryRegion, ProtocolFeatures};
 
+use linkspan_virtio::{Features, QueueLayout};
+
 use super::link::LinkError;
 use crate::driver::{DriverMemory, QueueEvents, Resumed};
 use crate::session::{End, Outgoing, Session, run_until};
@@ -100,7 +102,9 @@ impl FrontendSession {
             None if inflight => Some(Command::CreateInflight { queues, queue_size }),
             None => None,
         };
-        let starts = (0..queues).map(|ring| ring_start(memory, ring, resumed));
+        let features = Features::from_bits_retain(negotiated.features);
+        let layout = QueueLayout::of(features);
+        let starts = (0..queues).map(|ring| ring_start(memory, ring, layout, resumed));
         self.commands = [
             Some(Command::SetFeatures(negotiated.features)),
             Some(Command::SetMemory(vec![(table, MEMORY_FD)])),
@@ -191,17 +195,25 @@ impl FrontendSession {
     }
 }
 
-fn ring_start(memory: &DriverMemory, ring: u16, resumed: Resumed) -> RingStart {
+fn ring_start(
+    memory: &DriverMemory,
+    ring: u16,
+    layout: QueueLayout,
+    resumed: Resumed,
+) -> RingStart {
     let place = memory.rings()[usize::from(ring)];
     let address = |offset| UserVa(memory.user_base().0 + offset);
     RingStart {
         ring,
         size: place.size,
-        base: match resumed {
-            Resumed::Fresh => 0,
+        base: match (resumed, layout) {
             // What the dead back end had taken and not answered is in the
             // in-flight region; for the rest the ring says where it goes on.
-            Resumed::Continued => memory.ring(ring).used_index().into(),
+            (Resumed::Continued, QueueLayout::Split) => memory.ring(ring).used_index().into(),
+            // A packed ring does not say; the region does.
+            (Resumed::Continued, QueueLayout::Packed) | (Resumed::Fresh, _) => {
+                layout.base(layout.start())
+            }
         },
         descriptor: address(place.descriptor),
         driver: address(place.driver),

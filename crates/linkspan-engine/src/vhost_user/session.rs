@@ -193,7 +193,7 @@ impl BackendSession {
         let (sink, events, wake) = EventSink::new()?;
         let queues = device.queues();
         let offer = Offer {
-            features: (device.features() | Features::SPLIT_QUEUE).bits(),
+            features: (device.features() | Features::PACKED_QUEUE).bits(),
             protocol_features: ProtocolFeatures::MQ
                 | ProtocolFeatures::REPLY_ACK
                 | ProtocolFeatures::CONFIG

@@ -65,6 +65,8 @@ pub struct Disk<'a> {
     /// Queues of the device. The machine gets as many processors, because a
     /// guest uses at most one queue for each.
     pub queues: u16,
+    /// Whether the rings are packed.
+    pub packed: bool,
 }
 
 /// What a machine said or did.
@@ -215,16 +217,21 @@ fn arguments(
         "-object",
         format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
     );
-    if let Some(Disk { socket, queues }) = disk {
+    if let Some(Disk {
+        socket,
+        queues,
+        packed,
+    }) = disk
+    {
         add(
             "-chardev",
             // A back end that is gone may come back; the guest waits for it.
             format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
         );
-        add(
-            "-device",
-            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues}"),
-        );
+        add("-device", {
+            let packed = if packed { "on" } else { "off" };
+            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},packed={packed}")
+        });
     }
     add("-kernel", kernel.vmlinuz.display().to_string());
     add("-initrd", initramfs.display().to_string());
@@ -310,6 +317,7 @@ mod tests {
         let disk = Disk {
             socket: Path::new("/tmp/a,b/s"),
             queues: 4,
+            packed: false,
         };
         let args = arguments(
             &hardware(),
@@ -331,7 +339,9 @@ mod tests {
             value("-chardev"),
             "socket,id=disk,reconnect=1,path=/tmp/a,,b/s"
         );
-        assert!(args.contains(&"vhost-user-blk-pci,chardev=disk,num-queues=4".to_owned()));
+        assert!(
+            args.contains(&"vhost-user-blk-pci,chardev=disk,num-queues=4,packed=off".to_owned())
+        );
     }
 
     #[test]

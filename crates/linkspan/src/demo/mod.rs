@@ -66,6 +66,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub queues: u16,
 
+    /// Use packed rings
+    #[arg(long)]
+    pub packed: bool,
+
     /// Memory of the guest in MiB
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(128..=65536))]
     pub memory: u32,
@@ -180,6 +184,7 @@ fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     let disk = Disk {
         socket: &blk.socket,
         queues: args.queues,
+        packed: args.packed,
     };
     let mut machine = Machine::start(
         hardware,
@@ -216,6 +221,7 @@ fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     let disk = Disk {
         socket: &blk.socket,
         queues: args.queues,
+        packed: args.packed,
     };
     let mut machine = check::boot(hardware, disk, &plan, dir)?;
     let limit = Duration::from_secs(args.timeout);

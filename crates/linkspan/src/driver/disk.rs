@@ -25,6 +25,8 @@ use crate::exit::{Failure, Status};
 /// Which disk, and how a command is stopped.
 pub(super) struct Target {
     path: PathBuf,
+    /// What the queues are to be like.
+    queue_features: Features,
     connect_limit: Duration,
     cancel: Arc<EventFd>,
     stopped: Arc<AtomicBool>,
@@ -45,11 +47,16 @@ pub(super) struct Disk {
 }
 
 impl Target {
-    pub(super) fn new(path: PathBuf, connect_seconds: u64) -> Result<Self, Failure> {
+    pub(super) fn new(path: PathBuf, connect_seconds: u64, packed: bool) -> Result<Self, Failure> {
         let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
             .context("cannot watch for SIGINT and SIGTERM")?;
         let target = Self {
             path,
+            queue_features: if packed {
+                Features::PACKED_QUEUE
+            } else {
+                Features::SPLIT_QUEUE
+            },
             connect_limit: Duration::from_secs(connect_seconds),
             cancel: Arc::new(EventFd::new().context("no descriptor can be had")?),
             stopped: Arc::new(AtomicBool::new(false)),
@@ -97,8 +104,9 @@ impl Target {
             path: self.path.clone(),
             connect_limit: self.connect_limit,
             queues,
-            features: WANTED | Features::SPLIT_QUEUE,
-            required: Features::VIRTIO_F_VERSION_1,
+            features: WANTED | self.queue_features,
+            required: self.queue_features
+                & (Features::VIRTIO_F_VERSION_1 | Features::VIRTIO_F_RING_PACKED),
             config_size: 60,
         };
         Connection::open(options, Arc::clone(&self.cancel))

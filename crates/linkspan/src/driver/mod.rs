@@ -42,6 +42,10 @@ struct BlkArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     connect_limit: u64,
 
+    /// Use packed rings; the back end must have them
+    #[arg(long)]
+    packed: bool,
+
     #[command(subcommand)]
     verb: BlkVerb,
 }
@@ -66,7 +70,7 @@ enum BlkVerb {
 /// With the status that the program is to end with.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let DeviceKind::Blk(args) = &args.device;
-    let target = disk::Target::new(args.socket_path.clone(), args.connect_limit)?;
+    let target = disk::Target::new(args.socket_path.clone(), args.connect_limit, args.packed)?;
     match &args.verb {
         BlkVerb::Info(verb) => disk::info(&target, verb),
         BlkVerb::Read(verb) => transfer::read(&target, verb),
