@@ -12,6 +12,10 @@ use crate::packages;
 use crate::project::{Project, cache_dir, cargo};
 use crate::tally::{Tally, headline, stream};
 
+/// The one program of all targets, and the variable that chooses among them.
+const PROGRAM: &str = "linkspan-libfuzzer";
+const TARGET_ENV: &str = "LINKSPAN_FUZZ_TARGET";
+
 /// Seconds of fuzzing in all, shared by the targets.
 const BUDGET_SECONDS: u64 = 60;
 
@@ -36,7 +40,7 @@ pub(crate) fn run(project: &Project, tally: &mut Tally, quick: bool) -> Result<(
     let fuzz = project.root.join("fuzz");
     let names = target_names(&fuzz);
     if names.is_empty() {
-        tally.skip("fuzz", "there is no fuzz/fuzz_targets/*.rs");
+        tally.check("fuzz: there are targets", false);
         return Ok(());
     }
     if !packages::runs("c++") && !packages::runs("g++") {
@@ -58,13 +62,11 @@ pub(crate) fn run(project: &Project, tally: &mut Tally, quick: bool) -> Result<(
     Ok(())
 }
 
+/// Each target has a corpus of its name.
 fn target_names(fuzz: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(fuzz.join("fuzz_targets"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".rs")?.to_owned()))
-        .collect();
+    let entries = fs::read_dir(fuzz.join("corpus")).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.collect();
     names.sort();
     names
 }
@@ -80,7 +82,7 @@ fn build(fuzz: &Path, target_dir: &Path) -> Command {
             TARGET,
             "--manifest-path",
         ])
-        .arg(fuzz.join("Cargo.toml"))
+        .arg(fuzz.join("libfuzzer/Cargo.toml"))
         .env("RUSTFLAGS", RUSTFLAGS.join(" "))
         .env("CARGO_TARGET_DIR", target_dir);
     command
@@ -102,7 +104,7 @@ impl<'a> Session<'a> {
     fn new(fuzz: &Path, target_dir: &Path, name: &'a str) -> Result<Self> {
         let session = Self {
             name,
-            program: target_dir.join(TARGET).join("release").join(name),
+            program: target_dir.join(TARGET).join("release").join(PROGRAM),
             seeds: fuzz.join("corpus").join(name),
             finds: cache_dir().join("fuzz").join(name),
             failures: target_dir.join("failures").join(name),
@@ -152,6 +154,7 @@ impl<'a> Session<'a> {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
+            .env(TARGET_ENV, self.name)
             .args(["-timeout=10", "-rss_limit_mb=2048"])
             .arg(format!("-artifact_prefix={}/", self.failures.display()));
         command

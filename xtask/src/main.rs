@@ -1,4 +1,4 @@
-//! The project's tasks: `cargo xtask run`, `test` and `lint`.
+//! The project's tasks: `cargo xtask run`, `test`, `lint` and `long`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 mod fuzz;
 mod kernel;
 mod lint;
+mod long;
 mod loom;
 mod packages;
 mod project;
@@ -46,6 +47,12 @@ enum Task {
     },
     /// Check format, clippy, and the project's own rules
     Lint,
+    /// Do what takes longer than a test may; results go to docs/ledger.tsv
+    #[command(after_help = format!("Runs:\n{}", long::names()))]
+    Long {
+        /// Which run
+        name: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -64,6 +71,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args.demo),
         Task::Test { quick } => test::run(quick),
         Task::Lint => lint::run(),
+        Task::Long { name } => long::run(&name),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

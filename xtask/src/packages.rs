@@ -54,14 +54,27 @@ pub(crate) fn ensure(wanted: &[&str]) -> Result<()> {
         )));
     }
     eprintln!("xtask: installing Debian packages: {list}");
-    // A fresh machine has no package lists, and old lists name files that are
-    // gone; both show as a failed installation.
+    // A fresh machine has no package lists; old lists name files that are gone,
+    // which shows as a failed installation.
+    if !has_lists() {
+        update()?;
+    }
     if install(&missing)? || (update()? && install(&missing)?) {
         return Ok(());
     }
     bail!(Missing(format!(
         "apt-get could not install: {list}. Its messages are above."
     )))
+}
+
+fn has_lists() -> bool {
+    let entries = std::fs::read_dir("/var/lib/apt/lists")
+        .into_iter()
+        .flatten()
+        .flatten();
+    entries
+        .into_iter()
+        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
 }
 
 /// Fetches the package lists.

@@ -26,7 +26,7 @@ fn prepared(served: &Served, options: &Options) -> (FrontEnd, DiskRing) {
     let mut front = served.connect();
     let memory = SharedMemory::new(room(1, 64), Gpa(0), Sealing::Fixed);
     front.negotiate(options).unwrap();
-    front.share(&[memory.clone()]).unwrap();
+    front.share(std::slice::from_ref(&memory)).unwrap();
     let ring = DiskRing::new(&memory, 0, 64, front.features());
     (front, ring)
 }

@@ -45,3 +45,8 @@ fn acquire(site: Site) -> io::Result<()> {
         })
     })
 }
+
+/// The example of the README runs with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

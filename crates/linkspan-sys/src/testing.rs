@@ -1,8 +1,15 @@
-//! Tests whose subject is the whole process: they run once more, alone, in a
-//! child that is this very test program.
+//! What several tests need: a child process for those whose subject is the
+//! whole process, and a file that a hostile peer would send.
 
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::ptr::null;
 
 const MARK: &str = "LINKSPAN_SYS_TEST_CHILD";
 
@@ -49,19 +56,132 @@ pub(crate) fn in_child(test: &str, body: impl FnOnce()) -> Ended {
         !output_text.contains("running 0 tests"),
         "no test is called {test}"
     );
+    for line in output_text.lines().filter(|line| line.starts_with("SKIP")) {
+        eprintln!("{line}");
+    }
     Ended {
         status: output.status,
         output: output_text,
     }
 }
 
-/// A file whose server has answered its opening and will answer nothing else.
+/// A file whose server has answered its opening and answers nothing else: what
+/// a hostile peer can send us.
 pub(crate) struct DeadFile {
-    pub(crate) file: std::os::fd::OwnedFd,
+    // A program that does nothing but hold the server's end for a minute. If
+    // this process held it, a test that hangs could not even be killed: a dying
+    // process closes files in order, and would wait for itself.
+    keeper: Child,
+    pub(crate) file: OwnedFd,
 }
+
 impl DeadFile {
-    pub(crate) fn end(self) {}
+    /// Whether the file system is still there, so that calls on it do block.
+    pub(crate) fn still_dead(&mut self) -> bool {
+        matches!(self.keeper.try_wait(), Ok(None))
+    }
 }
+
+impl Drop for DeadFile {
+    fn drop(&mut self) {
+        // Ends the file system and wakes all who wait for it.
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// A file on a FUSE file system that is seen by no other process. `None`, with
+/// a word on why, where that cannot be had.
+///
+/// Only for [`in_child`]: a process that holds such a file cannot start others,
+/// because their copy of it is closed, which waits for the server.
 pub(crate) fn dead_fuse_file() -> Option<DeadFile> {
-    None
+    // A thread of its own, since it leaves our view of the file system.
+    std::thread::spawn(make_dead_file)
+        .join()
+        .expect("the thread does not panic")
+        .inspect_err(|error| eprintln!("SKIP a dead file server: cannot mount FUSE: {error}"))
+        .ok()
+}
+
+fn make_dead_file() -> io::Result<DeadFile> {
+    let device = File::options().read(true).write(true).open("/dev/fuse")?;
+    let point = tempfile::NamedTempFile::new()?;
+    mount_privately(&device, point.path())?;
+    let keeper = Command::new("sleep")
+        .arg("60")
+        .stdin(device.try_clone()?)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    std::thread::scope(|scope| {
+        let server = scope.spawn(move || serve_opening(&device));
+        let file = File::options().read(true).write(true).open(point.path());
+        server.join().expect("the server does not panic")?;
+        unmount(point.path())?;
+        Ok(DeadFile {
+            keeper,
+            file: file?.into(),
+        })
+    })
+}
+
+fn mount_privately(device: &File, point: &Path) -> io::Result<()> {
+    let point = CString::new(point.as_os_str().as_bytes())?;
+    let number = device.as_fd().as_raw_fd();
+    let options = format!("fd={number},rootmode=100600,user_id=0,group_id=0");
+    let options = CString::new(options)?;
+    // SAFETY: only this thread leaves the common view; all strings end with a
+    // zero byte and live through the calls.
+    unsafe {
+        check(libc::unshare(libc::CLONE_NEWNS))?;
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        check(libc::mount(null(), c"/".as_ptr(), null(), private, null()))?;
+        let (kind, data) = (c"fuse".as_ptr(), options.as_ptr().cast());
+        check(libc::mount(kind, point.as_ptr(), kind, 0, data))
+    }
+}
+
+/// Takes the file system out of the tree; the open file keeps it alive.
+fn unmount(point: &Path) -> io::Result<()> {
+    let point = CString::new(point.as_os_str().as_bytes())?;
+    // SAFETY: the string ends with a zero byte and lives through the call.
+    check(unsafe { libc::umount2(point.as_ptr(), libc::MNT_DETACH) })
+}
+
+/// Answers FUSE_INIT and the first FUSE_OPEN.
+fn serve_opening(mut device: &File) -> io::Result<()> {
+    const FUSE_OPEN: u32 = 14;
+    const FUSE_INIT: u32 = 26;
+    let mut request = vec![0; 1 << 16];
+    loop {
+        let len = device.read(&mut request)?;
+        assert!(len >= 16, "a request of {len} bytes");
+        let opcode = u32::from_ne_bytes(request[4..8].try_into().expect("4 bytes"));
+        let mut reply = Vec::from([0; 8]);
+        reply.extend_from_slice(&request[8..16]);
+        match opcode {
+            // Version 7.31, write size 4096, and zero for everything else.
+            FUSE_INIT => {
+                let mut body = [0_u32; 16];
+                (body[0], body[1], body[5]) = (7, 31, 4096);
+                reply.extend(body.iter().flat_map(|word| word.to_ne_bytes()));
+            }
+            FUSE_OPEN => reply.extend([0; 16]),
+            _ => continue,
+        }
+        let len = u32::try_from(reply.len()).expect("a short reply");
+        reply[..4].copy_from_slice(&len.to_ne_bytes());
+        device.write_all(&reply)?;
+        if opcode == FUSE_OPEN {
+            return Ok(());
+        }
+    }
+}
+
+fn check(status: i32) -> io::Result<()> {
+    if status < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

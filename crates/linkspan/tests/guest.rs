@@ -13,6 +13,7 @@ use linkspan::demo::initramfs;
 use linkspan::demo::kernel::Kernel;
 use linkspan::demo::machine::{Accel, Disk, Event, Hardware, Machine};
 use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
+use linkspan::demo::report::Report;
 
 const BYTES: u64 = 8 << 20;
 const LIMIT: Duration = Duration::from_secs(240);
@@ -141,13 +142,18 @@ impl Setup {
         let stop = Stop::default();
         let report = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap();
         server.stop().unwrap();
+        self.judge(&report, plan, queues, &machine);
+    }
+
+    /// Compares what the guest saw with the image.
+    fn judge(&self, report: &Report, plan: &Plan, queues: u16, machine: &Machine) {
         let host = HostView {
             queues,
             base: &self.base,
             image: &self.path("disk.img"),
             disk_bytes: BYTES,
         };
-        let findings = check::judge(&report, plan, host).unwrap();
+        let findings = check::judge(report, plan, host).unwrap();
         let wrong: Vec<_> = findings.iter().filter(|finding| !finding.ok).collect();
         assert!(wrong.is_empty(), "{wrong:#?}\n{}", machine.console_tail());
         assert!(findings.len() >= 8);
@@ -204,6 +210,30 @@ fn guest_with_2_queues_comes_back_after_qemu_was_killed() {
     kill_when_up(&setup, &plan, 2);
     let machine = setup.boot(&plan, 2);
     setup.passes(machine, server, &plan, 2);
+}
+
+/// The back end is killed at every step of the guest, under load, and another one
+/// takes its place: QEMU reconnects, nothing is lost, and the guest does not notice.
+#[test]
+fn guest_with_2_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
+    let Some(setup) = setup("back_end_comes_back", BackEnd::Linkspan) else {
+        return;
+    };
+    let plan = Plan::new(BYTES, 2, 51).unwrap();
+    let mut server = setup.serve(2);
+    let mut machine = setup.boot(&plan, 2);
+    let mut kills = 0;
+    let report = check::collect(&mut machine, None, LIMIT, &Stop::default(), |_, _| {
+        // Once for each thing that the guest reports, so with requests of every
+        // kind under way.
+        server.kill().unwrap();
+        server = setup.serve(2);
+        kills += 1;
+    });
+    let report = report.unwrap_or_else(|error| panic!("after {kills} kills: {error}"));
+    assert!(kills >= 6, "the guest reported {kills} things");
+    server.stop().unwrap();
+    setup.judge(&report, &plan, 2, &machine);
 }
 
 /// The check passes on a back end that we did not write.

@@ -53,11 +53,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// These may use everything below them, which is everything but each other.
+/// These may use everything but what stands here: each other, upwards.
 const UPPER: &[(&str, &[&str])] = &[
-    ("linkspan-backends", &["linkspan", "linkspan-backends"]),
-    ("linkspan", &["linkspan"]),
+    (
+        "linkspan-backends",
+        &["linkspan", "linkspan-backends", TEST_KIT],
+    ),
+    ("linkspan", &["linkspan", TEST_KIT]),
+    (TEST_KIT, &["linkspan", TEST_KIT]),
+    ("linkspan-fuzz", &["linkspan", TEST_KIT]),
+    ("linkspan-peers", &["linkspan"]),
 ];
+
+/// What tests share; it is no part of what is delivered, so only tests use it.
+const TEST_KIT: &str = "linkspan-testkit";
 
 /// Crates of others that no pure crate may use: they touch the system, log, or wait.
 const IMPURE: &[&str] = &[
@@ -208,6 +217,25 @@ mod tests {
         );
         assert_eq!(faults("linkspan-backends", &["linkspan"]), 1);
         assert_eq!(faults("xtask", &["linkspan"]), 1);
+        assert_eq!(
+            faults("linkspan-testkit", &["linkspan-engine", "linkspan"]),
+            1
+        );
+    }
+
+    #[test]
+    fn only_tests_use_the_test_kit() {
+        for name in [
+            "linkspan",
+            "linkspan-backends",
+            "linkspan-engine",
+            "linkspan-virtio",
+        ] {
+            assert_eq!(faults(name, &["linkspan-testkit"]), 1, "{name}");
+            let mut package = package(name, &["linkspan-testkit"]);
+            package.dependencies[0].dev = true;
+            assert_eq!(dependencies(&[package]), []);
+        }
     }
 
     #[test]

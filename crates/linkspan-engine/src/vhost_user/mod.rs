@@ -1,6 +1,7 @@
 //! vhost-user as a transport: a device offered on a Unix socket, and a device
 //! driven over one.
 
+mod frontend;
 mod inflight;
 mod link;
 mod memory;

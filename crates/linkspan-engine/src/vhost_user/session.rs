@@ -167,12 +167,17 @@ pub enum Reason {
 impl Reason {
     fn failure(&self) -> Failure {
         match self {
-            Self::Memory(MemoryError::Map(
-                mapping::Error::System { .. } | mapping::Error::TooMany { .. },
-            )) => Failure::System,
-            Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
-            Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
-            Self::Start(StartError::Refused(_)) => Failure::System,
+            Self::Memory(MemoryError::Map(error))
+            | Self::InflightArea(InflightAreaError::Map(error)) => match error {
+                mapping::Error::System { .. } | mapping::Error::TooMany { .. } => Failure::System,
+                _ => Failure::Rejected,
+            },
+            Self::Device(_) | Self::Worker(_) | Self::Refused(_) | Self::System(_) => {
+                Failure::System
+            }
+            Self::InflightArea(InflightAreaError::System(_))
+            | Self::Inflight(InflightError::Refused(_))
+            | Self::Start(StartError::Refused(_)) => Failure::System,
             Self::Polling | Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }

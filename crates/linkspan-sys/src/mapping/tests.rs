@@ -71,20 +71,27 @@ fn memfd_and_tmpfs_are_accepted() {
 
 #[test]
 fn file_of_a_dead_file_server_is_refused_without_waiting() {
-    let Some(dead) = dead_fuse_file() else {
-        return;
-    };
-    let memory = PeerMemory::check(dead.file.try_clone().unwrap());
-    assert!(matches!(memory, Err(Error::NotMemory)));
-    let event = crate::PeerEventFd::check(dead.file.try_clone().unwrap());
-    assert!(matches!(
-        event,
-        Err(crate::eventfd::Error::NotEventFd { .. })
-    ));
-    // Both are with the reaper now, which waits for a flush that nobody answers,
-    // and this thread is here.
-    assert!(reaper::backlog() > 0);
-    dead.end();
+    in_child(
+        "mapping::tests::file_of_a_dead_file_server_is_refused_without_waiting",
+        || {
+            let Some(mut dead) = dead_fuse_file() else {
+                return;
+            };
+            let copy = || dead.file.try_clone().unwrap();
+            let (one, other) = (copy(), copy());
+            assert!(matches!(PeerMemory::check(one), Err(Error::NotMemory)));
+            let event = crate::PeerEventFd::check(other).unwrap_err();
+            assert!(matches!(event, crate::eventfd::Error::NotEventFd { .. }));
+            // Both are with the reaper now, which waits for a flush that nobody
+            // answers, and this thread is here.
+            assert!(reaper::backlog() > 0 && dead.still_dead());
+            drop(dead);
+            while reaper::backlog() > 0 {
+                std::thread::yield_now();
+            }
+        },
+    )
+    .assert_success();
 }
 
 #[test]

@@ -204,13 +204,7 @@ fn arguments(
         .into();
     let mut add = |option: &str, value: String| args.extend([option.to_owned(), value]);
     add("-machine", "pc,memory-backend=memory".into());
-    let accelerator = match accel {
-        // One thread: with several, QEMU 7.2 now and then runs a guest into code
-        // that its kernel is just patching, and the guest dies.
-        Accel::Tcg => "tcg,thread=single",
-        Accel::Kvm => "kvm",
-    };
-    add("-accel", accelerator.into());
+    add("-accel", accelerator(*accel).into());
     if *accel == Accel::Kvm {
         add("-cpu", "host".into());
     }
@@ -224,7 +218,8 @@ fn arguments(
     if let Some(Disk { socket, queues }) = disk {
         add(
             "-chardev",
-            format!("socket,id=disk,path={}", comma_escaped(socket)),
+            // A back end that is gone may come back; the guest waits for it.
+            format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
         );
         add(
             "-device",
@@ -236,7 +231,10 @@ fn arguments(
     // panic=0: a panic stays visible instead of becoming an endless reboot.
     add(
         "-append",
-        format!("console=ttyS0 loglevel={loglevel} panic=0 linkspan.mode={mode_name}"),
+        // The timer's self-test needs a timely host, which a busy one is not.
+        format!(
+            "console=ttyS0 no_timer_check loglevel={loglevel} panic=0 linkspan.mode={mode_name}"
+        ),
     );
     if mode == Mode::Shell {
         add("-serial", "mon:stdio".into());
@@ -250,6 +248,15 @@ fn arguments(
         add("-serial", "chardev:report".into());
     }
     args
+}
+
+fn accelerator(accel: Accel) -> &'static str {
+    match accel {
+        // One thread: with several, QEMU 7.2 now and then runs a guest into code
+        // that its kernel is just patching, and the guest dies.
+        Accel::Tcg => "tcg,thread=single",
+        Accel::Kvm => "kvm",
+    }
 }
 
 /// A path as QEMU's option parser wants it: commas doubled.
@@ -320,7 +327,10 @@ mod tests {
             value("-object"),
             "memory-backend-memfd,id=memory,size=256M,share=on"
         );
-        assert_eq!(value("-chardev"), "socket,id=disk,path=/tmp/a,,b/s");
+        assert_eq!(
+            value("-chardev"),
+            "socket,id=disk,reconnect=1,path=/tmp/a,,b/s"
+        );
         assert!(args.contains(&"vhost-user-blk-pci,chardev=disk,num-queues=4".to_owned()));
     }
 

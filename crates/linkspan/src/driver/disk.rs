@@ -28,7 +28,12 @@ pub(super) struct Target {
     connect_limit: Duration,
     cancel: Arc<EventFd>,
     stopped: Arc<AtomicBool>,
+    /// Whether requests are under way, which a stop lets end first.
+    running: Arc<AtomicBool>,
 }
+
+/// How long what is under way may take to end after a signal.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 /// A disk with its queues, in use.
 pub(super) struct Disk {
@@ -48,15 +53,22 @@ impl Target {
             connect_limit: Duration::from_secs(connect_seconds),
             cancel: Arc::new(EventFd::new().context("no descriptor can be had")?),
             stopped: Arc::new(AtomicBool::new(false)),
+            running: Arc::new(AtomicBool::new(false)),
         };
-        let (cancel, stopped) = (Arc::clone(&target.cancel), Arc::clone(&target.stopped));
+        let cancel = Arc::clone(&target.cancel);
+        let (stopped, running) = (Arc::clone(&target.stopped), Arc::clone(&target.running));
         // Ends with the process: it has nothing to clean up.
         let watch = move || {
-            if wait_for(signals.as_fd(), Direction::Read, None, None).is_ok() {
-                stopped.store(true, Ordering::Relaxed);
-                // It fails only when the counter is full, and then it is readable.
-                let _ = cancel.signal();
+            if wait_for(signals.as_fd(), Direction::Read, None, None).is_err() {
+                return;
             }
+            stopped.store(true, Ordering::Relaxed);
+            if running.load(Ordering::Relaxed) {
+                // A back end that is gone keeps nobody waiting for ever.
+                std::thread::sleep(STOP_LIMIT);
+            }
+            // It fails only when the counter is full, and then it is readable.
+            let _ = cancel.signal();
         };
         linkspan_sys::thread::spawn("signals", watch).context("no thread can be had")?;
         Ok(target)
@@ -166,6 +178,7 @@ impl Target {
         let link = connection
             .start(memory, handles)
             .map_err(|error| self.link_failure(error))?;
+        self.running.store(true, Ordering::Relaxed);
         Ok(Disk {
             info,
             negotiated,

@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod input;
+pub mod ring_memory;
+pub mod seeds;
+
+pub mod vhost_user_stream;
+
+/// A function that takes any bytes and panics upon a fault of ours.
+pub type Target = fn(&[u8]);
+
+/// All targets, by name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("ring_memory", ring_memory::target),
+    ("vhost_user_stream", vhost_user_stream::target),
+];
+
+/// The target of this name.
+pub fn find(name: &str) -> Option<Target> {
+    let mut targets = TARGETS.iter();
+    targets.find(|(known, _)| *known == name).map(|row| row.1)
+}

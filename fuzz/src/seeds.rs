@@ -1,0 +1,78 @@
+//! Where the corpora come from: small inputs, each with a name and a reason.
+
+mod queue;
+mod stream;
+
+use crate::{ring_memory, vhost_user_stream};
+
+/// One input of a corpus.
+#[derive(Clone, Debug)]
+pub struct Seed {
+    /// Which target it is for.
+    pub target: &'static str,
+    /// The name of its file.
+    pub name: String,
+    /// What is in it.
+    pub bytes: Vec<u8>,
+    /// What has to come of it.
+    pub expected: Expected,
+}
+
+/// What comes of a seed, so that it stays what its name says.
+#[derive(Clone, Debug)]
+pub enum Expected {
+    /// So many answers; and the queue is retired with an error that says this.
+    Queue {
+        /// Requests answered.
+        answers: usize,
+        /// A part of the error, or nothing.
+        retired: Option<&'static str>,
+    },
+    /// So many replies and starts of rings; and whether the session ends itself.
+    Stream {
+        /// Messages to the front end.
+        replies: usize,
+        /// Rings started.
+        starts: usize,
+        /// Whether the back end ended it.
+        closed: bool,
+    },
+}
+
+/// All seeds of all targets.
+pub fn all() -> Vec<Seed> {
+    [stream::seeds(), queue::seeds()].concat()
+}
+
+impl Seed {
+    /// Runs it.
+    ///
+    /// # Panics
+    /// When what comes of it is not what was expected.
+    pub fn check(&self) {
+        let name = &self.name;
+        match self.expected {
+            Expected::Queue { answers, retired } => {
+                let outcome = ring_memory::run(&self.bytes);
+                assert_eq!(outcome.answers, answers, "{name}: {outcome:?}");
+                let error = outcome.retired.map(|error| error.to_string());
+                match retired {
+                    None => assert_eq!(error, None, "{name}"),
+                    Some(part) => assert!(
+                        error.as_ref().is_some_and(|error| error.contains(part)),
+                        "{name}: {error:?}"
+                    ),
+                }
+            }
+            Expected::Stream {
+                replies,
+                starts,
+                closed,
+            } => {
+                let outcome = vhost_user_stream::run(&self.bytes);
+                let found = (outcome.replies, outcome.starts, outcome.closed);
+                assert_eq!(found, (replies, starts, closed), "{name}: {outcome:?}");
+            }
+        }
+    }
+}
