@@ -13,6 +13,8 @@ use rig::{ALL, BASE, PACKED, Rig, buffer, chain};
 /// Requests of a run: descriptors are used again, positions wrap.
 const REQUESTS: usize = 7;
 
+const IN_ORDER: Features = Features::VIRTIO_F_IN_ORDER;
+
 /// How a life works, and whether the driver looks at what it left.
 #[derive(Clone, Copy)]
 struct Habit {
@@ -104,8 +106,8 @@ impl World {
             .unwrap()
     }
 
-    /// One life: takes chains, does what they ask for, answers in batches, the
-    /// last taken first. Whether it lived to the end of all work.
+    /// One life: takes chains, does what they ask for, answers in batches.
+    /// Whether it lived to the end of all work.
     fn live(&mut self, stores: u64, habit: Habit) -> bool {
         let life = Life::new(stores);
         let mut device = self.device(&life);
@@ -128,10 +130,13 @@ impl World {
                 assert_eq!(device.snapshot().err(), None);
                 return true;
             }
-            for chain in taken
-                .drain(taken.len().saturating_sub(habit.answers)..)
-                .rev()
-            {
+            for _ in 0..habit.answers.min(taken.len()) {
+                // The last taken first, unless the order counts.
+                let chain = if self.features.contains(IN_ORDER) {
+                    taken.remove(0)
+                } else {
+                    taken.pop().unwrap()
+                };
                 device.push(&chain, chain.writable_total()).unwrap();
             }
             device.publish().unwrap();
@@ -204,4 +209,10 @@ fn a_split_device_may_die_between_any_two_stores() {
 #[test]
 fn a_packed_device_may_die_between_any_two_stores() {
     all_habits([4, 3], PACKED, [0, 5]);
+}
+
+#[test]
+fn a_device_that_keeps_the_order_may_die_too() {
+    all_crashes(4, ALL | IN_ORDER, 0, [HABITS[0], HABITS[1], HABITS[2]]);
+    all_crashes(3, PACKED | IN_ORDER, 2, [HABITS[2], HABITS[3], HABITS[0]]);
 }

@@ -225,13 +225,12 @@ impl<M: RingMemory> PackedRing<M> {
     }
 }
 
-/// The flags say whether the position means anything, so they are read first and
-/// written last.
+/// In which order the two fields are seen does not matter: a side that asks looks
+/// at the ring afterwards, and whoever it did not see there then sees both.
 #[inline]
 fn load_event<M: RingMemory>(window: &M) -> EventSuppression {
     // SAFETY: `PackedRing::new` checked for 4 bytes, aligned to 4.
     let flags = u16::from_le(unsafe { window.load_u16(EVENT_FLAGS) });
-    observe();
     // SAFETY: as above.
     let position = u16::from_le(unsafe { window.load_u16(POSITION) });
     EventSuppression { position, flags }
@@ -241,7 +240,6 @@ fn load_event<M: RingMemory>(window: &M) -> EventSuppression {
 fn store_event<M: RingMemory>(window: &M, event: EventSuppression) {
     // SAFETY: as in `load_event`.
     unsafe { window.store_u16(POSITION, event.position.to_le()) };
-    publish();
     store_event_flags(window, event.flags);
 }
 
