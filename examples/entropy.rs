@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use linkspan_engine::vhost_user::Server;
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler, Workers,
+    ActiveRing, Budget, Device, OpenQueueError, Progress, QueueHandler, Workers,
 };
 use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, wait_for};
@@ -37,26 +37,6 @@ impl Device for Entropy {
 
     fn queue_size_max(&self) -> u16 {
         256
-    }
-
-    fn config_size(&self) -> u32 {
-        0
-    }
-
-    fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange> {
-        Err(ConfigRange {
-            offset,
-            len: target.len(),
-            size: 0,
-        })
-    }
-
-    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigRange> {
-        Err(ConfigRange {
-            offset,
-            len: bytes.len(),
-            size: 0,
-        })
     }
 
     fn open_queue(&self, _: u16, _: Features) -> Result<Box<dyn QueueHandler>, OpenQueueError> {

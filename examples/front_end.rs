@@ -7,7 +7,7 @@
 //! ```
 
 use std::error::Error;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ struct FrontEnd {
     core: Frontend,
     stream: Stream,
     /// What messages carry: memory, kick, call.
-    fds: [std::os::fd::OwnedFd; 3],
+    fds: [OwnedFd; 3],
 }
 
 impl FrontEnd {
@@ -48,7 +48,10 @@ impl FrontEnd {
             while let Some(effect) = self.core.poll_effect() {
                 match effect {
                     Effect::Send { bytes, fds } => {
-                        let fds: Vec<_> = fds.iter().map(|id| self.fd(*id)).collect();
+                        let fds: Vec<_> = fds
+                            .iter()
+                            .map(|id| self.fds[usize::try_from(id.0).unwrap_or(0)].as_fd())
+                            .collect();
                         self.stream.send(&bytes, &fds, deadline)?;
                     }
                     Effect::Report(event) => eprintln!("{event:?}"),
@@ -58,7 +61,7 @@ impl FrontEnd {
                 return Ok(());
             }
             let socket = self.stream.as_fd();
-            if wait_for(socket, Direction::Read, None, Some(deadline))? == Wake::Deadline {
+            if wait_for(socket, Direction::Read, None, Some(deadline))? != Wake::Ready {
                 return Err("the back end does not answer".into());
             }
             let mut bytes = vec![0; self.core.wanted()];
@@ -69,10 +72,6 @@ impl FrontEnd {
             }
             self.core.receive(&bytes[..received.bytes], fds.len())?;
         }
-    }
-
-    fn fd(&self, id: FdId) -> std::os::fd::BorrowedFd<'_> {
-        self.fds[usize::try_from(id.0).unwrap_or(0)].as_fd()
     }
 }
 
@@ -101,16 +100,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     front_end.settle()?;
     let negotiated = front_end.core.negotiated().ok_or("not negotiated")?;
     let features = Features::from_bits_retain(negotiated.features);
-    let table = MemoryRegion {
-        guest_address: Gpa(GUEST),
-        size: LEN,
-        user_address: UserVa(USER),
-        mmap_offset: 0,
-    };
+    let (guest_address, user_address) = (Gpa(GUEST), UserVa(USER));
+    #[rustfmt::skip]
+    let table = MemoryRegion { guest_address, size: LEN, user_address, mmap_offset: 0 };
     let ring = RingStart {
         ring: 0,
         size: SIZE,
-        base: 0,
+        base: QueueLayout::Split.base(QueueLayout::Split.start()),
         descriptor: UserVa(USER + DESCRIPTORS),
         driver: UserVa(USER + DRIVER),
         device: UserVa(USER + DEVICE),

@@ -101,14 +101,6 @@ impl Device for BlockDevice {
         })
     }
 
-    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigRange> {
-        Err(ConfigRange {
-            offset,
-            len: bytes.len(),
-            size: self.config_size(),
-        })
-    }
-
     fn open_queue(
         &self,
         index: u16,

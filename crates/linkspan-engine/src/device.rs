@@ -25,20 +25,34 @@ pub trait Device: Send + Sync + 'static {
     fn queue_size_max(&self) -> u16;
 
     /// Size of the configuration space in bytes.
-    fn config_size(&self) -> u32;
+    fn config_size(&self) -> u32 {
+        0
+    }
 
     /// Copies configuration space from `offset` on.
     ///
     /// # Errors
     /// When the range is not all inside the configuration space.
-    fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange>;
+    fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange> {
+        Err(ConfigRange {
+            offset,
+            len: target.len(),
+            size: self.config_size(),
+        })
+    }
 
     /// Writes configuration space from `offset` on.
     ///
     /// # Errors
     /// When any byte of the range is outside or cannot be written; nothing is
     /// written then.
-    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigRange>;
+    fn write_config(&self, offset: u32, bytes: &[u8]) -> Result<(), ConfigRange> {
+        Err(ConfigRange {
+            offset,
+            len: bytes.len(),
+            size: self.config_size(),
+        })
+    }
 
     /// What serves queue `index` from now on, with these features acknowledged.
     /// Called once per start, on a session thread; must not wait.
