@@ -14,6 +14,7 @@ use linkspan_vhost::wire::{
     self, HEADER_BYTES, Header, MemoryTableHeader, SingleMemoryRegion, VringState,
 };
 use linkspan_vhost::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use linkspan_virtio::Features;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::PATIENCE;
@@ -197,7 +198,9 @@ impl FrontEnd {
     #[track_caller]
     pub fn negotiate(&mut self, options: &Options) -> Result<(), Refused> {
         let offered = number(&self.ask(Request::GetFeatures, &[], &[])?);
-        let mut features = offered & !options.without;
+        // The rings of this kit are split ones.
+        let packed = Features::VIRTIO_F_RING_PACKED.bits();
+        let mut features = offered & !options.without & !packed;
         if offered & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
             let offered = number(&self.ask(Request::GetProtocolFeatures, &[], &[])?);
             let mut protocol = ProtocolFeatures::from_bits_retain(offered);
