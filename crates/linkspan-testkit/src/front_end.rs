@@ -72,6 +72,7 @@ pub struct FrontEnd {
     stream: Stream,
     features: u64,
     protocol: ProtocolFeatures,
+    declined: ProtocolFeatures,
     mem_slots: bool,
 }
 
@@ -102,6 +103,7 @@ impl FrontEnd {
             stream,
             features: 0,
             protocol: ProtocolFeatures::empty(),
+            declined: ProtocolFeatures::empty(),
             mem_slots: false,
         }
     }
@@ -190,6 +192,11 @@ impl FrontEnd {
         self.ask(Request::GetFeatures, &[], &[]).map(drop)
     }
 
+    /// Protocol features that [`negotiate`](Self::negotiate) does not take.
+    pub fn decline(&mut self, features: ProtocolFeatures) {
+        self.declined = features;
+    }
+
     /// Agrees on features, as QEMU does.
     ///
     /// # Errors
@@ -202,6 +209,7 @@ impl FrontEnd {
             let offered = number(&self.ask(Request::GetProtocolFeatures, &[], &[])?);
             let mut protocol = ProtocolFeatures::from_bits_retain(offered);
             protocol.set(ProtocolFeatures::REPLY_ACK, options.reply_ack);
+            protocol.remove(self.declined);
             self.tell(
                 Request::SetProtocolFeatures,
                 protocol.bits().as_bytes(),
@@ -282,6 +290,27 @@ impl FrontEnd {
         self.set_event(Request::SetVringCall, index, &ring.call)?;
         self.set_event(Request::SetVringErr, index, &ring.err)?;
         self.set_event(Request::SetVringKick, index, &ring.kick)
+    }
+
+    /// `VHOST_USER_SET_BACKEND_REQ_FD` with one end of a new socket; the other end,
+    /// on which the back end makes requests.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn listen_to_requests(&self) -> Result<Self, Refused> {
+        let (ours, theirs) = Stream::pair().expect("a pair of sockets");
+        self.tell(Request::SetBackendReqFd, &[], &[theirs.as_fd()])?;
+        Ok(Self::over(ours))
+    }
+
+    /// Whether a message is there that was not received yet.
+    ///
+    /// # Panics
+    /// When the socket failed.
+    pub fn has_message(&self) -> bool {
+        let now = Some(Instant::now());
+        wait_for(self.stream.as_fd(), Direction::Read, None, now).expect("a socket") == Wake::Ready
     }
 
     /// Gives a ring one of its eventfds.

@@ -1,13 +1,17 @@
 //! vhost-user as a transport: a device offered on a Unix socket, and a device
 //! driven over one.
 
+mod error;
 mod inflight;
 mod link;
 mod memory;
 mod place;
+mod requests;
+mod rings;
 mod server;
 mod session;
 
+pub use error::{Reason, SessionError};
 pub use link::{Connection, Link, LinkError, LinkOptions};
 pub use server::{Event, Server, StopError};
-pub use session::{BackendSession, SessionError};
+pub use session::BackendSession;

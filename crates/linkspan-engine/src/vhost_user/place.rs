@@ -5,8 +5,8 @@ use linkspan_vhost::backend::RingSetup;
 use linkspan_virtio::split::SplitDevice;
 use linkspan_virtio::{Features, QueueState};
 
+use super::error::Reason;
 use super::inflight::InflightArea;
-use super::session::Reason;
 
 /// The device's side of a ring in this memory. It goes on from `state`, or from
 /// what the front end says of a ring that starts; and it finishes what the
