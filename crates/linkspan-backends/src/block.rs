@@ -276,6 +276,9 @@ impl BlockQueue {
         };
         self.counters.count(&request, &slot.chain, status);
         let written = request.complete(ring.memory.table(), status);
+        if ring.logs_writes() {
+            request.for_each_write(&slot.chain, status, |span| ring.log_write(span));
+        }
         // A ring that was retired meanwhile takes no answers; its request is over
         // all the same, and the worker hears of the reason when it publishes.
         let _ = ring.queue.push(&slot.chain, written);

@@ -11,9 +11,9 @@ use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::{EventFd, Stream};
 use linkspan_vhost::message::Request;
 use linkspan_vhost::wire::{
-    self, HEADER_BYTES, Header, MemoryTableHeader, SingleMemoryRegion, VringState,
+    self, HEADER_BYTES, Header, LogDescription, MemoryTableHeader, SingleMemoryRegion, VringState,
 };
-use linkspan_vhost::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use linkspan_vhost::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::PATIENCE;
@@ -204,7 +204,8 @@ impl FrontEnd {
     #[track_caller]
     pub fn negotiate(&mut self, options: &Options) -> Result<(), Refused> {
         let offered = number(&self.ask(Request::GetFeatures, &[], &[])?);
-        let mut features = offered & !options.without;
+        // Migration begins when somebody asks for it.
+        let mut features = offered & !options.without & !VHOST_F_LOG_ALL;
         if offered & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
             let offered = number(&self.ask(Request::GetProtocolFeatures, &[], &[])?);
             let mut protocol = ProtocolFeatures::from_bits_retain(offered);
@@ -290,6 +291,35 @@ impl FrontEnd {
         self.set_event(Request::SetVringCall, index, &ring.call)?;
         self.set_event(Request::SetVringErr, index, &ring.err)?;
         self.set_event(Request::SetVringKick, index, &ring.kick)
+    }
+
+    /// `VHOST_USER_SET_FEATURES` once more, with or without `VHOST_F_LOG_ALL`.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn log_all(&self, all: bool) -> Result<(), Refused> {
+        let log = if all { VHOST_F_LOG_ALL } else { 0 };
+        let features = self.features | log;
+        self.tell(Request::SetFeatures, features.as_bytes(), &[])
+    }
+
+    /// `VHOST_USER_SET_LOG_BASE`; whether the back end took the log.
+    ///
+    /// # Errors
+    /// When the back end closes the connection.
+    #[track_caller]
+    pub fn set_log(&self, file: BorrowedFd<'_>, size: u64, offset: u64) -> Result<(), Refused> {
+        let log = LogDescription {
+            mmap_size: size,
+            mmap_offset: offset,
+        };
+        let request = Request::SetLogBase;
+        let reply = self.ask(request, log.as_bytes(), &[file])?;
+        match reply == log.as_bytes() {
+            true => Ok(()),
+            false => Err(Refused::Nack { request }),
+        }
     }
 
     /// `VHOST_USER_SET_BACKEND_REQ_FD` with one end of a new socket; the other end,

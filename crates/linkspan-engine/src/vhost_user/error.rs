@@ -9,6 +9,7 @@ use linkspan_vhost::backend::Failure;
 use linkspan_virtio::InflightError;
 
 use super::inflight::InflightAreaError;
+use super::log::LogError;
 use super::memory::MemoryError;
 use crate::device::OpenQueueError;
 
@@ -83,6 +84,9 @@ pub enum Reason {
     /// What the region of requests in flight says.
     #[error(transparent)]
     Inflight(#[from] InflightError),
+    /// The dirty log.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// The message came without the descriptor that it needs.
     #[error("no descriptor came with the region")]
     NoDescriptor,
@@ -97,9 +101,14 @@ pub enum Reason {
 impl Reason {
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::Memory(MemoryError::Map(
-                mapping::Error::System { .. } | mapping::Error::TooMany { .. },
-            )) => Failure::System,
+            Self::Memory(MemoryError::Map(error)) | Self::Log(LogError::Map(error))
+                if matches!(
+                    error,
+                    mapping::Error::System { .. } | mapping::Error::TooMany { .. }
+                ) =>
+            {
+                Failure::System
+            }
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
             Self::Socket(error) if error.kind() != io::ErrorKind::InvalidInput => Failure::System,
             Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,

@@ -4,6 +4,7 @@
 mod error;
 mod inflight;
 mod link;
+mod log;
 mod memory;
 mod place;
 mod requests;

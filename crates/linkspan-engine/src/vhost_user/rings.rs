@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use linkspan_mem::{DirtyLog, Gpa, GuestMemory};
 use linkspan_sys::PeerEventFd;
 use linkspan_vhost::backend::{Answer, Failure, RingSetup};
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
+use super::log::{covers, reaches};
 use super::memory::MemoryTable;
 use super::place::place_queue;
 use super::session::BackendSession;
@@ -40,7 +42,8 @@ pub(super) enum Waiting {
         paused: Vec<(Box<Ring>, RingSetup)>,
         change: MemoryTable,
     },
-    /// They run again; then this is the answer, unless one was lost.
+    /// They run again, or take note of another log; then this is the answer,
+    /// unless one was lost.
     Resume {
         left: usize,
         answer: Result<Answer, Reason>,
@@ -73,6 +76,7 @@ impl BackendSession {
         kick: PeerEventFd,
     ) -> Result<(), Reason> {
         let features = Features::from_bits_retain(setup.features);
+        self.logging.check_ring(&setup)?;
         let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), None)?;
         let handler = self.device.open_queue(index, features)?;
         let slot = &mut self.rings[usize::from(index)];
@@ -81,6 +85,7 @@ impl BackendSession {
             active: ActiveRing {
                 queue,
                 memory: Arc::clone(&self.memory),
+                log: self.logging.of_ring(&setup),
             },
             handler,
             kick,
@@ -105,7 +110,7 @@ impl BackendSession {
             .filter_map(|slot| Some(slot.run?.key))
             .collect();
         if running.is_empty() {
-            self.memory = change.resolve()?;
+            self.memory = self.resolve(&change)?;
             self.table = change;
             return Ok(Some(Answer::Done));
         }
@@ -120,6 +125,65 @@ impl BackendSession {
         Ok(None)
     }
 
+    /// Memory of this table, all of which can be logged if it has to be.
+    fn resolve(&self, table: &MemoryTable) -> Result<Arc<GuestMemory>, Reason> {
+        let memory = table.resolve()?;
+        self.logging.check_memory(&memory)?;
+        Ok(memory)
+    }
+
+    /// `VHOST_USER_SET_FEATURES` says whether writes to buffers are logged.
+    pub(super) fn log_all(&mut self, all: bool) -> Result<Option<Answer>, Reason> {
+        let before = std::mem::replace(&mut self.logging.all, all);
+        if let Err(error) = self.logging.check_memory(&self.memory) {
+            self.logging.all = before;
+            return Err(error.into());
+        }
+        Ok(self.relog())
+    }
+
+    /// `VHOST_USER_SET_LOG_BASE`. The log of before is mapped until no ring uses it.
+    pub(super) fn set_log(&mut self, log: DirtyLog) -> Result<Option<Answer>, Reason> {
+        covers(&log, &self.memory)?;
+        for run in self.rings.iter().filter_map(|slot| slot.run) {
+            reaches(&log, &run.setup)?;
+        }
+        self.logging.replace(log);
+        Ok(self.relog())
+    }
+
+    /// `VHOST_USER_SET_VRING_ADDR` of a running ring.
+    pub(super) fn set_ring_log(
+        &mut self,
+        ring: u16,
+        log: Option<Gpa>,
+    ) -> Result<Option<Answer>, Reason> {
+        let Some(run) = &mut self.rings[usize::from(ring)].run else {
+            return Ok(Some(Answer::Done));
+        };
+        let setup = RingSetup { log, ..run.setup };
+        self.logging.check_ring(&setup)?;
+        run.setup = setup;
+        let log = self.logging.of_ring(&setup);
+        Ok(self.command(ring, |workers, key| workers.set_log(key, log)))
+    }
+
+    /// Tells all running rings what they log from now on.
+    pub(super) fn relog(&mut self) -> Option<Answer> {
+        let mut left = 0;
+        for run in self.rings.iter().filter_map(|slot| slot.run) {
+            let log = self.logging.of_ring(&run.setup);
+            self.workers.set_log(run.key, log);
+            left += 1;
+        }
+        if left == 0 {
+            return Some(Answer::Done);
+        }
+        let (answer, lost) = (Ok(Answer::Done), None);
+        self.waiting = Some(Waiting::Resume { left, answer, lost });
+        None
+    }
+
     /// All rings are at rest: swaps the memory and starts them again. A change
     /// that makes no sense leaves the old memory in place.
     fn resume(
@@ -127,13 +191,13 @@ impl BackendSession {
         paused: Vec<(Box<Ring>, RingSetup)>,
         change: MemoryTable,
     ) -> Result<(), SessionError> {
-        let answer = match change.resolve() {
+        let answer = match self.resolve(&change) {
             Ok(memory) => {
                 self.memory = memory;
                 self.table = change;
                 Ok(Answer::Done)
             }
-            Err(error) => Err(error.into()),
+            Err(reason) => Err(reason),
         };
         let (mut left, mut lost) = (0, None);
         for (mut ring, setup) in paused {
@@ -144,6 +208,8 @@ impl BackendSession {
                     ring.active = ActiveRing {
                         queue,
                         memory: Arc::clone(&self.memory),
+                        // New regions are logged as the old ones were.
+                        log: self.logging.of_ring(&setup),
                     };
                 }
                 Err(reason) if reason.failure() == Failure::System => {

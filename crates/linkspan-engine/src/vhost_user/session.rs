@@ -12,11 +12,12 @@ use linkspan_mem::GuestMemory;
 use linkspan_sys::poll::Interest;
 use linkspan_sys::{Epoll, EventFd, PeerEventFd, reaper};
 use linkspan_vhost::backend::{Answer, Backend, Effect, FdId, FdSlot, Offer};
-use linkspan_vhost::{Disposition, ProtocolFeatures};
+use linkspan_vhost::{Disposition, ProtocolFeatures, VHOST_F_LOG_ALL};
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
 use super::inflight::InflightArea;
+use super::log::Logging;
 use super::memory::MemoryTable;
 use super::requests::RequestSocket;
 use super::rings::{RingSlot, Waiting};
@@ -40,6 +41,7 @@ pub struct BackendSession {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) rings: Vec<RingSlot>,
     pub(super) inflight: Option<InflightArea>,
+    pub(super) logging: Logging,
     /// Descriptors of the message that is being handled, by position.
     fds: Vec<Option<OwnedFd>>,
     pub(super) waiting: Option<Waiting>,
@@ -76,11 +78,12 @@ impl BackendSession {
         changes.drain()?;
         let queues = device.queues();
         let offer = Offer {
-            features: (device.features() | Features::SPLIT_QUEUE).bits(),
+            features: (device.features() | Features::SPLIT_QUEUE).bits() | VHOST_F_LOG_ALL,
             protocol_features: ProtocolFeatures::MQ
                 | ProtocolFeatures::REPLY_ACK
                 | ProtocolFeatures::CONFIG
                 | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | ProtocolFeatures::LOG_SHMFD
                 | ProtocolFeatures::BACKEND_REQ
                 | ProtocolFeatures::INFLIGHT_SHMFD
                 | ProtocolFeatures::RESET_DEVICE
@@ -101,6 +104,7 @@ impl BackendSession {
             memory,
             rings: (0..queues).map(|_| RingSlot::default()).collect(),
             inflight: None,
+            logging: Logging::default(),
             fds: Vec::new(),
             waiting: None,
             outgoing: VecDeque::new(),
@@ -180,8 +184,25 @@ impl BackendSession {
                 return Ok(None);
             }
             // The rings are stopped by now, and no device has more to reset.
-            Effect::SetFeatures(_) | Effect::SetStatus(_) => {}
-            Effect::ResetDevice => self.inflight = None,
+            Effect::SetStatus(_) => {}
+            Effect::ResetDevice => {
+                self.inflight = None;
+                self.logging.all = false;
+            }
+            // Rings run only if nothing but the logging changed.
+            Effect::SetFeatures(features) => {
+                return self.log_all(features & VHOST_F_LOG_ALL != 0);
+            }
+            Effect::SetRingLog { ring, log } => return self.set_ring_log(ring, log),
+            Effect::SetLog { log, fd } => {
+                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
+                let log = Logging::map(fd, log, &self.wake)?;
+                return self.set_log(log);
+            }
+            Effect::SetLogFd { fd } => {
+                self.logging.told = self.take_event(Some(fd))?.map(Arc::new);
+                return Ok(self.relog());
+            }
             Effect::CreateInflight {
                 queues,
                 queue_size,
@@ -198,11 +219,7 @@ impl BackendSession {
                 self.inflight = Some(InflightArea::adopt(inflight, fd, &self.wake)?);
             }
             // Their protocol features are not offered.
-            Effect::SetRingLog { .. }
-            | Effect::SetLog { .. }
-            | Effect::SetLogFd { .. }
-            | Effect::MoveState { .. }
-            | Effect::CheckState => return Err(Reason::NotOffered),
+            Effect::MoveState { .. } | Effect::CheckState => return Err(Reason::NotOffered),
             Effect::SetRequestSocket { fd } => {
                 let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
                 let features = self.core.protocol_features();
@@ -338,8 +355,9 @@ impl Session for BackendSession {
             }
         }
         self.announce();
-        let poisoned =
-            self.table.poisoned() || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
+        let poisoned = self.table.poisoned()
+            || self.logging.poisoned()
+            || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
         if poisoned && !self.closing {
             return Err(SessionError::MemoryGone);
         }
