@@ -1,10 +1,13 @@
 //! The block device as it is served: block logic on one side, an image on the
 //! other, a worker's queue between.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use linkspan_devices::block::{
-    Block, BlockOptions, CONFIG_LEN, Geometry, ID_BYTES, Operation, OptionsError, Request, Status,
+    Block, BlockOptions, CONFIG_LEN, Geometry, ID_BYTES, Operation, OptionsError, Request, SECTOR,
+    Status,
 };
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError, Progress,
@@ -13,12 +16,15 @@ use linkspan_engine::{
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
 
-use crate::image::{self, Image, ImageQueue};
+use crate::image::{self, Image, ImageQueue, ResizeError};
 
 /// A block device on an image.
 pub struct BlockDevice {
+    /// As it was made; its size is that of the image.
     block: Block,
     image: Arc<dyn Image>,
+    /// Bytes of the disk as drivers know it, for all queues.
+    size: Arc<AtomicU64>,
     counters: Vec<Arc<BlockCounters>>,
 }
 
@@ -57,14 +63,38 @@ impl BlockDevice {
         const { assert!(ID_BYTES == 20) };
         Ok(Self {
             block: Block::new(options)?,
+            size: Arc::new(AtomicU64::new(options.size_bytes)),
             image,
             counters: (0..queues).map(|_| Arc::default()).collect(),
         })
     }
 
+    /// Takes over the size of an image that somebody enlarged; the size in bytes
+    /// if it is another one. Configuration space and all queues have it from
+    /// then on, and the driver is to be told (virtio 1.3 5.2.5). May wait for the
+    /// image, so call it from a thread that may.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; everything is as before then.
+    pub fn resize(&self) -> Result<Option<u64>, ResizeError> {
+        self.image.measure()?;
+        let size = self.image.len();
+        let before = self.size.swap(size, Ordering::AcqRel);
+        Ok((size != before).then_some(size))
+    }
+
     /// What each queue has counted so far.
     pub fn counters(&self) -> &[Arc<BlockCounters>] {
         &self.counters
+    }
+}
+
+impl fmt::Debug for BlockDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockDevice")
+            .field("block", &self.block)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,7 +121,12 @@ impl Device for BlockDevice {
 
     fn read_config(&self, offset: u32, target: &mut [u8]) -> Result<(), ConfigRange> {
         let len = target.len();
-        if self.block.read_config(offset as usize, target) {
+        let size = self.size.load(Ordering::Acquire);
+        if self
+            .block
+            .with_size(size)
+            .read_config(offset as usize, target)
+        {
             return Ok(());
         }
         Err(ConfigRange {
@@ -115,6 +150,7 @@ impl Device for BlockDevice {
             })?;
         let mut queue = BlockQueue {
             geometry: self.block.geometry(features),
+            size: Arc::clone(&self.size),
             segments: self.block.chain_segments(),
             image,
             slots: Vec::new(),
@@ -131,6 +167,8 @@ impl Device for BlockDevice {
 /// One queue of a block device.
 struct BlockQueue {
     geometry: Geometry,
+    /// Bytes of the disk, looked at once in a pass.
+    size: Arc<AtomicU64>,
     segments: usize,
     image: Box<dyn ImageQueue>,
     /// Requests by token. A slot keeps its chain's room for the next request.
@@ -230,6 +268,9 @@ impl BlockQueue {
         };
         self.counters.count(&request, &slot.chain, status);
         let written = request.complete(ring.memory.table(), status);
+        if ring.logs_writes() {
+            request.for_each_write(&slot.chain, status, |span| ring.log_write(span));
+        }
         // A ring that was retired meanwhile takes no answers; its request is over
         // all the same, and the worker hears of the reason when it publishes.
         let _ = ring.queue.push(&slot.chain, written);
@@ -257,6 +298,7 @@ impl BlockCounters {
 impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
         let (mut chains, mut bytes) = (0, 0);
+        self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
         while chains < budget.chains && bytes < budget.bytes {
             let Some(token) = self.free_slot() else {

@@ -5,8 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use linkspan_mem::fault::Injected;
-use linkspan_mem::{GuestMemory, Window};
+use linkspan_mem::{GuestMemory, Span, Window};
 use linkspan_virtio::{DeviceQueue, Features, QueueError};
+
+use crate::dirty::RingLog;
 
 /// A device as any queue transport offers it. Shared by the session thread and
 /// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
@@ -101,7 +103,8 @@ pub enum OpenQueueError {
 pub trait QueueHandler: Send {
     /// One pass: takes chains from `ring`, moves work forward, pushes what is
     /// done. The worker has refreshed the ring, and publishes and notifies
-    /// afterwards. Returns whether work was left because the budget ran out.
+    /// afterwards. While [`ActiveRing::logs_writes`] every write to guest memory
+    /// is logged before its chain is pushed. Returns whether work was left because the budget ran out.
     ///
     /// # Errors
     /// When the peer broke the ring; the worker retires it.
@@ -155,4 +158,22 @@ pub struct ActiveRing {
     pub queue: DeviceQueue<Window>,
     /// The generation of guest memory that the ring was resolved in.
     pub memory: Arc<GuestMemory>,
+    /// Where writes to that memory are logged, if they are.
+    pub log: Option<RingLog>,
+}
+
+impl ActiveRing {
+    /// Whether writes to buffers are to be [`log`](Self::log_write)ged.
+    #[inline]
+    pub fn logs_writes(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.buffers)
+    }
+
+    /// Logs that the device wrote these bytes of the guest, or may have. To be
+    /// called after the write, and before the chain is pushed.
+    pub fn log_write(&self, span: Span) {
+        if let Some(log) = &self.log {
+            log.buffer(&self.memory, span);
+        }
+    }
 }

@@ -56,6 +56,7 @@ impl InProcess {
                 active: ActiveRing {
                     queue,
                     memory: Arc::clone(memory.memory()),
+                    log: None,
                 },
                 handler,
                 kick: peer(&events.kick)?,

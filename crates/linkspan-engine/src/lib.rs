@@ -6,6 +6,7 @@
 
 mod counters;
 mod device;
+mod dirty;
 mod driver;
 mod endpoint;
 mod in_process;
@@ -16,6 +17,7 @@ mod worker;
 
 pub use counters::{Counter, QueueCounters};
 pub use device::{ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler};
+pub use dirty::RingLog;
 pub use driver::{
     DriverMemory, LinkEnded, QueueEvents, QueueHandle, QueueLink, Resumed, RingPlace, queue_link,
 };

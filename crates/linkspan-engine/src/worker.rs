@@ -17,6 +17,7 @@ use linkspan_virtio::QueueError;
 
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Budget, Progress, QueueHandler};
+use crate::dirty::RingLog;
 
 /// A queue with everything that it needs to run; moves into a worker at its
 /// start and out again at its stop.
@@ -141,6 +142,7 @@ enum Command {
     Kick(PeerEventFd),
     Call(Option<Arc<PeerEventFd>>),
     Err(Option<Arc<PeerEventFd>>),
+    Log(Option<RingLog>),
 }
 
 /// A fixed set of worker threads. Dropping it stops and joins them; rings that
@@ -220,6 +222,12 @@ impl Workers {
     /// Replaces the error descriptor. [`RingEvent::Done`] follows.
     pub fn set_err(&self, key: RingKey, err: Option<Arc<PeerEventFd>>) {
         self.send(key, Command::Err(err));
+    }
+
+    /// Logs writes to guest memory elsewhere, or no longer, from the next pass on.
+    /// [`RingEvent::Done`] follows; the log of before is not used after it.
+    pub fn set_log(&self, key: RingKey, log: Option<RingLog>) {
+        self.send(key, Command::Log(log));
     }
 
     fn send(&self, key: RingKey, command: Command) {
@@ -414,6 +422,7 @@ impl Loop {
                 slot.ring.notify();
             }
             Command::Err(err) => slot.ring.err = err,
+            Command::Log(log) => slot.ring.active.log = log,
         }
         slot.events.send(match result {
             Ok(()) => RingEvent::Done { ring: index },
@@ -467,6 +476,17 @@ impl Ring {
     /// notify once, and ask for kicks if nothing is left.
     fn pass(&mut self, drain: bool) -> Result<Progress, RingFault> {
         self.counters.passes.add(1);
+        let before = self.active.queue.state().next_used;
+        let progress = self.work(drain, before);
+        if let Some(log) = &self.active.log {
+            let published = self.active.queue.state().next_used != before;
+            log.words(self.active.queue.size(), published);
+        }
+        progress
+    }
+
+    /// `used` is the position of the next used element.
+    fn work(&mut self, drain: bool, used: u16) -> Result<Progress, RingFault> {
         let mut budget = Budget::default();
         if drain || self.retired || !self.enabled {
             // Nothing new; only what is in flight moves on.
@@ -475,7 +495,12 @@ impl Ring {
             self.active.queue.disarm()?;
             self.active.queue.refresh()?;
         }
-        let progress = self.handler.run(&mut self.active, budget)?;
+        let progress = self.handler.run(&mut self.active, budget);
+        if let Some(log) = &self.active.log {
+            let now = self.active.queue.state().next_used;
+            log.used_elements(self.active.queue.size(), used, now);
+        }
+        let progress = progress?;
         // Before anything is acknowledged: zeroes read from a hole are not data.
         if self.active.memory.table().poisoned() {
             return Err(RingFault::MemoryGone);

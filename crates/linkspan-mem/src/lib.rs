@@ -8,6 +8,7 @@ extern crate std;
 mod addr;
 mod barrier;
 mod copy;
+mod dirty;
 pub mod fault;
 mod region;
 mod ring;
@@ -15,6 +16,7 @@ mod space;
 
 pub use addr::{Address, Gpa, Iova, RegionOffset, UserVa};
 pub use barrier::{observe, publish, publish_then_check};
+pub use dirty::DirtyLog;
 pub use region::{Backing, OutsideRegion, Region, SharedSlice};
 #[cfg(loom)]
 pub use ring::model;

@@ -302,6 +302,23 @@ impl<A: Address> AddressSpace<A> {
             .map_err(|_: WindowError| bad)
     }
 
+    /// The address of the first byte of a span of this space's table; `None` for
+    /// memory that has no address here.
+    pub fn address(&self, span: Span) -> Option<A> {
+        let holds = |range: &&Range| {
+            range.region == span.region
+                && (range.offset..range.offset + range.len).contains(&span.offset)
+        };
+        let range = self.ranges.iter().find(holds)?;
+        Some(A::from_raw(range.start + (span.offset - range.offset)))
+    }
+
+    /// The last address of all, if there is one.
+    pub fn last(&self) -> Option<A> {
+        let range = self.ranges.last()?;
+        Some(A::from_raw(range.start + (range.len - 1)))
+    }
+
     #[inline]
     fn find(&self, at: u64) -> Option<&Range> {
         let behind = self.ranges.partition_point(|range| range.start <= at);
@@ -411,6 +428,7 @@ mod tests {
     fn the_last_byte_of_the_space_is_reachable_and_nothing_behind_it() {
         let memory = memory();
         assert_eq!(resolve(&memory.guest, u64::MAX, 1).unwrap()[0].len(), 1);
+        assert_eq!(memory.guest.last(), Some(Gpa(u64::MAX)));
         assert!(resolve(&memory.guest, u64::MAX, 2).is_err());
         assert!(resolve(&memory.guest, u64::MAX - 0xFFF, 0x1001).is_err());
     }
@@ -439,6 +457,8 @@ mod tests {
             match resolve(&memory.guest, at, len) {
                 Ok(spans) => {
                     prop_assert!(naive);
+                    let back = spans.first().and_then(|span| memory.guest.address(*span));
+                    prop_assert_eq!(back, spans.first().map(|_| Gpa(at)));
                     prop_assert_eq!(spans.iter().map(Span::len).sum::<u32>(), len);
                 }
                 Err(error) => {

@@ -11,9 +11,9 @@ use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::{EventFd, Stream};
 use linkspan_vhost::message::Request;
 use linkspan_vhost::wire::{
-    self, HEADER_BYTES, Header, MemoryTableHeader, SingleMemoryRegion, VringState,
+    self, HEADER_BYTES, Header, LogDescription, MemoryTableHeader, SingleMemoryRegion, VringState,
 };
-use linkspan_vhost::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use linkspan_vhost::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
 use linkspan_virtio::Features;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -73,6 +73,7 @@ pub struct FrontEnd {
     stream: Stream,
     features: u64,
     protocol: ProtocolFeatures,
+    declined: ProtocolFeatures,
     mem_slots: bool,
 }
 
@@ -103,6 +104,7 @@ impl FrontEnd {
             stream,
             features: 0,
             protocol: ProtocolFeatures::empty(),
+            declined: ProtocolFeatures::empty(),
             mem_slots: false,
         }
     }
@@ -191,6 +193,11 @@ impl FrontEnd {
         self.ask(Request::GetFeatures, &[], &[]).map(drop)
     }
 
+    /// Protocol features that [`negotiate`](Self::negotiate) does not take.
+    pub fn decline(&mut self, features: ProtocolFeatures) {
+        self.declined = features;
+    }
+
     /// Agrees on features, as QEMU does.
     ///
     /// # Errors
@@ -198,13 +205,15 @@ impl FrontEnd {
     #[track_caller]
     pub fn negotiate(&mut self, options: &Options) -> Result<(), Refused> {
         let offered = number(&self.ask(Request::GetFeatures, &[], &[])?);
-        // The rings of this kit are split ones.
-        let packed = Features::VIRTIO_F_RING_PACKED.bits();
-        let mut features = offered & !options.without & !packed;
+        // The rings of this kit are split ones, and migration begins when
+        // somebody asks for it.
+        let not_yet = Features::VIRTIO_F_RING_PACKED.bits() | VHOST_F_LOG_ALL;
+        let mut features = offered & !options.without & !not_yet;
         if offered & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
             let offered = number(&self.ask(Request::GetProtocolFeatures, &[], &[])?);
             let mut protocol = ProtocolFeatures::from_bits_retain(offered);
             protocol.set(ProtocolFeatures::REPLY_ACK, options.reply_ack);
+            protocol.remove(self.declined);
             self.tell(
                 Request::SetProtocolFeatures,
                 protocol.bits().as_bytes(),
@@ -285,6 +294,56 @@ impl FrontEnd {
         self.set_event(Request::SetVringCall, index, &ring.call)?;
         self.set_event(Request::SetVringErr, index, &ring.err)?;
         self.set_event(Request::SetVringKick, index, &ring.kick)
+    }
+
+    /// `VHOST_USER_SET_FEATURES` once more, with or without `VHOST_F_LOG_ALL`.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn log_all(&self, all: bool) -> Result<(), Refused> {
+        let log = if all { VHOST_F_LOG_ALL } else { 0 };
+        let features = self.features | log;
+        self.tell(Request::SetFeatures, features.as_bytes(), &[])
+    }
+
+    /// `VHOST_USER_SET_LOG_BASE`; whether the back end took the log.
+    ///
+    /// # Errors
+    /// When the back end closes the connection.
+    #[track_caller]
+    pub fn set_log(&self, file: BorrowedFd<'_>, size: u64, offset: u64) -> Result<(), Refused> {
+        let log = LogDescription {
+            mmap_size: size,
+            mmap_offset: offset,
+        };
+        let request = Request::SetLogBase;
+        let reply = self.ask(request, log.as_bytes(), &[file])?;
+        match reply == log.as_bytes() {
+            true => Ok(()),
+            false => Err(Refused::Nack { request }),
+        }
+    }
+
+    /// `VHOST_USER_SET_BACKEND_REQ_FD` with one end of a new socket; the other end,
+    /// on which the back end makes requests.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn listen_to_requests(&self) -> Result<Self, Refused> {
+        let (ours, theirs) = Stream::pair().expect("a pair of sockets");
+        self.tell(Request::SetBackendReqFd, &[], &[theirs.as_fd()])?;
+        Ok(Self::over(ours))
+    }
+
+    /// Whether a message is there that was not received yet.
+    ///
+    /// # Panics
+    /// When the socket failed.
+    pub fn has_message(&self) -> bool {
+        let now = Some(Instant::now());
+        wait_for(self.stream.as_fd(), Direction::Read, None, now).expect("a socket") == Wake::Ready
     }
 
     /// Gives a ring one of its eventfds.

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{RawImage, ResizeError};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::Listener;
@@ -26,6 +26,7 @@ pub const SECTORS: u64 = 4096;
 #[derive(Debug)]
 pub struct Served {
     server: Option<Server>,
+    disk: Option<Arc<BlockDevice>>,
     events: Receiver<Event>,
     // Last: sockets in it go before it does.
     folder: TempDir,
@@ -44,7 +45,12 @@ impl Served {
         let image = RawImage::open(&path, false, Duration::ZERO).expect("an image");
         let device = BlockDevice::new(Arc::new(image), queues, 1024).expect("a disk");
         let workers = Arc::new(Workers::new(2).expect("workers"));
-        Self::device(folder, Arc::new(device), workers)
+        let device = Arc::new(device);
+        let served = Self::device(folder, Arc::clone(&device) as Arc<dyn Device>, workers);
+        Self {
+            disk: Some(device),
+            ..served
+        }
     }
 
     /// Serves any device at the path `socket` in `folder`.
@@ -62,6 +68,7 @@ impl Served {
         let server = Server::start(source, device, workers, report).expect("a server");
         let served = Self {
             server: Some(server),
+            disk: None,
             events,
             folder,
         };
@@ -82,6 +89,24 @@ impl Served {
     /// The server.
     pub fn server(&self) -> &Server {
         self.server.as_ref().expect("it runs until it is dropped")
+    }
+
+    /// Gives the image another size, as its owner does, lets the disk look at it,
+    /// and announces what changed.
+    ///
+    /// # Errors
+    /// When the disk keeps its size.
+    ///
+    /// # Panics
+    /// When this is no disk.
+    pub fn resize(&self, bytes: u64) -> Result<Option<u64>, ResizeError> {
+        let image = File::options().write(true).open(self.image());
+        image
+            .and_then(|image| image.set_len(bytes))
+            .expect("room for an image");
+        let size = self.disk.as_ref().expect("a disk").resize()?;
+        self.server().config_changed();
+        Ok(size)
     }
 
     /// A new connection.

@@ -11,7 +11,7 @@ use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
-use linkspan_sys::poll::{Direction, wait_for};
+use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
 use linkspan_sys::{Listener, thread};
@@ -29,7 +29,10 @@ use crate::exit::{Failure, Status};
           -object memory-backend-memfd,id=m,size=1G,share=on -machine q35,memory-backend=m \\\n    \
           -chardev socket,id=c,path=/tmp/disk.sock \\\n    \
           -device vhost-user-blk-pci,chardev=c,num-queues=2 …\n\n\
-        SIGINT or SIGTERM ends it once all requests in flight are done.",
+        SIGINT or SIGTERM ends it once all requests in flight are done.\n\
+        SIGHUP makes it look again how large the image is: after\n  \
+        truncate -s 2G disk.img; kill -HUP PID\n\
+        the guest has a larger disk. An image that got smaller is left as it was.",
     group = ArgGroup::new("where").args(["socket_path", "fd", "print_capabilities"]).required(true)
 )]
 pub struct Args {
@@ -100,8 +103,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         println!("{}", serde_json::to_string_pretty(&capabilities)?);
         return Ok(());
     }
-    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
-        .context("cannot watch for SIGINT and SIGTERM")?;
+    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
+        .context("cannot watch for signals")?;
     let image = open_image(args)?;
     let listener = listen(args)?;
     let device = Arc::new(
@@ -113,19 +116,41 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     );
     let server = Server::start(
         listener,
-        device as Arc<dyn Device>,
+        Arc::clone(&device) as Arc<dyn Device>,
         workers,
         reporter(args.json),
     )
     .context("cannot start serving")?;
-    wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
-        .context("cannot wait for a signal")?;
+    while let Wake::Cancelled =
+        wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
+            .context("cannot wait for a signal")?
+    {
+        let came = signals.take().context("cannot take a signal")?;
+        if came.contains(&Signal::Hangup) {
+            resize(&device, &server);
+        }
+        if came.iter().any(|signal| *signal != Signal::Hangup) {
+            break;
+        }
+    }
     tracing::info!("ending: finishing what is in flight");
     server.stop()?;
     image
         .sync()
         .context("the image could not be made durable")?;
     Ok(())
+}
+
+/// Looks again how large the image is, and tells the driver.
+fn resize(device: &BlockDevice, server: &Server) {
+    match device.resize() {
+        Ok(Some(bytes)) => {
+            tracing::info!("the disk has {bytes} bytes now");
+            server.config_changed();
+        }
+        Ok(None) => tracing::info!("the image has the size that it had"),
+        Err(error) => tracing::warn!("the disk keeps its size: {error}"),
+    }
 }
 
 fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {

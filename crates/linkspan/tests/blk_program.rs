@@ -15,6 +15,7 @@ use linkspan_testkit::census::settled;
 use linkspan_testkit::disk::SECTOR;
 use linkspan_testkit::served::{content, write_image};
 use linkspan_testkit::{Disk, FrontEnd, Options};
+use linkspan_vhost::message::{BackendRequest, Request};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getuid, kill_process};
 use tempfile::TempDir;
@@ -290,6 +291,38 @@ fn signals_end_it_in_order_with_the_data_in_the_image() {
         // Its front end sees the end.
         disk.front.expect_closed();
     }
+}
+
+#[test]
+fn hangup_takes_over_a_larger_image_and_keeps_a_smaller_one_out() {
+    let mut program = Program::start(&["--queues", "2"]);
+    let mut disk = program.drive();
+    let requests = disk.front.listen_to_requests().unwrap();
+    let bytes = fs::metadata(program.image()).unwrap().len();
+    let image = fs::File::options()
+        .write(true)
+        .open(program.image())
+        .unwrap();
+    let capacity = |disk: &Disk| {
+        let body = [[0, 8, 0].map(u32::to_ne_bytes).concat(), vec![0; 8]].concat();
+        disk.front.ask(Request::GetConfig, &body, &[]).unwrap()[12..].to_vec()
+    };
+    image.set_len(2 * bytes).unwrap();
+    program.signal(Signal::HUP);
+    let (header, _) = requests.receive().unwrap();
+    assert_eq!(header.request, BackendRequest::ConfigChangeMsg.code());
+    assert_eq!(capacity(&disk), (2 * bytes / 512).to_le_bytes());
+    let last = 2 * bytes / 512 - 1;
+    disk.rings[1].write(last, &[0x77; SECTOR]);
+
+    image.set_len(bytes).unwrap();
+    program.signal(Signal::HUP);
+    program.signal(Signal::TERM);
+    let (status, talk) = program.end();
+    assert_eq!(status.code(), Some(0), "{talk}");
+    let kept = format!("the image got smaller, from {} to {bytes} bytes", 2 * bytes);
+    assert!(talk.contains(&kept), "{talk}");
+    assert!(requests.receive().is_none(), "no change was announced");
 }
 
 #[test]

@@ -16,8 +16,18 @@ pub use raw::{LOCK_WAIT, OpenError, RawImage};
 
 /// A disk image, shared by the queues that serve it.
 pub trait Image: Send + Sync + 'static {
-    /// Size in bytes; a multiple of 512.
+    /// Size in bytes; a multiple of 512. It never gets smaller.
     fn len(&self) -> u64;
+
+    /// Looks again how large the image is, which somebody may have enlarged;
+    /// [`len`](Self::len) says what was found, and the operations of all queues
+    /// reach that far. May wait for the image.
+    ///
+    /// # Errors
+    /// [`ResizeError`]; everything is as before then.
+    fn measure(&self) -> Result<(), ResizeError> {
+        Ok(())
+    }
 
     /// Whether it has no bytes.
     fn is_empty(&self) -> bool {
@@ -41,6 +51,25 @@ pub trait Image: Send + Sync + 'static {
     /// # Errors
     /// When the system could not, now or at any time before: a failed sync stays failed.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// Why an image does not have a new size.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// The system would not measure it.
+    #[error("the image cannot be measured: {0}")]
+    System(#[from] io::Error),
+    /// It got smaller: a driver that still uses the end of it would lose data.
+    #[error(
+        "the image got smaller, from {from} to {to} bytes, which a disk in use cannot; enlarge it again or start anew"
+    )]
+    Smaller {
+        /// Bytes that it had.
+        from: u64,
+        /// Bytes that it has now.
+        to: u64,
+    },
 }
 
 /// Operations of one queue, used by one worker.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use linkspan_mem::fault::{self, Injected, Site};
@@ -18,7 +18,7 @@ use linkspan_mem::{RegionTable, Span};
 use linkspan_sys::file;
 use linkspan_sys::lock::{self, Conflict};
 
-use super::{Completion, Image, ImageQueue, Operation};
+use super::{Completion, Image, ImageQueue, Operation, ResizeError};
 
 /// The unit of virtio-blk's addresses (virtio 1.3 5.2.4), in bytes.
 const SECTOR: u64 = 512;
@@ -33,10 +33,8 @@ pub struct RawImage {
 #[derive(Debug)]
 struct Shared {
     file: File,
-    /// Bytes in the file.
-    file_len: u64,
-    /// Bytes of the disk: those of the file rounded up to a sector.
-    len: u64,
+    /// Bytes in the file. The disk has those, rounded up to a sector.
+    file_len: AtomicU64,
     read_only: bool,
     /// Set by the first sync that failed and never cleared: what was dirty then
     /// may be lost, and a later sync that succeeds says nothing about it.
@@ -126,8 +124,7 @@ impl RawImage {
         Ok(Self {
             shared: Arc::new(Shared {
                 file,
-                file_len,
-                len: file_len.next_multiple_of(SECTOR),
+                file_len: AtomicU64::new(file_len),
                 read_only,
                 sync_failed: AtomicBool::new(false),
             }),
@@ -167,7 +164,19 @@ fn lock_image(file: &File, path: &Path, read_only: bool, wait: Duration) -> Resu
 
 impl Image for RawImage {
     fn len(&self) -> u64 {
-        self.shared.len
+        self.shared.file_len().next_multiple_of(SECTOR)
+    }
+
+    fn measure(&self) -> Result<(), ResizeError> {
+        let (from, to) = (
+            self.shared.file_len(),
+            file::extent(&self.shared.file)?.bytes,
+        );
+        if to < from {
+            return Err(ResizeError::Smaller { from, to });
+        }
+        self.shared.file_len.store(to, Ordering::Release);
+        Ok(())
     }
 
     fn read_only(&self) -> bool {
@@ -191,12 +200,16 @@ impl Image for RawImage {
 }
 
 impl Shared {
+    fn file_len(&self) -> u64 {
+        self.file_len.load(Ordering::Acquire)
+    }
+
     fn read(&self, offset: u64, data: &[Span], memory: &RegionTable) -> io::Result<()> {
         let wanted = spans_len(data);
         let mut done = file::read_spans(self.file.as_fd(), memory, data, offset)?;
         // The last sector of a file that is no multiple of 512 reads as zeroes
         // behind the end; a file that shrank reads as an error.
-        if done < wanted && offset + done >= self.file_len {
+        if done < wanted && offset + done >= self.file_len() {
             let zeroes = [0; 512];
             let count =
                 usize::try_from(wanted - done).map_or(zeroes.len(), |n| n.min(zeroes.len()));

@@ -82,6 +82,13 @@ impl Block {
         Ok(Self { options })
     }
 
+    /// The same device with another size in bytes.
+    #[must_use]
+    pub fn with_size(mut self, size_bytes: u64) -> Self {
+        self.options.size_bytes = size_bytes;
+        self
+    }
+
     /// What a worker needs to understand the requests of a driver that accepted
     /// these features.
     pub fn geometry(&self, accepted: Features) -> Geometry {

@@ -147,6 +147,24 @@ impl Request {
         })
     }
 
+    /// The places that this request has changed, or may have, when it was completed
+    /// with `status`: for whoever logs writes.
+    pub fn for_each_write(&self, chain: &Chain, status: Status, mut each: impl FnMut(Span)) {
+        let mut left = match (self.operation, status) {
+            // A read that failed may have read a part.
+            (Operation::Read { .. }, _) | (_, Status::Ok) => self.fills,
+            _ => 0,
+        };
+        for span in chain.writable() {
+            let part = span.part(0, left);
+            left -= part.len();
+            if !part.is_empty() {
+                each(part);
+            }
+        }
+        each(self.status);
+    }
+
     /// Writes the status byte and gives the used length for
     /// [`push`](linkspan_virtio::DeviceQueue::push).
     ///

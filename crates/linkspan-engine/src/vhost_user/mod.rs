@@ -1,14 +1,19 @@
 //! vhost-user as a transport: a device offered on a Unix socket, and a device
 //! driven over one.
 
+mod error;
 mod frontend;
 mod inflight;
 mod link;
+mod log;
 mod memory;
 mod place;
+mod requests;
+mod rings;
 mod server;
 mod session;
 
+pub use error::{Reason, SessionError};
 pub use link::{Connection, Link, LinkError, LinkOptions};
 pub use server::{Event, Server, StopError};
-pub use session::{BackendSession, SessionError};
+pub use session::BackendSession;

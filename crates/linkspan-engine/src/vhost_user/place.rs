@@ -4,8 +4,8 @@ use linkspan_mem::{GuestMemory, Window};
 use linkspan_vhost::backend::RingSetup;
 use linkspan_virtio::{DeviceQueue, Features, QueueLayout, QueueState};
 
+use super::error::Reason;
 use super::inflight::InflightArea;
-use super::session::Reason;
 
 /// The device's side of a ring in this memory. It goes on from `state`, or from
 /// what the front end says of a ring that starts; and it finishes what the

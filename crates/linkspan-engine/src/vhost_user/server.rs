@@ -47,6 +47,7 @@ pub enum Event {
 pub struct Server {
     cancel: Arc<EventFd>,
     ended: Arc<EventFd>,
+    changes: Arc<EventFd>,
     endpoint: Arc<Endpoint>,
     thread: Option<JoinHandle<Result<(), NotQuiet>>>,
 }
@@ -76,12 +77,17 @@ impl Server {
     ) -> io::Result<Self> {
         let cancel = Arc::new(EventFd::new()?);
         let ended = Arc::new(EventFd::new()?);
+        let changes = Arc::new(EventFd::new()?);
         let endpoint = Arc::new(Endpoint::default());
         let thread = spawn("vhost-user", {
             let (cancel, endpoint) = (Arc::clone(&cancel), Arc::clone(&endpoint));
-            let ended = Arc::clone(&ended);
+            let (ended, changes) = (Arc::clone(&ended), Arc::clone(&changes));
             move || {
-                let result = serve(source, &device, &workers, &cancel, &endpoint, &report);
+                let open = || {
+                    let changes = Arc::clone(&changes);
+                    BackendSession::new(Arc::clone(&device), Arc::clone(&workers), changes)
+                };
+                let result = serve(source, &open, &cancel, &endpoint, &report);
                 signal(&ended);
                 result
             }
@@ -89,6 +95,7 @@ impl Server {
         Ok(Self {
             cancel,
             ended,
+            changes,
             endpoint,
             thread: Some(thread),
         })
@@ -103,6 +110,14 @@ impl Server {
     /// the one connection that it was given is gone.
     pub fn ended(&self) -> BorrowedFd<'_> {
         self.ended.as_fd()
+    }
+
+    /// Says that the device's configuration space changed: a front end that is
+    /// connected and negotiated it is told (vhost-user:
+    /// `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`), once for changes in quick
+    /// succession. Never waits for the front end.
+    pub fn config_changed(&self) {
+        signal(&self.changes);
     }
 
     /// Ends the link once everything in flight is done.
@@ -132,8 +147,7 @@ impl Drop for Server {
 
 fn serve(
     source: Inherited,
-    device: &Arc<dyn Device>,
-    workers: &Arc<Workers>,
+    open: &dyn Fn() -> io::Result<BackendSession>,
     cancel: &EventFd,
     endpoint: &Endpoint,
     report: &dyn Fn(Event),
@@ -150,7 +164,7 @@ fn serve(
     while let Some(stream) = next() {
         let generation = endpoint.begin();
         report(Event::Connected { generation });
-        let (reason, fault) = match BackendSession::new(Arc::clone(device), Arc::clone(workers)) {
+        let (reason, fault) = match open() {
             Ok(mut session) => describe(session::run(&mut session, &stream, cancel)?),
             Err(error) => (format!("no session could be set up: {error}"), true),
         };

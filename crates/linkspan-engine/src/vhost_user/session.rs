@@ -8,20 +8,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use linkspan_mem::fault::Injected;
-use linkspan_mem::{GuestMemory, SpaceError, WindowError};
-use linkspan_sys::{EventFd, PeerEventFd, eventfd, mapping, reaper};
-use linkspan_vhost::backend::{Answer, Backend, Effect, Failure, FdId, FdSlot, Offer, RingSetup};
-use linkspan_vhost::{Disposition, ProtocolFeatures};
-use linkspan_virtio::{Features, InflightError, StartError};
+use linkspan_mem::GuestMemory;
+use linkspan_sys::poll::Interest;
+use linkspan_sys::{Epoll, EventFd, PeerEventFd, reaper};
+use linkspan_vhost::backend::{Answer, Backend, Effect, FdId, FdSlot, Offer};
+use linkspan_vhost::{Disposition, ProtocolFeatures, VHOST_F_LOG_ALL};
+use linkspan_virtio::Features;
 
-use super::inflight::{InflightArea, InflightAreaError};
-use super::memory::{MemoryError, MemoryTable};
-use super::place::place_queue;
-use crate::counters::QueueCounters;
-use crate::device::{ActiveRing, Device, OpenQueueError};
+use super::error::{Reason, SessionError};
+use super::inflight::InflightArea;
+use super::log::Logging;
+use super::memory::MemoryTable;
+use super::requests::RequestSocket;
+use super::rings::{RingSlot, Waiting};
+use crate::device::Device;
 use crate::session::{Outgoing, Session};
-use crate::worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};
+use crate::worker::{EventSink, RingEvent, Workers};
 
 /// The one descriptor that messages to the front end carry.
 const INFLIGHT_FD: FdId = FdId(0);
@@ -32,172 +34,57 @@ const MEMORY_SLOTS: u64 = 32;
 
 /// A device offered to one front end.
 pub struct BackendSession {
-    core: Backend,
-    device: Arc<dyn Device>,
-    workers: Arc<Workers>,
-    table: MemoryTable,
-    memory: Arc<GuestMemory>,
-    rings: Vec<RingSlot>,
-    inflight: Option<InflightArea>,
+    pub(super) core: Backend,
+    pub(super) device: Arc<dyn Device>,
+    pub(super) workers: Arc<Workers>,
+    pub(super) table: MemoryTable,
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) rings: Vec<RingSlot>,
+    pub(super) inflight: Option<InflightArea>,
+    pub(super) logging: Logging,
     /// Descriptors of the message that is being handled, by position.
     fds: Vec<Option<OwnedFd>>,
-    waiting: Option<Waiting>,
+    pub(super) waiting: Option<Waiting>,
     outgoing: VecDeque<Outgoing>,
-    sink: EventSink,
+    pub(super) sink: EventSink,
     events: Receiver<RingEvent>,
     wake: Arc<EventFd>,
-    closing: bool,
-}
-
-/// What the session knows of a ring; the running ring itself is with its worker.
-#[derive(Default)]
-struct RingSlot {
-    call: Option<Arc<PeerEventFd>>,
-    err: Option<Arc<PeerEventFd>>,
-    run: Option<Run>,
-    counters: Arc<QueueCounters>,
-}
-
-#[derive(Clone, Copy)]
-struct Run {
-    key: RingKey,
-    setup: RingSetup,
-}
-
-/// What the effect taken last waits for.
-enum Waiting {
-    /// The event that follows the command to a ring.
-    Ring,
-    /// Running rings come to rest so that memory can change under them.
-    Pause {
-        left: usize,
-        paused: Vec<(Box<Ring>, RingSetup)>,
-        change: MemoryTable,
-    },
-    /// They run again; then this is the answer, unless one was lost.
-    Resume {
-        left: usize,
-        answer: Result<Answer, Reason>,
-        lost: Option<SessionError>,
-    },
-}
-
-/// Why a session with a front end ended, or a message of it was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// The front end broke the protocol.
-    #[error("{0}")]
-    Protocol(linkspan_vhost::Error),
-    /// The front end gave something that cannot be used, or a resource could
-    /// not be had for it.
-    #[error("{error}: {reason}")]
-    Refused {
-        /// What was refused.
-        error: linkspan_vhost::Error,
-        /// Why.
-        reason: Reason,
-    },
-    /// The front end took back memory that it had shared.
-    #[error("the front end took back memory that it had shared")]
-    MemoryGone,
-    /// A ring that was brought to rest could not go on, for want of a resource
-    /// of ours. The next connection starts it anew.
-    #[error("ring {ring} could not go on after a change of memory")]
-    RingLost {
-        /// The ring.
-        ring: u16,
-        /// What could not be had.
-        #[source]
-        reason: Reason,
-    },
-}
-
-/// Why an effect could not be carried out.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Reason {
-    /// Memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// A ring's address is outside the memory.
-    #[error("ring address: {0}")]
-    Address(#[from] SpaceError),
-    /// A ring does not fit where it is said to be.
-    #[error(transparent)]
-    Window(#[from] WindowError),
-    /// A ring does not start where it is said to.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// Memory for a queue was refused.
-    #[error(transparent)]
-    Refused(#[from] Injected),
-    /// A descriptor that is no eventfd.
-    #[error(transparent)]
-    EventFd(#[from] eventfd::Error),
-    /// The device could not serve the queue.
-    #[error(transparent)]
-    Device(#[from] OpenQueueError),
-    /// A worker could not take it.
-    #[error("worker: {0}")]
-    Worker(io::Error),
-    /// A ring without kick descriptor would have to be polled.
-    #[error("polling of a ring was asked for, which is not offered")]
-    Polling,
-    /// A thing that was not offered.
-    #[error("this is not offered")]
-    NotOffered,
-    /// A descriptor of ours was refused.
-    #[error("the system: {0}")]
-    System(#[source] io::Error),
-    /// The region of requests in flight.
-    #[error(transparent)]
-    InflightArea(#[from] InflightAreaError),
-    /// What the region of requests in flight says.
-    #[error(transparent)]
-    Inflight(#[from] InflightError),
-    /// The message came without the descriptor that it needs.
-    #[error("no descriptor came with the region")]
-    NoDescriptor,
-    /// Configuration space.
-    #[error(transparent)]
-    Config(#[from] crate::device::ConfigRange),
-}
-
-impl Reason {
-    fn failure(&self) -> Failure {
-        match self {
-            Self::Memory(MemoryError::Map(error))
-            | Self::InflightArea(InflightAreaError::Map(error)) => match error {
-                mapping::Error::System { .. } | mapping::Error::TooMany { .. } => Failure::System,
-                _ => Failure::Rejected,
-            },
-            Self::Device(_) | Self::Worker(_) | Self::Refused(_) | Self::System(_) => {
-                Failure::System
-            }
-            Self::InflightArea(InflightAreaError::System(_))
-            | Self::Inflight(InflightError::Refused(_))
-            | Self::Start(StartError::Refused(_)) => Failure::System,
-            Self::Polling | Self::NotOffered => Failure::Unsupported,
-            _ => Failure::Rejected,
-        }
-    }
+    /// All that wakes the session: `wake`, `changes`, and the request socket.
+    watch: Epoll,
+    /// Signalled when configuration space changed.
+    changes: Arc<EventFd>,
+    /// It changed before there was a way to say so.
+    changed: bool,
+    requests: Option<RequestSocket>,
+    pub(super) closing: bool,
 }
 
 impl BackendSession {
-    /// A session before its first message.
+    /// A session before its first message. Whoever signals `changes` says that
+    /// the device's configuration space changed; the front end is told then.
     ///
     /// # Errors
     /// When no descriptor can be had.
-    pub fn new(device: Arc<dyn Device>, workers: Arc<Workers>) -> io::Result<Self> {
+    pub fn new(
+        device: Arc<dyn Device>,
+        workers: Arc<Workers>,
+        changes: Arc<EventFd>,
+    ) -> io::Result<Self> {
         let (sink, events, wake) = EventSink::new()?;
+        let watch = Epoll::new()?;
+        watch.add(&*wake, 0, Interest::READ)?;
+        watch.add(&*changes, 0, Interest::READ)?;
+        // What changed before nobody has read yet.
+        changes.drain()?;
         let queues = device.queues();
         let offer = Offer {
-            features: (device.features() | Features::PACKED_QUEUE).bits(),
+            features: (device.features() | Features::PACKED_QUEUE).bits() | VHOST_F_LOG_ALL,
             protocol_features: ProtocolFeatures::MQ
                 | ProtocolFeatures::REPLY_ACK
                 | ProtocolFeatures::CONFIG
                 | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+                | ProtocolFeatures::LOG_SHMFD
+                | ProtocolFeatures::BACKEND_REQ
                 | ProtocolFeatures::INFLIGHT_SHMFD
                 | ProtocolFeatures::RESET_DEVICE
                 | ProtocolFeatures::STATUS,
@@ -217,12 +104,17 @@ impl BackendSession {
             memory,
             rings: (0..queues).map(|_| RingSlot::default()).collect(),
             inflight: None,
+            logging: Logging::default(),
             fds: Vec::new(),
             waiting: None,
             outgoing: VecDeque::new(),
             sink,
             events,
             wake,
+            watch,
+            changes,
+            changed: false,
+            requests: None,
             closing: false,
         })
     }
@@ -247,7 +139,7 @@ impl BackendSession {
         Ok(())
     }
 
-    fn answer(&mut self, done: Result<Answer, Reason>) -> Result<(), SessionError> {
+    pub(super) fn answer(&mut self, done: Result<Answer, Reason>) -> Result<(), SessionError> {
         self.waiting = None;
         match done {
             Ok(answer) => self
@@ -292,8 +184,25 @@ impl BackendSession {
                 return Ok(None);
             }
             // The rings are stopped by now, and no device has more to reset.
-            Effect::SetFeatures(_) | Effect::SetStatus(_) => {}
-            Effect::ResetDevice => self.inflight = None,
+            Effect::SetStatus(_) => {}
+            Effect::ResetDevice => {
+                self.inflight = None;
+                self.logging.all = false;
+            }
+            // Rings run only if nothing but the logging changed.
+            Effect::SetFeatures(features) => {
+                return self.log_all(features & VHOST_F_LOG_ALL != 0);
+            }
+            Effect::SetRingLog { ring, log } => return self.set_ring_log(ring, log),
+            Effect::SetLog { log, fd } => {
+                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
+                let log = Logging::map(fd, log, &self.wake)?;
+                return self.set_log(log);
+            }
+            Effect::SetLogFd { fd } => {
+                self.logging.told = self.take_event(Some(fd))?.map(Arc::new);
+                return Ok(self.relog());
+            }
             Effect::CreateInflight {
                 queues,
                 queue_size,
@@ -310,12 +219,17 @@ impl BackendSession {
                 self.inflight = Some(InflightArea::adopt(inflight, fd, &self.wake)?);
             }
             // Their protocol features are not offered.
-            Effect::SetRingLog { .. }
-            | Effect::SetLog { .. }
-            | Effect::SetLogFd { .. }
-            | Effect::SetRequestSocket { .. }
-            | Effect::MoveState { .. }
-            | Effect::CheckState => return Err(Reason::NotOffered),
+            Effect::MoveState { .. } | Effect::CheckState => return Err(Reason::NotOffered),
+            Effect::SetRequestSocket { fd } => {
+                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
+                let features = self.core.protocol_features();
+                let socket =
+                    RequestSocket::open(fd, features, &self.watch).map_err(Reason::Socket)?;
+                if let Some(before) = self.requests.replace(socket) {
+                    before.close(&self.watch);
+                }
+                self.announce();
+            }
             Effect::SetMemory(regions) => {
                 let fds = self.fds.drain(..).flatten().collect();
                 let table = MemoryTable::replaced(regions, fds, &self.wake)?;
@@ -368,134 +282,20 @@ impl BackendSession {
         Ok(Some(Answer::Done))
     }
 
-    /// Sends a command to a running ring and waits for its event; on a ring that
-    /// does not run there is nothing to wait for.
-    fn command(&mut self, ring: u16, send: impl FnOnce(&Workers, RingKey)) -> Option<Answer> {
-        match self.rings[usize::from(ring)].run {
-            Some(run) => {
-                send(&self.workers, run.key);
-                self.waiting = Some(Waiting::Ring);
-                None
-            }
-            None => Some(Answer::Done),
-        }
-    }
-
-    fn start_ring(
-        &mut self,
-        index: u16,
-        setup: RingSetup,
-        kick: PeerEventFd,
-    ) -> Result<(), Reason> {
-        let features = Features::from_bits_retain(setup.features);
-        let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), None)?;
-        let handler = self.device.open_queue(index, features)?;
-        let slot = &mut self.rings[usize::from(index)];
-        let ring = Box::new(Ring {
-            index,
-            active: ActiveRing {
-                queue,
-                memory: Arc::clone(&self.memory),
-            },
-            handler,
-            kick,
-            call: slot.call.clone(),
-            err: slot.err.clone(),
-            enabled: setup.enabled,
-            retired: false,
-            counters: Arc::clone(&slot.counters),
-        });
-        let key = self.workers.start(ring, self.sink.clone());
-        slot.run = Some(Run { key, setup });
-        Ok(())
-    }
-
-    /// Installs another memory table. Rings that run are brought to rest first:
-    /// until the last request that uses the old memory is done, it stays mapped
-    /// and the front end gets no answer.
-    fn change_memory(&mut self, change: MemoryTable) -> Result<Option<Answer>, Reason> {
-        let running: Vec<RingKey> = self
-            .rings
-            .iter()
-            .filter_map(|slot| Some(slot.run?.key))
-            .collect();
-        if running.is_empty() {
-            self.memory = change.resolve()?;
-            self.table = change;
-            return Ok(Some(Answer::Done));
-        }
-        for key in &running {
-            self.workers.stop(*key);
-        }
-        self.waiting = Some(Waiting::Pause {
-            left: running.len(),
-            paused: Vec::new(),
-            change,
-        });
-        Ok(None)
-    }
-
-    /// All rings are at rest: swaps the memory and starts them again. A change
-    /// that makes no sense leaves the old memory in place.
-    fn resume(
-        &mut self,
-        paused: Vec<(Box<Ring>, RingSetup)>,
-        change: MemoryTable,
-    ) -> Result<(), SessionError> {
-        let answer = match change.resolve() {
-            Ok(memory) => {
-                self.memory = memory;
-                self.table = change;
-                Ok(Answer::Done)
-            }
-            Err(error) => Err(error.into()),
+    /// Tells the front end of a change, if there was one and there is a way, and
+    /// takes in what it answered.
+    fn announce(&mut self) {
+        let Some(requests) = &mut self.requests else {
+            return;
         };
-        let (mut left, mut lost) = (0, None);
-        for (mut ring, setup) in paused {
-            let state = Some(ring.active.queue.state());
-            let inflight = self.inflight.as_ref();
-            match place_queue(ring.index, &setup, &self.memory, inflight, state) {
-                Ok(queue) => {
-                    ring.active = ActiveRing {
-                        queue,
-                        memory: Arc::clone(&self.memory),
-                    };
-                }
-                Err(reason) if reason.failure() == Failure::System => {
-                    let ring = ring.index;
-                    lost = Some(SessionError::RingLost { ring, reason });
-                    continue;
-                }
-                // The front end removed memory under a ring that runs: that
-                // ring is lost, the others are not.
-                Err(reason) => {
-                    tracing::warn!(ring = ring.index, "retired: {reason}");
-                    ring.retire();
-                }
-            }
-            let slot = &mut self.rings[usize::from(ring.index)];
-            let key = self.workers.start(ring, self.sink.clone());
-            slot.run = Some(Run { key, setup });
-            left += 1;
+        if std::mem::take(&mut self.changed) {
+            requests.config_changed();
         }
-        self.resumed(left, answer, lost)
-    }
-
-    /// `left` rings do not run again yet.
-    fn resumed(
-        &mut self,
-        left: usize,
-        answer: Result<Answer, Reason>,
-        lost: Option<SessionError>,
-    ) -> Result<(), SessionError> {
-        if left > 0 {
-            self.waiting = Some(Waiting::Resume { left, answer, lost });
-            return Ok(());
-        }
-        match lost {
-            // Whatever the answer is, it cannot say that a ring is gone.
-            Some(lost) if !self.closing => self.answer(answer).and(Err(lost)),
-            _ => self.answer(answer),
+        if let Err(error) = requests.pump(&self.watch)
+            && let Some(requests) = self.requests.take()
+        {
+            tracing::debug!("the socket for requests to the front end is given up: {error}");
+            requests.close(&self.watch);
         }
     }
 
@@ -516,70 +316,6 @@ impl BackendSession {
             return Ok(None);
         };
         Ok(Some(PeerEventFd::check(fd)?))
-    }
-
-    /// Takes in one event of a worker.
-    fn ring_event(&mut self, event: RingEvent) -> Result<(), SessionError> {
-        match event {
-            RingEvent::Broken { ring, error } => {
-                tracing::warn!(ring, "retired: {error}");
-                if error == RingFault::MemoryGone && !self.closing {
-                    return Err(SessionError::MemoryGone);
-                }
-                Ok(())
-            }
-            RingEvent::Done { .. } => self.ring_done(Ok(Answer::Done)),
-            RingEvent::Refused { ring, error, lost } => {
-                if lost {
-                    self.rings[usize::from(ring)].run = None;
-                }
-                self.ring_done(Err((ring, Reason::Worker(error))))
-            }
-            RingEvent::Stopped { ring } => self.ring_stopped(ring),
-        }
-    }
-
-    /// A command to a ring has ended: one of several, or the one waited for.
-    fn ring_done(&mut self, result: Result<Answer, (u16, Reason)>) -> Result<(), SessionError> {
-        match self.waiting.take() {
-            Some(Waiting::Resume { left, answer, lost }) => {
-                let refused = result.err();
-                let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
-                self.resumed(left - 1, answer, refused.or(lost))
-            }
-            _ => self.answer(result.map_err(|(_, reason)| reason)),
-        }
-    }
-
-    fn ring_stopped(&mut self, ring: Box<Ring>) -> Result<(), SessionError> {
-        let slot = &mut self.rings[usize::from(ring.index)];
-        let run = slot.run.take();
-        match (self.waiting.take(), run) {
-            (
-                Some(Waiting::Pause {
-                    left,
-                    mut paused,
-                    change,
-                }),
-                Some(run),
-            ) => {
-                paused.push((ring, run.setup));
-                if left > 1 {
-                    self.waiting = Some(Waiting::Pause {
-                        left: left - 1,
-                        paused,
-                        change,
-                    });
-                    return Ok(());
-                }
-                self.resume(paused, change)
-            }
-            _ => {
-                slot.call = None;
-                let base = ring.active.queue.base();
-                self.answer(Ok(Answer::RingStopped { base }))
-            }
-        }
     }
 }
 
@@ -608,15 +344,20 @@ impl Session for BackendSession {
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.wake.as_fd())
+        Some(self.watch.as_fd())
     }
 
     fn wake(&mut self) -> Result<(), SessionError> {
-        if let Err(error) = self.wake.drain() {
-            panic!("our own eventfd cannot be read: {error}");
+        for event in [&self.wake, &self.changes] {
+            match event.drain() {
+                Ok(count) => self.changed |= Arc::ptr_eq(event, &self.changes) && count > 0,
+                Err(error) => panic!("our own eventfd cannot be read: {error}"),
+            }
         }
-        let poisoned =
-            self.table.poisoned() || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
+        self.announce();
+        let poisoned = self.table.poisoned()
+            || self.logging.poisoned()
+            || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
         if poisoned && !self.closing {
             return Err(SessionError::MemoryGone);
         }
@@ -631,6 +372,9 @@ impl Session for BackendSession {
         self.closing = true;
         // Those of a message that was refused or cut short are unchecked.
         self.fds.drain(..).flatten().for_each(reaper::dispose);
+        if let Some(requests) = self.requests.take() {
+            requests.close(&self.watch);
+        }
         self.core.disconnect();
         // Errors while ending are of no use to anybody; `is_quiet` tells.
         let _ = self.proceed();

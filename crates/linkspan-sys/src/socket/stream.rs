@@ -3,9 +3,11 @@
 use crate::poll::{Direction, Wake, wait_for};
 use crate::reaper;
 use rustix::io::Errno;
+use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType, getpeername, recvmsg,
+    sendmsg,
 };
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -60,6 +62,23 @@ pub struct PeerCredentials {
 impl Stream {
     pub(super) fn of(socket: OwnedFd) -> Self {
         Self { socket }
+    }
+
+    /// Accepts a descriptor from a peer if it is a Unix stream socket that is
+    /// connected. Asks only what every descriptor answers without waiting.
+    ///
+    /// # Errors
+    /// `InvalidInput`; the descriptor is then closed by the [`reaper`].
+    pub fn check(fd: OwnedFd) -> io::Result<Self> {
+        let connected = socket_type(&fd) == Ok(SocketType::STREAM)
+            && socket_domain(&fd) == Ok(AddressFamily::UNIX)
+            && getpeername(&fd).is_ok();
+        if !connected {
+            reaper::dispose(fd);
+            let text = "the descriptor is not a connected Unix stream socket";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(Self { socket: fd })
     }
 
     /// Reads what is there, without waiting, and appends the descriptors that
@@ -247,6 +266,20 @@ mod tests {
         let theirs = PeerEventFd::check(fds.remove(0)).unwrap();
         assert_eq!(theirs.signal().unwrap(), crate::eventfd::Delivery::Sent);
         assert_eq!(event.drain().unwrap(), 1);
+    }
+
+    #[test]
+    fn descriptors_that_are_no_connection_are_refused() {
+        let (one, _other) = Stream::pair().unwrap();
+        let same = one.as_fd().try_clone_to_owned().unwrap();
+        assert!(Stream::check(same).is_ok());
+        let event: OwnedFd = EventFd::new().unwrap().into();
+        let alone = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let (datagrams, _) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        for fd in [event, alone, datagrams.into()] {
+            let refused = Stream::check(fd).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

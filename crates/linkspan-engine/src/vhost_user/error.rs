@@ -1,0 +1,128 @@
+//! Why a session with a front end ended, or a message of it was refused.
+
+use std::io;
+
+use linkspan_mem::fault::Injected;
+use linkspan_mem::{SpaceError, WindowError};
+use linkspan_sys::{eventfd, mapping};
+use linkspan_vhost::backend::Failure;
+use linkspan_virtio::{InflightError, StartError};
+
+use super::inflight::InflightAreaError;
+use super::log::LogError;
+use super::memory::MemoryError;
+use crate::device::OpenQueueError;
+
+/// Why a session with a front end ended, or a message of it was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The front end broke the protocol.
+    #[error("{0}")]
+    Protocol(linkspan_vhost::Error),
+    /// The front end gave something that cannot be used, or a resource could
+    /// not be had for it.
+    #[error("{error}: {reason}")]
+    Refused {
+        /// What was refused.
+        error: linkspan_vhost::Error,
+        /// Why.
+        reason: Reason,
+    },
+    /// The front end took back memory that it had shared.
+    #[error("the front end took back memory that it had shared")]
+    MemoryGone,
+    /// A ring that was brought to rest could not go on, for want of a resource
+    /// of ours. The next connection starts it anew.
+    #[error("ring {ring} could not go on after a change of memory")]
+    RingLost {
+        /// The ring.
+        ring: u16,
+        /// What could not be had.
+        #[source]
+        reason: Reason,
+    },
+}
+
+/// Why an effect could not be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A ring's address is outside the memory.
+    #[error("ring address: {0}")]
+    Address(#[from] SpaceError),
+    /// A ring does not fit where it is said to be.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// Memory for a queue was refused.
+    #[error(transparent)]
+    Refused(#[from] Injected),
+    /// A descriptor that is no eventfd.
+    #[error(transparent)]
+    EventFd(#[from] eventfd::Error),
+    /// The device could not serve the queue.
+    #[error(transparent)]
+    Device(#[from] OpenQueueError),
+    /// A worker could not take it.
+    #[error("worker: {0}")]
+    Worker(io::Error),
+    /// A ring without kick descriptor would have to be polled.
+    #[error("polling of a ring was asked for, which is not offered")]
+    Polling,
+    /// A thing that was not offered.
+    #[error("this is not offered")]
+    NotOffered,
+    /// A descriptor of ours was refused.
+    #[error("the system: {0}")]
+    System(#[source] io::Error),
+    /// The region of requests in flight.
+    #[error(transparent)]
+    InflightArea(#[from] InflightAreaError),
+    /// The ring cannot begin as the front end says.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// What the region of requests in flight says.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
+    /// The dirty log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The message came without the descriptor that it needs.
+    #[error("no descriptor came with the region")]
+    NoDescriptor,
+    /// The socket for requests to the front end.
+    #[error("the socket for requests: {0}")]
+    Socket(#[source] io::Error),
+    /// Configuration space.
+    #[error(transparent)]
+    Config(#[from] crate::device::ConfigRange),
+}
+
+impl Reason {
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Memory(MemoryError::Map(error)) | Self::Log(LogError::Map(error))
+                if matches!(
+                    error,
+                    mapping::Error::System { .. } | mapping::Error::TooMany { .. }
+                ) =>
+            {
+                Failure::System
+            }
+            Self::InflightArea(InflightAreaError::Map(
+                mapping::Error::System { .. } | mapping::Error::TooMany { .. },
+            )) => Failure::System,
+            Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
+            Self::Inflight(InflightError::Refused(_)) | Self::Start(StartError::Refused(_)) => {
+                Failure::System
+            }
+            Self::Socket(error) if error.kind() != io::ErrorKind::InvalidInput => Failure::System,
+            Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
+            Self::Polling | Self::NotOffered => Failure::Unsupported,
+            _ => Failure::Rejected,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The dirty log of a front end: its memory, and what each ring writes there
+//! (vhost-user: Migration).
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use linkspan_mem::{DirtyLog, Gpa, GuestMemory, Region, SplitRing, Window};
+use linkspan_sys::{EventFd, PeerEventFd, PeerMemory, mapping};
+use linkspan_vhost::backend::RingSetup;
+use linkspan_virtio::Features;
+
+use crate::dirty::RingLog;
+
+/// What a front end said of its log so far.
+#[derive(Debug, Default)]
+pub(super) struct Logging {
+    log: Option<Arc<DirtyLog>>,
+    /// Whether `VHOST_F_LOG_ALL` is set.
+    pub(super) all: bool,
+    /// Who wants to hear of changes.
+    pub(super) told: Option<Arc<PeerEventFd>>,
+}
+
+/// Why writes cannot be logged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// The file cannot be used.
+    #[error("the dirty log: {0}")]
+    Map(#[from] mapping::Error),
+    /// Not every page of the guest has a bit.
+    #[error("a dirty log of {len} bytes is too small for memory up to {last:#x}: it takes {need}")]
+    TooSmall {
+        /// Bytes that it has.
+        len: u64,
+        /// The last guest address.
+        last: u64,
+        /// Bytes that it takes.
+        need: u64,
+    },
+    /// Not every page of a used ring has a bit (vhost-user: Migration).
+    #[error("a dirty log of {len} bytes does not reach to the used ring at {used:#x}")]
+    UsedRing {
+        /// Bytes that it has.
+        len: u64,
+        /// Where the used ring begins in the log.
+        used: u64,
+    },
+}
+
+impl Logging {
+    /// Another log, which was not there before or replaces the one that was.
+    /// `gone` is signalled when the peer takes the memory back.
+    pub(super) fn map(
+        fd: OwnedFd,
+        log: linkspan_vhost::Log,
+        gone: &Arc<EventFd>,
+    ) -> Result<DirtyLog, LogError> {
+        let memory = PeerMemory::check(fd)?;
+        let mapping = memory.map(log.offset, log.size, Some(Arc::clone(gone)))?;
+        Ok(DirtyLog::new(Region::new(Arc::new(mapping))))
+    }
+
+    /// Uses this log from now on.
+    pub(super) fn replace(&mut self, log: DirtyLog) {
+        self.log = Some(Arc::new(log));
+    }
+
+    /// Whether the peer took memory back.
+    pub(super) fn poisoned(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| log.poisoned())
+    }
+
+    /// What a ring of this setup logs. Without a log there is nothing to write,
+    /// whatever was negotiated: front ends set the feature before the log.
+    pub(super) fn of_ring(&self, setup: &RingSetup) -> Option<RingLog> {
+        let log = self.log.as_ref()?;
+        let features = Features::from_bits_retain(setup.features);
+        (self.all || setup.log.is_some()).then(|| RingLog {
+            log: Arc::clone(log),
+            buffers: self.all,
+            used: setup.log,
+            event_idx: features.contains(Features::VIRTIO_F_EVENT_IDX),
+            told: self.told.clone(),
+        })
+    }
+
+    /// Whether all of this memory can be logged, if it is to be.
+    pub(super) fn check_memory(&self, memory: &GuestMemory) -> Result<(), LogError> {
+        match &self.log {
+            Some(log) if self.all => covers(log, memory),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether all of this ring can be logged, if it is to be.
+    pub(super) fn check_ring(&self, setup: &RingSetup) -> Result<(), LogError> {
+        self.log.as_ref().map_or(Ok(()), |log| reaches(log, setup))
+    }
+}
+
+/// Whether a log has a bit for each page of this memory.
+pub(super) fn covers(log: &DirtyLog, memory: &GuestMemory) -> Result<(), LogError> {
+    let Some(last) = memory.guest.last() else {
+        return Ok(());
+    };
+    let (len, need) = (log.len(), DirtyLog::len_for(last));
+    if len < need {
+        let last = last.0;
+        return Err(LogError::TooSmall { len, last, need });
+    }
+    Ok(())
+}
+
+/// Whether a log has a bit for each page of a used ring.
+pub(super) fn reaches(log: &DirtyLog, setup: &RingSetup) -> Result<(), LogError> {
+    let Some(Gpa(used)) = setup.log else {
+        return Ok(());
+    };
+    let bytes = SplitRing::<Window>::used_len(setup.size) as u64;
+    let last = used.checked_add(bytes - 1).map(Gpa);
+    if last.is_none_or(|last| DirtyLog::len_for(last) > log.len()) {
+        let len = log.len();
+        return Err(LogError::UsedRing { len, used });
+    }
+    Ok(())
+}
