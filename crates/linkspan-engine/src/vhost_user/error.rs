@@ -69,9 +69,6 @@ pub enum Reason {
     /// A worker could not take it.
     #[error("worker: {0}")]
     Worker(io::Error),
-    /// A ring without kick descriptor would have to be polled.
-    #[error("polling of a ring was asked for, which is not offered")]
-    Polling,
     /// A thing that was not offered.
     #[error("this is not offered")]
     NotOffered,
@@ -88,7 +85,7 @@ pub enum Reason {
     #[error(transparent)]
     Log(#[from] LogError),
     /// The message came without the descriptor that it needs.
-    #[error("no descriptor came with the region")]
+    #[error("no descriptor came with the message")]
     NoDescriptor,
     /// The socket for requests to the front end.
     #[error("the socket for requests: {0}")]
@@ -112,7 +109,7 @@ impl Reason {
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
             Self::Socket(error) if error.kind() != io::ErrorKind::InvalidInput => Failure::System,
             Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
-            Self::Polling | Self::NotOffered => Failure::Unsupported,
+            Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }
     }

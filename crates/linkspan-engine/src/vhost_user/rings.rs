@@ -73,7 +73,7 @@ impl BackendSession {
         &mut self,
         index: u16,
         setup: RingSetup,
-        kick: PeerEventFd,
+        kick: Option<PeerEventFd>,
     ) -> Result<(), Reason> {
         let features = Features::from_bits_retain(setup.features);
         self.logging.check_ring(&setup)?;

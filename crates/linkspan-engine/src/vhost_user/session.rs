@@ -245,7 +245,7 @@ impl BackendSession {
                 return self.change_memory(table);
             }
             Effect::StartRing { ring, setup, kick } => {
-                let kick = self.take_event(kick)?.ok_or(Reason::Polling)?;
+                let kick = self.take_event(kick)?;
                 self.start_ring(ring, setup, kick)?;
                 self.waiting = Some(Waiting::Ring);
                 return Ok(None);
@@ -254,7 +254,7 @@ impl BackendSession {
                 return Ok(self.command(ring, |workers, key| workers.stop(key)));
             }
             Effect::SetKick { ring, kick } => {
-                let kick = self.take_event(kick)?.ok_or(Reason::Polling)?;
+                let kick = self.take_event(kick)?;
                 return Ok(self.command(ring, |workers, key| workers.set_kick(key, kick)));
             }
             Effect::SetCall { ring, call } => {
@@ -312,9 +312,10 @@ impl BackendSession {
     }
 
     fn take_event(&mut self, slot: Option<FdSlot>) -> Result<Option<PeerEventFd>, Reason> {
-        let Some(fd) = slot.and_then(|slot| self.take_fd(slot)) else {
+        let Some(slot) = slot else {
             return Ok(None);
         };
+        let fd = self.take_fd(slot).ok_or(Reason::NoDescriptor)?;
         Ok(Some(PeerEventFd::check(fd)?))
     }
 }
