@@ -1,6 +1,7 @@
 //! Why a session with a front end ended, or a message of it was refused.
 
 use std::io;
+use std::time::Duration;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{SpaceError, WindowError};
@@ -32,6 +33,13 @@ pub enum SessionError {
     /// The front end took back memory that it had shared.
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
+    /// The front end waited for requests in flight, which did not end. They are
+    /// stuck in the system, and so would be the front end.
+    #[error("requests in flight did not end within {} seconds", limit.as_secs())]
+    NotQuiet {
+        /// How long they had.
+        limit: Duration,
+    },
     /// A ring that was brought to rest could not go on, for want of a resource
     /// of ours. The next connection starts it anew.
     #[error("ring {ring} could not go on after a change of memory")]
