@@ -59,7 +59,7 @@ impl InProcess {
                     log: None,
                 },
                 handler,
-                kick: peer(&events.kick)?,
+                kick: Some(peer(&events.kick)?),
                 call: Some(Arc::new(peer(&events.call)?)),
                 err: None,
                 enabled: true,

@@ -19,9 +19,9 @@ pub const MESSAGE_FDS_MAX: usize = 8;
 /// How long a peer may leave our answer unread before it counts as gone.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long a session may take to become quiet at its end. I/O that takes
-/// longer is stuck in the system, and so would be whoever waits for it.
-const QUIET_LIMIT: Duration = Duration::from_secs(30);
+/// How long work in flight may take when somebody waits for its end. I/O that
+/// takes longer is stuck in the system, and so would be whoever waits for it.
+pub const QUIET_LIMIT: Duration = Duration::from_secs(30);
 
 /// A protocol core with the resources that its effects act on.
 pub trait Session {
@@ -45,6 +45,17 @@ pub trait Session {
     /// Becomes readable when [`wake`](Self::wake) is due; `None` for a session
     /// that waits for its peer only.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// When [`wake`](Self::wake) is due at the latest, if anything the session
+    /// waits for has a limit.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// How long the session may take to become quiet after [`close`](Self::close).
+    fn quiet_limit(&self) -> Duration {
+        QUIET_LIMIT
+    }
 
     /// Takes in what other threads have for the session.
     ///
@@ -98,7 +109,7 @@ const CANCEL: u64 = 2;
 /// waits until it is quiet.
 ///
 /// # Errors
-/// When the session did not become quiet within 30 seconds; its resources are
+/// When the session did not become quiet within its limit; its resources are
 /// then still in use.
 pub fn run<S: Session>(
     session: &mut S,
@@ -130,8 +141,11 @@ pub fn run_until<S: Session>(
 
 /// A session that ended but whose work did not.
 #[derive(Debug, thiserror::Error)]
-#[error("work in flight did not end within {} seconds of the session", QUIET_LIMIT.as_secs())]
-pub struct NotQuiet;
+#[error("work in flight did not end within {} seconds of the session", limit.as_secs())]
+pub struct NotQuiet {
+    /// How long it had.
+    pub limit: Duration,
+}
 
 fn converse<S: Session>(
     session: &mut S,
@@ -165,11 +179,19 @@ fn converse<S: Session>(
             epoll.modify(stream, PEER, interest)?;
             listening = wants;
         }
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        let late = deadline.map(left);
+        if late.is_some_and(|left| left.is_zero()) {
             return Ok(End::Late);
         }
-        epoll.wait(&mut ready, left)?;
+        let due = session.deadline().map(left);
+        epoll.wait(&mut ready, late.into_iter().chain(due).min())?;
+        if due.is_some()
+            && session.deadline().map(left) == Some(Duration::ZERO)
+            && let Err(error) = session.wake()
+        {
+            return Ok(End::Failed(error));
+        }
         for event in ready.iter() {
             let end = match event.token {
                 CANCEL => Some(End::Cancelled),
@@ -219,7 +241,8 @@ fn send_all<S: Session>(session: &mut S, stream: &Stream) -> io::Result<()> {
 
 /// Waits until the session is quiet.
 fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
-    let deadline = Instant::now() + QUIET_LIMIT;
+    let limit = session.quiet_limit();
+    let deadline = Instant::now() + limit;
     loop {
         // First without waiting: an error may have cut short a look at events,
         // whose signal was taken then. What goes wrong in a session that is over
@@ -229,11 +252,11 @@ fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
             return Ok(());
         }
         let Some(wake) = session.wake_fd() else {
-            return Err(NotQuiet);
+            return Err(NotQuiet { limit });
         };
         match wait_for(wake, Direction::Read, None, Some(deadline)) {
             Ok(Wake::Ready) => {}
-            _ => return Err(NotQuiet),
+            _ => return Err(NotQuiet { limit }),
         }
     }
 }

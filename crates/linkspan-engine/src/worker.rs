@@ -3,14 +3,17 @@
 //! A worker owns its queues outright: they arrive by message and leave by
 //! message, so nothing on the hot path is shared or locked. Whoever sends a
 //! command gets exactly one [`RingEvent`] back when it has taken effect.
+//!
+//! A worker sleeps until something happens to one of its rings, unless one of
+//! them is polled: a driver that gives no kick descriptor takes a processor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::{fmt, io, thread};
 
-use linkspan_sys::poll::{Epoll, Interest, Ready};
+use linkspan_sys::poll::{Epoll, Interest};
 use linkspan_sys::thread::spawn;
 use linkspan_sys::{EventFd, PeerEventFd};
 use linkspan_virtio::QueueError;
@@ -18,6 +21,10 @@ use linkspan_virtio::QueueError;
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Budget, Progress, QueueHandler};
 use crate::dirty::RingLog;
+
+mod run;
+
+use run::{CONTROL, Loop};
 
 /// A queue with everything that it needs to run; moves into a worker at its
 /// start and out again at its stop.
@@ -28,8 +35,10 @@ pub struct Ring {
     pub active: ActiveRing,
     /// The device's part.
     pub handler: Box<dyn QueueHandler>,
-    /// Where the driver says that it made something available.
-    pub kick: PeerEventFd,
+    /// Where the driver says that it made something available. Without it the
+    /// ring is polled while it is enabled: its worker never sleeps then, and
+    /// still serves its other rings in turn (vhost-user: `VHOST_USER_SET_VRING_KICK`).
+    pub kick: Option<PeerEventFd>,
     /// Where the driver wants to be told of used buffers, if it does not poll.
     pub call: Option<Arc<PeerEventFd>>,
     /// Where a broken ring is reported.
@@ -139,7 +148,7 @@ enum Command {
     Start(Box<Ring>, EventSink),
     Stop,
     Enable(bool),
-    Kick(PeerEventFd),
+    Kick(Option<PeerEventFd>),
     Call(Option<Arc<PeerEventFd>>),
     Err(Option<Arc<PeerEventFd>>),
     Log(Option<RingLog>),
@@ -151,7 +160,7 @@ enum Command {
 pub struct Workers {
     threads: Vec<Worker>,
     next: AtomicUsize,
-    next_slot: std::sync::atomic::AtomicU64,
+    next_slot: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -175,7 +184,7 @@ impl Workers {
         Ok(Self {
             threads,
             next: AtomicUsize::new(0),
-            next_slot: std::sync::atomic::AtomicU64::new(FIRST_SLOT),
+            next_slot: AtomicU64::new(0),
         })
     }
 
@@ -207,9 +216,9 @@ impl Workers {
         self.send(key, Command::Enable(enabled));
     }
 
-    /// Replaces the kick descriptor of a running ring and scans the ring once.
-    /// [`RingEvent::Done`] or [`RingEvent::Refused`] follows.
-    pub fn set_kick(&self, key: RingKey, kick: PeerEventFd) {
+    /// Replaces the kick descriptor of a running ring and scans the ring once, or
+    /// polls it from now on. [`RingEvent::Done`] or [`RingEvent::Refused`] follows.
+    pub fn set_kick(&self, key: RingKey, kick: Option<PeerEventFd>) {
         self.send(key, Command::Kick(kick));
     }
 
@@ -248,13 +257,7 @@ impl Worker {
         let (commands, receiver) = mpsc::channel();
         let control = Arc::clone(&wake);
         let thread = spawn(format!("worker-{number}"), move || {
-            Loop {
-                epoll,
-                control,
-                commands: receiver,
-                slots: Vec::new(),
-            }
-            .run();
+            Loop::new(epoll, control, receiver).run();
         })?;
         Ok(Self {
             commands: Some(commands),
@@ -274,199 +277,6 @@ impl Drop for Worker {
             && !thread::panicking()
         {
             panic!("a worker panicked");
-        }
-    }
-}
-
-/// Token of the control descriptor; rings use their slot number times two, plus
-/// one for the handler's completions.
-const CONTROL: u64 = 0;
-const FIRST_SLOT: u64 = 1;
-
-struct Slot {
-    number: u64,
-    ring: Box<Ring>,
-    events: EventSink,
-    /// Whether a pass may find something to do.
-    ready: bool,
-    /// Whether the owner waits for it to become quiet.
-    stopping: bool,
-}
-
-struct Loop {
-    epoll: Epoll,
-    control: Arc<EventFd>,
-    commands: Receiver<(u64, Command)>,
-    slots: Vec<Slot>,
-}
-
-impl Loop {
-    fn run(mut self) {
-        let mut ready = Ready::with_capacity(64);
-        loop {
-            let busy = self.slots.iter().any(|slot| slot.ready);
-            let timeout = busy.then_some(std::time::Duration::ZERO);
-            if let Err(error) = self.epoll.wait(&mut ready, timeout) {
-                panic!("a wait on our own epoll failed: {error}");
-            }
-            let mut commanded = false;
-            for event in ready.iter() {
-                if event.token == CONTROL {
-                    commanded = true;
-                } else if let Some(slot) = self.slot(event.token / 2) {
-                    if event.token % 2 == 0 {
-                        slot.ring.counters.kicks.add(1);
-                    }
-                    slot.ready = true;
-                }
-            }
-            if commanded && !self.obey() {
-                return;
-            }
-            for slot in &mut self.slots {
-                if slot.ready {
-                    slot.pass();
-                }
-            }
-            self.release_quiet();
-        }
-    }
-
-    fn slot(&mut self, number: u64) -> Option<&mut Slot> {
-        self.slots.iter_mut().find(|slot| slot.number == number)
-    }
-
-    /// Carries out all commands; false when there will be no more.
-    fn obey(&mut self) -> bool {
-        // Before looking: what comes meanwhile signals again.
-        if let Err(error) = self.control.drain() {
-            panic!("our own eventfd cannot be read: {error}");
-        }
-        loop {
-            match self.commands.try_recv() {
-                Ok((number, Command::Start(ring, events))) => self.start(number, ring, events),
-                Ok((number, command)) => self.command(number, command),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-    }
-
-    fn start(&mut self, number: u64, ring: Box<Ring>, events: EventSink) {
-        let index = ring.index;
-        match self.watch(number, &ring) {
-            Ok(()) => {
-                self.slots.push(Slot {
-                    number,
-                    ready: ring.enabled,
-                    ring,
-                    events: events.clone(),
-                    stopping: false,
-                });
-                events.send(RingEvent::Done { ring: index });
-            }
-            Err(error) => events.send(RingEvent::Refused {
-                ring: index,
-                error,
-                lost: true,
-            }),
-        }
-    }
-
-    /// Watches a ring's kick (edge-triggered and never read: a peer's
-    /// descriptor could block a reader) and its handler's completions.
-    fn watch(&self, number: u64, ring: &Ring) -> io::Result<()> {
-        self.epoll
-            .add(&ring.kick, number * 2, Interest::READ.edge())?;
-        if let Some(fd) = ring.handler.completion_fd()
-            && let Err(error) = self.epoll.add(fd, number * 2 + 1, Interest::READ)
-        {
-            // Dropping the ring could leave the kick watched: the peer holds it too.
-            self.epoll.delete(&ring.kick)?;
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    fn command(&mut self, number: u64, command: Command) {
-        let Some(at) = self.slots.iter().position(|slot| slot.number == number) else {
-            return;
-        };
-        let slot = &mut self.slots[at];
-        let index = slot.ring.index;
-        let mut result = Ok(());
-        match command {
-            Command::Start(..) => {}
-            Command::Stop => {
-                slot.stopping = true;
-                slot.ready = true;
-                return;
-            }
-            Command::Enable(enabled) => {
-                slot.ring.enabled = enabled;
-                slot.ready = true;
-            }
-            Command::Kick(kick) => {
-                // The new one first: should it be refused, the old one goes on.
-                result = self.epoll.add(&kick, number * 2, Interest::READ.edge());
-                if result.is_ok() {
-                    let old = std::mem::replace(&mut slot.ring.kick, kick);
-                    if let Err(error) = self.epoll.delete(&old) {
-                        panic!("a watched kick descriptor cannot be forgotten: {error}");
-                    }
-                    slot.ready = true;
-                }
-            }
-            Command::Call(call) => {
-                slot.ring.call = call;
-                slot.ring.notify();
-            }
-            Command::Err(err) => slot.ring.err = err,
-            Command::Log(log) => slot.ring.active.log = log,
-        }
-        slot.events.send(match result {
-            Ok(()) => RingEvent::Done { ring: index },
-            Err(error) => RingEvent::Refused {
-                ring: index,
-                error,
-                lost: false,
-            },
-        });
-    }
-
-    /// Hands back rings that were asked for and have nothing in flight.
-    fn release_quiet(&mut self) {
-        let mut at = 0;
-        while at < self.slots.len() {
-            let slot = &self.slots[at];
-            if !slot.stopping || slot.ring.handler.in_flight() > 0 {
-                at += 1;
-                continue;
-            }
-            let Slot { ring, events, .. } = self.slots.swap_remove(at);
-            let forgotten = self.epoll.delete(&ring.kick).and_then(|()| {
-                ring.handler
-                    .completion_fd()
-                    .map_or(Ok(()), |fd| self.epoll.delete(fd))
-            });
-            if let Err(error) = forgotten {
-                panic!("a watched descriptor cannot be forgotten: {error}");
-            }
-            events.send(RingEvent::Stopped { ring });
-        }
-    }
-}
-
-impl Slot {
-    fn pass(&mut self) {
-        let progress = self.ring.pass(self.stopping);
-        self.ready = progress == Ok(Progress::More);
-        if let Err(error) = progress
-            && !self.ring.retired
-        {
-            self.ring.retire();
-            let ring = self.ring.index;
-            self.events.send(RingEvent::Broken { ring, error });
         }
     }
 }
@@ -512,10 +322,16 @@ impl Ring {
         if budget.chains == 0 {
             return Ok(Progress::Idle);
         }
-        if progress == Progress::Idle && !self.active.queue.arm()? {
+        // Of a ring that is polled nothing is asked.
+        if progress == Progress::Idle && (self.is_polled() || !self.active.queue.arm()?) {
             return Ok(Progress::Idle);
         }
         Ok(Progress::More)
+    }
+
+    /// Whether nothing says when there is something to do, so that one has to look.
+    fn is_polled(&self) -> bool {
+        self.kick.is_none() && self.enabled && !self.retired
     }
 
     /// Gives the ring up and tells the driver, if it wants to know.

@@ -48,8 +48,8 @@ impl Log {
     #[track_caller]
     fn take(&self) -> BTreeSet<u64> {
         let bytes = self.0.read(0, usize::try_from(self.0.len()).unwrap());
-        let (before, rest) = bytes.split_at(LOG_OFFSET as usize);
-        let (log, behind) = rest.split_at(LOG_BYTES as usize);
+        let (before, rest) = bytes.split_at(usize::try_from(LOG_OFFSET).unwrap());
+        let (log, behind) = rest.split_at(usize::try_from(LOG_BYTES).unwrap());
         assert!(before.iter().chain(behind).all(|byte| *byte == 0));
         self.0.write(LOG_OFFSET, &vec![0; log.len()]);
         let bytes = (0..).zip(log).filter(|(_, byte)| **byte != 0);

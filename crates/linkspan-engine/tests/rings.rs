@@ -180,6 +180,83 @@ fn ring_without_call_descriptor_is_served() {
     assert_eq!(disk.rings[0].wait_polling().data, content(0));
 }
 
+const NOFD: u64 = 1 << 8;
+
+/// vhost-user, `VHOST_USER_SET_VRING_KICK` with `NOFD`: nobody says when there is
+/// something to do.
+#[test]
+fn rings_without_kick_descriptor_are_polled_and_starve_nobody() {
+    let served = Served::disk(4);
+    let mut disk = served.drive(4);
+    for ring in [0u64, 1, 2] {
+        for request in [Request::SetVringKick, Request::SetVringCall] {
+            let body = ring | NOFD;
+            disk.front.tell(request, body.as_bytes(), &[]).unwrap();
+        }
+    }
+    for round in 0..50 {
+        // Two workers have two rings each: one polls both of its own, the other one.
+        for (sector, ring) in (round..).zip(&mut disk.rings) {
+            ring.add(Io::Read {
+                sector,
+                len: SECTOR,
+            });
+        }
+        disk.rings[3].kick();
+        for (sector, ring) in (round..).zip(&mut disk.rings) {
+            assert_eq!(ring.wait_polling().data, content(sector));
+        }
+    }
+    disk.shut_down();
+    let end = served.next_end();
+    assert!(!end.1, "{}", end.0);
+}
+
+#[test]
+fn polled_ring_starts_rests_breaks_and_stops_like_any_other() {
+    let served = Served::disk(2);
+    let (front, mut ring) = prepared(&served, &Options::default());
+    front.enable(0, true).unwrap();
+    for _ in 0..3 {
+        front.start(&ring).unwrap();
+        let nofd = NOFD.as_bytes();
+        front.tell(Request::SetVringKick, nofd, &[]).unwrap();
+        ring.add(FIRST);
+        assert_eq!(ring.wait_polling().data, content(0));
+        // Disabled, it takes nothing and is polled again afterwards.
+        front.enable(0, false).unwrap();
+        ring.add(FIRST);
+        front.sync().unwrap();
+        assert_eq!(ring.poll(), None);
+        front.enable(0, true).unwrap();
+        assert_eq!(ring.wait_polling().data, content(0));
+        // With a descriptor it sleeps again, and is woken.
+        let fresh = EventFd::new().unwrap();
+        front.set_event(Request::SetVringKick, 0, &fresh).unwrap();
+        ring.kick = fresh;
+        assert_eq!(ring.read(1, SECTOR), content(1));
+        front.tell(Request::SetVringKick, nofd, &[]).unwrap();
+        assert_eq!(front.stop(0).unwrap(), ring.base());
+    }
+    // It may start as one that is polled, too, and be given up as one.
+    let index = state(0, 64);
+    front.tell(Request::SetVringNum, &index, &[]).unwrap();
+    let base = state(0, ring.base().into());
+    front.tell(Request::SetVringBase, &base, &[]).unwrap();
+    let address = ring.address();
+    let told = front.tell(Request::SetVringAddr, address.as_bytes(), &[]);
+    told.unwrap();
+    let nofd = NOFD.as_bytes();
+    front.tell(Request::SetVringKick, nofd, &[]).unwrap();
+    ring.add(FIRST);
+    assert_eq!(ring.wait_polling().data, content(0));
+    front.set_event(Request::SetVringErr, 0, &ring.err).unwrap();
+    let beyond = ring.base().wrapping_add(1000);
+    ring.raw().publish_available_index(beyond);
+    ring.expect_broken();
+    front.stop(0).unwrap();
+}
+
 #[test]
 fn base_is_where_the_driver_stands_and_the_ring_goes_on_there() {
     let served = Served::disk(1);

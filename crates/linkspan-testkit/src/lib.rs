@@ -11,6 +11,7 @@ use std::time::Duration;
 pub mod census;
 pub mod disk;
 pub mod front_end;
+pub mod gated;
 pub mod logs;
 pub mod memory;
 pub mod served;
@@ -19,6 +20,7 @@ pub mod sweep;
 pub use census::Census;
 pub use disk::{Disk, DiskRing, Io};
 pub use front_end::{FrontEnd, Options, Refused};
+pub use gated::GatedImage;
 pub use memory::SharedMemory;
 pub use served::Served;
 

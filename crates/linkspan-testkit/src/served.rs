@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{RawImage, ResizeError};
+use linkspan_backends::image::{Image, RawImage, ResizeError};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::Listener;
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::PATIENCE;
 use crate::disk::{Disk, SECTOR};
 use crate::front_end::{FrontEnd, Options};
+use crate::gated::GatedImage;
 
 /// Sectors of the disk that is served.
 pub const SECTORS: u64 = 4096;
@@ -51,6 +52,19 @@ impl Served {
             disk: Some(device),
             ..served
         }
+    }
+
+    /// Serves an image that keeps every operation until the test releases it.
+    ///
+    /// # Panics
+    /// When anything cannot be had.
+    pub fn gated(queues: u16) -> (Self, Arc<GatedImage>) {
+        let image = GatedImage::new(SECTORS);
+        let device = BlockDevice::new(Arc::clone(&image) as Arc<dyn Image>, queues, 1024);
+        let folder = tempfile::tempdir().expect("a folder");
+        let workers = Arc::new(Workers::new(2).expect("workers"));
+        let served = Self::device(folder, Arc::new(device.expect("a disk")), workers);
+        (served, image)
     }
 
     /// Serves any device at the path `socket` in `folder`.

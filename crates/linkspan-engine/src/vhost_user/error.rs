@@ -1,6 +1,7 @@
 //! Why a session with a front end ended, or a message of it was refused.
 
 use std::io;
+use std::time::Duration;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{SpaceError, WindowError};
@@ -32,6 +33,13 @@ pub enum SessionError {
     /// The front end took back memory that it had shared.
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
+    /// The front end waited for requests in flight, which did not end. They are
+    /// stuck in the system, and so would be the front end.
+    #[error("requests in flight did not end within {} seconds", limit.as_secs())]
+    NotQuiet {
+        /// How long they had.
+        limit: Duration,
+    },
     /// A ring that was brought to rest could not go on, for want of a resource
     /// of ours. The next connection starts it anew.
     #[error("ring {ring} could not go on after a change of memory")]
@@ -69,9 +77,6 @@ pub enum Reason {
     /// A worker could not take it.
     #[error("worker: {0}")]
     Worker(io::Error),
-    /// A ring without kick descriptor would have to be polled.
-    #[error("polling of a ring was asked for, which is not offered")]
-    Polling,
     /// A thing that was not offered.
     #[error("this is not offered")]
     NotOffered,
@@ -91,7 +96,7 @@ pub enum Reason {
     #[error(transparent)]
     Log(#[from] LogError),
     /// The message came without the descriptor that it needs.
-    #[error("no descriptor came with the region")]
+    #[error("no descriptor came with the message")]
     NoDescriptor,
     /// The socket for requests to the front end.
     #[error("the socket for requests: {0}")]
@@ -121,7 +126,7 @@ impl Reason {
             }
             Self::Socket(error) if error.kind() != io::ErrorKind::InvalidInput => Failure::System,
             Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
-            Self::Polling | Self::NotOffered => Failure::Unsupported,
+            Self::NotOffered => Failure::Unsupported,
             _ => Failure::Rejected,
         }
     }

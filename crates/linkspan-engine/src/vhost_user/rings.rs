@@ -73,7 +73,7 @@ impl BackendSession {
         &mut self,
         index: u16,
         setup: RingSetup,
-        kick: PeerEventFd,
+        kick: Option<PeerEventFd>,
     ) -> Result<(), Reason> {
         let features = Features::from_bits_retain(setup.features);
         self.logging.check_ring(&setup)?;
@@ -117,6 +117,7 @@ impl BackendSession {
         for key in &running {
             self.workers.stop(*key);
         }
+        self.begin_to_drain();
         self.waiting = Some(Waiting::Pause {
             left: running.len(),
             paused: Vec::new(),
@@ -240,6 +241,7 @@ impl BackendSession {
         lost: Option<SessionError>,
     ) -> Result<(), SessionError> {
         if left > 0 {
+            self.quiet_by = None;
             self.waiting = Some(Waiting::Resume { left, answer, lost });
             return Ok(());
         }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use linkspan_mem::GuestMemory;
 use linkspan_sys::poll::Interest;
@@ -22,7 +23,7 @@ use super::memory::MemoryTable;
 use super::requests::RequestSocket;
 use super::rings::{RingSlot, Waiting};
 use crate::device::Device;
-use crate::session::{Outgoing, Session};
+use crate::session::{Outgoing, QUIET_LIMIT, Session};
 use crate::worker::{EventSink, RingEvent, Workers};
 
 /// The one descriptor that messages to the front end carry.
@@ -45,6 +46,9 @@ pub struct BackendSession {
     /// Descriptors of the message that is being handled, by position.
     fds: Vec<Option<OwnedFd>>,
     pub(super) waiting: Option<Waiting>,
+    /// When requests in flight that somebody waits for must have ended.
+    pub(super) quiet_by: Option<Instant>,
+    quiet_limit: Duration,
     outgoing: VecDeque<Outgoing>,
     pub(super) sink: EventSink,
     events: Receiver<RingEvent>,
@@ -107,6 +111,8 @@ impl BackendSession {
             logging: Logging::default(),
             fds: Vec::new(),
             waiting: None,
+            quiet_by: None,
+            quiet_limit: QUIET_LIMIT,
             outgoing: VecDeque::new(),
             sink,
             events,
@@ -117,6 +123,19 @@ impl BackendSession {
             requests: None,
             closing: false,
         })
+    }
+
+    /// How long requests in flight may take when a message, or the end of the
+    /// session, waits for them: [`QUIET_LIMIT`] unless this says something else.
+    #[must_use]
+    pub fn with_quiet_limit(mut self, limit: Duration) -> Self {
+        self.quiet_limit = limit;
+        self
+    }
+
+    /// From now on the front end waits for requests in flight to end.
+    pub(super) fn begin_to_drain(&mut self) {
+        self.quiet_by = Instant::now().checked_add(self.quiet_limit);
     }
 
     /// Carries out effects until one has to wait or none is left.
@@ -141,6 +160,7 @@ impl BackendSession {
 
     pub(super) fn answer(&mut self, done: Result<Answer, Reason>) -> Result<(), SessionError> {
         self.waiting = None;
+        self.quiet_by = None;
         match done {
             Ok(answer) => self
                 .core
@@ -245,16 +265,17 @@ impl BackendSession {
                 return self.change_memory(table);
             }
             Effect::StartRing { ring, setup, kick } => {
-                let kick = self.take_event(kick)?.ok_or(Reason::Polling)?;
+                let kick = self.take_event(kick)?;
                 self.start_ring(ring, setup, kick)?;
                 self.waiting = Some(Waiting::Ring);
                 return Ok(None);
             }
             Effect::StopRing { ring } => {
+                self.begin_to_drain();
                 return Ok(self.command(ring, |workers, key| workers.stop(key)));
             }
             Effect::SetKick { ring, kick } => {
-                let kick = self.take_event(kick)?.ok_or(Reason::Polling)?;
+                let kick = self.take_event(kick)?;
                 return Ok(self.command(ring, |workers, key| workers.set_kick(key, kick)));
             }
             Effect::SetCall { ring, call } => {
@@ -312,9 +333,10 @@ impl BackendSession {
     }
 
     fn take_event(&mut self, slot: Option<FdSlot>) -> Result<Option<PeerEventFd>, Reason> {
-        let Some(fd) = slot.and_then(|slot| self.take_fd(slot)) else {
+        let Some(slot) = slot else {
             return Ok(None);
         };
+        let fd = self.take_fd(slot).ok_or(Reason::NoDescriptor)?;
         Ok(Some(PeerEventFd::check(fd)?))
     }
 }
@@ -347,6 +369,14 @@ impl Session for BackendSession {
         Some(self.watch.as_fd())
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        self.quiet_by
+    }
+
+    fn quiet_limit(&self) -> Duration {
+        self.quiet_limit
+    }
+
     fn wake(&mut self) -> Result<(), SessionError> {
         for event in [&self.wake, &self.changes] {
             match event.drain() {
@@ -364,6 +394,10 @@ impl Session for BackendSession {
         while let Ok(event) = self.events.try_recv() {
             self.ring_event(event)?;
             self.proceed()?;
+        }
+        if !self.closing && self.quiet_by.is_some_and(|by| by <= Instant::now()) {
+            let limit = self.quiet_limit;
+            return Err(SessionError::NotQuiet { limit });
         }
         Ok(())
     }
