@@ -128,9 +128,8 @@ mod tests {
             let mut naive = vec![false; 32];
             for (at, len) in ranges {
                 log.mark(Gpa(at), len);
-                for page in 0..32 {
-                    let page_end = (page as u64 + 1) * 4096;
-                    naive[page] |= len > 0 && at < page_end && at + len > page_end - 4096;
+                for (start, marked) in (0..).step_by(4096).zip(&mut naive) {
+                    *marked |= len > 0 && at < start + 4096 && at + len > start;
                 }
             }
             prop_assert_eq!(bits(&region), naive);
