@@ -240,7 +240,9 @@ fn keep_alive(
         for queue in queues {
             queue.lost();
         }
-        if !queues.iter().all(QueueHandle::wait_parked) {
+        // A queue whose driver is done touches its ring no more either.
+        let in_use = queues.iter().filter(|queue| queue.wait_parked()).count();
+        if in_use == 0 {
             break;
         }
         match reconnect(&options, session, memory, &cancel, endpoint, &mut log) {
