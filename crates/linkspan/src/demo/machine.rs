@@ -243,18 +243,28 @@ fn arguments(
             "console=ttyS0 no_timer_check loglevel={loglevel} panic=0 linkspan.mode={mode_name}"
         ),
     );
-    if mode == Mode::Shell {
-        add("-serial", "mon:stdio".into());
-    } else {
-        add(
-            "-chardev",
-            format!("file,id=console,path={},append=on", comma_escaped(console)),
-        );
-        add("-chardev", "stdio,id=report,signal=off".into());
-        add("-serial", "chardev:console".into());
-        add("-serial", "chardev:report".into());
-    }
+    args.extend(serial_ports(mode, console));
     args
+}
+
+/// The console, and where a check reports: on a terminal, or one of them in a file.
+fn serial_ports(mode: Mode, console: &Path) -> Vec<String> {
+    let options = match mode {
+        Mode::Shell => vec![("-serial", "mon:stdio".into())],
+        Mode::Check | Mode::Probe => vec![
+            (
+                "-chardev",
+                format!("file,id=console,path={},append=on", comma_escaped(console)),
+            ),
+            ("-chardev", "stdio,id=report,signal=off".into()),
+            ("-serial", "chardev:console".into()),
+            ("-serial", "chardev:report".into()),
+        ],
+    };
+    let pairs = options.into_iter();
+    pairs
+        .flat_map(|(option, value): (&str, String)| [option.to_owned(), value])
+        .collect()
 }
 
 fn accelerator(accel: Accel) -> &'static str {

@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout};
 use linkspan_devices::block::driver::{Answer, Command, DiskInfo, WANTED};
-use linkspan_devices::block::{CONFIG_LEN, ID_BYTES, Status as Answered};
+use linkspan_devices::block::{ID_BYTES, Status as Answered};
 use linkspan_engine::vhost_user::{Connection, Link, LinkError, LinkOptions};
 use linkspan_engine::{DriverMemory, queue_link};
 use linkspan_mem::Span;
 use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
+use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
 use serde::Serialize;
@@ -251,7 +252,6 @@ struct Info {
 /// Says what the disk is.
 pub(super) fn info(target: &Target, args: &InfoArgs) -> Result<(), Failure> {
     let mut disk = target.open(1, 1, 4096)?;
-    let negotiated = disk.negotiated.clone();
     let serial_len = u32::try_from(ID_BYTES).unwrap_or(20);
     let (status, span) = ask(
         target,
@@ -276,62 +276,57 @@ pub(super) fn info(target: &Target, args: &InfoArgs) -> Result<(), Failure> {
     } else {
         String::new()
     };
-    const { assert!(CONFIG_LEN >= 60) };
-    let info = Info {
-        size_bytes: disk.info.size_bytes,
-        block_size: disk.info.block_size,
-        queues_max: negotiated.queues_max,
-        queues_in_config: disk.info.queues,
-        read_only: disk.info.read_only,
-        flush: disk.info.flush,
-        serial,
-        features_offered: format!("{:#x}", negotiated.offered),
-        features_used: format!("{:#x}", negotiated.features),
-        protocol_features: negotiated
-            .protocol_features
-            .iter_names()
-            .map(|(name, _)| name)
-            .collect::<Vec<_>>()
-            .join(" "),
-        memory_slots: negotiated.memory_slots,
-        in_flight_region: negotiated
-            .protocol_features
-            .contains(linkspan_vhost::ProtocolFeatures::INFLIGHT_SHMFD),
-    };
+    let info = Info::new(&disk, serial);
     if args.json {
         println!("{}", serde_json::to_string(&info)?);
-        return Ok(());
+    } else {
+        info.print();
     }
-    println!(
-        "size          {} bytes in blocks of {}",
-        info.size_bytes, info.block_size
-    );
-    println!(
-        "queues        at most {} (the disk says {})",
-        info.queues_max, info.queues_in_config
-    );
-    println!("serial        {}", info.serial);
-    println!(
-        "access        {}",
-        if info.read_only {
+    Ok(())
+}
+
+impl Info {
+    fn new(disk: &Disk, serial: String) -> Self {
+        let negotiated = &disk.negotiated;
+        let protocol = negotiated.protocol_features;
+        let names: Vec<_> = protocol.iter_names().map(|(name, _)| name).collect();
+        Self {
+            size_bytes: disk.info.size_bytes,
+            block_size: disk.info.block_size,
+            queues_max: negotiated.queues_max,
+            queues_in_config: disk.info.queues,
+            read_only: disk.info.read_only,
+            flush: disk.info.flush,
+            serial,
+            features_offered: format!("{:#x}", negotiated.offered),
+            features_used: format!("{:#x}", negotiated.features),
+            protocol_features: names.join(" "),
+            memory_slots: negotiated.memory_slots,
+            in_flight_region: protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD),
+        }
+    }
+
+    fn print(&self) {
+        let (size, block) = (self.size_bytes, self.block_size);
+        let (queues, config) = (self.queues_max, self.queues_in_config);
+        let access = if self.read_only {
             "read only"
         } else {
             "read and write"
-        }
-    );
-    println!(
-        "flush         {}",
-        if info.flush {
+        };
+        let flush = if self.flush {
             "on request"
         } else {
             "each write is durable"
-        }
-    );
-    println!(
-        "features      {} offered, {} used",
-        info.features_offered, info.features_used
-    );
-    println!("protocol      {}", info.protocol_features);
-    println!("memory slots  {}", info.memory_slots);
-    Ok(())
+        };
+        println!("size          {size} bytes in blocks of {block}");
+        println!("queues        at most {queues} (the disk says {config})");
+        println!("serial        {}", self.serial);
+        println!("access        {access}");
+        println!("flush         {flush}");
+        println!("features      {} offered", self.features_offered);
+        println!("              {} used", self.features_used);
+        println!("protocol      {}", self.protocol_features);
+        println!("memory slots  {}", self.memory_slots);
+    }
 }
