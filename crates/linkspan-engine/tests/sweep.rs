@@ -1,6 +1,7 @@
 //! Each step of a bring-up is made to fail in turn. The seam is of the whole
 //! process, so all sweeps are one test.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,7 @@ fn server() {
 struct Prepared {
     memory: [Arc<SharedMemory>; 2],
     rings: [DiskRing; 2],
+    log: Arc<SharedMemory>,
 }
 
 fn sessions() {
@@ -79,7 +81,9 @@ fn sessions() {
     };
     served.next_end();
     let rings = [0, 1].map(|index| DiskRing::new(&memory[usize::from(index)], index, 64, features));
-    let mut prepared = Prepared { memory, rings };
+    // A bit for each page up to the last of the second region.
+    let log = SharedMemory::new(1 << 26, Gpa(0), Sealing::Fixed);
+    let mut prepared = Prepared { memory, rings, log };
     for mem_slots in [false, true] {
         for reply_ack in [true, false] {
             let options = Options {
@@ -89,25 +93,22 @@ fn sessions() {
             };
             let report = sweep(|| session(&served, &mut prepared, &options));
             // The next connection is accepted at the second attempt.
-            expect("session", &report, 24, 1);
+            expect("session", &report, 30, 1);
         }
     }
     served.expect_serves();
     served.stop();
 }
 
-/// One session with two rings: memory, start, change of memory under the rings,
+/// One session with two rings: memory, socket for requests, dirty log, start, change of memory under the rings,
 /// new descriptors, stop. It ends with the server waiting for the next one.
 fn session(
     served: &Served,
     prepared: &mut Prepared,
     options: &Options,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let front = match FrontEnd::connect(&served.socket()) {
-        Ok(front) => front,
-        // Our own end is swept as well.
-        Err(error) => return Err(error.into()),
-    };
+    // Our own end is swept as well.
+    let front = FrontEnd::connect(&served.socket())?;
     let result = talk(front, prepared, options);
     let (reason, fault) = served.next_end();
     match result {
@@ -124,6 +125,8 @@ fn talk(
 ) -> Result<(), Box<dyn std::error::Error>> {
     front.negotiate(options)?;
     front.share(&prepared.memory)?;
+    let _requests = front.listen_to_requests()?;
+    front.set_log(prepared.log.as_fd(), prepared.log.len(), 0)?;
     for ring in &prepared.rings {
         front.start(ring)?;
         front.enable(ring.index(), true)?;

@@ -128,9 +128,9 @@ mod tests {
             let mut naive = vec![false; 32];
             for (at, len) in ranges {
                 log.mark(Gpa(at), len);
-                for page in 0..32 {
-                    let page_end = (page as u64 + 1) * 4096;
-                    naive[page] |= len > 0 && at < page_end && at + len > page_end - 4096;
+                for (page, bit) in (0_u64..).zip(&mut naive) {
+                    let page_end = (page + 1) * 4096;
+                    *bit |= len > 0 && at < page_end && at + len > page_end - 4096;
                 }
             }
             prop_assert_eq!(bits(&region), naive);
