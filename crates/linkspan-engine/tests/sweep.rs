@@ -1,6 +1,7 @@
 //! Each step of a bring-up is made to fail in turn. The seam is of the whole
 //! process, so all sweeps are one test.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,6 +67,7 @@ fn server() {
 struct Prepared {
     memory: [Arc<SharedMemory>; 2],
     rings: [DiskRing; 2],
+    log: Arc<SharedMemory>,
 }
 
 fn sessions() {
@@ -79,7 +81,9 @@ fn sessions() {
     };
     served.next_end();
     let rings = [0, 1].map(|index| DiskRing::new(&memory[usize::from(index)], index, 64, features));
-    let mut prepared = Prepared { memory, rings };
+    // A bit for each page up to the last of the second region.
+    let log = SharedMemory::new(1 << 26, Gpa(0), Sealing::Fixed);
+    let mut prepared = Prepared { memory, rings, log };
     for mem_slots in [false, true] {
         for reply_ack in [true, false] {
             let options = Options {
@@ -96,7 +100,7 @@ fn sessions() {
     served.stop();
 }
 
-/// One session with two rings: memory, start, change of memory under the rings,
+/// One session with two rings: memory, socket for requests, dirty log, start, change of memory under the rings,
 /// new descriptors, stop. It ends with the server waiting for the next one.
 fn session(
     served: &Served,
@@ -127,6 +131,8 @@ fn talk(
     if inflight[..8] == [0; 8] {
         return Err("there is no in-flight region".into());
     }
+    let _requests = front.listen_to_requests()?;
+    front.set_log(prepared.log.as_fd(), prepared.log.len(), 0)?;
     for ring in &prepared.rings {
         front.start(ring)?;
         front.enable(ring.index(), true)?;

@@ -128,8 +128,9 @@ mod tests {
             let mut naive = vec![false; 32];
             for (at, len) in ranges {
                 log.mark(Gpa(at), len);
-                for (start, marked) in (0..).step_by(4096).zip(&mut naive) {
-                    *marked |= len > 0 && at < start + 4096 && at + len > start;
+                for (page, bit) in (0_u64..).zip(&mut naive) {
+                    let page_end = (page + 1) * 4096;
+                    *bit |= len > 0 && at < page_end && at + len > page_end - 4096;
                 }
             }
             prop_assert_eq!(bits(&region), naive);

@@ -332,7 +332,7 @@ impl FrontEnd {
     /// When the back end refuses.
     #[track_caller]
     pub fn listen_to_requests(&self) -> Result<Self, Refused> {
-        let (ours, theirs) = Stream::pair().expect("a pair of sockets");
+        let (ours, theirs) = Stream::pair().map_err(Refused::Connect)?;
         self.tell(Request::SetBackendReqFd, &[], &[theirs.as_fd()])?;
         Ok(Self::over(ours))
     }

@@ -12,6 +12,7 @@ use linkspan_virtio::{InflightError, StartError};
 use super::inflight::InflightAreaError;
 use super::log::LogError;
 use super::memory::MemoryError;
+use super::transfer::TransferError;
 use crate::device::OpenQueueError;
 
 /// Why a session with a front end ended, or a message of it was refused.
@@ -77,9 +78,6 @@ pub enum Reason {
     /// A worker could not take it.
     #[error("worker: {0}")]
     Worker(io::Error),
-    /// A thing that was not offered.
-    #[error("this is not offered")]
-    NotOffered,
     /// A descriptor of ours was refused.
     #[error("the system: {0}")]
     System(#[source] io::Error),
@@ -95,6 +93,9 @@ pub enum Reason {
     /// The dirty log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The device's state.
+    #[error(transparent)]
+    State(#[from] TransferError),
     /// The message came without the descriptor that it needs.
     #[error("no descriptor came with the message")]
     NoDescriptor,
@@ -126,7 +127,9 @@ impl Reason {
             }
             Self::Socket(error) if error.kind() != io::ErrorKind::InvalidInput => Failure::System,
             Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
-            Self::NotOffered => Failure::Unsupported,
+            Self::State(TransferError::System(_) | TransferError::TooMany { .. }) => {
+                Failure::System
+            }
             _ => Failure::Rejected,
         }
     }

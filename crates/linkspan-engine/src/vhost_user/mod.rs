@@ -12,6 +12,7 @@ mod requests;
 mod rings;
 mod server;
 mod session;
+mod transfer;
 
 pub use error::{Reason, SessionError};
 pub use link::{Connection, Link, LinkError, LinkOptions};

@@ -36,6 +36,8 @@ pub(super) struct Run {
 pub(super) enum Waiting {
     /// The event that follows the command to a ring.
     Ring,
+    /// The device's state is moved.
+    State,
     /// Running rings come to rest so that memory can change under them.
     Pause {
         left: usize,

@@ -22,6 +22,7 @@ use super::log::Logging;
 use super::memory::MemoryTable;
 use super::requests::RequestSocket;
 use super::rings::{RingSlot, Waiting};
+use super::transfer::{Transfer, TransferError};
 use crate::device::Device;
 use crate::session::{Outgoing, QUIET_LIMIT, Session};
 use crate::worker::{EventSink, RingEvent, Workers};
@@ -60,6 +61,7 @@ pub struct BackendSession {
     /// It changed before there was a way to say so.
     changed: bool,
     requests: Option<RequestSocket>,
+    transfer: Option<Transfer>,
     pub(super) closing: bool,
 }
 
@@ -91,7 +93,8 @@ impl BackendSession {
                 | ProtocolFeatures::BACKEND_REQ
                 | ProtocolFeatures::INFLIGHT_SHMFD
                 | ProtocolFeatures::RESET_DEVICE
-                | ProtocolFeatures::STATUS,
+                | ProtocolFeatures::STATUS
+                | ProtocolFeatures::DEVICE_STATE,
             queues,
             queue_num: queues.into(),
             queue_size_max: device.queue_size_max(),
@@ -121,6 +124,7 @@ impl BackendSession {
             changes,
             changed: false,
             requests: None,
+            transfer: None,
             closing: false,
         })
     }
@@ -238,8 +242,22 @@ impl BackendSession {
                 let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
                 self.inflight = Some(InflightArea::adopt(inflight, fd, &self.wake)?);
             }
-            // Their protocol features are not offered.
-            Effect::MoveState { .. } | Effect::CheckState => return Err(Reason::NotOffered),
+            Effect::MoveState { direction, fd } => {
+                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
+                // One at a time: the one of before ends first.
+                self.transfer = None;
+                let transfer = Transfer::begin(direction, fd, self.device.name(), &self.wake)?;
+                self.transfer = Some(transfer);
+            }
+            Effect::CheckState => {
+                let transfer = self.transfer.as_ref().ok_or(TransferError::None)?;
+                let Some(end) = transfer.end() else {
+                    self.waiting = Some(Waiting::State);
+                    return Ok(None);
+                };
+                self.transfer = None;
+                end?;
+            }
             Effect::SetRequestSocket { fd } => {
                 let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
                 let features = self.core.protocol_features();
@@ -301,6 +319,20 @@ impl BackendSession {
             }
         }
         Ok(Some(Answer::Done))
+    }
+
+    /// Answers who waits for the device's state, if it was moved by now.
+    fn state_moved(&mut self) -> Result<(), SessionError> {
+        let end = match (&self.waiting, &self.transfer) {
+            (Some(Waiting::State), Some(transfer)) => transfer.end(),
+            _ => None,
+        };
+        let Some(end) = end else {
+            return Ok(());
+        };
+        self.transfer = None;
+        self.answer(end.map(|()| Answer::Done).map_err(Reason::from))?;
+        self.proceed()
     }
 
     /// Tells the front end of a change, if there was one and there is a way, and
@@ -391,6 +423,7 @@ impl Session for BackendSession {
         if poisoned && !self.closing {
             return Err(SessionError::MemoryGone);
         }
+        self.state_moved()?;
         while let Ok(event) = self.events.try_recv() {
             self.ring_event(event)?;
             self.proceed()?;
@@ -408,6 +441,10 @@ impl Session for BackendSession {
         self.fds.drain(..).flatten().for_each(reaper::dispose);
         if let Some(requests) = self.requests.take() {
             requests.close(&self.watch);
+        }
+        self.transfer = None;
+        if let Some(Waiting::State) = self.waiting {
+            let _ = self.answer(Err(TransferError::Cancelled.into()));
         }
         self.core.disconnect();
         // Errors while ending are of no use to anybody; `is_quiet` tells.
