@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use linkspan_devices::block::{Block, BlockOptions, Geometry, Operation, Request, Status};
+use linkspan_devices::block::{Block, BlockOptions, Geometry, Operation, Ranges, Request, Status};
 use linkspan_mem::{
     Address, Descriptor, Gpa, GuestMemory, Region, RegionTable, Span, SplitRing, UserVa, Window,
 };
@@ -116,6 +116,8 @@ impl Device {
         let options = BlockOptions {
             size_bytes: 1 << 20,
             block_size: 512,
+            physical_block_size: 4096,
+            discard_granularity: 4096,
             queues: 1,
             queue_size: 64,
             read_only: false,
@@ -124,7 +126,7 @@ impl Device {
         let block = Block::new(options).expect("a disk");
         Self {
             queue: queue.expect("memory"),
-            geometry: block.geometry(features),
+            geometry: block.geometry(features | block.features()),
             memory,
             features,
             available: 0,
@@ -239,11 +241,11 @@ impl Device {
         } else {
             self.held.pop_front()
         };
-        let Some((chain, request)) = held else {
+        let Some((mut chain, request)) = held else {
             return Ok(());
         };
         let table = self.memory.table();
-        let status = execute(&chain, &request, table, &self.geometry);
+        let status = execute(&mut chain, &request, table, &self.geometry);
         let written = request.complete(table, status);
         assert!(written <= chain.writable_total());
         let pushed = self.queue.push(&chain, written);
@@ -315,7 +317,7 @@ impl Device {
 }
 
 /// What an image would do with the data.
-fn execute(chain: &Chain, request: &Request, table: &RegionTable, disk: &Geometry) -> Status {
+fn execute(chain: &mut Chain, request: &Request, table: &RegionTable, disk: &Geometry) -> Status {
     let inside = |offset: u64, spans: &[Span]| {
         let len: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
         assert!(len > 0 && len.is_multiple_of(512) && offset.is_multiple_of(512));
@@ -335,6 +337,15 @@ fn execute(chain: &Chain, request: &Request, table: &RegionTable, disk: &Geometr
             let mut data = vec![0; inside(offset, chain.readable())];
             table.gather(chain.readable(), 0, &mut data).expect("data");
             Status::Ok
+        }
+        Operation::Discard | Operation::WriteZeroes { .. } => {
+            let mut ranges = Ranges::new();
+            let list = ranges.read(request.operation, chain, table, disk);
+            while let Some((range, _)) = ranges.next_slice() {
+                let end = range.offset + range.len;
+                assert!(list.is_ok() && end <= disk.capacity_sectors * 512);
+            }
+            list.err().unwrap_or(Status::Ok)
         }
         Operation::Flush => Status::Ok,
         Operation::Answer(status) => status,
