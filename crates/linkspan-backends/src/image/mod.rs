@@ -40,6 +40,12 @@ pub trait Image: Send + Sync + 'static {
     /// The unit in bytes in which the image is best accessed.
     fn block_size(&self) -> u32;
 
+    /// The unit in bytes in which the image gives storage back; a power of two
+    /// from 512 on.
+    fn discard_granularity(&self) -> u32 {
+        4096
+    }
+
     /// A queue of operations for one worker.
     ///
     /// # Errors
@@ -110,6 +116,24 @@ pub enum Operation<'a> {
     },
     /// Makes durable what was completed before.
     Flush,
+    /// May forget these bytes; they read as anything or zeroes.
+    Discard {
+        /// First byte in the image.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Makes these bytes zero.
+    WriteZeroes {
+        /// First byte in the image.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// Whether their storage may be given back.
+        unmap: bool,
+        /// As for a write.
+        durable: bool,
+    },
 }
 
 /// The end of an operation.

@@ -311,11 +311,13 @@ impl Slot {
         if self.stopping {
             return match self.ring.handler.in_flight() {
                 0 => Outcome::Quiet,
+                _ if self.ring.moves => Outcome::Works,
                 _ => Outcome::Rests,
             };
         }
         match progress {
             Ok(Progress::More) => Outcome::Works,
+            _ if self.ring.moves => Outcome::Works,
             _ if self.ring.is_polled() => Outcome::Polls,
             _ => Outcome::Rests,
         }
