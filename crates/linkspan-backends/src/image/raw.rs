@@ -134,7 +134,12 @@ impl RawImage {
     }
 }
 
-fn lock_image(file: &File, path: &Path, read_only: bool, wait: Duration) -> Result<(), OpenError> {
+pub(super) fn lock_image(
+    file: &File,
+    path: &Path,
+    read_only: bool,
+    wait: Duration,
+) -> Result<(), OpenError> {
     let deadline = Instant::now() + wait;
     let mut told = false;
     loop {
