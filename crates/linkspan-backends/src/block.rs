@@ -416,10 +416,12 @@ impl QueueHandler for BlockQueue {
         let (mut chains, mut bytes) = (0, 0);
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
-        while bytes < budget.bytes
+        // Slices have a budget of their own, or they would keep out new requests.
+        let mut sliced = 0;
+        while sliced < budget.bytes
             && let Some(token) = self.sliced.pop_front()
         {
-            bytes += self.next_slice(ring, token);
+            sliced += self.next_slice(ring, token);
             self.reap(ring);
         }
         while chains < budget.chains && bytes < budget.bytes {

@@ -5,13 +5,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use linkspan_mem::{Region, RegionTable, Span, fault};
-use linkspan_sys::PeerMemory;
-use linkspan_sys::memfd::{self, Sealing};
-use rustix::fs::{FallocateFlags, fallocate};
+use linkspan_mem::{Backing, OutsideRegion, Region, RegionTable, Span, fault};
+use linkspan_sys::AnonymousMemory;
 
 use super::{Completion, Image, ImageQueue, Operation};
 
@@ -27,23 +25,20 @@ pub struct MemoryImage {
 #[derive(Debug)]
 struct Store {
     region: Region,
-    /// To give memory back by.
-    file: OwnedFd,
+    /// The same, to give it back by.
+    memory: Arc<AnonymousMemory>,
 }
 
 impl MemoryImage {
     /// A disk of `bytes` bytes, a multiple of 512.
     ///
     /// # Errors
-    /// When the address space or a descriptor cannot be had.
+    /// When the address space cannot be had.
     pub fn new(bytes: u64, read_only: bool) -> io::Result<Self> {
-        let file = memfd::create("disk", bytes, Sealing::Fixed)?;
-        let mapping = PeerMemory::check(file.try_clone()?)
-            .and_then(|memory| memory.map(0, bytes, None))
-            .map_err(io::Error::other)?;
-        let region = Region::new(Arc::new(mapping));
+        let memory = Arc::new(AnonymousMemory::new(bytes)?);
+        let region = Region::new(Arc::clone(&memory) as Arc<dyn Backing>);
         Ok(Self {
-            shared: Arc::new(Store { region, file }),
+            shared: Arc::new(Store { region, memory }),
             read_only,
         })
     }
@@ -82,12 +77,11 @@ impl Store {
         data: &[Span],
         memory: &RegionTable,
         to_guest: bool,
-    ) -> io::Result<()> {
+    ) -> Result<(), OutsideRegion> {
         let mut at = offset;
         for span in data {
             let guest = memory.slice(*span);
-            let disk = self.region.slice(at, guest.len() as u64);
-            let disk = disk.map_err(io::Error::other)?;
+            let disk = self.region.slice(at, guest.len() as u64)?;
             if to_guest {
                 disk.copy_to(guest);
             } else {
@@ -99,36 +93,33 @@ impl Store {
     }
 
     /// Gives memory back; what is not a whole page is made zero.
-    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(fallocate(&self.file, hole, offset, len)?)
+    fn give_back(&self, offset: u64, len: u64) -> io::Result<()> {
+        let given = self.memory.give_back(offset, len)?;
+        let parts = [offset..given.start, given.end..offset + len];
+        for part in parts {
+            let slice = self.region.slice(part.start, part.end - part.start);
+            slice.map_err(io::Error::other)?.clear();
+        }
+        Ok(())
     }
 
     fn carry_out(&self, operation: Operation<'_>, memory: &RegionTable) -> io::Result<()> {
-        match operation {
-            Operation::Read { offset, data } => self.transfer(offset, data, memory, true)?,
-            Operation::Write { offset, data, .. } => self.transfer(offset, data, memory, false)?,
-            Operation::Flush => {}
+        let done = match operation {
+            Operation::Read { offset, data } => self.transfer(offset, data, memory, true),
+            Operation::Write { offset, data, .. } => self.transfer(offset, data, memory, false),
+            Operation::Flush => Ok(()),
             Operation::Discard { offset, len }
             | Operation::WriteZeroes {
                 offset,
                 len,
                 unmap: true,
                 ..
-            } => self.punch(offset, len)?,
-            Operation::WriteZeroes { offset, len, .. } => self
-                .region
-                .slice(offset, len)
-                .map_err(io::Error::other)?
-                .clear(),
-        }
-        if self.region.poisoned() {
-            return Err(io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                "the machine had no memory left for the disk, and a part of it is lost",
-            ));
-        }
-        Ok(())
+            } => return self.give_back(offset, len),
+            Operation::WriteZeroes { offset, len, .. } => {
+                self.region.slice(offset, len).map(|slice| slice.clear())
+            }
+        };
+        done.map_err(io::Error::other)
     }
 }
 
@@ -223,10 +214,8 @@ impl ImageQueue for InlineQueue {
 
 #[cfg(test)]
 mod tests {
-    use linkspan_mem::{Gpa, GuestMemory, UserVa};
-    use rustix::fs::fstat;
-
     use super::*;
+    use linkspan_mem::{Gpa, GuestMemory, UserVa};
 
     const SIZE: u64 = 8 << 20;
 
@@ -293,27 +282,21 @@ mod tests {
         }
     }
 
-    fn bytes_held(image: &MemoryImage) -> i64 {
-        fstat(&image.shared.file).unwrap().st_blocks * 512
-    }
-
     #[test]
-    fn memory_keeps_what_was_written_and_gives_back_what_is_discarded() {
+    fn memory_keeps_what_was_written_until_it_is_discarded() {
         let image = MemoryImage::new(SIZE, false).unwrap();
-        assert_eq!((image.len(), bytes_held(&image)), (SIZE, 0));
+        assert_eq!(image.len(), SIZE);
         let mut rig = Rig::new(&image);
         assert!(rig.read(SIZE - 4096, 4096).iter().all(|byte| *byte == 0));
         rig.write(512, &[0xAB; 16384]);
         // Another queue sees it.
         let read = Rig::new(&image).read(512, 16384);
         assert!(read.iter().all(|byte| *byte == 0xAB));
-        let before = bytes_held(&image);
         rig.run(Operation::Flush);
         rig.run(Operation::Discard {
             offset: 4096,
             len: 8192,
         });
-        assert_eq!(bytes_held(&image), before - 8192);
         let read = rig.read(512, 16384);
         let hole = 4096 - 512..12288 - 512;
         for (at, byte) in read.iter().enumerate() {
@@ -325,20 +308,21 @@ mod tests {
     fn memory_is_zero_where_it_was_made_so() {
         let image = MemoryImage::new(SIZE, false).unwrap();
         let mut rig = Rig::new(&image);
-        for unmap in [false, true] {
-            rig.write(0, &[7; 16384]);
-            rig.run(Operation::WriteZeroes {
-                offset: 512,
-                len: 8704,
-                unmap,
-                durable: false,
-            });
-            let read = rig.read(0, 16384);
-            assert!(read[512..512 + 8704].iter().all(|byte| *byte == 0));
-            let mut others = read[..512].iter().chain(&read[512 + 8704..]);
-            assert!(others.all(|byte| *byte == 7));
-            let held = if unmap { 16384 - 4096 } else { 16384 };
-            assert_eq!(bytes_held(&image), held, "unmap {unmap}");
+        for (offset, len) in [(512, 8704), (1024, 512), (3584, 1024), (4096, 4096)] {
+            for unmap in [false, true] {
+                rig.write(0, &[7; 16384]);
+                rig.run(Operation::WriteZeroes {
+                    offset,
+                    len,
+                    unmap,
+                    durable: false,
+                });
+                let zeroes =
+                    usize::try_from(offset).unwrap()..usize::try_from(offset + len).unwrap();
+                for (at, byte) in rig.read(0, 16384).iter().enumerate() {
+                    assert_eq!(*byte, if zeroes.contains(&at) { 0 } else { 7 }, "{at}");
+                }
+            }
         }
     }
 
