@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::mpsc::SyncSender;
 
-use imago::FormatAccess;
 use imago::file::File as Storage;
+use imago::{FormatAccess, Mapping, StorageExt as _};
 use linkspan_mem::{RegionTable, Span};
 
 use super::chain::{self, ChainOptions, Qcow2Error};
@@ -127,7 +127,11 @@ impl Server {
             }
             Work::Flush => self.sync(),
             Work::Discard { offset, len } => {
-                match self.with_image(|image, _| image.discard_to_any(offset, len)) {
+                let done = self.with_image(|image, _| {
+                    give_back(image, offset, len)?;
+                    image.discard_to_any(offset, len)
+                });
+                match done {
                     // Version 2 cannot; the bytes stay, which is allowed.
                     Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
                     done => done,
@@ -148,6 +152,7 @@ impl Server {
     fn zero(&mut self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let done = self.with_image(|image, _| {
             if unmap {
+                give_back(image, offset, len)?;
                 image.discard_to_zero(offset, len)
             } else {
                 image.write_zeroes(offset, len)
@@ -217,6 +222,31 @@ impl Server {
             }
         }
     }
+}
+
+/// Gives the storage below a part of the disk back to the file system. The reader
+/// only forgets where the data was; so the storage goes first, while nothing else
+/// can be there, and what a snapshot has as well is not touched.
+fn give_back(image: &FormatAccess<Storage>, offset: u64, len: u64) -> io::Result<()> {
+    let end = offset + len;
+    let mut at = offset;
+    while at < end {
+        let (mapping, count) = image.get_mapping(at, end - at)?;
+        if count == 0 {
+            break;
+        }
+        if let Mapping::Raw {
+            storage,
+            offset,
+            writable: true,
+            ..
+        } = mapping
+        {
+            storage.discard(offset, count)?;
+        }
+        at += count;
+    }
+    Ok(())
 }
 
 fn write(
