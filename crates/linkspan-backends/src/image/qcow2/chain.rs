@@ -138,7 +138,13 @@ fn open_layer(
     let room = room.checked_sub(1).ok_or_else(|| Qcow2Error::TooDeep {
         image: path.to_owned(),
     })?;
-    let header = Header::read(&file).map_err(|source| Qcow2Error::Header {
+    let checked = Header::read(&file).and_then(|header| {
+        if !read_only {
+            header.check_counts(&file)?;
+        }
+        Ok(header)
+    });
+    let header = checked.map_err(|source| Qcow2Error::Header {
         path: path.to_owned(),
         source,
     })?;

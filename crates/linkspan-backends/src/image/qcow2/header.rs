@@ -94,6 +94,10 @@ pub(super) struct Header {
     pub(super) size: u64,
     /// Bytes of a cluster.
     pub(super) cluster: u32,
+    /// Where the table of reference counts is.
+    counts: u64,
+    /// Bits of a reference count, as a power of two.
+    count_order: u32,
 }
 
 impl Header {
@@ -108,6 +112,42 @@ impl Header {
             }
         }
         Self::check(&bytes)
+    }
+
+    /// Checks that the reference counts begin as they must if the image is to be
+    /// written: the header itself is counted as used. Without that the first thing
+    /// that is allocated would take its place, and `imago` 0.2 recurses without end.
+    pub(super) fn check_counts(&self, file: &File) -> Result<(), HeaderError> {
+        let read = |at| {
+            let mut word = [0; 8];
+            match file.read_exact_at(&mut word, at) {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok([0; 8]),
+                result => result.map(|()| word),
+            }
+        };
+        let entry = u64::from_be_bytes(read(self.counts)?);
+        let block = entry & !0x1FF;
+        if block == 0 || block >= 1 << 56 || !block.is_multiple_of(self.cluster.into()) {
+            return Err(HeaderError::Field {
+                field: "the first entry of the table of reference counts",
+                value: entry,
+                why: "a cluster; repair it with `qemu-img check -r all`",
+            });
+        }
+        let (word, bits) = (read(block)?, 1 << self.count_order);
+        let count = match bits {
+            // Counts of less than a byte begin at its lowest bit.
+            0..8 => u64::from(word[0]) & ((1 << bits) - 1),
+            _ => u64::from_be_bytes(word) >> (64 - bits),
+        };
+        if count == 0 {
+            return Err(HeaderError::Field {
+                field: "the reference count of the header",
+                value: 0,
+                why: "it is used; repair it with `qemu-img check -r all`",
+            });
+        }
+        Ok(())
     }
 
     /// Checks the first bytes of a file; what is missing of them is zero.
@@ -173,9 +213,15 @@ impl Header {
                 return field(name, offset, "a cluster behind the header");
             }
         }
+        let count_order = if version == 2 { 4 } else { word(96) };
+        if count_order > 6 {
+            return field("refcount_order", count_order.into(), "at most 6");
+        }
         Ok(Self {
             size,
             cluster: 1 << cluster_bits,
+            counts: long(48),
+            count_order,
         })
     }
 }
@@ -216,11 +262,47 @@ mod tests {
         let want = Header {
             size: 1 << 30,
             cluster: 1 << 16,
+            counts: 0x10000,
+            count_order: 4,
         };
         assert_eq!(header, want);
         assert!(with(4, 2).is_ok());
         // An external data file.
         assert!(with(76, 4).is_ok());
+    }
+
+    #[test]
+    fn header_must_be_counted_as_used() {
+        for (order, count, used) in [
+            (4, &[0, 1][..], true),
+            (4, &[0, 0, 1], false),
+            (0, &[1], true),
+            (0, &[2], false),
+            (2, &[0xF0], false),
+            (3, &[1], true),
+            (5, &[0, 0, 0, 1], true),
+            (6, &[0, 0, 0, 0, 0, 0, 0, 1], true),
+            (6, &[], false),
+        ] {
+            let header = Header {
+                count_order: order,
+                ..Header::check(&good()).unwrap()
+            };
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&0x20000_u64.to_be_bytes(), 0x10000)
+                .unwrap();
+            file.write_all_at(count, 0x20000).unwrap();
+            file.set_len(0x30000).unwrap();
+            assert_eq!(
+                header.check_counts(&file).is_ok(),
+                used,
+                "{order} {count:?}"
+            );
+            for entry in [0_u64, 0x1FF, 0x20200, 1 << 56, u64::MAX] {
+                file.write_all_at(&entry.to_be_bytes(), 0x10000).unwrap();
+                assert!(header.check_counts(&file).is_err(), "{entry:#x}");
+            }
+        }
     }
 
     #[test]
@@ -252,6 +334,7 @@ mod tests {
             ("refcount_table_offset", 48, u32::MAX),
             ("refcount_table_clusters", 56, 0),
             ("refcount_table_clusters", 56, 129),
+            ("refcount_order", 96, 7),
         ] {
             match with(at, word) {
                 Err(HeaderError::Field { field, .. }) => assert_eq!(field, name),
