@@ -69,7 +69,9 @@ impl Config {
             num_queues: U16::new(options.queues),
             max_discard_sectors: writable(DISCARD_SECTORS_MAX),
             max_discard_seg: writable(RANGES_MAX),
-            discard_sector_alignment: writable(options.discard_granularity / SECTOR as u32),
+            discard_sector_alignment: writable(
+                options.discard_granularity >> SECTOR.trailing_zeros(),
+            ),
             max_write_zeroes_sectors: writable(WRITE_ZEROES_SECTORS_MAX),
             max_write_zeroes_seg: writable(RANGES_MAX),
             write_zeroes_may_unmap: u8::from(!options.read_only),

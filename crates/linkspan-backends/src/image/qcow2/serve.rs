@@ -300,3 +300,39 @@ fn what_it_said(panic: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("a panic without a message").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use imago::FormatCreateBuilder as _;
+    use imago::qcow2::Qcow2;
+
+    use super::*;
+
+    #[test]
+    fn reader_that_panics_is_an_error_and_is_never_called_again() {
+        let storage = Storage::try_from(tempfile::tempfile().unwrap()).unwrap();
+        let create = Qcow2::<Storage>::create_builder(storage).size(1 << 20);
+        let open = |image| Ok(Qcow2::builder(image).write(true));
+        let image = create.create_open(imago::DenyImplicitOpenGate::default(), open);
+        let mut server = Server {
+            image: Some(FormatAccess::new(image.unwrap())),
+            buffer: vec![0; BUFFER],
+            failed: None,
+        };
+        assert!(server.sync().is_ok());
+        // The report of a panic is noise here.
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let broken = server.with_image(|_, _| panic!("a number that cannot be"));
+        std::panic::set_hook(report);
+        assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let mut called = false;
+        let again = server.with_image(|_, _| {
+            called = true;
+            Ok(())
+        });
+        assert!(again.is_err() && !called);
+        assert!(server.sync().is_err());
+        assert!(server.failed.is_some());
+    }
+}
