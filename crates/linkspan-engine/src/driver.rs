@@ -418,4 +418,26 @@ mod tests {
         assert_eq!(memory.ring(1).available_index(), 7);
         assert_eq!(memory.ring(1).available_event(), 9);
     }
+
+    /// The second device goes on where the first one was; the first knew nothing,
+    /// and the queue hears of both at once.
+    #[test]
+    fn a_fresh_device_is_not_forgotten_over_a_second_one() {
+        let (link, handle) = queue_link().unwrap();
+        for resumed in [Resumed::Continued, Resumed::Fresh, Resumed::Continued] {
+            handle.lost();
+            handle.resumed(resumed);
+        }
+        assert!(link.has_news());
+        assert_eq!(link.take_news(), Ok(Some(Resumed::Fresh)));
+        assert_eq!(link.take_news(), Ok(None));
+        for _ in 0..3 {
+            assert!(handle.has_parked(), "it parks for each of them");
+        }
+        assert!(!handle.has_parked());
+        handle.lost();
+        handle.ended(&"test".into());
+        let reason = "test".into();
+        assert_eq!(link.take_news(), Err(LinkEnded { reason }));
+    }
 }

@@ -342,6 +342,8 @@ impl Again {
                     }
                     (queues, inflight) = (session.queues.take(), session.inflight.take());
                     endpoint.enter(Phase::Reconnecting);
+                    // It need not wait with us.
+                    drop(stream);
                     if !wait_a_while(&self.cancel, pause) {
                         return None;
                     }
