@@ -75,7 +75,7 @@ pub enum LinkError {
     #[error("the back end cannot be used")]
     Protocol(#[from] frontend::Error),
     /// The back end refused a step.
-    #[error("the back end refused {request:?} with {code}")]
+    #[error("the back end refused {} with {code}", .request.message().name)]
     Refused {
         /// The step.
         request: Request,
@@ -86,7 +86,7 @@ pub enum LinkError {
     #[error("the back end closed the connection")]
     Closed,
     /// The back end does not answer.
-    #[error("the back end does not answer (waiting for {awaited:?})")]
+    #[error("the back end does not answer{}", to(*.awaited))]
     Silent {
         /// The message that it does not answer.
         awaited: Option<Request>,
@@ -111,6 +111,12 @@ pub enum LinkError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+fn to(awaited: Option<Request>) -> String {
+    awaited.map_or_else(String::new, |request| {
+        format!(" {}", request.message().name)
+    })
 }
 
 impl LinkError {
@@ -259,7 +265,7 @@ fn keep_alive(connection: Connection, endpoint: &Endpoint) {
         cancel,
         step_limit,
     };
-    let mut log = LogLimit::default();
+    let (mut losses, mut unfit) = (LogLimit::default(), LogLimit::default());
     let mut pause = PAUSE_MIN;
     loop {
         let mut end = run_until(&mut session, &stream, &again.cancel, None, |session| {
@@ -277,7 +283,7 @@ fn keep_alive(connection: Connection, endpoint: &Endpoint) {
             End::Cancelled => break,
             other => LinkError::of(other, &session),
         };
-        if let Some(more) = log.allow() {
+        if let Some(more) = losses.allow() {
             tracing::warn!(
                 more,
                 "the back end is lost: {}; reconnecting",
@@ -293,7 +299,7 @@ fn keep_alive(connection: Connection, endpoint: &Endpoint) {
         if !wait_a_while(&again.cancel, &mut pause) {
             break;
         }
-        match again.reconnect(session, endpoint, &mut pause, &mut log) {
+        match again.reconnect(session, endpoint, &mut pause, &mut unfit) {
             Some(next) => (session, stream) = next,
             None => break,
         }
@@ -316,7 +322,7 @@ impl Again {
         mut old: FrontendSession,
         endpoint: &Endpoint,
         pause: &mut Duration,
-        log: &mut LogLimit,
+        unfit: &mut LogLimit,
     ) -> Option<(FrontendSession, Stream)> {
         let saved = old.core.saved();
         let (mut queues, mut inflight) = (old.queues.take(), old.inflight.take());
@@ -337,7 +343,7 @@ impl Again {
                 }
                 Err(LinkError::Cancelled) => return None,
                 Err(error) => {
-                    if let Some(more) = log.allow() {
+                    if let Some(more) = unfit.allow() {
                         tracing::warn!(more, "a back end that does not do: {}", chain(&error));
                     }
                     (queues, inflight) = (session.queues.take(), session.inflight.take());
