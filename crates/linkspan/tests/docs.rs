@@ -100,7 +100,9 @@ fn is_test(file: &Path, name: &str) -> bool {
     };
     let mut lines = text.lines().map(str::trim);
     while lines.any(|line| line == "#[test]") {
-        let function = lines.by_ref().find(|line| !line.starts_with("//"));
+        let function = lines
+            .by_ref()
+            .find(|line| !line.starts_with("//") && !line.starts_with("#["));
         let rest = function.and_then(|line| line.strip_prefix("fn "));
         if rest
             .and_then(|rest| rest.strip_prefix(name))
