@@ -1,5 +1,6 @@
 //! A disk that this process drives over a link, whatever back end there is.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,10 +34,7 @@ pub struct Driven {
 /// Connects and negotiates.
 ///
 /// # Errors
-/// When the back end does not do.
-///
-/// # Panics
-/// When no descriptor can be had.
+/// When the back end does not do, or no descriptor can be had.
 pub fn connect(path: &Path, queues: u16, limit: Duration) -> Result<Connection, LinkError> {
     let options = LinkOptions {
         path: path.to_owned(),
@@ -46,8 +44,15 @@ pub fn connect(path: &Path, queues: u16, limit: Duration) -> Result<Connection, 
         required: Features::VIRTIO_F_VERSION_1,
         config_size: 60,
     };
-    let cancel = Arc::new(EventFd::new().expect("an eventfd"));
-    Connection::open(options, cancel)
+    let cancel = EventFd::new().map_err(ours)?;
+    Connection::open(options, Arc::new(cancel))
+}
+
+fn ours(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> LinkError {
+    LinkError::System {
+        what: "the test's own part",
+        source: io::Error::other(source),
+    }
 }
 
 impl Driven {
@@ -62,20 +67,17 @@ impl Driven {
     /// Starts as many queues as the connection was made for.
     ///
     /// # Errors
-    /// When the back end refuses.
-    ///
-    /// # Panics
-    /// When anything of ours cannot be had.
+    /// When the back end refuses, or anything of ours cannot be had.
     pub fn start(connection: Connection, queues: u16) -> Result<Self, LinkError> {
         let features = Features::from_bits_retain(connection.negotiated().features);
         let rest = u64::from(queues) * LAYOUT.bytes();
-        let memory = Arc::new(DriverMemory::new(queues, 32, rest).expect("memory"));
+        let memory = Arc::new(DriverMemory::new(queues, 32, rest).map_err(ours)?);
         let (mut driven, mut handles) = (Vec::new(), Vec::new());
         for index in 0..queues {
-            let (link, handle) = queue_link().expect("descriptors");
+            let (link, handle) = queue_link().map_err(ours)?;
             let memory = Arc::clone(&memory);
             let queue = DiskQueue::new(memory, index, LAYOUT, features, link);
-            driven.push(queue.expect("a queue"));
+            driven.push(queue.map_err(ours)?);
             handles.push(handle);
         }
         let link = connection.start(memory, handles)?;
