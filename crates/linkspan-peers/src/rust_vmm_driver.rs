@@ -16,7 +16,7 @@ use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::{RawDescriptor, split};
-use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::mock::{AvailRing, DescriptorTable, UsedRing};
 use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -27,8 +27,11 @@ use crate::driver::{CHUNK, DEPTH, Driver};
 const QUEUE_SIZE: u16 = 128;
 
 /// Each queue has a part of the memory: its ring, then for each request header
-/// and status, then the data of each.
+/// and status, then the data of each. (`MockSplitQueue`, which would lay out a
+/// ring, puts the used ring into the available one; its parts are fine.)
 const PART: u64 = 1 << 20;
+const AVAILABLE_AT: u64 = 4 << 10;
+const USED_AT: u64 = 8 << 10;
 const SLOTS_AT: u64 = 64 << 10;
 const DATA_AT: u64 = 128 << 10;
 const SLOT: u64 = 64;
@@ -48,7 +51,9 @@ pub struct RustVmm<'memory> {
 }
 
 struct Queue<'memory> {
-    ring: MockSplitQueue<'memory, Memory>,
+    descriptors: DescriptorTable<'memory, Memory>,
+    available: AvailRing<'memory, Memory>,
+    used: UsedRing<'memory, Memory>,
     base: GuestAddress,
     kick: EventFd,
     call: EventFd,
@@ -127,7 +132,10 @@ impl<'memory> Queue<'memory> {
     ) -> Self {
         let done = "the back end does it";
         let base = GuestAddress(index as u64 * PART);
-        let ring = MockSplitQueue::create(memory, base, QUEUE_SIZE);
+        let (available, used) = (
+            base.unchecked_add(AVAILABLE_AT),
+            base.unchecked_add(USED_AT),
+        );
         let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).expect("an eventfd");
         let (kick, call, err) = (event(), event(), event());
         let user = |address: GuestAddress| region.userspace_addr + address.raw_value();
@@ -135,11 +143,15 @@ impl<'memory> Queue<'memory> {
             queue_max_size: QUEUE_SIZE,
             queue_size: QUEUE_SIZE,
             flags: 0,
-            desc_table_addr: user(ring.desc_table_addr()),
-            used_ring_addr: user(ring.used_addr()),
-            avail_ring_addr: user(ring.avail_addr()),
+            desc_table_addr: user(base),
+            used_ring_addr: user(used),
+            avail_ring_addr: user(available),
             log_addr: None,
         };
+        // These clear their rings, so before the device sees them.
+        let descriptors = DescriptorTable::new(memory, base, QUEUE_SIZE);
+        let available = AvailRing::new(memory, available, QUEUE_SIZE);
+        let used = UsedRing::new(memory, used, QUEUE_SIZE);
         front.set_vring_num(index, QUEUE_SIZE).expect(done);
         front.set_vring_base(index, 0).expect(done);
         front.set_vring_addr(index, &addresses).expect(done);
@@ -149,7 +161,9 @@ impl<'memory> Queue<'memory> {
         let mut front = front.clone();
         front.set_vring_enable(index, true).expect(done);
         Self {
-            ring,
+            descriptors,
+            available,
+            used,
             base,
             kick,
             call,
@@ -193,15 +207,18 @@ impl<'memory> Queue<'memory> {
             let len = u32::try_from(len).expect("a chunk");
             let flags = if index == last { flags } else { flags | next };
             let descriptor = split::Descriptor::new(address.raw_value(), len, flags, index + 1);
-            let table = self.ring.desc_table();
-            let stored = table.store(index, RawDescriptor::from(descriptor));
+            let stored = self
+                .descriptors
+                .store(index, RawDescriptor::from(descriptor));
             stored.expect("a descriptor of the table");
         }
-        let available = self.ring.avail();
-        let index = available.idx().load();
-        let entry = available.ring().ref_at(usize::from(index % QUEUE_SIZE));
+        let index = self.available.idx().load();
+        let entry = self
+            .available
+            .ring()
+            .ref_at(usize::from(index % QUEUE_SIZE));
         entry.expect("an entry").store(first);
-        available.idx().store(index.wrapping_add(1));
+        self.available.idx().store(index.wrapping_add(1));
     }
 
     /// Kicks and waits for `count` answers, each of which has written `len` bytes.
@@ -209,18 +226,12 @@ impl<'memory> Queue<'memory> {
         self.kick.write(1).expect("a kick");
         let mut slots = vec![false; count];
         while slots.contains(&false) {
-            if self.ring.used().idx().load() == self.answered {
+            if self.used.idx().load() == self.answered {
                 self.sleep();
                 continue;
             }
             let entry = usize::from(self.answered % QUEUE_SIZE);
-            let used = self
-                .ring
-                .used()
-                .ring()
-                .ref_at(entry)
-                .expect("an entry")
-                .load();
+            let used = self.used.ring().ref_at(entry).expect("an entry").load();
             let slot = used.id() as usize / 3;
             let was = std::mem::replace(&mut slots[slot], true);
             assert!(!was && used.id() % 3 == 0, "chain {}", used.id());
