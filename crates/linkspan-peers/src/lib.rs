@@ -8,6 +8,7 @@
 
 pub mod blkio_driver;
 pub mod driver;
+pub mod packed_bases;
 pub mod rust_vmm_back_end;
 pub mod rust_vmm_driver;
 pub mod storage_daemon;
@@ -15,6 +16,7 @@ pub mod virtio_driver_driver;
 
 pub use blkio_driver::Blkio;
 pub use driver::{CHUNK, DEPTH, Driver};
+pub use packed_bases::PackedBases;
 pub use rust_vmm_back_end::{Manner, RustVmmBackEnd};
 pub use rust_vmm_driver::RustVmm;
 pub use storage_daemon::StorageDaemon;
