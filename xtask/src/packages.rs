@@ -120,6 +120,7 @@ pub(crate) fn runs(program: &str) -> bool {
 fn is_installed(package: &str) -> bool {
     match package {
         "qemu-system-x86" => runs("qemu-system-x86_64"),
+        // The disk server is in the one or the other, by release.
         "qemu-system-common" => runs("qemu-storage-daemon"),
         "qemu-utils" => runs("qemu-img"),
         "g++" => runs("c++") || runs("g++"),

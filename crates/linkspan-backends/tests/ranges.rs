@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -83,9 +83,10 @@ fn ranges_become_zero_and_no_byte_beside_them() {
 #[test]
 fn discards_give_storage_back() {
     if !holes_are_there() {
-        println!(
-            "SKIP discards_give_storage_back: no holes in files of the folder for temporary files"
-        );
+        drop(writeln!(
+            io::stderr().lock(),
+            "SKIP discards_give_storage_back: the folder for temporary files has no holes"
+        ));
         return;
     }
     let served = Served::disk(1);

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -219,7 +220,10 @@ fn qemu_img(folder: &Path, args: &[&str]) -> Option<Output> {
             Some(output)
         }
         Err(error) => {
-            println!("SKIP qcow2: qemu-img (package qemu-utils): {error}");
+            drop(writeln!(
+                std::io::stderr().lock(),
+                "SKIP qcow2: qemu-img (package qemu-utils): {error}"
+            ));
             None
         }
     }

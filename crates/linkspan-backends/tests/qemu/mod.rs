@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -18,7 +18,10 @@ use linkspan_testkit::PATIENCE;
 pub(crate) fn missing(test: &str) -> bool {
     let missing = Command::new("qemu-img").arg("--version").output().is_err();
     if missing {
-        println!("SKIP {test}: qemu-img (package qemu-utils) is not installed");
+        drop(writeln!(
+            io::stderr().lock(),
+            "SKIP {test}: qemu-img (package qemu-utils) is not installed"
+        ));
     }
     missing
 }

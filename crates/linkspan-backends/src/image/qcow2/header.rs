@@ -152,78 +152,93 @@ impl Header {
 
     /// Checks the first bytes of a file; what is missing of them is zero.
     pub(super) fn check(bytes: &[u8; LEN]) -> Result<Self, HeaderError> {
-        let word = |at: usize| {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|i| bytes[at + i]);
-            u32::from_be_bytes([a, b, c, d])
-        };
-        let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
-        let field = |field, value, why| Err(HeaderError::Field { field, value, why });
-
+        let fields = Fields(bytes);
         let [a, b, c, d, ..] = *bytes;
         if [a, b, c, d] != MAGIC {
             return Err(HeaderError::Magic {
                 found: [a, b, c, d],
             });
         }
-        let version = word(4);
+        let version = fields.word(4);
         if !matches!(version, 2 | 3) {
             return Err(HeaderError::Version(version));
         }
-        let cluster_bits = word(20);
+        if fields.word(32) != 0 {
+            return Err(HeaderError::Encrypted(fields.word(32)));
+        }
+        let unknown = fields.long(72) & !FEATURES_KNOWN;
+        if version == 3 && unknown != 0 {
+            return Err(HeaderError::Features(FeatureNames(unknown)));
+        }
+        let cluster_bits = fields.word(20);
         if !(9..=21).contains(&cluster_bits) {
             let why = "clusters have 2^9 to 2^21 bytes";
-            return field("cluster_bits", cluster_bits.into(), why);
+            return wrong("cluster_bits", cluster_bits.into(), why);
         }
-        let cluster = 1_u64 << cluster_bits;
-        if word(32) != 0 {
-            return Err(HeaderError::Encrypted(word(32)));
+        let count_order = if version == 2 { 4 } else { fields.word(96) };
+        if count_order > 6 {
+            return wrong("refcount_order", count_order.into(), "at most 6");
         }
-        if version == 3 && long(72) & !FEATURES_KNOWN != 0 {
-            return Err(HeaderError::Features(FeatureNames(
-                long(72) & !FEATURES_KNOWN,
-            )));
-        }
+        fields.check_tables(1 << cluster_bits)?;
+        Ok(Self {
+            size: fields.long(24),
+            cluster: 1 << cluster_bits,
+            counts: fields.long(48),
+            count_order,
+        })
+    }
+}
 
-        let (size, l1_entries) = (long(24), u64::from(word(36)));
+/// The first bytes of an image, with big-endian numbers in them.
+struct Fields<'a>(&'a [u8; LEN]);
+
+impl Fields<'_> {
+    fn word(&self, at: usize) -> u32 {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.0[at + i]);
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    fn long(&self, at: usize) -> u64 {
+        u64::from(self.word(at)) << 32 | u64::from(self.word(at + 4))
+    }
+
+    /// Checks sizes and places of the tables of an image with such clusters.
+    fn check_tables(&self, cluster: u64) -> Result<(), HeaderError> {
+        let (size, l1_entries) = (self.long(24), u64::from(self.word(36)));
         // One entry stands for a whole table of second level, a cluster.
         let l1_needed = size.div_ceil(cluster * (cluster / ENTRY));
         if l1_needed > L1_BYTES_MAX / ENTRY {
             let why = "its first-level table would have more than 32 MiB";
-            return field("size", size, why);
+            return wrong("size", size, why);
         }
         if l1_entries > L1_BYTES_MAX / ENTRY {
-            return field("l1_size", l1_entries, "at most 4194304 entries");
+            return wrong("l1_size", l1_entries, "at most 4194304 entries");
         }
         if l1_entries < l1_needed {
-            return field("l1_size", l1_entries, "too few entries for the size");
+            return wrong("l1_size", l1_entries, "too few entries for the size");
         }
-        let clusters = u64::from(word(56));
+        let clusters = u64::from(self.word(56));
         if clusters == 0 || clusters > (REFCOUNT_TABLE_BYTES_MAX / cluster).max(1) {
             let why = "the table of reference counts has 1 cluster to 8 MiB";
-            return field("refcount_table_clusters", clusters, why);
+            return wrong("refcount_table_clusters", clusters, why);
         }
         for (name, at, entries) in [
             ("l1_table_offset", 40, l1_entries),
             ("refcount_table_offset", 48, 1),
         ] {
-            let offset = long(at);
+            let offset = self.long(at);
             // Offsets in tables have 56 bits.
             let fits = offset < 1 << 56 && offset.is_multiple_of(cluster);
             if !fits || (entries > 0 && offset == 0) {
-                return field(name, offset, "a cluster behind the header");
+                return wrong(name, offset, "a cluster behind the header");
             }
         }
-        let count_order = if version == 2 { 4 } else { word(96) };
-        if count_order > 6 {
-            return field("refcount_order", count_order.into(), "at most 6");
-        }
-        Ok(Self {
-            size,
-            cluster: 1 << cluster_bits,
-            counts: long(48),
-            count_order,
-        })
+        Ok(())
     }
+}
+
+fn wrong<T>(field: &'static str, value: u64, why: &'static str) -> Result<T, HeaderError> {
+    Err(HeaderError::Field { field, value, why })
 }
 
 #[cfg(test)]

@@ -303,8 +303,8 @@ fn what_it_said(panic: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use imago::FormatCreateBuilder as _;
     use imago::qcow2::Qcow2;
+    use imago::{FormatCreateBuilder as _, FormatDriverBuilder as _};
 
     use super::*;
 
