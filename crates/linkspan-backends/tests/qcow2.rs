@@ -13,7 +13,7 @@ use linkspan_backends::image::{Image, OpenError, Operation, Qcow2Image, ResizeEr
 use linkspan_testkit::disk::SECTOR;
 use linkspan_testkit::{Disk, Io, Options, Served};
 
-use qemu::{Rig, img, img_fails, missing, pattern, raw_of};
+use qemu::{Rig, img, img_fails, missing, pattern, raw_of, without_children};
 
 const SIZE: usize = 8 << 20;
 
@@ -22,7 +22,7 @@ fn open(path: &Path) -> Qcow2Image {
 }
 
 fn open_allowing(path: &Path, allowed: &[PathBuf]) -> Result<Qcow2Image, Qcow2Error> {
-    Qcow2Image::open(path, false, Duration::ZERO, allowed)
+    without_children(|| Qcow2Image::open(path, false, Duration::ZERO, allowed))
 }
 
 /// A folder with a raw file of known content and a qcow2 image of the same.

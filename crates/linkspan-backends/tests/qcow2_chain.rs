@@ -11,7 +11,7 @@ use linkspan_backends::image::qcow2::Qcow2Error;
 use linkspan_backends::image::{Image, OpenError, Qcow2Image};
 use tempfile::TempDir;
 
-use qemu::{Rig, img, missing, pattern, raw_of};
+use qemu::{Rig, img, missing, pattern, raw_of, without_children};
 
 const SIZE: usize = 2 << 20;
 
@@ -46,7 +46,7 @@ impl Folder {
 
     fn open(&self, image: &Path, allowed: &[&str]) -> Result<Qcow2Image, Qcow2Error> {
         let allowed: Vec<PathBuf> = allowed.iter().map(|name| self.path(name)).collect();
-        Qcow2Image::open(image, false, Duration::ZERO, &allowed)
+        without_children(|| Qcow2Image::open(image, false, Duration::ZERO, &allowed))
     }
 }
 

@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use linkspan_backends::image::{Image, ImageQueue, Operation};
@@ -16,7 +17,8 @@ use linkspan_testkit::PATIENCE;
 
 /// Whether QEMU's tools are not there; says so then.
 pub(crate) fn missing(test: &str) -> bool {
-    let missing = Command::new("qemu-img").arg("--version").output().is_err();
+    let version = || Command::new("qemu-img").arg("--version").output();
+    let missing = without_children(version).is_err();
     if missing {
         drop(writeln!(
             io::stderr().lock(),
@@ -26,8 +28,22 @@ pub(crate) fn missing(test: &str) -> bool {
     missing
 }
 
+/// Held while a child is on its way to its program: until then it has what this
+/// process has open, locks of images included.
+static SPAWN: Mutex<()> = Mutex::new(());
+
+/// Does something, an opening above all, while no child holds what was closed.
+pub(crate) fn without_children<T>(work: impl FnOnce() -> T) -> T {
+    let _guard = SPAWN.lock().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
 fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
-    Command::new("qemu-img").args(args).output().unwrap()
+    let mut command = Command::new("qemu-img");
+    command.args(args).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = without_children(|| command.spawn()).unwrap();
+    child.wait_with_output().unwrap()
 }
 
 /// Runs `qemu-img`, which must succeed.

@@ -131,17 +131,21 @@ impl Qcow2Image {
         let thread = thread::spawn("qcow2", move || {
             serve::run(&path, &options, &of_thread, &sender);
         })?;
+        // Dropped on failure, when the thread has nothing to serve and ends.
+        let mut image = Self {
+            shared,
+            len: 0,
+            cluster: 512,
+            read_only,
+            thread: Some(thread),
+        };
         let header = match opened.recv() {
             Ok(opened) => opened?,
             Err(mpsc::RecvError) => unreachable!("the thread says how it went"),
         };
-        Ok(Self {
-            shared,
-            len: header.size - header.size % 512,
-            cluster: header.cluster,
-            read_only,
-            thread: Some(thread),
-        })
+        image.len = header.size - header.size % 512;
+        image.cluster = header.cluster;
+        Ok(image)
     }
 }
 
