@@ -8,12 +8,12 @@ use anyhow::Context;
 use clap::ArgGroup;
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
-use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::Device;
+use linkspan_engine::vhost_user::{Event, Server};
+use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
-use linkspan_sys::Listener;
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
