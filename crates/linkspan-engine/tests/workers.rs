@@ -80,11 +80,9 @@ fn rings_are_spread_by_index_and_come_back_to_their_worker() {
             assert_eq!(after[1 - own], before[1 - own], "ring {ring}");
         }
         // Restarted one by one, not all of them.
-        for _ in 0..3 {
-            disk.front.stop(2).unwrap();
-            disk.front.start(&disk.rings[2]).unwrap();
-            disk.front.stop(1).unwrap();
-            disk.front.start(&disk.rings[1]).unwrap();
+        for ring in [2, 1, 1, 0, 2] {
+            disk.front.stop(ring).unwrap();
+            disk.front.start(&disk.rings[usize::from(ring)]).unwrap();
         }
         disk.front.sync().unwrap();
     }
