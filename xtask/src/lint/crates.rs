@@ -9,7 +9,7 @@ use super::Fault;
 const OURS: &str = "linkspan";
 
 /// Crates without I/O, clock, thread, lock, async, descriptors and log.
-pub(super) const PURE: &[&str] = &[
+pub(crate) const PURE: &[&str] = &[
     "linkspan-virtio",
     "linkspan-devices",
     "linkspan-vhost",
