@@ -113,3 +113,24 @@ fn is_test(file: &Path, name: &str) -> bool {
     }
     false
 }
+
+/// What the book says was proved, a test proves.
+#[test]
+fn tests_that_the_book_names_are_there() {
+    let mut sources = String::new();
+    for package in fs::read_dir(docs().join("../crates")).unwrap() {
+        let tests = fs::read_dir(package.unwrap().path().join("tests"));
+        for file in tests.into_iter().flatten() {
+            sources += &fs::read_to_string(file.unwrap().path()).unwrap_or_default();
+        }
+    }
+    let page = fs::read_to_string(docs().join("peers.md")).unwrap();
+    let last_columns = page.lines().filter_map(|line| line.rsplit('|').nth(1));
+    let names: Vec<&str> = last_columns
+        .flat_map(|column| column.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(names.len() > 10, "{names:?}");
+    let missing = |name: &&&str| !sources.contains(&format!("fn {name}()"));
+    let missing: Vec<_> = names.iter().filter(missing).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}

@@ -52,7 +52,8 @@ pub struct LinkOptions {
     pub features: Features,
     /// Features without which it does not work.
     pub required: Features,
-    /// Bytes of configuration space to read.
+    /// Bytes of configuration space to read. With more than 0 of them a back end
+    /// without `VHOST_USER_PROTOCOL_F_CONFIG` does not fit.
     pub config_size: u32,
 }
 
@@ -413,7 +414,12 @@ fn wish(options: &LinkOptions) -> Wish {
             | ProtocolFeatures::CONFIG
             | ProtocolFeatures::INFLIGHT_SHMFD
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
-        required_protocol_features: ProtocolFeatures::empty(),
+        // Without it the device would be all zero, of no size for example.
+        required_protocol_features: if options.config_size > 0 {
+            ProtocolFeatures::CONFIG
+        } else {
+            ProtocolFeatures::empty()
+        },
         queues: options.queues,
         queue_unit: QueueUnit::Rings,
         config_size: options.config_size,
