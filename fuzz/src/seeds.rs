@@ -1,9 +1,10 @@
 //! Where the corpora come from: small inputs, each with a name and a reason.
 
 mod queue;
+mod replies;
 mod stream;
 
-use crate::{ring_memory, vhost_user_stream};
+use crate::{ring_memory, vhost_user_replies, vhost_user_stream};
 
 /// One input of a corpus.
 #[derive(Clone, Debug)]
@@ -28,6 +29,16 @@ pub enum Expected {
         /// A part of the error, or nothing.
         retired: Option<&'static str>,
     },
+    /// So many commands that were done and refused; and the session ends with an
+    /// error that says this.
+    Replies {
+        /// Commands done.
+        done: usize,
+        /// Commands refused.
+        refused: usize,
+        /// A part of the error, or nothing.
+        error: Option<&'static str>,
+    },
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -41,7 +52,7 @@ pub enum Expected {
 
 /// All seeds of all targets.
 pub fn all() -> Vec<Seed> {
-    [stream::seeds(), queue::seeds()].concat()
+    [stream::seeds(), replies::seeds(), queue::seeds()].concat()
 }
 
 impl Seed {
@@ -55,14 +66,17 @@ impl Seed {
             Expected::Queue { answers, retired } => {
                 let outcome = ring_memory::run(&self.bytes);
                 assert_eq!(outcome.answers, answers, "{name}: {outcome:?}");
-                let error = outcome.retired.map(|error| error.to_string());
-                match retired {
-                    None => assert_eq!(error, None, "{name}"),
-                    Some(part) => assert!(
-                        error.as_ref().is_some_and(|error| error.contains(part)),
-                        "{name}: {error:?}"
-                    ),
-                }
+                check_error(name, outcome.retired, retired);
+            }
+            Expected::Replies {
+                done,
+                refused,
+                error,
+            } => {
+                let outcome = vhost_user_replies::run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
             }
             Expected::Stream {
                 replies,
@@ -74,5 +88,16 @@ impl Seed {
                 assert_eq!(found, (replies, starts, closed), "{name}: {outcome:?}");
             }
         }
+    }
+}
+
+fn check_error(name: &str, error: Option<impl ToString>, part: Option<&str>) {
+    let error = error.map(|error| error.to_string());
+    match part {
+        None => assert_eq!(error, None, "{name}"),
+        Some(part) => assert!(
+            error.as_ref().is_some_and(|error| error.contains(part)),
+            "{name}: {error:?}"
+        ),
     }
 }
