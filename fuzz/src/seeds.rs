@@ -1,5 +1,7 @@
 //! Where the corpora come from: small inputs, each with a name and a reason.
 
+mod driver;
+mod packed;
 mod queue;
 mod replies;
 mod stream;
@@ -22,7 +24,7 @@ pub struct Seed {
 /// What comes of a seed, so that it stays what its name says.
 #[derive(Clone, Debug)]
 pub enum Expected {
-    /// So many answers; and the queue is retired with an error that says this.
+    /// So many answers, or chains that came back; and the queue is retired with an error that says this.
     Queue {
         /// Requests answered.
         answers: usize,
@@ -52,7 +54,14 @@ pub enum Expected {
 
 /// All seeds of all targets.
 pub fn all() -> Vec<Seed> {
-    [stream::seeds(), replies::seeds(), queue::seeds()].concat()
+    [
+        stream::seeds(),
+        replies::seeds(),
+        queue::seeds(),
+        packed::seeds(),
+        driver::seeds(),
+    ]
+    .concat()
 }
 
 impl Seed {
@@ -66,7 +75,7 @@ impl Seed {
             Expected::Queue { answers, retired } => {
                 let outcome = ring_memory::run(&self.bytes);
                 assert_eq!(outcome.answers, answers, "{name}: {outcome:?}");
-                check_error(name, outcome.retired, retired);
+                check_error(name, outcome.error, retired);
             }
             Expected::Replies {
                 done,
