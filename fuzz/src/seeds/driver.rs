@@ -3,13 +3,13 @@
 
 use super::Seed;
 use super::queue::seed;
-use crate::ring_memory::{INFLIGHT_AT, PARTS, driver_step as step, option};
+use crate::ring_memory::{PARTS, driver_step as step, option};
 
 const SPLIT: u8 = option::DRIVER | option::INDIRECT | option::EVENT_IDX;
 const PACKED: u8 = SPLIT | option::PACKED;
 
 /// Where a split ring has its used elements, and a packed one its descriptors.
-const USED: usize = PARTS[2] as usize + 4;
+const USED: u64 = PARTS[2] + 4;
 
 pub(super) fn seeds() -> Vec<Seed> {
     let mut seeds = Vec::new();
@@ -53,6 +53,12 @@ pub(super) fn seeds() -> Vec<Seed> {
         seed("used_jump", 0, Some(error), jump(4)),
         seed("used_back", 0, Some(error), jump(u16::MAX)),
         seed("used_foreign", 0, Some("which it does not have"), foreign()),
+        seed(
+            "used_ahead",
+            0,
+            Some("chain 2, which it does not have"),
+            ahead(),
+        ),
         seed(
             "used_changes_while_read",
             1,
@@ -190,6 +196,19 @@ fn foreign() -> Vec<u8> {
     .concat()
 }
 
+/// The index covers what is published, and the element names what is not.
+fn ahead() -> Vec<u8> {
+    let element = [&[step::WRITE][..], &place(USED), &[4, 2, 0, 0, 0]].concat();
+    let steps = [
+        add(1, 1),
+        vec![step::PUBLISH],
+        add(1, 0),
+        element,
+        vec![step::INDEX, 1, 0],
+    ];
+    [start(SPLIT), steps.concat(), take()].concat()
+}
+
 /// The second used element becomes another one when the index was read already:
 /// loads are the index, the two halves of the first element, and so on.
 fn raced() -> Vec<u8> {
@@ -205,7 +224,6 @@ fn raced() -> Vec<u8> {
     .concat()
 }
 
-fn place(at: usize) -> [u8; 2] {
-    assert!(at < INFLIGHT_AT, "in guest memory");
+fn place(at: u64) -> [u8; 2] {
     u16::try_from(at).expect("16 bits").to_le_bytes()
 }
