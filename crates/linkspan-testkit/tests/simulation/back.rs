@@ -257,6 +257,7 @@ impl Session {
             _ => 0,
         };
         shared.note("it resubmits", index.into(), replays.into());
+        shared.happened.resubmits += u64::from(replays);
         Ring {
             geometry: shared.plan.block.geometry(features),
             enabled: setup.enabled,
@@ -366,6 +367,7 @@ impl Session {
             return;
         };
         shared.note("back end hands over", 0, 0);
+        shared.happened.hand_overs += 1;
         for index in 0..shared.plan.queues {
             while self.has_work(index) {
                 self.work(index, shared);
@@ -428,7 +430,7 @@ impl Ring {
         self.answer(index, memory, life, shared);
         let mut more = takes;
         for _ in 0..1 + shared.rng.below(6) {
-            more = more && self.take(index, memory, life, shared);
+            more = more && self.take(index, memory, shared);
             if life.is_over() {
                 return;
             }
@@ -464,12 +466,13 @@ impl Ring {
     }
 
     /// Takes one request; whether there was one.
-    fn take(&mut self, index: u16, memory: &GuestMemory, life: &Life, shared: &mut Shared) -> bool {
+    fn take(&mut self, index: u16, memory: &GuestMemory, shared: &mut Shared) -> bool {
         let mut chain = Chain::new(shared.plan.block.chain_segments()).expect("memory");
         let popped = self.queue.pop(&memory.guest, &mut chain);
-        if !popped.expect("a driver of ours") || life.is_over() {
+        if !popped.expect("a driver of ours") {
             return false;
         }
+        // Even if it died of it: its last store may have been the one that counts.
         let first = chain.readable().first().expect("a header");
         let header = memory.guest.address(*first).expect("guest memory").0;
         shared.note("back end takes", index.into(), header);

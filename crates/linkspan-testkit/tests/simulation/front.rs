@@ -272,6 +272,8 @@ impl Front {
             number: shared.wire.number + 1,
             ..Default::default()
         };
+        shared.happened.reconnects += 1;
+        shared.happened.fresh += u64::from(self.fresh);
         shared.note(
             "front end reconnects",
             shared.wire.number,
@@ -286,7 +288,10 @@ impl Front {
         let kind = shared.rng.below(7);
         shared.note("front end disturbs", kind, queue.into());
         match kind {
-            0 => self.commands.push_back(Command::StopRings(vec![queue])),
+            0 => {
+                shared.happened.restarts += 1;
+                self.commands.push_back(Command::StopRings(vec![queue]));
+            }
             1 if self.disabled.is_none() => {
                 self.disabled = Some(queue);
                 let enabled = false;
@@ -304,7 +309,10 @@ impl Front {
             }
             4 => self.save(shared),
             5 => self.save_queue(queue, shared),
-            _ => self.reset(shared),
+            _ => {
+                shared.happened.resets += 1;
+                self.reset(shared);
+            }
         }
         self.proceed(shared);
     }
@@ -336,7 +344,7 @@ impl Front {
         self.core = core;
     }
 
-    fn save_queue(&mut self, index: u16, shared: &Shared) {
+    fn save_queue(&mut self, index: u16, shared: &mut Shared) {
         let queue = &mut self.queues[usize::from(index)];
         let Ok(saved) = queue.driver.queue().snapshot() else {
             return;
@@ -346,6 +354,7 @@ impl Front {
         let table = shared.memory.table();
         let done = queue.driver.resubmit(table, ring.expect("its own bytes"));
         done.expect("nothing is outstanding");
+        shared.happened.queues_saved += 1;
         queue.again = true;
     }
 

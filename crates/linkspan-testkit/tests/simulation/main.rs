@@ -14,11 +14,12 @@ mod shared;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
 use std::{cell, env, panic, thread};
 
 use plan::Fault;
+use shared::Happened;
 use world::World;
 
 /// The one seed to run.
@@ -41,7 +42,7 @@ thread_local! {
 }
 
 /// Runs one seed; what went wrong and what happened before, if something did.
-fn run(seed: u64, fault: Fault) -> Result<u64, String> {
+fn run(seed: u64, fault: Fault) -> Result<Happened, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = panic::take_hook();
@@ -55,7 +56,7 @@ fn run(seed: u64, fault: Fault) -> Result<u64, String> {
     });
     let mut world = World::new(seed, fault);
     match catch_unwind(AssertUnwindSafe(|| world.run())) {
-        Ok(()) => Ok(world.shared.steps),
+        Ok(()) => Ok(world.shared.happened),
         Err(_) => {
             let message = MESSAGE.take().unwrap_or_default();
             let plan = &world.shared.plan;
@@ -71,10 +72,10 @@ fn run(seed: u64, fault: Fault) -> Result<u64, String> {
 /// The name of threads whose panics are reported with their seed.
 const SIMULATION: &str = "simulation";
 
-/// Runs seeds on all processors; the failures, and the steps of all.
-fn run_all(first: u64, count: u64, fault: Fault, enough: usize) -> (Vec<String>, u64) {
-    let (next, steps) = (AtomicU64::new(first), AtomicU64::new(0));
-    let failures = std::sync::Mutex::new(Vec::new());
+/// Runs seeds on all processors: the failures, and what happened in the others.
+fn run_all(first: u64, count: u64, fault: Fault, enough: usize) -> (Vec<String>, Happened) {
+    let next = AtomicU64::new(first);
+    let results = Mutex::new((Vec::new(), Happened::default()));
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -85,12 +86,12 @@ fn run_all(first: u64, count: u64, fault: Fault, enough: usize) -> (Vec<String>,
                         return;
                     }
                     let result = run(seed, fault);
-                    let mut failures = failures.lock().expect("nobody panics with it");
+                    let mut results = results.lock().expect("nobody panics with it");
                     match result {
-                        Ok(count) => _ = steps.fetch_add(count, Ordering::Relaxed),
-                        Err(failure) => failures.push(failure),
+                        Ok(happened) => results.1.add(&happened),
+                        Err(failure) => results.0.push(failure),
                     }
-                    if failures.len() >= enough {
+                    if results.0.len() >= enough {
                         return;
                     }
                 }
@@ -99,8 +100,7 @@ fn run_all(first: u64, count: u64, fault: Fault, enough: usize) -> (Vec<String>,
             thread.spawn_scoped(scope, work).expect("a thread");
         }
     });
-    let failures = failures.into_inner().expect("nobody panics with it");
-    (failures, steps.into_inner())
+    results.into_inner().expect("nobody panics with it")
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -120,15 +120,16 @@ fn every_seed_keeps_what_was_acknowledged() {
         (None, Some(count)) => (number(FIRST_ENV).unwrap_or(0), count, usize::MAX),
         (None, None) => (0, usual, 1),
     };
-    let (failures, steps) = run_all(first, count, Fault::None, enough);
+    let (failures, mut happened) = run_all(first, count, Fault::None, enough);
     // What `cargo xtask long sim-blk` reads.
-    println!(
-        "simulation: {count} seeds, {} failures, {steps} steps",
-        failures.len()
-    );
+    println!("simulation: {count} seeds, {} failures", failures.len());
+    println!("{happened:?}");
     if let Some(failure) = failures.first() {
         panic!("{failure}");
     }
+    // A simulation in which nothing goes wrong proves nothing.
+    let everything = happened.all().iter().all(|count| **count > 0);
+    assert!(count < SEEDS_QUICK || everything, "{happened:?}");
 }
 
 /// A seed decides everything: a failure can be looked at again.

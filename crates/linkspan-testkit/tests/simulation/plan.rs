@@ -113,8 +113,8 @@ impl Plan {
             queues,
             size,
             depth: 1 + u16::try_from(rng.below(8)).expect("small"),
-            requests: 20 + rng.below(100),
-            mishaps: rng.below(12),
+            requests: 20 + rng.below(200),
+            mishaps: rng.below(16),
             mortal: rng.percent(60),
             block,
         }

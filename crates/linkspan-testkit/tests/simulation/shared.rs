@@ -50,6 +50,48 @@ pub(crate) struct Wire {
     pub(crate) to_front: VecDeque<Message>,
 }
 
+/// How often what may happen did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Happened {
+    pub(crate) requests: u64,
+    pub(crate) deaths: u64,
+    pub(crate) cuts: u64,
+    pub(crate) reconnects: u64,
+    /// Reconnects after which the rings began anew.
+    pub(crate) fresh: u64,
+    /// Requests that came again from an in-flight region.
+    pub(crate) resubmits: u64,
+    pub(crate) hand_overs: u64,
+    pub(crate) restarts: u64,
+    pub(crate) resets: u64,
+    /// Driver queues that were saved and restored.
+    pub(crate) queues_saved: u64,
+}
+
+impl Happened {
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (sum, count) in self.all().into_iter().zip({ *other }.all()) {
+            *sum += *count;
+        }
+    }
+
+    /// Each of them.
+    pub(crate) fn all(&mut self) -> [&mut u64; 10] {
+        [
+            &mut self.requests,
+            &mut self.deaths,
+            &mut self.cuts,
+            &mut self.reconnects,
+            &mut self.fresh,
+            &mut self.resubmits,
+            &mut self.hand_overs,
+            &mut self.restarts,
+            &mut self.resets,
+            &mut self.queues_saved,
+        ]
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) plan: Plan,
@@ -69,6 +111,7 @@ pub(crate) struct Shared {
     taken: Vec<Vec<(u64, u64)>>,
     takes: u64,
     pub(crate) steps: u64,
+    pub(crate) happened: Happened,
     events: VecDeque<(u64, &'static str, u64, u64)>,
 }
 
@@ -92,6 +135,7 @@ impl Shared {
             taken: vec![Vec::new(); queues],
             takes: 0,
             steps: 0,
+            happened: Happened::default(),
             events: VecDeque::new(),
         }
     }
@@ -165,7 +209,7 @@ impl Shared {
         let message = queue.front_mut().expect("bytes are under way");
         let left = message.bytes.len() - message.arrived;
         let most = left.min(wanted);
-        let count = if self.rng.percent(50) {
+        let count = if self.rng.percent(80) {
             most
         } else {
             1 + self.rng.index(most)

@@ -40,7 +40,8 @@ pub(crate) struct World {
     front: Front,
     back: Option<Back>,
     mishaps: u64,
-    ghosts: Vec<(u64, [u8; BLOCK])>,
+    /// When, which block, and what.
+    ghosts: Vec<(u64, u64, [u8; BLOCK])>,
 }
 
 impl World {
@@ -68,6 +69,7 @@ impl World {
         );
         assert_eq!(self.front.outstanding(), 0);
         self.shared.history.check_end();
+        self.shared.happened.requests += submitted;
         self.end();
     }
 
@@ -81,7 +83,9 @@ impl World {
             }
             self.shared.steps += 1;
             assert!(self.shared.steps < STEPS_MAX, "it does not come to an end");
-            if self.mishaps > 0 && self.shared.rng.percent(3) {
+            // Most of them while there is something to disturb.
+            let chance = if self.front.is_running() { 3 } else { 1 };
+            if self.mishaps > 0 && self.shared.rng.percent(chance) {
                 self.mishaps -= 1;
                 self.mishap();
                 continue;
@@ -105,7 +109,11 @@ impl World {
         );
         add(Step::FrontLoses, wire.closed);
         add(Step::Enable, self.front.has_disabled());
-        add(Step::Ghost, !self.ghosts.is_empty());
+        let ghost = self.ghosts.first();
+        add(
+            Step::Ghost,
+            ghost.is_some_and(|ghost| ghost.0 < shared.steps),
+        );
         add(Step::Spawn, self.back.is_none());
         for queue in 0..shared.plan.queues {
             add(Step::Answers(queue), self.front.has_answers(queue, shared));
@@ -136,7 +144,7 @@ impl World {
             Step::Submit(queue) => self.front.submit(queue, shared),
             Step::Spawn => self.back = Some(Back::new(shared)),
             Step::Ghost => {
-                let (block, bytes) = self.ghosts.swap_remove(0);
+                let (_, block, bytes) = self.ghosts.remove(0);
                 shared.history.write_block(block, &bytes);
             }
             step => {
@@ -179,9 +187,13 @@ impl World {
     fn kill(&mut self) {
         let Some(back) = self.back.take() else { return };
         self.shared.note("back end dies", 0, 0);
+        self.shared.happened.deaths += 1;
         let Some(session) = &back.session else { return };
         if self.shared.plan.fault == Fault::WritesAfterDeath {
-            self.ghosts.extend(session.half_written());
+            let half = session.half_written().into_iter();
+            let due = self.shared.steps + self.shared.rng.below(400);
+            self.ghosts
+                .extend(half.map(|(block, bytes)| (due, block, bytes)));
         }
         if session.wire == self.shared.wire.number {
             self.shared.wire.closed = true;
@@ -190,11 +202,12 @@ impl World {
 
     fn mishap(&mut self) {
         let shared = &mut self.shared;
-        match shared.rng.below(5) {
+        match shared.rng.below(8) {
             0 => self.kill(),
             1 => {
                 shared.note("connection cut", shared.wire.number, 0);
                 shared.wire.closed = true;
+                shared.happened.cuts += 1;
             }
             2 => {
                 let session = self.back.as_mut().and_then(|back| back.session.as_mut());
