@@ -52,6 +52,9 @@ enum Task {
     Long {
         /// Which run
         name: String,
+        /// How many seeds, for a run that has them
+        #[arg(long, value_name = "N")]
+        seeds: Option<u64>,
     },
 }
 
@@ -71,7 +74,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args.demo),
         Task::Test { quick } => test::run(quick),
         Task::Lint => lint::run(),
-        Task::Long { name } => long::run(&name),
+        Task::Long { name, seeds } => long::run(&name, seeds),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
