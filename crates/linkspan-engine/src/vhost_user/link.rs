@@ -306,7 +306,12 @@ fn reconnect(
                 if let Some(more) = log.allow() {
                     tracing::warn!(more, "a back end that does not do: {}", chain(&error));
                 }
-                inflight = session.inflight.take();
+                // Rings that were emptied without their queues knowing of it have
+                // to begin anew: a region made for them would say that they go on.
+                inflight = match resumed {
+                    Resumed::Continued => session.inflight.take(),
+                    Resumed::Fresh => None,
+                };
                 endpoint.enter(Phase::Reconnecting);
                 if !wait_a_while(cancel, &mut pause) {
                     return None;
