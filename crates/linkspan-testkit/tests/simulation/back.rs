@@ -168,7 +168,10 @@ impl Session {
                     fds,
                     arrived,
                 };
-                shared.wire.to_front.push_back(message);
+                // A connection that the front end gave up takes nothing.
+                if self.wire == shared.wire.number {
+                    shared.wire.to_front.push_back(message);
+                }
                 return None;
             }
             Effect::SetMemory(_) | Effect::AddRegion(_) => self.memory = Some(shared.map()),
