@@ -48,10 +48,10 @@ impl FrontEnd {
             while let Some(effect) = self.core.poll_effect() {
                 match effect {
                     Effect::Send { bytes, fds } => {
-                        let fds: Vec<_> = fds
-                            .iter()
-                            .map(|id| self.fds[usize::try_from(id.0).unwrap_or(0)].as_fd())
-                            .collect();
+                        let of = |id: &FdId| {
+                            self.fds[usize::try_from(id.0).unwrap_or(usize::MAX)].as_fd()
+                        };
+                        let fds: Vec<_> = fds.iter().map(of).collect();
                         self.stream.send(&bytes, &fds, deadline)?;
                     }
                     Effect::Report(event) => eprintln!("{event:?}"),
@@ -131,14 +131,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         std::array::from_fn(|part| memory.guest.window(parts[part], lens[part]));
     let start = QueueLayout::Split.start();
     let mut queue = DriverQueue::new([descriptors?, driver?, device?], SIZE, features, start)?;
-    queue.add(
-        &[],
-        &[Buffer {
-            address: Gpa(GUEST + DATA),
-            len: 32,
-        }],
-        None,
-    )?;
+    let (address, len) = (Gpa(GUEST + DATA), 32);
+    queue.add(&[], &[Buffer { address, len }], None)?;
     queue.publish()?;
     kick.signal()?;
     while !queue.arm()? {

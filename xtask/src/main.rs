@@ -1,10 +1,11 @@
-//! The project's tasks: `cargo xtask run`, `test`, `lint` and `long`.
+//! The project's tasks: `cargo xtask run`, `test`, `lint`, `bench` and `long`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+mod bench;
 mod fuzz;
 mod kernel;
 mod lint;
@@ -47,6 +48,14 @@ enum Task {
     },
     /// Check format, clippy, and the project's own rules
     Lint,
+    /// Measure against peers, in alternating runs; figures go to docs/PERFORMANCE.md
+    #[command(after_help = format!("Benches:\n{}", bench::NAMES))]
+    Bench {
+        /// Which bench
+        name: String,
+        #[command(flatten)]
+        args: bench::Args,
+    },
     /// Do what takes longer than a test may; results go to docs/ledger.tsv
     #[command(after_help = format!("Runs:\n{}", long::names()))]
     Long {
@@ -74,6 +83,7 @@ fn main() -> ExitCode {
         Task::Run(args) => run::run(&args.demo),
         Task::Test { quick } => test::run(quick),
         Task::Lint => lint::run(),
+        Task::Bench { name, args } => bench::run(&name, &args),
         Task::Long { name, seeds } => long::run(&name, seeds),
     };
     match result {

@@ -49,8 +49,10 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     demo(&project, &mut tally, kernel.as_deref(), quick)?;
     if quick {
         tally.skip("loom", "left out by --quick");
+        tally.skip("packages of the pure crates", "left out by --quick");
     } else {
         loom::run(&project, &mut tally)?;
+        pack(&project, &mut tally)?;
     }
     fuzz::run(&project, &mut tally, quick)?;
 
@@ -59,6 +61,22 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     }
     println!("\n{}", tally.summary());
     Ok(tally.failed == 0)
+}
+
+/// The pure crates, and the memory that they stand on, build from their packages
+/// alone, as whoever takes them from a registry gets them.
+fn pack(project: &Project, tally: &mut Tally) -> Result<()> {
+    let mut command = cargo();
+    command
+        .args(["package", "--allow-dirty", "-p", "linkspan-mem"])
+        .current_dir(&project.root);
+    for package in &project.packages {
+        if lint::PURE.contains(&package.name.as_str()) {
+            command.args(["-p", &package.name]);
+        }
+    }
+    tally.step("packages of the pure crates", &mut command)?;
+    Ok(())
 }
 
 /// The README's second command, with several numbers of queues.

@@ -204,6 +204,11 @@ fn guest_with_4_queues_reads_and_writes_every_byte() {
 }
 
 #[test]
+fn guest_with_1_packed_queue_reads_and_writes_every_byte() {
+    guest_passes("guest_with_1_packed_queue", 1, true);
+}
+
+#[test]
 fn guest_with_4_packed_queues_reads_and_writes_every_byte() {
     guest_passes("guest_with_4_packed_queues", 4, true);
 }

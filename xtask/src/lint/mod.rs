@@ -13,6 +13,7 @@ mod crates;
 mod mask;
 mod source;
 
+pub(crate) use crates::PURE;
 use mask::Source;
 
 /// Something that breaks a rule.
