@@ -28,7 +28,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ]
         .concat()
     };
-    vec![
+    let mut seeds = vec![
         served("packed_reads", 2, reads(PACKED)),
         served("packed_reads_in_order", 2, reads(PACKED | option::IN_ORDER)),
         served("packed_saved", 2, saved()),
@@ -49,6 +49,16 @@ pub(super) fn seeds() -> Vec<Seed> {
             "indirect table of 24 bytes",
             chain(&[(TABLE, 24, AVAIL | 4, 0)]),
         ),
+    ];
+    seeds.extend(deaths());
+    seeds
+}
+
+/// Devices that die, and what the next one finds.
+fn deaths() -> Vec<Seed> {
+    let served = |name: &str, answers, bytes| seed(name, answers, None, bytes);
+    let broken = |name: &str, error, bytes| seed(name, 0, Some(error), bytes);
+    vec![
         served("packed_died", 2, died(PACKED | option::TRACKED, BASE, &[])),
         served("split_died", 2, died(option::TRACKED, 0, &[])),
         broken(
