@@ -118,7 +118,7 @@ pub(crate) fn run(name: &str, seeds: Option<u64>) -> Result<bool> {
         }
         let started = Instant::now();
         let result = round(long, &mut command)?;
-        let seconds = started.elapsed().as_secs();
+        let seconds = started.elapsed().as_secs_f64();
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -126,7 +126,7 @@ pub(crate) fn run(name: &str, seeds: Option<u64>) -> Result<bool> {
             .with_context(|| format!("cannot write {}", ledger.display()))?;
         writeln!(
             file,
-            "{}\t{commit}\t{name}\t{count}\t{seconds}\t{result}",
+            "{}\t{commit}\t{name}\t{count}\t{seconds:.1}\t{result}",
             today()
         )?;
         if result != OK {
