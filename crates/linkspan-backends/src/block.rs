@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use linkspan_devices::block::{
     Block, BlockOptions, CONFIG_LEN, Geometry, ID_BYTES, Operation, OptionsError, Ranges, Request,
@@ -12,7 +13,7 @@ use linkspan_devices::block::{
 };
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError, Progress,
-    QueueHandler,
+    QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
@@ -26,6 +27,7 @@ pub struct BlockDevice {
     image: Arc<dyn Image>,
     /// Bytes of the disk as drivers know it, for all queues.
     size: Arc<AtomicU64>,
+    limit: Option<Arc<RateLimit>>,
     counters: Vec<Arc<BlockCounters>>,
 }
 
@@ -114,8 +116,18 @@ impl BlockDevice {
             block,
             size: Arc::new(AtomicU64::new(image.len())),
             image,
+            limit: None,
             counters: (0..options.queues).map(|_| Arc::default()).collect(),
         })
+    }
+
+    /// Limits what all queues do together. Each request is one operation, also
+    /// one that is refused; only reads, writes, and zeroes that keep their storage
+    /// have bytes.
+    #[must_use]
+    pub fn with_limit(mut self, limit: RateLimit) -> Self {
+        self.limit = Some(Arc::new(limit));
+        self
     }
 
     /// Takes over the size of an image that somebody enlarged; the size in bytes
@@ -205,6 +217,7 @@ impl Device for BlockDevice {
             slots: Vec::new(),
             free: Vec::new(),
             sliced: VecDeque::new(),
+            limit: self.limit.clone(),
             counters: Arc::clone(&self.counters[usize::from(index)]),
             errors: LogLimit::default(),
         };
@@ -226,8 +239,18 @@ struct BlockQueue {
     free: Vec<u32>,
     /// Requests with ranges left, of which no slice is under way; in turn.
     sliced: VecDeque<u32>,
+    limit: Option<Arc<RateLimit>>,
     counters: Arc<BlockCounters>,
     errors: LogLimit,
+}
+
+/// What a request does, in bytes.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    /// What the budget of a pass has less.
+    work: u64,
+    /// What counts against a limit.
+    data: u64,
 }
 
 struct Slot {
@@ -259,8 +282,8 @@ impl BlockQueue {
         self.free.pop()
     }
 
-    /// Takes one chain; how many bytes it moves, or `None` when there is none.
-    fn take(&mut self, ring: &mut ActiveRing, token: u32) -> Result<Option<u64>, QueueError> {
+    /// Takes one chain; what it moves, or `None` when there is none.
+    fn take(&mut self, ring: &mut ActiveRing, token: u32) -> Result<Option<Moved>, QueueError> {
         let slot = &mut self.slots[token as usize];
         let table = ring.memory.table();
         if !ring.queue.pop(&ring.memory.guest, &mut slot.chain)? {
@@ -291,24 +314,39 @@ impl BlockQueue {
             }
             Operation::Flush => (image::Operation::Flush, 0),
             Operation::Discard | Operation::WriteZeroes { .. } => {
-                let list =
-                    slot.ranges
-                        .read(request.operation, &mut slot.chain, table, &self.geometry);
-                return Ok(Some(match list {
-                    Ok(()) => self.next_slice(ring, token),
-                    Err(status) => {
-                        self.finish(ring, token, status);
-                        0
-                    }
-                }));
+                return Ok(Some(self.take_ranges(ring, token, request.operation)));
             }
             Operation::Answer(status) => {
                 self.finish(ring, token, status);
-                return Ok(Some(0));
+                return Ok(Some(Moved::default()));
             }
         };
         self.image.submit(token, operation, table);
-        Ok(Some(bytes))
+        Ok(Some(Moved {
+            work: bytes,
+            data: bytes,
+        }))
+    }
+
+    /// Reads the list of a chain that was taken, and begins with it.
+    fn take_ranges(&mut self, ring: &mut ActiveRing, token: u32, operation: Operation) -> Moved {
+        let slot = &mut self.slots[token as usize];
+        let table = ring.memory.table();
+        let list = slot
+            .ranges
+            .read(operation, &mut slot.chain, table, &self.geometry);
+        if let Err(status) = list {
+            self.finish(ring, token, status);
+            return Moved::default();
+        }
+        let data = match operation {
+            Operation::WriteZeroes { .. } => slot.ranges.kept_bytes(),
+            _ => 0,
+        };
+        Moved {
+            work: self.next_slice(ring, token),
+            data,
+        }
     }
 
     /// Hands the next slice of a request's ranges to the image, and answers when
@@ -424,13 +462,29 @@ impl QueueHandler for BlockQueue {
             sliced += self.next_slice(ring, token);
             self.reap(ring);
         }
+        // One look at the clock is enough: what comes in during a pass waits.
+        let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
         while chains < budget.chains && bytes < budget.bytes {
             let Some(token) = self.free_slot() else {
                 return Ok(self.rest());
             };
+            if let Some((limit, now)) = &limit
+                && let Err(until) = limit.admit(*now)
+            {
+                self.free.push(token);
+                return Ok(match self.rest() {
+                    Progress::Idle => Progress::Until(until),
+                    other => other,
+                });
+            }
             let taken = self.take(ring, token);
             match taken {
-                Ok(Some(moved)) => bytes += moved,
+                Ok(Some(moved)) => {
+                    bytes += moved.work;
+                    if let Some((limit, now)) = &limit {
+                        limit.charge(moved.data, *now);
+                    }
+                }
                 Ok(None) => {
                     self.free.push(token);
                     return Ok(self.rest());
@@ -456,5 +510,9 @@ impl QueueHandler for BlockQueue {
 
     fn completion_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.image.completion_fd()
+    }
+
+    fn has_completions(&self) -> bool {
+        self.image.has_completion()
     }
 }

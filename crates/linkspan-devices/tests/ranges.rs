@@ -123,6 +123,9 @@ fn every_range_is_read_in_its_order() {
         assert_eq!(all(&mut ranges), want, "pieces of {piece}");
     }
     let list = [entry(3, 1, UNMAP), entry(1, 1, 0)].concat();
+    let mut kept = Ranges::new();
+    read_in(&accepted(), WRITE_ZEROES, &list, 512, &mut kept).unwrap();
+    assert_eq!(kept.kept_bytes(), SECTOR);
     let (operation, ranges) = read(WRITE_ZEROES, &list);
     assert_eq!(operation, Ok(Operation::WriteZeroes { durable: false }));
     assert_eq!(ranges, [bytes(3, 1, true), bytes(1, 1, false)]);

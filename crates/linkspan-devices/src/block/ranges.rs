@@ -121,6 +121,12 @@ impl Ranges {
         Some((slice, self.left.is_empty()))
     }
 
+    /// Bytes that are left of ranges whose storage is kept.
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = self.left.iter().filter(|range| !range.unmap);
+        kept.map(|range| range.len).sum()
+    }
+
     /// Whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.left.is_empty()

@@ -8,7 +8,7 @@ mod verify;
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use linkspan_backends::image::parse_size as bytes;
+pub(crate) use linkspan_backends::image::parse_size as bytes;
 
 use crate::exit::Failure;
 

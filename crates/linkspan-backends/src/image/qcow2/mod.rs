@@ -285,6 +285,10 @@ impl ImageQueue for Qcow2Queue {
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.ends.event.as_fd())
     }
+
+    fn has_completion(&self) -> bool {
+        !lock(&self.ends.done).is_empty()
+    }
 }
 
 impl Request {
