@@ -21,9 +21,11 @@ pub mod reaper;
 mod sigbus;
 pub mod signals;
 pub mod socket;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod uring;
 
 pub use eventfd::{EventFd, PeerEventFd};
 pub use mapping::{Mapping, PeerMemory};
