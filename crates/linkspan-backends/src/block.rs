@@ -143,7 +143,7 @@ impl Device for BlockDevice {
     ) -> Result<Box<dyn QueueHandler>, OpenQueueError> {
         let image = self
             .image
-            .open_queue()
+            .open_queue(self.block.queue_size())
             .map_err(|source| OpenQueueError::System {
                 what: "the image cannot serve another queue",
                 source,
@@ -244,6 +244,31 @@ impl BlockQueue {
         Ok(Some(bytes))
     }
 
+    /// Takes chains until there are no more or the budget is used up.
+    fn take_batch(
+        &mut self,
+        ring: &mut ActiveRing,
+        budget: Budget,
+    ) -> Result<Progress, QueueError> {
+        let (mut chains, mut bytes) = (0, 0);
+        while chains < budget.chains && bytes < budget.bytes {
+            let Some(token) = self.free_slot() else {
+                return Ok(Progress::Idle);
+            };
+            let taken = self.take(ring, token);
+            match taken {
+                Ok(Some(moved)) => bytes += moved,
+                Ok(None) | Err(_) => {
+                    self.free.push(token);
+                    return taken.map(|_| Progress::Idle);
+                }
+            }
+            self.reap(ring);
+            chains += 1;
+        }
+        Ok(Progress::More)
+    }
+
     /// Answers every request that the image is done with.
     fn reap(&mut self, ring: &mut ActiveRing) {
         while let Some(completion) = self.image.completion() {
@@ -297,25 +322,13 @@ impl BlockCounters {
 
 impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
-        let (mut chains, mut bytes) = (0, 0);
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
-        while chains < budget.chains && bytes < budget.bytes {
-            let Some(token) = self.free_slot() else {
-                return Ok(Progress::Idle);
-            };
-            let taken = self.take(ring, token);
-            match taken {
-                Ok(Some(moved)) => bytes += moved,
-                Ok(None) | Err(_) => {
-                    self.free.push(token);
-                    return taken.map(|_| Progress::Idle);
-                }
-            }
-            self.reap(ring);
-            chains += 1;
-        }
-        Ok(Progress::More)
+        let progress = self.take_batch(ring, budget);
+        self.image.launch();
+        // Some of it may be done already.
+        self.reap(ring);
+        progress
     }
 
     fn in_flight(&self) -> usize {

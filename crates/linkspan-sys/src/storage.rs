@@ -15,9 +15,8 @@ const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
 /// # Errors
 /// What `fstatfs(2)` reports.
 pub fn in_memory(file: impl AsFd) -> io::Result<bool> {
-    // The type of the field differs between machines, the number does not.
-    let kind = u64::from_ne_bytes(i64::from(fstatfs(file)?.f_type).to_ne_bytes());
-    Ok(IN_MEMORY.contains(&(kind & u64::from(u32::MAX))))
+    let kind = fstatfs(file)?.f_type.cast_unsigned();
+    Ok(IN_MEMORY.contains(&kind))
 }
 
 /// Whether the file system knows how to read only what is cached
