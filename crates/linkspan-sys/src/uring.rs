@@ -97,6 +97,9 @@ impl Ring {
     /// When `depth` is zero or above 32768.
     pub fn new(file: BorrowedFd<'_>, depth: u32) -> Result<Self, Error> {
         assert!((1..=32768).contains(&depth), "{depth} operations at a time");
+        let lack = |_| io::Error::from(Errno::NOMEM);
+        let slots = fault::try_with_capacity(depth as usize).map_err(lack)?;
+        let free = fault::try_with_capacity(depth as usize).map_err(lack)?;
         acquire(Site::Fd)?;
         let entries = depth.next_power_of_two().min(BATCH);
         let ring = IoUring::builder()
@@ -104,9 +107,24 @@ impl Ring {
             .setup_cqsize(depth.next_power_of_two().max(entries))
             .build(entries)
             .map_err(refused)?;
+        // From here on dropping it lets go of the file.
+        let ring = Self {
+            ring,
+            slots,
+            free,
+            depth,
+            unsubmitted: 0,
+        };
+        ring.bring_up(file)?;
+        Ok(ring)
+    }
+
+    /// Gives the ring its file, takes everything else from it, and enables it.
+    fn bring_up(&self, file: BorrowedFd<'_>) -> Result<(), Error> {
+        let submitter = self.ring.submitter();
         acquire(Site::Alloc)?;
-        let submitter = ring.submitter();
         submitter.register_files(&[file.as_raw_fd()])?;
+        acquire(Site::Alloc)?;
         let fixed = Flags::FIXED_FILE.bits();
         let mut allowed = [
             Restriction::sqe_op(opcode::Read::CODE),
@@ -120,15 +138,7 @@ impl Ring {
         ];
         let restricted = submitter.register_restrictions(&mut allowed);
         restricted.map_err(refused)?;
-        submitter.register_enable_rings()?;
-        let rooms = |_| io::Error::from(Errno::NOMEM);
-        Ok(Self {
-            slots: fault::try_with_capacity(depth as usize).map_err(rooms)?,
-            free: fault::try_with_capacity(depth as usize).map_err(rooms)?,
-            ring,
-            depth,
-            unsubmitted: 0,
-        })
+        Ok(submitter.register_enable_rings()?)
     }
 
     /// Operations that were started and whose completion was not taken.
