@@ -8,16 +8,18 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::ArgGroup;
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
+use linkspan_backends::image::{Image, OpenError, RawImage};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
-use linkspan_sys::{Listener, thread};
+use linkspan_sys::{Listener, thread, uring};
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
+
+mod io;
 
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
@@ -65,6 +67,9 @@ pub struct Args {
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
+
+    #[command(flatten)]
+    io: io::IoArgs,
 
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
@@ -160,7 +165,7 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
             anyhow::anyhow!("--image is missing"),
         ));
     };
-    match RawImage::open(path, args.read_only, LOCK_WAIT) {
+    match RawImage::open(path, &args.io.options(args.read_only)) {
         Ok(image) => Ok(Arc::new(image)),
         Err(OpenError::System { path, source })
             if source.kind() == std::io::ErrorKind::PermissionDenied =>
@@ -169,6 +174,9 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
                 anyhow::Error::new(source).context(format!("cannot open {}", path.display()));
             Err(Failure::new(Status::Missing, error)
                 .hint("give yourself access to the image, or --read-only if reading is enough"))
+        }
+        Err(error @ OpenError::Uring(uring::Error::Refused { .. })) => {
+            Err(Failure::new(Status::Missing, error).hint("--io threads needs no io_uring"))
         }
         Err(error) => Err(anyhow::Error::new(error)
             .context("cannot open the image")

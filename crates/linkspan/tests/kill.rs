@@ -18,9 +18,22 @@ const BYTES_BEFORE_KILL: u64 = 8 << 20;
 
 const WRITERS: &str = "3";
 
+/// A child that does not outlive its test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It has ended already, or a test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 struct Rig {
     folder: TempDir,
-    driver: Child,
+    driver: Guard,
+    /// Options of the back ends.
+    options: &'static [&'static str],
 }
 
 fn linkspan() -> Command {
@@ -29,7 +42,7 @@ fn linkspan() -> Command {
 
 impl Rig {
     /// A verifying load that waits for its first back end.
-    fn new(image_bytes: u64, layout: &[&str]) -> Self {
+    fn new(image_bytes: u64, layout: &[&str], options: &'static [&'static str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         File::create(folder.path().join("disk.img"))
             .unwrap()
@@ -46,28 +59,36 @@ impl Rig {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { folder, driver }
+        Self {
+            folder,
+            driver: Guard(driver),
+            options,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn back_end(&self) -> Child {
+    /// A back end, and an image with nothing to write back.
+    fn back_end(&self) -> Guard {
+        let image = File::open(self.path("disk.img")).unwrap();
+        image.sync_data().unwrap();
         let log = File::options()
             .append(true)
             .create(true)
             .open(self.path("blk.log"))
             .unwrap();
-        linkspan()
+        let back_end = linkspan()
             .args(["blk", "--socket-path"])
             .arg(self.path("socket"))
             .arg("--image")
             .arg(self.path("disk.img"))
+            .args(self.options)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
-            .spawn()
-            .unwrap()
+            .spawn();
+        Guard(back_end.unwrap())
     }
 
     fn logs(&self) -> String {
@@ -80,10 +101,10 @@ impl Rig {
     }
 
     /// Waits until a back end has written much.
-    fn await_load(&mut self, back_end: &Child) {
-        let io = PathBuf::from(format!("/proc/{}/io", back_end.id()));
+    fn await_load(&mut self, back_end: &Guard) {
+        let io = PathBuf::from(format!("/proc/{}/io", back_end.0.id()));
         let loaded = settled(|| {
-            let over = self.driver.try_wait().unwrap();
+            let over = self.driver.0.try_wait().unwrap();
             assert!(over.is_none(), "the load ended: {over:?}\n{}", self.logs());
             written(&io) >= BYTES_BEFORE_KILL
         });
@@ -92,52 +113,65 @@ impl Rig {
 
     /// Ends the load, which then reads everything once more, and gives its report.
     fn finish(mut self) -> serde_json::Value {
-        let pid = Pid::from_raw(i32::try_from(self.driver.id()).unwrap()).unwrap();
+        let pid = Pid::from_raw(i32::try_from(self.driver.0.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
         let mut report = String::new();
-        std::io::Read::read_to_string(self.driver.stdout.as_mut().unwrap(), &mut report).unwrap();
-        let status = self.driver.wait().unwrap();
+        std::io::Read::read_to_string(self.driver.0.stdout.as_mut().unwrap(), &mut report).unwrap();
+        let status = self.driver.0.wait().unwrap();
         assert!(status.success(), "{status}\n{}", self.logs());
         serde_json::from_str(&report).unwrap()
     }
 }
 
-/// Bytes that a process has written, to files and sockets.
+/// Bytes that a process has written: by system calls, and to a file on a disk
+/// that had nothing to write back before.
 fn written(io: &Path) -> u64 {
     let text = fs::read_to_string(io).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("wchar: "));
-    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+    let bytes = |name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|bytes| bytes.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    u64::max(bytes("wchar:"), bytes("write_bytes:"))
 }
 
-fn no_acknowledged_write_is_lost(layout: &[&str]) {
+fn no_acknowledged_write_is_lost(layout: &[&str], options: &'static [&'static str]) {
     let kills: u64 = match std::env::var(KILLS_ENV) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 10,
     };
-    let mut rig = Rig::new(64 << 20, layout);
+    let mut rig = Rig::new(64 << 20, layout, options);
     for _ in 0..kills {
-        let mut back_end = rig.back_end();
+        let back_end = rig.back_end();
         rig.await_load(&back_end);
-        back_end.kill().unwrap();
-        back_end.wait().unwrap();
+        drop(back_end);
     }
-    let mut last = rig.back_end();
+    let last = rig.back_end();
     rig.await_load(&last);
     let report = rig.finish();
     let writes = report["writes"].as_u64().unwrap();
     assert!(writes * 4096 >= kills * BYTES_BEFORE_KILL / 2, "{report}");
     assert!(report["blocks"].as_u64().unwrap() > 16_000, "{report}");
-    last.kill().unwrap();
-    last.wait().unwrap();
+    drop(last);
     println!("{kills} kills, {report}");
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_in_split_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&[]);
+    no_acknowledged_write_is_lost(&[], &[]);
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_in_packed_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&["--packed"]);
+    no_acknowledged_write_is_lost(&["--packed"], &[]);
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_when_threads_do_the_io_and_the_back_end_is_killed() {
+    no_acknowledged_write_is_lost(&[], &["--io", "threads"]);
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_past_the_cache_when_the_back_end_is_killed() {
+    no_acknowledged_write_is_lost(&[], &["--cache", "none"]);
 }

@@ -10,9 +10,9 @@ use linkspan_sys::lock::Conflict;
 use linkspan_sys::uring;
 
 /// How long an image may be in use by another process until that is an error: a
-/// process that was killed a moment ago may have I/O under way, and only when
-/// that has ended are its locks gone.
-pub const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// process that was killed a moment ago may have I/O under way on a slow disk, and
+/// only when that has ended are its locks gone.
+pub const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +123,8 @@ pub enum OpenError {
         block: u32,
     },
     /// `io_uring` was asked for and cannot be had.
-    #[error("{0}; let threads do the I/O")]
-    Uring(uring::Error),
+    #[error(transparent)]
+    Uring(#[from] uring::Error),
     /// A descriptor was refused.
     #[error(transparent)]
     Refused(#[from] Injected),
