@@ -2,9 +2,11 @@
 //! was acknowledged: nothing of that is ever lost or undone.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use linkspan_peers::storage_daemon;
 use linkspan_testkit::census::settled;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -29,11 +31,19 @@ impl Drop for Guard {
     }
 }
 
+/// Whom the load is on.
+#[derive(Clone, Copy)]
+enum BackEnd {
+    /// With these options.
+    Linkspan(&'static [&'static str]),
+    /// It keeps no in-flight region, so what was not answered is asked again.
+    StorageDaemon,
+}
+
 struct Rig {
+    back_end: BackEnd,
     folder: TempDir,
     driver: Guard,
-    /// Options of the back ends.
-    options: &'static [&'static str],
 }
 
 fn linkspan() -> Command {
@@ -42,7 +52,7 @@ fn linkspan() -> Command {
 
 impl Rig {
     /// A verifying load that waits for its first back end.
-    fn new(image_bytes: u64, layout: &[&str], options: &'static [&'static str]) -> Self {
+    fn new(back_end: BackEnd, image_bytes: u64, layout: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         File::create(folder.path().join("disk.img"))
             .unwrap()
@@ -60,9 +70,9 @@ impl Rig {
             .spawn()
             .unwrap();
         Self {
+            back_end,
             folder,
             driver: Guard(driver),
-            options,
         }
     }
 
@@ -79,15 +89,17 @@ impl Rig {
             .create(true)
             .open(self.path("blk.log"))
             .unwrap();
-        let back_end = linkspan()
-            .args(["blk", "--socket-path"])
-            .arg(self.path("socket"))
-            .arg("--image")
-            .arg(self.path("disk.img"))
-            .args(self.options)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn();
+        let (socket, image) = (self.path("socket"), self.path("disk.img"));
+        let mut command = match self.back_end {
+            BackEnd::StorageDaemon => storage_daemon::command(&socket, &image, 4),
+            BackEnd::Linkspan(options) => {
+                let mut command = linkspan();
+                command.args(["blk", "--socket-path"]).arg(socket);
+                command.arg("--image").arg(image).args(options);
+                command
+            }
+        };
+        let back_end = command.stdout(log.try_clone().unwrap()).stderr(log).spawn();
         Guard(back_end.unwrap())
     }
 
@@ -135,12 +147,12 @@ fn written(io: &Path) -> u64 {
     u64::max(bytes("wchar:"), bytes("write_bytes:"))
 }
 
-fn no_acknowledged_write_is_lost(layout: &[&str], options: &'static [&'static str]) {
+fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) {
     let kills: u64 = match std::env::var(KILLS_ENV) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 10,
     };
-    let mut rig = Rig::new(64 << 20, layout, options);
+    let mut rig = Rig::new(back_end, 64 << 20, layout);
     for _ in 0..kills {
         let back_end = rig.back_end();
         rig.await_load(&back_end);
@@ -158,20 +170,32 @@ fn no_acknowledged_write_is_lost(layout: &[&str], options: &'static [&'static st
 
 #[test]
 fn no_acknowledged_write_is_lost_in_split_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&[], &[]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan(&[]), &[]);
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_in_packed_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&["--packed"], &[]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan(&[]), &["--packed"]);
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_when_threads_do_the_io_and_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&[], &["--io", "threads"]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan(&["--io", "threads"]), &[]);
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_past_the_cache_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&[], &["--cache", "none"]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan(&["--cache", "none"]), &[]);
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_when_a_back_end_of_others_is_killed() {
+    if !storage_daemon::is_installed() {
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "SKIP kill: qemu-storage-daemon is not installed"
+        ));
+        return;
+    }
+    no_acknowledged_write_is_lost(BackEnd::StorageDaemon, &[]);
 }

@@ -38,7 +38,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Queue {
-    jobs: VecDeque<(Box<Job>, Arc<Ended>)>,
+    jobs: VecDeque<(Job, Arc<Ended>)>,
     /// Jobs that all ports together may have in the pool.
     limit: usize,
     closing: bool,
@@ -50,10 +50,10 @@ pub(super) struct Port {
     pool: Arc<Pool>,
     depth: usize,
     /// Jobs for the pool, which [`send`](Self::send) hands over at once.
-    batch: Vec<Box<Job>>,
+    batch: Vec<Job>,
     ended: Arc<Ended>,
     /// Jobs taken back. This list and that of `ended` change places.
-    taken: Vec<Box<Job>>,
+    taken: Vec<Job>,
     /// Whether the descriptor is readable for another reason.
     woken: bool,
 }
@@ -61,7 +61,7 @@ pub(super) struct Port {
 /// Jobs that are done, on their way back.
 #[derive(Debug)]
 struct Ended {
-    jobs: Mutex<Vec<Box<Job>>>,
+    jobs: Mutex<Vec<Job>>,
     /// Whether there are any.
     some: AtomicBool,
     /// Signalled when there are some where there were none.
@@ -130,7 +130,7 @@ impl Shared {
     }
 
     /// The oldest job; waits for one. `None` when there will be no more.
-    fn next(&self) -> Option<(Box<Job>, Arc<Ended>)> {
+    fn next(&self) -> Option<(Job, Arc<Ended>)> {
         let mut queue = lock(&self.queue);
         loop {
             if let Some(next) = queue.jobs.pop_front() {
@@ -146,7 +146,7 @@ impl Shared {
 }
 
 impl Ended {
-    fn add(&self, job: Box<Job>) {
+    fn add(&self, job: Job) {
         let mut jobs = lock(&self.jobs);
         jobs.push(job);
         // With the lock held, so that who takes the jobs finds the signal too.
@@ -186,7 +186,7 @@ impl Port {
     }
 
     /// Takes a job for the next batch.
-    pub(super) fn add(&mut self, job: Box<Job>) {
+    pub(super) fn add(&mut self, job: Job) {
         self.batch.push(job);
     }
 
@@ -216,7 +216,7 @@ impl Port {
     /// The next job that was done, if there is one. When there is none, the
     /// descriptor becomes readable with the next.
     #[inline]
-    pub(super) fn take(&mut self) -> Option<Box<Job>> {
+    pub(super) fn take(&mut self) -> Option<Job> {
         if let Some(job) = self.taken.pop() {
             return Some(job);
         }

@@ -27,7 +27,7 @@ pub(super) struct RawQueue {
     port: Port,
     done: VecDeque<Completion>,
     /// Jobs to use again.
-    spare: Vec<Box<Job>>,
+    spare: Vec<Job>,
     /// Whether jobs were begun by looking for completions, and not by who
     /// launches what he submits.
     went_on: bool,
@@ -37,7 +37,7 @@ pub(super) struct RawQueue {
 struct RingJobs {
     ring: Ring,
     /// By the number under which the ring knows them.
-    jobs: Vec<Option<Box<Job>>>,
+    jobs: Vec<Option<Job>>,
     free: Vec<u32>,
     /// Whether the ring has operations that were not submitted.
     waiting: bool,
@@ -105,7 +105,7 @@ impl RawQueue {
     }
 
     /// Gives a job to the ring, or to the threads.
-    fn begin(&mut self, job: Box<Job>) {
+    fn begin(&mut self, job: Job) {
         let job = match &mut self.ring {
             None => Some(job),
             Some(ring) => ring.begin(job, &self.file),
@@ -115,7 +115,7 @@ impl RawQueue {
         }
     }
 
-    fn end(&mut self, mut job: Box<Job>) -> Completion {
+    fn end(&mut self, mut job: Job) -> Completion {
         let completion = Completion {
             token: job.token,
             result: job.end(),
@@ -126,7 +126,7 @@ impl RawQueue {
 
     /// The next job that the ring is done with. Those that it did a part of, it
     /// goes on with.
-    fn next_of_ring(&mut self) -> Option<Box<Job>> {
+    fn next_of_ring(&mut self) -> Option<Job> {
         let ring = self.ring.as_mut()?;
         while let Some((mut job, result)) = ring.next() {
             match go_on(&mut job, result, &self.file) {
@@ -191,7 +191,7 @@ fn failed(job: &Job, error: io::Error, file: &RawFile) -> io::Result<()> {
 
 impl RingJobs {
     /// Takes a job; gives it back when it is not for the ring.
-    fn begin(&mut self, job: Box<Job>, file: &RawFile) -> Option<Box<Job>> {
+    fn begin(&mut self, job: Job, file: &RawFile) -> Option<Job> {
         let number = match self.free.pop() {
             Some(number) => number,
             None => {
@@ -229,7 +229,7 @@ impl RingJobs {
         started.is_ok()
     }
 
-    fn next(&mut self) -> Option<(Box<Job>, io::Result<u32>)> {
+    fn next(&mut self) -> Option<(Job, io::Result<u32>)> {
         let uring::Completion { token, result } = self.ring.completion()?;
         let job = self.jobs[token as usize].take();
         self.free.push(token);
@@ -257,7 +257,7 @@ impl ImageQueue for RawQueue {
         if let Some(result) = self.at_once(work, &transfer, &mut done) {
             return self.done.push_back(Completion { token, result });
         }
-        let mut job = self.spare.pop().unwrap_or_else(|| Box::new(Job::new()));
+        let mut job = self.spare.pop().unwrap_or_else(Job::new);
         if job.take_over(token, work, spans, memory, done) {
             return self.begin(job);
         }
