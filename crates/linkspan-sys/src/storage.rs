@@ -1,7 +1,7 @@
 //! What the file system or device behind an image can do, and giving back or
 //! zeroing a part of it.
 
-use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, fstatfs, statx};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, StatxFlags, fallocate, fstat, fstatfs, statx};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::io::{self, IoSliceMut};
 use std::os::fd::AsFd;
@@ -15,8 +15,10 @@ const IN_MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
 /// # Errors
 /// What `fstatfs(2)` reports.
 pub fn in_memory(file: impl AsFd) -> io::Result<bool> {
-    let kind = fstatfs(file)?.f_type.cast_unsigned();
-    Ok(IN_MEMORY.contains(&kind))
+    let mode = fstat(&file)?.st_mode;
+    let kind = fstatfs(&file)?.f_type.cast_unsigned();
+    // The name of a device is in memory, the device is not.
+    Ok(FileType::from_raw_mode(mode) == FileType::RegularFile && IN_MEMORY.contains(&kind))
 }
 
 /// Whether the file system knows how to read only what is cached
@@ -115,7 +117,10 @@ mod tests {
     fn memory_files_are_told_from_others() {
         let memory = memfd::create("test", 4096, Sealing::Open).unwrap();
         assert!(in_memory(&memory).unwrap());
-        assert!(!in_memory(File::open("/proc/self/maps").unwrap()).unwrap());
+        // Behind names in memory, but elsewhere themselves.
+        for other in ["/proc/self/maps", "/dev/zero"] {
+            assert!(!in_memory(File::open(other).unwrap()).unwrap(), "{other}");
+        }
         // Where they do not know the flag, reads are plain.
         assert!(reads_without_wait(&memory).is_ok());
     }
