@@ -254,6 +254,14 @@ impl Ring {
         })
     }
 
+    /// Whether an operation has ended, without a system call.
+    #[inline]
+    pub fn has_completions(&self) -> bool {
+        // SAFETY: a ring belongs to one thread at a time (it is not `Sync`), and
+        // no other view of its completion queue outlives the method that made it.
+        !unsafe { self.ring.completion_shared() }.is_empty()
+    }
+
     /// Takes a slot, with the slices of a transfer, and holds its memory.
     fn slot(
         &mut self,

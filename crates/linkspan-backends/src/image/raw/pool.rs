@@ -220,7 +220,7 @@ impl Port {
         if let Some(job) = self.taken.pop() {
             return Some(job);
         }
-        if !self.woken && !self.ended.some.load(Ordering::Acquire) {
+        if !self.has_ended() {
             return None;
         }
         let mut jobs = lock(&self.ended.jobs);
@@ -232,6 +232,12 @@ impl Port {
         self.woken = false;
         drop(jobs);
         self.taken.pop()
+    }
+
+    /// Whether there is a reason to look for jobs that were done.
+    #[inline]
+    pub(super) fn has_ended(&self) -> bool {
+        self.woken || self.ended.some.load(Ordering::Acquire)
     }
 
     /// Makes the descriptor readable though no job was done: there is another

@@ -293,6 +293,14 @@ impl ImageQueue for RawQueue {
         None
     }
 
+    #[inline]
+    fn has_completion(&self) -> bool {
+        let ring = self.ring.as_ref();
+        !self.done.is_empty()
+            || ring.is_some_and(|ring| ring.ring.has_completions())
+            || self.port.has_ended()
+    }
+
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(match &self.ring {
             Some(ring) => ring.either.as_fd(),

@@ -8,6 +8,7 @@ use linkspan_mem::{Gpa, GuestMemory, Region, RegionTable, Span, UserVa};
 use linkspan_sys::PeerMemory;
 use linkspan_sys::memfd::{self, Sealing};
 use linkspan_sys::poll::{Direction, wait_for};
+use linkspan_testkit::census::settled;
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
@@ -344,6 +345,22 @@ fn many_operations_are_in_flight_and_each_ends_once() {
             .unwrap();
         round(&mut *queue, false);
         assert_eq!(bytes_at(&memory, &all), content, "{way:?}");
+    });
+}
+
+#[test]
+fn who_looks_without_sleeping_sees_a_completion() {
+    each_way(&[0; 4096], |way, rig| {
+        let memory = memory();
+        let data = spans(&memory, &[(0, 512)]);
+        let mut queue = rig.image.open_queue(1).unwrap();
+        assert!(!queue.has_completion());
+        queue.submit(1, write(0, &data), memory.table());
+        queue.launch();
+        let seen = settled(|| queue.has_completion());
+        assert!(seen, "{way:?}");
+        assert!(queue.completion().unwrap().result.is_ok());
+        assert!(!queue.has_completion());
     });
 }
 
