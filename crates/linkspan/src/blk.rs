@@ -8,7 +8,9 @@ use anyhow::Context;
 use clap::ArgGroup;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use linkspan_backends::block::{BlockDevice, DiskOptions};
-use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
+use linkspan_backends::image::{
+    self, Format, Image, ImageError, ImageOptions, OpenError, Spec, parse_size,
+};
 use linkspan_devices::block::ID_BYTES;
 use linkspan_engine::Device;
 use linkspan_engine::vhost_user::{Event, Server};
@@ -16,11 +18,14 @@ use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
+use linkspan_sys::uring;
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
 use crate::workers::WorkerArgs;
+
+mod io;
 
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
@@ -92,6 +97,9 @@ pub struct Args {
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
+
+    #[command(flatten)]
+    io: io::IoArgs,
 
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
@@ -216,10 +224,9 @@ impl Args {
 
     fn image_options(&self) -> ImageOptions {
         ImageOptions {
-            read_only: self.read_only,
+            file: self.io.options(self.read_only),
             format: self.format,
             allow_backing: self.allow_backing.clone(),
-            ..ImageOptions::default()
         }
     }
 }
@@ -232,18 +239,23 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
         ));
     };
     image::open(spec, &args.image_options()).map_err(|error| {
-        let denied = error.permission_denied().map(Path::to_owned);
-        let status = match denied {
-            Some(_) => Status::Missing,
-            None if error.is_usage() => Status::Usage,
-            None => Status::Failed,
+        let (status, hint) = match &error {
+            _ if error.permission_denied().is_some() => (
+                Status::Missing,
+                Some("give yourself access to the image, or --read-only if reading is enough"),
+            ),
+            ImageError::File(OpenError::Uring(uring::Error::Refused { .. })) => {
+                (Status::Missing, Some("--io threads needs no io_uring"))
+            }
+            _ if error.is_usage() => (Status::Usage, None),
+            _ => (Status::Failed, None),
         };
         let error = anyhow::Error::new(error).context("cannot open the image");
         let failure = Failure::new(status, error);
-        if denied.is_none() {
-            return failure;
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
         }
-        failure.hint("give yourself access to the image, or --read-only if reading is enough")
     })
 }
 

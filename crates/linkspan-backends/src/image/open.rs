@@ -6,35 +6,22 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::qcow2::{self, Qcow2Error, Qcow2Image};
 use super::spec::{Format, Spec};
-use super::{Image, LOCK_WAIT, MemoryImage, NullImage, OpenError, RawImage};
+use super::{Image, MemoryImage, NullImage, OpenError, OpenOptions, RawImage};
 
 /// How an image is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageOptions {
-    /// Whether writes are refused.
-    pub read_only: bool,
+    /// How its file is opened. Only for a raw image may it say who does the I/O,
+    /// what is cached and what is durable.
+    pub file: OpenOptions,
     /// What the bytes of a file mean; raw if nobody said so.
     pub format: Option<Format>,
     /// Folders below which what an image stands on may be; see
     /// [`Qcow2Image::open`].
     pub allow_backing: Vec<PathBuf>,
-    /// How long other users of the image are waited for.
-    pub lock_wait: Duration,
-}
-
-impl Default for ImageOptions {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            format: None,
-            allow_backing: Vec::new(),
-            lock_wait: LOCK_WAIT,
-        }
-    }
 }
 
 /// Why an image could not be opened.
@@ -58,6 +45,9 @@ pub enum ImageError {
     /// A format for what is no file.
     #[error("a format is for files; mem: and null: have none")]
     NoFile,
+    /// Ways of I/O for what has its own.
+    #[error("who does the I/O and what is cached can be said of raw files only")]
+    NotRaw,
     /// Folders for an image that stands on nothing.
     #[error("a raw image stands on no other; folders for backing images are for qcow2")]
     NoBacking,
@@ -66,7 +56,7 @@ pub enum ImageError {
 impl ImageError {
     /// Whether the options contradict each other.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoFile | Self::NoBacking)
+        matches!(self, Self::NoFile | Self::NotRaw | Self::NoBacking)
     }
 
     /// The file that the system did not let us open, if that was it.
@@ -90,15 +80,27 @@ impl ImageError {
 /// # Errors
 /// [`ImageError`]; nothing stays open then.
 pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, ImageError> {
-    let read_only = options.read_only;
+    let OpenOptions {
+        read_only,
+        lock_wait,
+        ..
+    } = options.file;
     let format = options.format.unwrap_or_default();
+    let plain = OpenOptions {
+        read_only,
+        lock_wait,
+        ..OpenOptions::default()
+    };
+    if options.file != plain && !matches!((spec, format), (Spec::File(_), Format::Raw)) {
+        return Err(ImageError::NotRaw);
+    }
     if !options.allow_backing.is_empty() && format != Format::Qcow2 {
         return Err(ImageError::NoBacking);
     }
     match spec {
         Spec::File(path) => match format {
             Format::Raw => {
-                let image = RawImage::open(path, read_only, options.lock_wait)?;
+                let image = RawImage::open(path, &options.file)?;
                 if options.format.is_none() && begins_as_qcow2(path) {
                     tracing::warn!(
                         "{path}: it begins as a qcow2 image does, and is served raw, since formats are \
@@ -110,7 +112,7 @@ pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, Image
             }
             Format::Qcow2 => {
                 let allowed = &options.allow_backing;
-                let image = Qcow2Image::open(path, read_only, options.lock_wait, allowed)?;
+                let image = Qcow2Image::open(path, read_only, lock_wait, allowed)?;
                 Ok(Arc::new(image))
             }
         },

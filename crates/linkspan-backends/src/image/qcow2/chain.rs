@@ -20,7 +20,8 @@ use imago::{FormatAccess, StorageOpenOptions};
 use linkspan_mem::fault::{self, Site};
 use rustix::fs::OFlags;
 
-use super::super::raw::{OpenError, lock_image};
+use super::super::OpenError;
+use super::super::raw::lock_image;
 use super::header::{Header, HeaderError};
 
 /// Images in a chain at most: a chain may be a circle.
