@@ -229,7 +229,7 @@ mod tests {
             let region = Region::heap(1 << 16).unwrap();
             Self {
                 memory: GuestMemory::new(vec![(region, Gpa(0), UserVa(0x1000))]).unwrap(),
-                queue: image.open_queue().unwrap(),
+                queue: image.open_queue(64).unwrap(),
             }
         }
 
