@@ -3,11 +3,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use linkspan_peers::storage_daemon;
-use linkspan_testkit::census::settled;
+use linkspan_testkit::census::{settled, written_by};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -114,11 +114,10 @@ impl Rig {
 
     /// Waits until a back end has written much.
     fn await_load(&mut self, back_end: &Guard) {
-        let io = PathBuf::from(format!("/proc/{}/io", back_end.0.id()));
         let loaded = settled(|| {
             let over = self.driver.0.try_wait().unwrap();
             assert!(over.is_none(), "the load ended: {over:?}\n{}", self.logs());
-            written(&io) >= BYTES_BEFORE_KILL
+            written_by(back_end.0.id()) >= BYTES_BEFORE_KILL
         });
         assert!(loaded, "no load reaches the back end\n{}", self.logs());
     }
@@ -133,18 +132,6 @@ impl Rig {
         assert!(status.success(), "{status}\n{}", self.logs());
         serde_json::from_str(&report).unwrap()
     }
-}
-
-/// Bytes that a process has written: by system calls, and to a file on a disk
-/// that had nothing to write back before.
-fn written(io: &Path) -> u64 {
-    let text = fs::read_to_string(io).unwrap_or_default();
-    let bytes = |name| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|bytes| bytes.trim().parse().ok())
-            .unwrap_or(0)
-    };
-    u64::max(bytes("wchar:"), bytes("write_bytes:"))
 }
 
 fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) {
