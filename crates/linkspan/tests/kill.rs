@@ -3,8 +3,8 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 
 use linkspan_peers::storage_daemon;
 use linkspan_testkit::census::{settled, written_by};
@@ -36,6 +36,8 @@ impl Drop for Guard {
 enum BackEnd {
     /// With these options.
     Linkspan(&'static [&'static str]),
+    /// Linkspan on an image with tables, which are in its memory.
+    Qcow2,
     /// It keeps no in-flight region, so what was not answered is asked again.
     StorageDaemon,
 }
@@ -54,10 +56,11 @@ impl Rig {
     /// A verifying load that waits for its first back end.
     fn new(back_end: BackEnd, image_bytes: u64, layout: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        File::create(folder.path().join("disk.img"))
-            .unwrap()
-            .set_len(image_bytes)
-            .unwrap();
+        let image = folder.path().join("disk.img");
+        match back_end {
+            BackEnd::Qcow2 => drop(qemu_img(&["create", "-q", "-f", "qcow2"], &image, "64M")),
+            _ => File::create(image).unwrap().set_len(image_bytes).unwrap(),
+        }
         let log = File::create(folder.path().join("driver.log")).unwrap();
         let driver = linkspan()
             .args(["driver", "blk", "--connect-limit", "60", "--socket-path"])
@@ -92,7 +95,11 @@ impl Rig {
         let (socket, image) = (self.path("socket"), self.path("disk.img"));
         let mut command = match self.back_end {
             BackEnd::StorageDaemon => storage_daemon::command(&socket, &image, 4),
-            BackEnd::Linkspan(options) => {
+            BackEnd::Linkspan(_) | BackEnd::Qcow2 => {
+                let options = match self.back_end {
+                    BackEnd::Linkspan(options) => options,
+                    _ => &["--format", "qcow2"],
+                };
                 let mut command = linkspan();
                 command.args(["blk", "--socket-path"]).arg(socket);
                 command.arg("--image").arg(image).args(options);
@@ -123,7 +130,7 @@ impl Rig {
     }
 
     /// Ends the load, which then reads everything once more, and gives its report.
-    fn finish(mut self) -> serde_json::Value {
+    fn finish(&mut self) -> serde_json::Value {
         let pid = Pid::from_raw(i32::try_from(self.driver.0.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
         let mut report = String::new();
@@ -134,7 +141,8 @@ impl Rig {
     }
 }
 
-fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) {
+/// What is left at the end is in the folder of the rig.
+fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) -> Rig {
     let kills: u64 = match std::env::var(KILLS_ENV) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 10,
@@ -153,6 +161,30 @@ fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) {
     assert!(report["blocks"].as_u64().unwrap() > 16_000, "{report}");
     drop(last);
     println!("{kills} kills, {report}");
+    rig
+}
+
+fn qemu_img(args: &[&str], image: &Path, last: &str) -> Output {
+    let mut command = Command::new("qemu-img");
+    command.args(args).arg(image).arg(last).output().unwrap()
+}
+
+/// Who is told that it wrote must find it, though the tables that lead to it were in
+/// the memory of a process that was killed.
+#[test]
+fn no_acknowledged_write_is_lost_in_a_qcow2_image_when_the_back_end_is_killed() {
+    if let Err(error) = Command::new("qemu-img").arg("--version").output() {
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "SKIP kill: qemu-img (package qemu-utils): {error}"
+        ));
+        return;
+    }
+    let rig = no_acknowledged_write_is_lost(BackEnd::Qcow2, &[]);
+    let check = ["check", "-f", "qcow2"];
+    let check = qemu_img(&check, &rig.path("disk.img"), "--output=human");
+    // 3 means clusters that nobody uses: those of writes that were under way.
+    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A queue of a device opens an [`ImageQueue`] of its own, hands it operations
 //! on spans of guest memory, and takes completions by token. Data goes between
-//! the image and guest memory directly; there is no buffer between.
+//! the image and guest memory directly wherever the format allows it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,11 +10,19 @@ use std::sync::Arc;
 
 use linkspan_mem::{RegionTable, Span};
 
+mod memory;
+mod open;
 mod options;
+pub mod qcow2;
 mod raw;
+mod spec;
 
+pub use memory::{MemoryImage, NullImage};
+pub use open::{ImageError, ImageOptions, open};
 pub use options::{Durability, Engine, Io, LOCK_WAIT, OpenError, OpenOptions};
+pub use qcow2::Qcow2Image;
 pub use raw::RawImage;
+pub use spec::{Format, FormatError, SizeError, Spec, SpecError, parse_size};
 
 /// A disk image, shared by the queues that serve it.
 pub trait Image: Send + Sync + 'static {
@@ -42,6 +50,12 @@ pub trait Image: Send + Sync + 'static {
     /// The unit in bytes in which the image is best accessed.
     fn block_size(&self) -> u32;
 
+    /// The unit in bytes in which the image gives storage back; a power of two
+    /// from 512 on.
+    fn discard_granularity(&self) -> u32 {
+        4096
+    }
+
     /// A queue for one worker, of at most `depth` operations at a time.
     ///
     /// # Errors
@@ -62,6 +76,12 @@ pub enum ResizeError {
     /// The system would not measure it.
     #[error("the image cannot be measured: {0}")]
     System(#[from] io::Error),
+    /// Its size is part of its format.
+    #[error(
+        "the size of a qcow2 image is in the image, which nobody else can change while it is served; \
+         end this process, `qemu-img resize` it, and start anew"
+    )]
+    Fixed,
     /// It got smaller: a driver that still uses the end of it would lose data.
     #[error(
         "the image got smaller, from {from} to {to} bytes, which a disk in use cannot; enlarge it again or start anew"

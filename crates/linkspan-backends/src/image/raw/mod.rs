@@ -68,7 +68,7 @@ impl RawImage {
             source,
         };
         let file = open_file(path, options)?;
-        lock_image(&file, path, options)?;
+        lock_image(&file, path, options.read_only, options.lock_wait)?;
         // Only now: a user before us may have changed the size.
         let extent = file::extent(&file).map_err(system)?;
         if extent.bytes == 0 {
@@ -166,11 +166,16 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
     Ok(file)
 }
 
-fn lock_image(file: &File, path: &Path, options: &OpenOptions) -> Result<(), OpenError> {
-    let deadline = Instant::now() + options.lock_wait;
+pub(super) fn lock_image(
+    file: &File,
+    path: &Path,
+    read_only: bool,
+    wait: Duration,
+) -> Result<(), OpenError> {
+    let deadline = Instant::now() + wait;
     let mut told = false;
     loop {
-        let conflict = match lock::lock_image(file.as_fd(), options.read_only) {
+        let conflict = match lock::lock_image(file.as_fd(), read_only) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(conflict)) => conflict,
             Err(error) => {
