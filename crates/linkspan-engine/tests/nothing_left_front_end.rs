@@ -22,13 +22,14 @@ use linkspan_vhost::wire::{self, HEADER_BYTES, Header};
 const IMPATIENCE: Duration = Duration::from_millis(500);
 
 /// What each link of these tests asks for, in this order, from the first back end.
-const STEPS: [Request; 15] = [
+const STEPS: [Request; 16] = [
     Request::GetFeatures,
     Request::GetProtocolFeatures,
     Request::GetQueueNum,
     Request::GetMaxMemSlots,
     Request::SetOwner,
     Request::GetConfig,
+    Request::SetBackendReqFd,
     Request::SetFeatures,
     Request::AddMemReg,
     Request::GetInflightFd,
