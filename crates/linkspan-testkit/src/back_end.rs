@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use linkspan_sys::memfd::{self, Sealing};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
@@ -120,7 +120,7 @@ impl BackEnd {
         let deadline = Some(Instant::now() + PATIENCE);
         loop {
             match self.listener.accept() {
-                Ok(stream) => return Caller { stream },
+                Ok(stream) => return Caller::over(stream),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => panic!("no front end can be accepted: {error}"),
             }
@@ -142,11 +142,16 @@ impl Message {
             (Request::SetBackendReqFd, 1)
         );
         let stream = Stream::check(self.fds.remove(0)).expect("a connected socket");
-        Caller { stream }
+        Caller::over(stream)
     }
 }
 
 impl Caller {
+    /// What speaks on this socket.
+    pub fn over(stream: Stream) -> Self {
+        Self { stream }
+    }
+
     /// The next message; `None` when the front end closed the connection.
     ///
     /// # Panics
@@ -242,6 +247,12 @@ impl Caller {
     pub fn say_raw(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
         let deadline = Instant::now() + PATIENCE;
         self.stream.send(bytes, fds, deadline).is_ok()
+    }
+
+    /// Sends bytes if there is room for them so soon. Fewer than a kilobyte go
+    /// whole or not at all.
+    pub fn say_within(&self, bytes: &[u8], limit: Duration) -> bool {
+        self.stream.send(bytes, &[], Instant::now() + limit).is_ok()
     }
 
     /// Waits until the front end closes the connection, without an answer.

@@ -262,7 +262,9 @@ impl FrontendSession {
                     self.reading.clear();
                 }
                 self.reading.extend(bytes);
-                if self.reading.len() == self.config.len() {
+                // It may be half of what it was and half of what it is if it
+                // changed meanwhile, and then it is read again.
+                if self.reading.len() == self.config.len() && !self.stale {
                     self.config.clone_from(&self.reading);
                     if self.runs || self.serving {
                         self.publish();
