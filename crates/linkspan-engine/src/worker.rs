@@ -52,6 +52,9 @@ pub struct Ring {
     /// Whether it was given up because it is broken: it then only finishes what
     /// is in flight. Set by [`retire`](Self::retire).
     pub retired: bool,
+    /// Whether what is in flight moves on in the next pass, without an event; the
+    /// handler said so last.
+    pub moves: bool,
     /// What it has done so far.
     pub counters: Arc<QueueCounters>,
 }
@@ -376,6 +379,7 @@ impl Ring {
             self.active.queue.refresh()?;
         }
         let progress = self.handler.run(&mut self.active, budget);
+        self.moves = matches!(progress, Ok(Progress::More)) && self.handler.in_flight() > 0;
         if let Some(log) = &self.active.log {
             let now = self.active.queue.state().next_used;
             log.used_elements(self.active.queue.size(), used, now);

@@ -146,7 +146,15 @@ fn help_has_an_example_and_the_program_says_its_statuses() {
     let help = run(["blk", "--help"]);
     assert_eq!(help.status.code(), Some(0));
     let help = text(&help.stdout);
-    for part in ["Example", "qemu-system-x86_64", "--socket-path", "--queues"] {
+    for part in [
+        "Example",
+        "qemu-system-x86_64",
+        "--socket-path",
+        "--queues",
+        "mem:SIZE",
+        "null:SIZE",
+        "--format qcow2 --allow-backing",
+    ] {
         assert!(help.contains(part), "{part} is not in:\n{help}");
     }
     let general = text(&run(["--help"]).stdout);

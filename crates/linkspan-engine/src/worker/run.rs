@@ -493,6 +493,7 @@ impl Slot {
         }
         let outcome = match progress {
             _ if self.stopping && self.ring.handler.in_flight() == 0 => Outcome::Quiet,
+            _ if self.ring.moves => Outcome::Works,
             Ok(Progress::More) if !self.stopping => Outcome::Works,
             Ok(Progress::Until(until)) if !self.stopping => Outcome::Waits(until),
             _ if self.takes() => Outcome::Awake,
