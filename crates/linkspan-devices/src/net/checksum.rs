@@ -6,10 +6,10 @@
 pub struct Sum(u64);
 
 impl Sum {
-    /// Adds bytes that begin at an even offset; an odd last one is padded with zero.
+    /// With bytes that begin at an even offset; an odd last one is padded with zero.
     #[inline]
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn with(self, bytes: &[u8]) -> Self {
         let (words, rest) = bytes.as_chunks();
         // 2^32 words fit before the sum wraps, far more than any frame has.
         let sum: u64 = words
@@ -21,11 +21,11 @@ impl Sum {
         Self(self.0 + sum + u64::from(u32::from_ne_bytes(last)))
     }
 
-    /// Adds a number as it stands on the wire.
+    /// With a number as it stands on the wire.
     #[inline]
     #[must_use]
-    pub fn add_u16(self, value: u16) -> Self {
-        self.add(&value.to_be_bytes())
+    pub fn with_u16(self, value: u16) -> Self {
+        self.with(&value.to_be_bytes())
     }
 
     /// The sum as it stands on the wire.

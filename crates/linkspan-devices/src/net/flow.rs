@@ -180,14 +180,13 @@ impl Toeplitz {
             Some(UDP) => 2,
             _ => 0,
         };
-        if transport != 0 && enabled.contains(types[usize::from(transport)]) {
-            if let Some(ports) = ports(head, &packet) {
-                input[len..len + 4].copy_from_slice(ports.as_flattened());
-                return Some(HashReport {
-                    value: self.hash(&input[..len + 4]),
-                    report: first_report + transport,
-                });
-            }
+        let with_ports = transport != 0 && enabled.contains(types[usize::from(transport)]);
+        if with_ports && let Some(ports) = ports(head, &packet) {
+            input[len..len + 4].copy_from_slice(ports.as_flattened());
+            return Some(HashReport {
+                value: self.hash(&input[..len + 4]),
+                report: first_report + transport,
+            });
         }
         enabled.contains(types[0]).then(|| HashReport {
             value: self.hash(&input[..len]),

@@ -98,7 +98,7 @@ impl Responder {
         if frame[30..34] != self.address
             || message.get(..2)? != [8, 0]
             || message.len() < 8
-            || Sum::default().add(message).folded() != [0xFF, 0xFF]
+            || Sum::default().with(message).folded() != [0xFF, 0xFF]
         {
             return None;
         }
@@ -108,7 +108,7 @@ impl Responder {
         reply.copy_from_slice(message);
         reply[0] = 0;
         reply[2..4].fill(0);
-        let checksum = Sum::default().add(reply).checksum();
+        let checksum = Sum::default().with(reply).checksum();
         reply[2..4].copy_from_slice(&checksum);
         let guest = *frame[26..].first_chunk()?;
         self.ipv4(Mac::source(frame), guest, ICMP, out);
@@ -165,7 +165,7 @@ impl Responder {
         header[8..10].copy_from_slice(&[64, protocol]);
         header[12..16].copy_from_slice(&self.address);
         header[16..20].copy_from_slice(&to);
-        let checksum = Sum::default().add(header).checksum();
+        let checksum = Sum::default().with(header).checksum();
         header[10..12].copy_from_slice(&checksum);
     }
 
@@ -177,7 +177,7 @@ impl Responder {
         datagram[4..6].copy_from_slice(&len.to_be_bytes());
         let pseudo = pseudo_header_sum(&self.address, &to, UDP, len);
         datagram[6..8].copy_from_slice(&pseudo);
-        let checksum = Sum::default().add(datagram).transport_checksum();
+        let checksum = Sum::default().with(datagram).transport_checksum();
         datagram[6..8].copy_from_slice(&checksum);
     }
 }

@@ -212,7 +212,7 @@ impl Net {
         };
         let pair = u16::try_from(index / 2).ok()?;
         if pair < pairs {
-            Some(if index % 2 == 0 {
+            Some(if index.is_multiple_of(2) {
                 QueueRole::Receive(pair)
             } else {
                 QueueRole::Transmit(pair)

@@ -3,7 +3,7 @@
 
 use super::checksum::Sum;
 use super::features::Offloads;
-use super::header::{Checksum, Gso, GsoKind, Offload, PartialChecksum};
+use super::header::{Checksum, FRAME_LEN_MIN, Gso, GsoKind, Offload, PartialChecksum};
 use super::packet::{ETHERNET_LEN, ETHERTYPE_VLAN, Network, Packet, TCP, VLAN_LEN, be16};
 use super::segment::{SegmentError, Segmentation};
 
@@ -54,7 +54,7 @@ pub enum PlanError {
 pub fn plan(offload: &Offload, head: &[u8], frame_len: u32, receiver: &Receiver) -> Plan {
     match *offload {
         Offload::Whole(checksum) => {
-            let max = u32::from(receiver.mtu) + ETHERNET_LEN as u32;
+            let max = u32::from(receiver.mtu) + FRAME_LEN_MIN;
             if frame_len > max {
                 let max = max_frame(head, receiver);
                 if frame_len > max {
@@ -136,7 +136,7 @@ pub fn complete_checksum(frame: &mut [u8], partial: PartialChecksum) {
     let Some(bytes) = frame.get(start..) else {
         return;
     };
-    let checksum = Sum::default().add(bytes).transport_checksum();
+    let checksum = Sum::default().with(bytes).transport_checksum();
     if let Some(field) = frame.get_mut(at..at + 2) {
         field.copy_from_slice(&checksum);
     }
@@ -145,8 +145,8 @@ pub fn complete_checksum(frame: &mut [u8], partial: PartialChecksum) {
 /// The field that a checksum is computed from, for a sender that leaves it to
 /// others: the sum of the pseudo header (RFC 9293 3.1, RFC 768, RFC 8200 8.1).
 pub fn pseudo_header_sum(source: &[u8], destination: &[u8], protocol: u8, len: u16) -> [u8; 2] {
-    let sum = Sum::default().add(source).add(destination);
-    sum.add_u16(u16::from(protocol)).add_u16(len).folded()
+    let sum = Sum::default().with(source).with(destination);
+    sum.with_u16(u16::from(protocol)).with_u16(len).folded()
 }
 
 /// Where TCP and UDP have their checksum.

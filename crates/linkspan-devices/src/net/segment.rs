@@ -179,8 +179,8 @@ impl Segmentation {
         // that out again, which in ones' complement is to add its complement.
         let [low, high, ..] = length.to_le_bytes();
         let pseudo = Sum::default()
-            .add(&headers[field..field + 2])
-            .add_u16(!u16::from_le_bytes([low, high]));
+            .with(&headers[field..field + 2])
+            .with_u16(!u16::from_le_bytes([low, high]));
         headers[field..field + 2].fill(0);
         Segments {
             how: *self,
@@ -256,7 +256,7 @@ impl Segments<'_> {
             self.set_u16(at + 10, 0);
             // Options included, but not what lies between headers: there is nothing.
             let header = &self.headers[at..self.how.transport_at];
-            let checksum = Sum::default().add(header).checksum();
+            let checksum = Sum::default().with(header).checksum();
             self.headers[at + 10..at + 12].copy_from_slice(&checksum);
         } else {
             self.set_u16(at + 4, packet - 40);
@@ -290,9 +290,9 @@ impl Segments<'_> {
         let field = at + usize::from(checksum_offset(self.how.protocol));
         self.headers[field..field + 2].fill(0);
         let [low, high, ..] = length.to_le_bytes();
-        let sum = self.pseudo.add_u16(u16::from_le_bytes([low, high]));
+        let sum = self.pseudo.with_u16(u16::from_le_bytes([low, high]));
         // Transport headers have an even number of bytes, so that payload adds on.
-        let sum = sum.add(&self.headers[at..self.how.headers]).add(payload);
+        let sum = sum.with(&self.headers[at..self.how.headers]).with(payload);
         self.headers[field..field + 2].copy_from_slice(&sum.transport_checksum());
     }
 

@@ -1,7 +1,8 @@
 //! A learning switch (IEEE 802.1Q): which port a frame goes to. Time is an input,
 //! memory is fixed, and what a port can do to others is bounded: a port learns so
-//! many stations and floods so many frames a second, and never displaces what
-//! another port has learned.
+//! many stations and floods so many frames a second, and none of another port is
+//! forgotten to make room. A station that is heard of at another port moves there,
+//! unless it was configured.
 
 use alloc::vec::Vec;
 
@@ -63,6 +64,7 @@ pub enum SwitchError {
 
 /// Which VLANs a port has to do with.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "a port has one and keeps it")]
 pub enum PortVlans {
     /// None: tags are carried as they are. Such ports reach each other only.
     Unaware,
@@ -370,7 +372,8 @@ impl Switch {
     fn find(&self, key: u64, now_s: u32) -> Option<u16> {
         let entries = &self.buckets[self.bucket(key)].0;
         let entry = entries.iter().find(|entry| entry.key == key)?;
-        self.is_live(entry, now_s).then_some(entry.port)
+        // Nobody is at address zero, which is what free entries look like.
+        (key != 0 && self.is_live(entry, now_s)).then_some(entry.port)
     }
 
     #[inline]
