@@ -8,12 +8,13 @@ use anyhow::{Result, bail};
 /// Packages for a guest with a disk.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
-/// Packages for all tests: the guest, a disk server that is not ours, and the
-/// compiler for libFuzzer.
+/// Packages for all tests: the guest, a disk server that is not ours, the tools
+/// that make and check images, and the compiler for libFuzzer.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "qemu-system-common",
+    "qemu-utils",
     "g++",
 ];
 
@@ -119,7 +120,9 @@ pub(crate) fn runs(program: &str) -> bool {
 fn is_installed(package: &str) -> bool {
     match package {
         "qemu-system-x86" => runs("qemu-system-x86_64"),
+        // The disk server is in the one or the other, by release.
         "qemu-system-common" => runs("qemu-storage-daemon"),
+        "qemu-utils" => runs("qemu-img"),
         "g++" => runs("c++") || runs("g++"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),

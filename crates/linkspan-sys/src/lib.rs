@@ -11,6 +11,7 @@
 //! [`linkspan_mem::fault::point`] first, so that tests can make each step of a
 //! bring-up fail in turn.
 
+mod anonymous;
 pub mod eventfd;
 pub mod file;
 pub mod lock;
@@ -25,6 +26,7 @@ pub mod socket;
 mod testing;
 pub mod thread;
 
+pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};
 pub use mapping::{Mapping, PeerMemory};
 pub use poll::Epoll;

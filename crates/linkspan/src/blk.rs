@@ -1,23 +1,26 @@
 //! `linkspan blk`: serves a disk image over vhost-user.
 
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ArgGroup;
-use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use linkspan_backends::block::{BlockDevice, DiskOptions};
+use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
+use linkspan_devices::block::ID_BYTES;
+use linkspan_engine::Device;
 use linkspan_engine::vhost_user::{Event, Server};
-use linkspan_engine::{Device, Workers};
+use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
-use linkspan_sys::{Listener, thread};
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
+use crate::limits::LimitArgs;
+use crate::workers::WorkerArgs;
 
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
@@ -30,9 +33,13 @@ use crate::exit::{Failure, Status};
           -chardev socket,id=c,path=/tmp/disk.sock \\\n    \
           -device vhost-user-blk-pci,chardev=c,num-queues=2 …\n\n\
         SIGINT or SIGTERM ends it once all requests in flight are done.\n\
-        SIGHUP makes it look again how large the image is: after\n  \
+        SIGHUP makes it look again how large a raw image is: after\n  \
         truncate -s 2G disk.img; kill -HUP PID\n\
-        the guest has a larger disk. An image that got smaller is left as it was.",
+        the guest has a larger disk. An image that got smaller is left as it was.\n\n\
+        Other images:\n  \
+        linkspan blk --socket-path S --image disk.qcow2 --format qcow2 --allow-backing /srv/base\n  \
+        linkspan blk --socket-path S --image mem:4G\n  \
+        linkspan blk --socket-path S --image null:1T",
     group = ArgGroup::new("where").args(["socket_path", "fd", "print_capabilities"]).required(true)
 )]
 pub struct Args {
@@ -45,14 +52,34 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
 
-    /// The disk: a file or a block device, raw
+    /// The disk: a file or a block device by its path, or by file:PATH if the path
+    /// has a colon; mem:SIZE for memory that is gone at the end; null:SIZE for
+    /// nothing, whose reads leave buffers as they are, or null:SIZE,read-zeroes
     #[arg(
         long,
         visible_alias = "blk-file",
-        value_name = "FILE",
-        required_unless_present = "print_capabilities"
+        value_name = "IMAGE",
+        required_unless_present = "print_capabilities",
+        value_parser = OsStringValueParser::new().try_map(|text| Spec::parse(&text))
     )]
-    image: Option<PathBuf>,
+    image: Option<Spec>,
+
+    /// What the bytes of the file mean: raw or qcow2. Never guessed; raw if not given
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+
+    /// Allow a qcow2 image to stand on files below this folder: its backing images
+    /// and its data file. May be given again
+    #[arg(long, value_name = "DIR")]
+    allow_backing: Vec<PathBuf>,
+
+    /// Bytes of a logical block, 512 to 32768; what the image likes best if not given
+    #[arg(long, value_name = "BYTES", value_parser = block_size)]
+    block_size: Option<u32>,
+
+    /// The serial number that the guest sees, at most 20 bytes
+    #[arg(long, value_name = "TEXT", default_value = "linkspan", value_parser = serial)]
+    serial: Serial,
 
     /// The most queues that a driver may use
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -74,6 +101,12 @@ pub struct Args {
     /// Print what happens to the link on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    workers: WorkerArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 fn queue_size(text: &str) -> Result<u16, String> {
@@ -81,6 +114,25 @@ fn queue_size(text: &str) -> Result<u16, String> {
         Ok(size) if size >= 2 && size.is_power_of_two() => Ok(size),
         _ => Err("a power of two from 2 to 32768".into()),
     }
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match parse_size(text).map(u32::try_from) {
+        Ok(Ok(size)) if (512..=32768).contains(&size) && size.is_power_of_two() => Ok(size),
+        _ => Err("a power of two from 512 to 32768".into()),
+    }
+}
+
+type Serial = [u8; ID_BYTES];
+
+fn serial(text: &str) -> Result<Serial, String> {
+    let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if text.len() > ID_BYTES || !printable {
+        return Err(format!("at most {ID_BYTES} characters of ASCII"));
+    }
+    let mut serial = [0; ID_BYTES];
+    serial[..text.len()].copy_from_slice(text.as_bytes());
+    Ok(serial)
 }
 
 /// What management software reads (docs/interop/vhost-user.json of QEMU).
@@ -105,15 +157,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
         .context("cannot watch for signals")?;
+    let workers = args.workers.start(args.queues)?;
     let image = open_image(args)?;
     let listener = listen(args)?;
-    let device = Arc::new(
-        BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size)
-            .context("the image makes no block device")?,
-    );
-    let workers = Arc::new(
-        Workers::new(worker_count(args.queues)).context("cannot start the worker threads")?,
-    );
+    let device = BlockDevice::with_options(Arc::clone(&image), &args.disk_options())
+        .context("the image makes no block device")?;
+    let device = Arc::new(match args.limits.limit() {
+        Some(limit) => device.with_limit(limit),
+        None => device,
+    });
     let server = Server::start(
         listener,
         Arc::clone(&device) as Arc<dyn Device>,
@@ -153,27 +205,46 @@ fn resize(device: &BlockDevice, server: &Server) {
     }
 }
 
+impl Args {
+    fn disk_options(&self) -> DiskOptions {
+        DiskOptions {
+            block_size: self.block_size,
+            serial: self.serial,
+            ..DiskOptions::new(self.queues, self.queue_size)
+        }
+    }
+
+    fn image_options(&self) -> ImageOptions {
+        ImageOptions {
+            read_only: self.read_only,
+            format: self.format,
+            allow_backing: self.allow_backing.clone(),
+            ..ImageOptions::default()
+        }
+    }
+}
+
 fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
-    let Some(path) = &args.image else {
+    let Some(spec) = &args.image else {
         return Err(Failure::new(
             Status::Usage,
             anyhow::anyhow!("--image is missing"),
         ));
     };
-    match RawImage::open(path, args.read_only, LOCK_WAIT) {
-        Ok(image) => Ok(Arc::new(image)),
-        Err(OpenError::System { path, source })
-            if source.kind() == std::io::ErrorKind::PermissionDenied =>
-        {
-            let error =
-                anyhow::Error::new(source).context(format!("cannot open {}", path.display()));
-            Err(Failure::new(Status::Missing, error)
-                .hint("give yourself access to the image, or --read-only if reading is enough"))
+    image::open(spec, &args.image_options()).map_err(|error| {
+        let denied = error.permission_denied().map(Path::to_owned);
+        let status = match denied {
+            Some(_) => Status::Missing,
+            None if error.is_usage() => Status::Usage,
+            None => Status::Failed,
+        };
+        let error = anyhow::Error::new(error).context("cannot open the image");
+        let failure = Failure::new(status, error);
+        if denied.is_none() {
+            return failure;
         }
-        Err(error) => Err(anyhow::Error::new(error)
-            .context("cannot open the image")
-            .into()),
-    }
+        failure.hint("give yourself access to the image, or --read-only if reading is enough")
+    })
 }
 
 fn listen(args: &Args) -> Result<Inherited, Failure> {
@@ -184,12 +255,6 @@ fn listen(args: &Args) -> Result<Inherited, Failure> {
     let listener =
         Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     Ok(Inherited::Listener(listener))
-}
-
-/// As many workers as can have a queue and a processor of their own.
-fn worker_count(queues: u16) -> usize {
-    let cpus: NonZeroUsize = thread::available_cpus();
-    cpus.get().min(usize::from(queues))
 }
 
 /// Says what happens to the link, to people or to programs.

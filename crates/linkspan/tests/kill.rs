@@ -2,9 +2,11 @@
 //! was acknowledged: nothing of that is ever lost or undone.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
+use linkspan_peers::storage_daemon;
 use linkspan_testkit::census::settled;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -18,7 +20,18 @@ const BYTES_BEFORE_KILL: u64 = 8 << 20;
 
 const WRITERS: &str = "3";
 
+/// Whom the load is on.
+#[derive(Clone, Copy)]
+enum BackEnd {
+    Linkspan,
+    /// Linkspan on an image with tables, which are in its memory.
+    Qcow2,
+    /// It keeps no in-flight region, so what was not answered is asked again.
+    StorageDaemon,
+}
+
 struct Rig {
+    back_end: BackEnd,
     folder: TempDir,
     driver: Child,
 }
@@ -29,12 +42,13 @@ fn linkspan() -> Command {
 
 impl Rig {
     /// A verifying load that waits for its first back end.
-    fn new(image_bytes: u64, layout: &[&str]) -> Self {
+    fn new(back_end: BackEnd, image_bytes: u64, layout: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        File::create(folder.path().join("disk.img"))
-            .unwrap()
-            .set_len(image_bytes)
-            .unwrap();
+        let image = folder.path().join("disk.img");
+        match back_end {
+            BackEnd::Qcow2 => drop(qemu_img(&["create", "-q", "-f", "qcow2"], &image, "64M")),
+            _ => File::create(image).unwrap().set_len(image_bytes).unwrap(),
+        }
         let log = File::create(folder.path().join("driver.log")).unwrap();
         let driver = linkspan()
             .args(["driver", "blk", "--connect-limit", "60", "--socket-path"])
@@ -46,7 +60,11 @@ impl Rig {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { folder, driver }
+        Self {
+            back_end,
+            folder,
+            driver,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -59,11 +77,20 @@ impl Rig {
             .create(true)
             .open(self.path("blk.log"))
             .unwrap();
-        linkspan()
-            .args(["blk", "--socket-path"])
-            .arg(self.path("socket"))
-            .arg("--image")
-            .arg(self.path("disk.img"))
+        let (socket, image) = (self.path("socket"), self.path("disk.img"));
+        let mut command = match self.back_end {
+            BackEnd::StorageDaemon => storage_daemon::command(&socket, &image, 4),
+            BackEnd::Linkspan | BackEnd::Qcow2 => {
+                let mut command = linkspan();
+                command.args(["blk", "--socket-path"]).arg(socket);
+                command.arg("--image").arg(image);
+                if let BackEnd::Qcow2 = self.back_end {
+                    command.args(["--format", "qcow2"]);
+                }
+                command
+            }
+        };
+        command
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -91,7 +118,7 @@ impl Rig {
     }
 
     /// Ends the load, which then reads everything once more, and gives its report.
-    fn finish(mut self) -> serde_json::Value {
+    fn finish(&mut self) -> serde_json::Value {
         let pid = Pid::from_raw(i32::try_from(self.driver.id()).unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
         let mut report = String::new();
@@ -109,12 +136,13 @@ fn written(io: &Path) -> u64 {
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
-fn no_acknowledged_write_is_lost(layout: &[&str]) {
+/// What is left at the end is in the folder of the rig.
+fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) -> Rig {
     let kills: u64 = match std::env::var(KILLS_ENV) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 10,
     };
-    let mut rig = Rig::new(64 << 20, layout);
+    let mut rig = Rig::new(back_end, 64 << 20, layout);
     for _ in 0..kills {
         let mut back_end = rig.back_end();
         rig.await_load(&back_end);
@@ -130,14 +158,50 @@ fn no_acknowledged_write_is_lost(layout: &[&str]) {
     last.kill().unwrap();
     last.wait().unwrap();
     println!("{kills} kills, {report}");
+    rig
+}
+
+fn qemu_img(args: &[&str], image: &Path, last: &str) -> Output {
+    let mut command = Command::new("qemu-img");
+    command.args(args).arg(image).arg(last).output().unwrap()
+}
+
+/// Who is told that it wrote must find it, though the tables that lead to it were in
+/// the memory of a process that was killed.
+#[test]
+fn no_acknowledged_write_is_lost_in_a_qcow2_image_when_the_back_end_is_killed() {
+    if let Err(error) = Command::new("qemu-img").arg("--version").output() {
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "SKIP kill: qemu-img (package qemu-utils): {error}"
+        ));
+        return;
+    }
+    let rig = no_acknowledged_write_is_lost(BackEnd::Qcow2, &[]);
+    let check = ["check", "-f", "qcow2"];
+    let check = qemu_img(&check, &rig.path("disk.img"), "--output=human");
+    // 3 means clusters that nobody uses: those of writes that were under way.
+    assert!(matches!(check.status.code(), Some(0 | 3)), "{check:?}");
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_in_split_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&[]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan, &[]);
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_in_packed_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&["--packed"]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan, &["--packed"]);
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_when_a_back_end_of_others_is_killed() {
+    if !storage_daemon::is_installed() {
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "SKIP kill: qemu-storage-daemon is not installed"
+        ));
+        return;
+    }
+    no_acknowledged_write_is_lost(BackEnd::StorageDaemon, &[]);
 }

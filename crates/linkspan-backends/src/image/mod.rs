@@ -2,7 +2,7 @@
 //!
 //! A queue of a device opens an [`ImageQueue`] of its own, hands it operations
 //! on spans of guest memory, and takes completions by token. Data goes between
-//! the image and guest memory directly; there is no buffer between.
+//! the image and guest memory directly wherever the format allows it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,9 +10,17 @@ use std::sync::Arc;
 
 use linkspan_mem::{RegionTable, Span};
 
+mod memory;
+mod open;
+pub mod qcow2;
 mod raw;
+mod spec;
 
+pub use memory::{MemoryImage, NullImage};
+pub use open::{ImageError, ImageOptions, open};
+pub use qcow2::Qcow2Image;
 pub use raw::{LOCK_WAIT, OpenError, RawImage};
+pub use spec::{Format, FormatError, SizeError, Spec, SpecError, parse_size};
 
 /// A disk image, shared by the queues that serve it.
 pub trait Image: Send + Sync + 'static {
@@ -40,6 +48,12 @@ pub trait Image: Send + Sync + 'static {
     /// The unit in bytes in which the image is best accessed.
     fn block_size(&self) -> u32;
 
+    /// The unit in bytes in which the image gives storage back; a power of two
+    /// from 512 on.
+    fn discard_granularity(&self) -> u32 {
+        4096
+    }
+
     /// A queue of operations for one worker.
     ///
     /// # Errors
@@ -60,6 +74,12 @@ pub enum ResizeError {
     /// The system would not measure it.
     #[error("the image cannot be measured: {0}")]
     System(#[from] io::Error),
+    /// Its size is part of its format.
+    #[error(
+        "the size of a qcow2 image is in the image, which nobody else can change while it is served; \
+         end this process, `qemu-img resize` it, and start anew"
+    )]
+    Fixed,
     /// It got smaller: a driver that still uses the end of it would lose data.
     #[error(
         "the image got smaller, from {from} to {to} bytes, which a disk in use cannot; enlarge it again or start anew"
@@ -85,6 +105,12 @@ pub trait ImageQueue: Send {
     /// [`completion`](Self::completion) last gave `None`. A queue that completes
     /// within `submit` has none.
     fn completion_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether a completion is there, as far as that can be seen without a system
+    /// call: asked often by a worker that looks for work instead of sleeping.
+    fn has_completion(&self) -> bool {
+        false
+    }
 }
 
 /// What to do to an image. Offsets and sizes are in bytes, inside the image, and
@@ -110,6 +136,24 @@ pub enum Operation<'a> {
     },
     /// Makes durable what was completed before.
     Flush,
+    /// May forget these bytes; they read as anything or zeroes.
+    Discard {
+        /// First byte in the image.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Makes these bytes zero.
+    WriteZeroes {
+        /// First byte in the image.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// Whether their storage may be given back.
+        unmap: bool,
+        /// As for a write.
+        durable: bool,
+    },
 }
 
 /// The end of an operation.

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use linkspan_mem::fault::{self, Injected, Site};
 use linkspan_mem::{RegionTable, Span};
 use linkspan_sys::file;
 use linkspan_sys::lock::{self, Conflict};
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{Completion, Image, ImageQueue, Operation, ResizeError};
 
@@ -133,7 +134,12 @@ impl RawImage {
     }
 }
 
-fn lock_image(file: &File, path: &Path, read_only: bool, wait: Duration) -> Result<(), OpenError> {
+pub(super) fn lock_image(
+    file: &File,
+    path: &Path,
+    read_only: bool,
+    wait: Duration,
+) -> Result<(), OpenError> {
     let deadline = Instant::now() + wait;
     let mut told = false;
     loop {
@@ -247,7 +253,9 @@ impl Shared {
     fn carry_out(&self, operation: Operation<'_>, memory: &RegionTable) -> io::Result<()> {
         match operation {
             Operation::Read { offset, data } => self.read(offset, data, memory),
-            Operation::Write { .. } if self.read_only => {
+            Operation::Write { .. } | Operation::Discard { .. } | Operation::WriteZeroes { .. }
+                if self.read_only =>
+            {
                 Err(io::ErrorKind::ReadOnlyFilesystem.into())
             }
             Operation::Write {
@@ -259,7 +267,48 @@ impl Shared {
                 if durable { self.sync() } else { Ok(()) }
             }
             Operation::Flush => self.sync(),
+            Operation::Discard { offset, len } => {
+                match self.allocate(FallocateFlags::PUNCH_HOLE, offset, len) {
+                    // A file system without holes keeps the bytes, which is allowed.
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+                    done => done,
+                }
+            }
+            Operation::WriteZeroes {
+                offset,
+                len,
+                unmap,
+                durable,
+            } => {
+                self.write_zeroes(offset, len, unmap)?;
+                if durable { self.sync() } else { Ok(()) }
+            }
         }
+    }
+
+    fn allocate(&self, how: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+        let how = how | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(&self.file, how, offset, len)?)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let how = if unmap {
+            FallocateFlags::PUNCH_HOLE
+        } else {
+            FallocateFlags::ZERO_RANGE
+        };
+        match self.allocate(how, offset, len) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            done => return done,
+        }
+        let zeroes = [0; 1 << 16];
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let part = usize::try_from(end - at).map_or(zeroes.len(), |n| n.min(zeroes.len()));
+            self.file.write_all_at(&zeroes[..part], at)?;
+            at += part as u64;
+        }
+        Ok(())
     }
 }
 

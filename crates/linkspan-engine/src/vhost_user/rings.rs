@@ -95,6 +95,7 @@ impl BackendSession {
             err: slot.err.clone(),
             enabled: setup.enabled,
             retired: false,
+            moves: false,
             counters: Arc::clone(&slot.counters),
         });
         let key = self.workers.start(ring, self.sink.clone());
