@@ -156,7 +156,7 @@ impl RegionTable {
                 let Some(piece) = rest.take().or_else(|| sources.next()) else {
                     return short(left);
                 };
-                let done = piece.part(0, left).copy_to(&target);
+                let done = piece.part(0, left).copy_to(target);
                 left -= done;
                 target = target.part(done, usize::MAX);
                 rest = Some(piece.part(done, usize::MAX)).filter(|rest| !rest.is_empty());
