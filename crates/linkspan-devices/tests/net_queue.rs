@@ -75,7 +75,7 @@ impl Rig {
 
     fn clear(&self) {
         let region = &self.memory.table().regions()[0];
-        region.slice(0, SLOTS).unwrap().write(&[0; SLOTS as usize]);
+        region.slice(0, SLOTS).unwrap().write(&[0; 0x4000]);
     }
 }
 
@@ -716,7 +716,7 @@ proptest! {
             while transmit.pop(rig.space(), &mut chain).unwrap() {
                 let layout = HeaderLayout::of(features);
                 let taken = take_transmit(&mut chain, table, layout, &mut head).unwrap();
-                prop_assert_eq!(taken.len as usize, delivered[index].1.len());
+                prop_assert_eq!(taken.len, delivered[index].1.len() as u64);
                 let frame = Frame::transmitted(&head, &chain, table);
                 match receive.fill(&taken.header, &frame) {
                     Filled::Delivered { .. } => index += 1,
