@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use linkspan_devices::net::control::{Command, Control, MacList};
-use linkspan_devices::net::driver::{ReceiveDriver, Slots, TransmitDriver, WANTED};
+use linkspan_devices::net::driver::{ReceiveDriver, Received, Slots, TransmitDriver, WANTED};
 use linkspan_devices::net::features::Offloads;
 use linkspan_devices::net::header::{HEADER_LEN_MAX, Header, HeaderLayout, Offload};
 use linkspan_devices::net::offload::{Receiver, plan};
@@ -277,84 +277,113 @@ impl Way {
             TransmitDriver::new(from.driver(features), features, from.slots()).expect("a driver");
         let mut receiver =
             ReceiveDriver::new(to.driver(features), features, to.slots()).expect("a driver");
+        receiver.post().expect("posted");
+        receiver.queue().publish().expect("published");
         let (mut source, mut target) = (from.device(features), to.device(features));
         let mut delivery = ReceiveQueue::new(features, 8).expect("memory");
         let mut switch = switch();
-        let mut taken: Vec<(Chain, FrameHead, Offload)> = (0..BATCH)
-            .map(|_| {
-                let chain = Chain::new(8).expect("a chain");
-                (chain, FrameHead::default(), Offload::NONE)
-            })
-            .collect();
+        let mut taken: Vec<Taken> = (0..BATCH).map(|_| Taken::new()).collect();
         let frames: Vec<[u8; 64]> = (100..100 + BATCH)
             .map(|station| frame(station, 7))
             .collect();
-        let layout = HeaderLayout::of(features);
-        let offloads = Offloads::to_device(features);
-        let other = Receiver {
-            offloads: Offloads::to_driver(features),
-            mtu: 1500,
-        };
-        let (table, space) = (from.memory.table(), &from.memory.guest);
         let mut times = [0_u128; 5];
         for _ in 0..BATCHES {
             let start = Instant::now();
             for frame in &frames {
                 let frame = Frame::private(frame);
-                assert!(sender.send(table, &Offload::NONE, &frame).expect("sent"));
+                let sent = sender.send(from.memory.table(), &Offload::NONE, &frame);
+                assert!(sent.expect("sent"));
             }
             sender.queue().publish().expect("published");
             let sent = Instant::now();
-            source.refresh().expect("a sound ring");
-            for (chain, head, offload) in &mut taken {
-                assert!(source.pop(space, chain).expect("a sound chain"));
-                let frame = take_transmit(chain, table, layout, head).expect("a header");
-                *offload = frame.header.check(frame.len, offloads).expect("a header");
-            }
+            self.take(&mut source, &mut taken);
             let took = Instant::now();
-            for (chain, head, offload) in &mut taken {
-                let decided = switch.forward(1, head.bytes(), 0);
-                assert!(
-                    matches!(decided, Forward::One { port: 7, .. }),
-                    "{decided:?}"
-                );
-                let len = u32::try_from(chain.readable_len()).unwrap_or(u32::MAX);
-                black_box(plan(offload, head.bytes(), len, &other));
-            }
+            self.decide(&mut switch, &taken);
             let decided = Instant::now();
-            target.refresh().expect("a sound ring");
-            for (chain, head, offload) in &taken {
-                let (header, frame) = (Header::of(offload), Frame::transmitted(head, chain, table));
-                let filled = delivery
-                    .fill(&mut target, &to.memory.guest, &header, &frame, |_| {})
-                    .expect("a sound ring");
-                // The first batch finds no buffers.
-                black_box(matches!(filled, Filled::Delivered { .. }));
-                source.push(chain, 0).expect("pushed");
+            self.fill(&mut target, &mut delivery, &taken);
+            for taken in &taken {
+                source.push(&taken.chain, 0).expect("pushed");
             }
-            target.publish().expect("published");
             source.publish().expect("published");
             let filled = Instant::now();
-            receiver
-                .receive(to.memory.table(), u32::MAX, |received| {
-                    black_box(received.frame.head);
-                })
-                .expect("a sound ring");
+            let look = |received: Received<'_>| {
+                black_box(received.frame.head);
+            };
+            let batch = receiver.receive(to.memory.table(), u32::MAX, look);
+            assert_eq!(batch.expect("a sound ring").frames, u32::from(BATCH));
             receiver.post().expect("posted");
             receiver.queue().publish().expect("published");
             sender.reclaim().expect("a sound ring");
             let received = Instant::now();
-            let steps = [
-                (start, sent),
-                (sent, took),
-                (took, decided),
-                (decided, filled),
-                (filled, received),
-            ];
-            for (total, (from, to)) in times.iter_mut().zip(steps) {
-                *total += to.duration_since(from).as_nanos();
+            let ends = [start, sent, took, decided, filled, received];
+            for (total, ends) in times.iter_mut().zip(ends.windows(2)) {
+                *total += ends[1].duration_since(ends[0]).as_nanos();
             }
         }
         times.map(|time| per(time, BATCHES * u32::from(BATCH)))
+    }
+
+    fn take(&self, source: &mut DeviceQueue<Window>, taken: &mut [Taken]) {
+        let layout = HeaderLayout::of(self.features);
+        let offloads = Offloads::to_device(self.features);
+        let memory = &self.transmit.memory;
+        source.refresh().expect("a sound ring");
+        for Taken {
+            chain,
+            head,
+            offload,
+        } in taken
+        {
+            assert!(source.pop(&memory.guest, chain).expect("a sound chain"));
+            let frame = take_transmit(chain, memory.table(), layout, head).expect("a header");
+            *offload = frame
+                .header
+                .check(frame.len, offloads)
+                .expect("a sound header");
+        }
+    }
+
+    fn decide(&self, switch: &mut Switch, taken: &[Taken]) {
+        let receiver = Receiver {
+            offloads: Offloads::to_driver(self.features),
+            mtu: 1500,
+        };
+        for taken in taken {
+            let head = taken.head.bytes();
+            let forward = switch.forward(1, head, 0);
+            assert!(matches!(forward, Forward::One { port: 7, .. }));
+            let len = u32::try_from(taken.chain.readable_len()).unwrap_or(u32::MAX);
+            black_box(plan(&taken.offload, head, len, &receiver));
+        }
+    }
+
+    fn fill(&self, target: &mut DeviceQueue<Window>, delivery: &mut ReceiveQueue, taken: &[Taken]) {
+        let (table, space) = (self.transmit.memory.table(), &self.receive.memory.guest);
+        target.refresh().expect("a sound ring");
+        for taken in taken {
+            let header = Header::of(&taken.offload);
+            let frame = Frame::transmitted(&taken.head, &taken.chain, table);
+            let filled = delivery.fill(target, space, &header, &frame, |_| {});
+            let one = Filled::Delivered { buffers: 1 };
+            assert_eq!(filled.expect("a sound ring"), one);
+        }
+        target.publish().expect("published");
+    }
+}
+
+/// A frame that was taken out of its queue.
+struct Taken {
+    chain: Chain,
+    head: FrameHead,
+    offload: Offload,
+}
+
+impl Taken {
+    fn new() -> Self {
+        Self {
+            chain: Chain::new(8).expect("a chain"),
+            head: FrameHead::default(),
+            offload: Offload::NONE,
+        }
     }
 }
