@@ -204,7 +204,7 @@ impl Device for BlockDevice {
     ) -> Result<Box<dyn QueueHandler>, OpenQueueError> {
         let image = self
             .image
-            .open_queue()
+            .open_queue(self.block.queue_size())
             .map_err(|source| OpenQueueError::System {
                 what: "the image cannot serve another queue",
                 source,
@@ -373,6 +373,62 @@ impl BlockQueue {
         len
     }
 
+    /// Hands over slices that are due, and takes chains, until there are no more or
+    /// the budget is used up.
+    fn take_batch(
+        &mut self,
+        ring: &mut ActiveRing,
+        budget: Budget,
+    ) -> Result<Progress, QueueError> {
+        let (mut chains, mut bytes) = (0, 0);
+        // Slices have a budget of their own, or they would keep out new requests.
+        let mut sliced = 0;
+        while sliced < budget.bytes
+            && let Some(token) = self.sliced.pop_front()
+        {
+            sliced += self.next_slice(ring, token);
+            self.reap(ring);
+        }
+        // One look at the clock is enough: what comes in during a pass waits.
+        let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
+        while chains < budget.chains && bytes < budget.bytes {
+            let Some(token) = self.free_slot() else {
+                return Ok(Progress::Idle);
+            };
+            if let Some((limit, now)) = &limit
+                && let Err(until) = limit.admit(*now)
+            {
+                self.free.push(token);
+                return Ok(Progress::Until(until));
+            }
+            let taken = self.take(ring, token);
+            match taken {
+                Ok(Some(moved)) => {
+                    bytes += moved.work;
+                    if let Some((limit, now)) = &limit {
+                        limit.charge(moved.data, *now);
+                    }
+                }
+                Ok(None) => {
+                    self.free.push(token);
+                    return Ok(Progress::Idle);
+                }
+                Err(error) => {
+                    self.free.push(token);
+                    self.give_up_slices(ring);
+                    return Err(error);
+                }
+            }
+            self.reap(ring);
+            chains += 1;
+        }
+        Ok(if budget.chains == 0 {
+            Progress::Idle
+        } else {
+            Progress::More
+        })
+    }
+
     /// Answers every request that the image is done with.
     fn reap(&mut self, ring: &mut ActiveRing) {
         while let Some(completion) = self.image.completion() {
@@ -451,57 +507,16 @@ impl BlockCounters {
 
 impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
-        let (mut chains, mut bytes) = (0, 0);
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
-        // Slices have a budget of their own, or they would keep out new requests.
-        let mut sliced = 0;
-        while sliced < budget.bytes
-            && let Some(token) = self.sliced.pop_front()
-        {
-            sliced += self.next_slice(ring, token);
-            self.reap(ring);
-        }
-        // One look at the clock is enough: what comes in during a pass waits.
-        let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
-        while chains < budget.chains && bytes < budget.bytes {
-            let Some(token) = self.free_slot() else {
-                return Ok(self.rest());
-            };
-            if let Some((limit, now)) = &limit
-                && let Err(until) = limit.admit(*now)
-            {
-                self.free.push(token);
-                return Ok(match self.rest() {
-                    Progress::Idle => Progress::Until(until),
-                    other => other,
-                });
-            }
-            let taken = self.take(ring, token);
-            match taken {
-                Ok(Some(moved)) => {
-                    bytes += moved.work;
-                    if let Some((limit, now)) = &limit {
-                        limit.charge(moved.data, *now);
-                    }
-                }
-                Ok(None) => {
-                    self.free.push(token);
-                    return Ok(self.rest());
-                }
-                Err(error) => {
-                    self.free.push(token);
-                    self.give_up_slices(ring);
-                    return Err(error);
-                }
-            }
-            self.reap(ring);
-            chains += 1;
-        }
-        if budget.chains == 0 {
-            return Ok(self.rest());
-        }
-        Ok(Progress::More)
+        let progress = self.take_batch(ring, budget);
+        self.image.launch();
+        // Some of it may be done already.
+        self.reap(ring);
+        Ok(match (progress?, self.rest()) {
+            (progress, Progress::Idle) => progress,
+            (_, slices) => slices,
+        })
     }
 
     fn in_flight(&self) -> usize {

@@ -34,7 +34,7 @@ impl Image for Half {
         512
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(HalfQueue(Arc::clone(&self.0), VecDeque::new())))
     }
 

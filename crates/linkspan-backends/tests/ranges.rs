@@ -7,11 +7,10 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{
-    Completion, Image, ImageQueue, MemoryImage, NullImage, Operation, RawImage,
+    Completion, Image, ImageQueue, MemoryImage, NullImage, OpenOptions, Operation, RawImage,
 };
 use linkspan_engine::Workers;
 use linkspan_mem::RegionTable;
@@ -140,7 +139,14 @@ fn read_only_disk_has_neither() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let image = RawImage::open(&path, true, Duration::ZERO).unwrap();
+    let image = RawImage::open(
+        &path,
+        &OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        },
+    )
+    .unwrap();
     let device = BlockDevice::new(Arc::new(image), 1, 64).unwrap();
     let workers = Arc::new(Workers::new(1).unwrap());
     let served = Served::device(folder, Arc::new(device), workers);
@@ -222,7 +228,7 @@ impl Image for Counting {
         512
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(CountingQueue(
             Arc::clone(&self.0),
             VecDeque::new(),

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, MemoryImage, NullImage, Qcow2Image, RawImage};
+use linkspan_backends::image::{
+    Engine, Image, Io, MemoryImage, NullImage, OpenError, OpenOptions, Qcow2Image, RawImage,
+};
 use linkspan_engine::Device;
 use linkspan_testkit::served::write_image;
 use linkspan_testkit::sweep::sweep;
@@ -18,11 +20,42 @@ fn each_step_of_opening_an_image_fails_in_turn() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let report = sweep(|| RawImage::open(&path, false, Duration::ZERO).map(drop));
-    assert!(report.points >= 1 && report.absorbed() == 0, "{report:?}");
+    // A file; a ring, the file in it, its restrictions, room for two lists.
+    for (io, opening, queue) in [(Io::Uring, 6, 18), (Io::Threads, 1, 16)] {
+        let options = OpenOptions {
+            io,
+            // Whatever failed keeps no lock either.
+            lock_wait: Duration::ZERO,
+            ..OpenOptions::default()
+        };
+        let image = match RawImage::open(&path, &options) {
+            Err(OpenError::Uring(error)) => {
+                println!("SKIP {io:?}: {error}");
+                continue;
+            }
+            opened => opened.unwrap(),
+        };
+        assert_eq!(image.engine() == Engine::Uring, io == Io::Uring);
+        drop(image);
+        let report = sweep(|| RawImage::open(&path, &options).map(drop));
+        println!("opening with {io:?}: {report:?}");
+        assert!(
+            report.points >= opening && report.absorbed() == 0,
+            "{report:?}"
+        );
 
-    let image: Arc<dyn Image> = Arc::new(RawImage::open(&path, false, Duration::ZERO).unwrap());
-    queue_fails_in_turn(image);
+        let report = sweep(|| {
+            let image: Arc<dyn Image> = Arc::new(RawImage::open(&path, &options)?);
+            let device = BlockDevice::new(image, 1, 64)?;
+            device.open_queue(0, Features::SPLIT_QUEUE).map(drop)?;
+            Ok::<_, Box<dyn std::error::Error>>(())
+        });
+        println!("a queue with {io:?}: {report:?}");
+        assert!(
+            report.points >= opening + queue && report.absorbed() == 0,
+            "{report:?}"
+        );
+    }
 
     let report = sweep(|| MemoryImage::new(1 << 20, false).map(drop));
     assert!(report.points >= 1 && report.absorbed() == 0, "{report:?}");

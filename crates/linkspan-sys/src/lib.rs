@@ -22,9 +22,11 @@ pub mod reaper;
 mod sigbus;
 pub mod signals;
 pub mod socket;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod uring;
 
 pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};

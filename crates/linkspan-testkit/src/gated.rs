@@ -133,7 +133,7 @@ impl Image for GatedImage {
         512
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(GatedQueue {
             shared: Arc::clone(&self.shared),
             ends: Arc::new(Ends {

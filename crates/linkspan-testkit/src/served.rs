@@ -5,10 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, RawImage, ResizeError};
+use linkspan_backends::image::{Image, OpenOptions, RawImage, ResizeError};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::Listener;
@@ -56,7 +55,7 @@ impl Served {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk");
         write_image(&path);
-        let image = RawImage::open(&path, false, Duration::ZERO).expect("an image");
+        let image = RawImage::open(&path, &OpenOptions::default()).expect("an image");
         let device = BlockDevice::new(Arc::new(image), queues, 1024).expect("a disk");
         let device = Arc::new(changed(device));
         let served = Self::device(folder, Arc::clone(&device) as Arc<dyn Device>, workers);

@@ -22,6 +22,8 @@ use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
 use crate::workers::WorkerArgs;
 
+mod io;
+
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -92,6 +94,9 @@ pub struct Args {
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
+
+    #[command(flatten)]
+    io: io::IoArgs,
 
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
@@ -216,10 +221,9 @@ impl Args {
 
     fn image_options(&self) -> ImageOptions {
         ImageOptions {
-            read_only: self.read_only,
+            file: self.io.options(self.read_only),
             format: self.format,
             allow_backing: self.allow_backing.clone(),
-            ..ImageOptions::default()
         }
     }
 }
@@ -232,18 +236,24 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
         ));
     };
     image::open(spec, &args.image_options()).map_err(|error| {
-        let denied = error.permission_denied().map(Path::to_owned);
-        let status = match denied {
+        let hint = if error.permission_denied().is_some() {
+            Some("give yourself access to the image, or --read-only if reading is enough")
+        } else if error.io_uring_refused() {
+            Some("--io threads needs no io_uring")
+        } else {
+            None
+        };
+        let status = match hint {
             Some(_) => Status::Missing,
             None if error.is_usage() => Status::Usage,
             None => Status::Failed,
         };
         let error = anyhow::Error::new(error).context("cannot open the image");
         let failure = Failure::new(status, error);
-        if denied.is_none() {
-            return failure;
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
         }
-        failure.hint("give yourself access to the image, or --read-only if reading is enough")
     })
 }
 

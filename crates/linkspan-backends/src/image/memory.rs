@@ -57,7 +57,7 @@ impl Image for MemoryImage {
         512
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(InlineQueue {
             disk: Disk::Memory(Arc::clone(&self.shared)),
             done: VecDeque::from(fault::try_with_capacity(COMPLETIONS).map_err(io::Error::other)?),
@@ -159,7 +159,7 @@ impl Image for NullImage {
         512
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(InlineQueue {
             disk: Disk::Null {
                 read_zeroes: self.read_zeroes,
@@ -229,7 +229,7 @@ mod tests {
             let region = Region::heap(1 << 16).unwrap();
             Self {
                 memory: GuestMemory::new(vec![(region, Gpa(0), UserVa(0x1000))]).unwrap(),
-                queue: image.open_queue().unwrap(),
+                queue: image.open_queue(64).unwrap(),
             }
         }
 

@@ -6,35 +6,24 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+
+use linkspan_sys::uring;
 
 use super::qcow2::{self, Qcow2Error, Qcow2Image};
 use super::spec::{Format, Spec};
-use super::{Image, LOCK_WAIT, MemoryImage, NullImage, OpenError, RawImage};
+use super::{Image, MemoryImage, NullImage, OpenError, OpenOptions, RawImage};
 
 /// How an image is opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageOptions {
-    /// Whether writes are refused.
-    pub read_only: bool,
+    /// How a file is opened. Who does the I/O, and what is cached, can be chosen
+    /// for a raw one.
+    pub file: OpenOptions,
     /// What the bytes of a file mean; raw if nobody said so.
     pub format: Option<Format>,
     /// Folders below which what an image stands on may be; see
     /// [`Qcow2Image::open`].
     pub allow_backing: Vec<PathBuf>,
-    /// How long other users of the image are waited for.
-    pub lock_wait: Duration,
-}
-
-impl Default for ImageOptions {
-    fn default() -> Self {
-        Self {
-            read_only: false,
-            format: None,
-            allow_backing: Vec::new(),
-            lock_wait: LOCK_WAIT,
-        }
-    }
 }
 
 /// Why an image could not be opened.
@@ -61,12 +50,23 @@ pub enum ImageError {
     /// Folders for an image that stands on nothing.
     #[error("a raw image stands on no other; folders for backing images are for qcow2")]
     NoBacking,
+    /// A way of I/O for what has only one.
+    #[error("how I/O is done and what is cached can be chosen for raw files and devices only")]
+    NoIo,
 }
 
 impl ImageError {
     /// Whether the options contradict each other.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoFile | Self::NoBacking)
+        matches!(self, Self::NoFile | Self::NoBacking | Self::NoIo)
+    }
+
+    /// Whether `io_uring` was asked for, and is refused here.
+    pub fn io_uring_refused(&self) -> bool {
+        let Self::File(OpenError::Uring(error)) = self else {
+            return false;
+        };
+        matches!(error, uring::Error::Refused { .. })
     }
 
     /// The file that the system did not let us open, if that was it.
@@ -90,15 +90,28 @@ impl ImageError {
 /// # Errors
 /// [`ImageError`]; nothing stays open then.
 pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, ImageError> {
-    let read_only = options.read_only;
+    let OpenOptions {
+        read_only,
+        lock_wait,
+        ..
+    } = options.file;
     let format = options.format.unwrap_or_default();
     if !options.allow_backing.is_empty() && format != Format::Qcow2 {
         return Err(ImageError::NoBacking);
     }
+    let plain = OpenOptions {
+        read_only,
+        lock_wait,
+        ..OpenOptions::default()
+    };
+    let raw = format == Format::Raw && matches!(spec, Spec::File(_));
+    if !raw && options.file != plain {
+        return Err(ImageError::NoIo);
+    }
     match spec {
         Spec::File(path) => match format {
             Format::Raw => {
-                let image = RawImage::open(path, read_only, options.lock_wait)?;
+                let image = RawImage::open(path, &options.file)?;
                 if options.format.is_none() && begins_as_qcow2(path) {
                     tracing::warn!(
                         "{path}: it begins as a qcow2 image does, and is served raw, since formats are \
@@ -110,7 +123,7 @@ pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, Image
             }
             Format::Qcow2 => {
                 let allowed = &options.allow_backing;
-                let image = Qcow2Image::open(path, read_only, options.lock_wait, allowed)?;
+                let image = Qcow2Image::open(path, read_only, lock_wait, allowed)?;
                 Ok(Arc::new(image))
             }
         },

@@ -112,7 +112,7 @@ impl Rig {
         }
         Self {
             memory,
-            queue: image.open_queue().unwrap(),
+            queue: image.open_queue(64).unwrap(),
             buffer,
         }
     }

@@ -197,7 +197,7 @@ impl Image for Qcow2Image {
         self.cluster
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         let done = fault::try_with_capacity(COMPLETIONS).map_err(io::Error::other)?;
         Ok(Box::new(Qcow2Queue {
             shared: Arc::clone(&self.shared),
