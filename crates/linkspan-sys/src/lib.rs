@@ -21,6 +21,7 @@ pub mod reaper;
 mod sigbus;
 pub mod signals;
 pub mod socket;
+pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod thread;
