@@ -48,7 +48,9 @@ impl FrontEnd {
             while let Some(effect) = self.core.poll_effect() {
                 match effect {
                     Effect::Send { bytes, fds } => {
-                        let of = |id: &FdId| self.fds[id.0 as usize].as_fd();
+                        let of = |id: &FdId| {
+                            self.fds[usize::try_from(id.0).unwrap_or(usize::MAX)].as_fd()
+                        };
                         let fds: Vec<_> = fds.iter().map(of).collect();
                         self.stream.send(&bytes, &fds, deadline)?;
                     }

@@ -4,7 +4,7 @@
 mod input;
 pub mod ring_memory;
 pub mod seeds;
-
+pub mod vhost_user_replies;
 pub mod vhost_user_stream;
 
 /// A function that takes any bytes and panics upon a fault of ours.
@@ -13,6 +13,7 @@ pub type Target = fn(&[u8]);
 /// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("ring_memory", ring_memory::target),
+    ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
 ];
 

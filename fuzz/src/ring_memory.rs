@@ -1,40 +1,37 @@
-//! A driver's memory and rings against the device's side of a split queue, with
-//! the requests of a block device on top.
+//! A peer's memory against either side of a queue, split or packed.
 //!
-//! The bytes are a script: writes to memory, descriptors, available chains,
-//! passes of the device, requests that it holds and answers later, saving and
-//! restoring.
+//! The bytes are a script. The first two choose side, layout, features and size;
+//! the rest are steps, among them writes of the peer that happen between any two
+//! loads of ours.
+
+mod device;
+mod driver;
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
-use linkspan_devices::block::{Block, BlockOptions, Geometry, Operation, Request, Status};
 use linkspan_mem::{
-    Address, Descriptor, Gpa, GuestMemory, Region, RegionTable, Span, SplitRing, UserVa, Window,
+    Address, Gpa, GuestMemory, PackedRing, Raced, Region, SplitRing, UserVa, Window,
 };
-use linkspan_virtio::limits::{CHAIN_BYTES_MAX, CHAIN_DESCRIPTORS_MAX};
-use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{Chain, Features, QueueError, QueueState};
+use linkspan_virtio::{Features, QueueLayout};
 
 use crate::input::Input;
+use device::Device;
+use driver::Driver;
 
-/// Steps of a script, the first byte of each.
-pub(crate) mod step {
-    /// Place, 16 bits; length, 8 bits; the bytes.
-    pub(crate) const WRITE: u8 = 0;
-    /// Index, 8 bits; address, 32 bits; length, 16 bits; flags, 8 bits; next, 8 bits.
-    pub(crate) const DESCRIPTOR: u8 = 1;
-    /// Head, 16 bits: the next chain, and the index that covers it.
-    pub(crate) const AVAILABLE: u8 = 2;
-    /// Chains that the device may take, and how many of them it answers at once, 8 bits each.
-    pub(crate) const PASS: u8 = 3;
-    /// The device answers all it holds, the last first.
-    pub(crate) const ANSWER: u8 = 4;
-    /// The queue is saved and restored.
-    pub(crate) const SAVE: u8 = 5;
-    /// The available index, 16 bits, whatever is there.
-    pub(crate) const INDEX: u8 = 6;
-    /// How many there are.
-    pub(crate) const COUNT: u8 = 7;
+pub(crate) use device::step;
+pub(crate) use driver::step as driver_step;
+
+/// Bits of the first byte.
+pub(crate) mod option {
+    pub(crate) const INDIRECT: u8 = 1;
+    pub(crate) const EVENT_IDX: u8 = 2;
+    pub(crate) const PACKED: u8 = 4;
+    pub(crate) const IN_ORDER: u8 = 8;
+    /// The driver's side is ours, the device's is the peer's.
+    pub(crate) const DRIVER: u8 = 16;
+    /// The device writes down what it has in flight.
+    pub(crate) const TRACKED: u8 = 32;
 }
 
 /// Guest addresses of three regions: the first two are neighbours.
@@ -44,22 +41,23 @@ pub(crate) const REGIONS: [(Gpa, usize); 3] = [
     (Gpa(u64::MAX - 0xFFF), 0x800),
 ];
 
-/// Bytes of them together: what writes can reach.
-const BYTES: usize = 0x3800;
+/// Where writes find the in-flight region, behind the others, and its bytes.
+pub(crate) const INFLIGHT_AT: usize = 0x3800;
+const INFLIGHT_BYTES: usize = 0x900;
 
 /// Where a ring of 64 entries has its parts in the first region.
-const PARTS: [u64; 3] = [0, 0x400, 0x500];
+pub(crate) const PARTS: [u64; 3] = [0, 0x400, 0x500];
 
-/// Pieces of memory in one chain at most.
-const SEGMENTS: usize = 16;
+/// Entries of a queue at most.
+const SIZE_MAX: u16 = 64;
 
 /// What came of a script, for tests that seeds do what they say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Requests that were answered.
+    /// Requests that were answered, or chains that came back.
     pub answers: usize,
-    /// How the queue was retired, if it was.
-    pub retired: Option<QueueError>,
+    /// How the queue was retired, or why it did not start again, if so.
+    pub error: Option<String>,
     /// Times that it was saved and restored.
     pub restores: usize,
 }
@@ -69,110 +67,167 @@ pub fn target(data: &[u8]) {
     run(data);
 }
 
-/// Runs a script to the end. Its first two bytes choose features and size.
+/// Runs a script to the end.
 pub fn run(data: &[u8]) -> Outcome {
     let mut input = Input::new(data);
-    let mut outcome = Outcome::default();
-    let (Some(bits), Some(shift)) = (input.u8(), input.u8()) else {
-        return outcome;
+    let (Some(bits), Some(size)) = (input.u8(), input.u8()) else {
+        return Outcome::default();
     };
     let mut features = Features::VIRTIO_F_VERSION_1;
-    features.set(Features::VIRTIO_F_INDIRECT_DESC, bits & 1 != 0);
-    features.set(Features::VIRTIO_F_EVENT_IDX, bits & 2 != 0);
-    let mut device = Device::new(features, 1 << (shift % 7));
-    while let Some(step) = input.u8() {
-        if device.step(step % step::COUNT, &mut input).is_none() {
-            break;
-        }
+    for (bit, feature) in [
+        (option::INDIRECT, Features::VIRTIO_F_INDIRECT_DESC),
+        (option::EVENT_IDX, Features::VIRTIO_F_EVENT_IDX),
+        (option::PACKED, Features::VIRTIO_F_RING_PACKED),
+        (option::IN_ORDER, Features::VIRTIO_F_IN_ORDER),
+    ] {
+        features.set(feature, bits & bit != 0);
     }
-    device.answer_all();
-    outcome.answers = device.answers;
-    outcome.restores = device.restores;
-    outcome.retired = device.queue.retired();
-    outcome
+    let size = match QueueLayout::of(features) {
+        QueueLayout::Split => 1 << (size % 7),
+        QueueLayout::Packed => 1 + u16::from(size) % SIZE_MAX,
+    };
+    let memory = Memory::new(features, size);
+    if bits & option::DRIVER != 0 {
+        Driver::new(memory).play(&mut input)
+    } else {
+        Device::new(memory, bits & option::TRACKED != 0).play(&mut input)
+    }
 }
 
-struct Device {
-    memory: GuestMemory,
-    queue: SplitDevice<Window>,
+type RacedWindow = Raced<Window>;
+
+/// The ring as the peer writes it.
+enum PeerRing {
+    Split(SplitRing<Window>),
+    Packed(PackedRing<Window>),
+}
+
+/// The memory that both sides have, and what the peer is about to do to it.
+struct Memory {
+    guest: GuestMemory,
     features: Features,
-    geometry: Geometry,
-    available: u16,
-    /// Chains without a request, to be used again.
-    free: Vec<Chain>,
-    held: VecDeque<(Chain, Request)>,
-    answers: usize,
-    restores: usize,
+    size: u16,
+    peer: PeerRing,
+    race: Arc<Race>,
 }
 
-impl Device {
+/// Writes of the peer, each after so many loads more of ours.
+struct Race {
+    /// All of guest memory, then the in-flight region.
+    regions: Vec<Region>,
+    writes: Mutex<VecDeque<(u8, usize, Vec<u8>)>>,
+}
+
+impl Memory {
     fn new(features: Features, size: u16) -> Self {
         let regions = REGIONS.map(|(guest, len)| {
             let region = Region::heap(len).expect("memory");
             (region, guest, user(guest))
         });
-        let memory = GuestMemory::new(regions.into()).expect("three regions");
-        let queue = SplitDevice::new(ring(&memory, size), features, QueueState::default());
-        let options = BlockOptions {
-            size_bytes: 1 << 20,
-            block_size: 512,
-            queues: 1,
-            queue_size: 64,
-            read_only: false,
-            serial: *b"01234567890123456789",
+        let mut all: Vec<Region> = regions.iter().map(|(region, ..)| region.clone()).collect();
+        all.push(Region::heap(INFLIGHT_BYTES).expect("memory"));
+        let guest = GuestMemory::new(regions.into()).expect("three regions");
+        let [descriptors, driver, device] = windows(&guest, features, size);
+        let peer = match QueueLayout::of(features) {
+            QueueLayout::Split => {
+                let ring = SplitRing::new(descriptors, driver, device, size);
+                PeerRing::Split(ring.expect("a possible size"))
+            }
+            QueueLayout::Packed => {
+                let ring = PackedRing::new(descriptors, driver, device, size);
+                PeerRing::Packed(ring.expect("a possible size"))
+            }
         };
-        let block = Block::new(options).expect("a disk");
+        let race = Race {
+            regions: all,
+            writes: Mutex::default(),
+        };
         Self {
-            queue: queue.expect("memory"),
-            geometry: block.geometry(features),
-            memory,
+            guest,
             features,
-            available: 0,
-            free: Vec::new(),
-            held: VecDeque::new(),
-            answers: 0,
-            restores: 0,
+            size,
+            peer,
+            race: Arc::new(race),
         }
     }
 
-    fn step(&mut self, step: u8, input: &mut Input<'_>) -> Option<()> {
-        match step {
-            step::WRITE => {
-                let (at, len) = (input.u16()?, input.u8()?);
-                self.write(usize::from(at) % BYTES, input.bytes(len.into()));
-            }
-            step::DESCRIPTOR => {
-                let index = input.u8()?;
-                let descriptor = Descriptor {
-                    address: address(input.u32()?),
-                    len: input.u16()?.into(),
-                    flags: input.u8()?.into(),
-                    next: input.u8()?.into(),
-                };
-                self.queue.ring().set_descriptor(index.into(), descriptor);
-            }
-            step::AVAILABLE => {
-                let head = input.u16()?;
-                self.queue.ring().set_available_entry(self.available, head);
-                self.available = self.available.wrapping_add(1);
-                self.queue.ring().publish_available_index(self.available);
-            }
-            step::PASS => {
-                let (chains, answered) = (input.u8()?, input.u8()?);
-                self.pass(chains, answered);
-            }
-            step::ANSWER => self.answer_all(),
-            step::SAVE => self.save(),
-            _ => {
-                self.available = input.u16()?;
-                self.queue.ring().publish_available_index(self.available);
-            }
-        }
+    fn is(&self, feature: Features) -> bool {
+        self.features.contains(feature)
+    }
+
+    fn layout(&self) -> QueueLayout {
+        QueueLayout::of(self.features)
+    }
+
+    /// The parts of the ring as our side has them.
+    fn parts(&self) -> [RacedWindow; 3] {
+        windows(&self.guest, self.features, self.size).map(|window| self.raced(window))
+    }
+
+    fn inflight(&self) -> RacedWindow {
+        let region = self.race.regions.last().expect("four regions");
+        let len = self.layout().inflight_len(self.size);
+        self.raced(region.window(0, len).expect("room for 64 entries"))
+    }
+
+    fn raced(&self, window: Window) -> RacedWindow {
+        let race = Arc::clone(&self.race);
+        Raced::new(window, Arc::new(move || race.load()))
+    }
+
+    /// A step of either side: place, 16 bits; length, 8 bits; the bytes.
+    fn write(&self, input: &mut Input<'_>) -> Option<()> {
+        let (at, len) = (input.u16()?, input.u8()?);
+        self.race.write(at.into(), input.bytes(len.into()));
         Some(())
     }
 
-    fn write(&self, mut at: usize, mut bytes: &[u8]) {
-        for (region, (_, len)) in self.memory.table().regions().iter().zip(REGIONS) {
+    /// The same, after so many loads of ours, 8 bits.
+    fn write_later(&self, input: &mut Input<'_>) -> Option<()> {
+        let (loads, at, len) = (input.u8()?, input.u16()?, input.u8()?);
+        let write = (loads, at.into(), input.bytes(len.into()).to_vec());
+        self.race.writes.lock().expect("no panic").push_back(write);
+        Some(())
+    }
+
+    /// Whether nothing changes while we look.
+    fn is_calm(&self) -> bool {
+        self.race.writes.lock().expect("no panic").is_empty()
+    }
+
+    /// All bytes of the rings and of the in-flight region.
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 0x800 + INFLIGHT_BYTES];
+        let (ring, inflight) = bytes.split_at_mut(0x800);
+        for (region, target) in [(0, ring), (3, inflight)] {
+            let slice = self.race.regions[region].slice(0, target.len() as u64);
+            slice.expect("inside the region").read(target);
+        }
+        bytes
+    }
+}
+
+impl Race {
+    /// One load of ours.
+    fn load(&self) {
+        let mut writes = self.writes.lock().expect("no panic");
+        match writes.front_mut() {
+            Some((0, ..)) => {}
+            Some((loads, ..)) => {
+                *loads -= 1;
+                return;
+            }
+            None => return,
+        }
+        if let Some((_, at, bytes)) = writes.pop_front() {
+            self.write(at, &bytes);
+        }
+    }
+
+    fn write(&self, at: usize, mut bytes: &[u8]) {
+        let mut at = at % (INFLIGHT_AT + INFLIGHT_BYTES);
+        for region in &self.regions {
+            let len = region.len();
             if at < len {
                 let part = bytes.len().min(len - at);
                 let slice = region.slice(at as u64, part as u64);
@@ -183,174 +238,15 @@ impl Device {
             at -= len;
         }
     }
-
-    /// One pass as a worker does it.
-    fn pass(&mut self, chains: u8, answered: u8) {
-        match self.take(chains, answered) {
-            Ok(()) => assert_eq!(self.queue.retired(), None),
-            Err(error) => self.check_retired(error),
-        }
-    }
-
-    fn take(&mut self, chains: u8, answered: u8) -> Result<(), QueueError> {
-        self.queue.disarm()?;
-        let waiting = self.queue.refresh()?;
-        assert!(waiting <= self.queue.size(), "more chains than entries");
-        let mut taken = 0;
-        while taken < chains {
-            let mut chain = match self.free.pop() {
-                Some(chain) => chain,
-                None => Chain::new(SEGMENTS).expect("memory"),
-            };
-            if !self.queue.pop(&self.memory.guest, &mut chain)? {
-                assert_eq!(u16::from(taken), waiting, "a pass takes what waits");
-                self.free.push(chain);
-                break;
-            }
-            taken += 1;
-            assert!(u16::from(taken) <= waiting, "more than was waiting");
-            self.check_chain(&chain);
-            let table = self.memory.table();
-            let request = Request::parse(&mut chain, table, &self.geometry)
-                .map_err(|error| self.queue.retire(error))?;
-            self.held.push_back((chain, request));
-            if taken <= answered {
-                self.answer(false)?;
-            }
-        }
-        self.publish()
-    }
-
-    fn publish(&mut self) -> Result<(), QueueError> {
-        self.queue.publish()?;
-        self.queue.notify_wanted()?;
-        let waits = self.queue.arm()?;
-        assert!(
-            !waits || self.queue.refresh()? > 0,
-            "it says that some wait"
-        );
-        Ok(())
-    }
-
-    /// Answers one request: the one taken last, or the one taken first.
-    fn answer(&mut self, last: bool) -> Result<(), QueueError> {
-        let held = if last {
-            self.held.pop_back()
-        } else {
-            self.held.pop_front()
-        };
-        let Some((chain, request)) = held else {
-            return Ok(());
-        };
-        let table = self.memory.table();
-        let status = execute(&chain, &request, table, &self.geometry);
-        let written = request.complete(table, status);
-        assert!(written <= chain.writable_total());
-        let pushed = self.queue.push(&chain, written);
-        self.free.push(chain);
-        self.answers += usize::from(pushed.is_ok());
-        pushed
-    }
-
-    fn answer_all(&mut self) {
-        let mut result = Ok(());
-        while !self.held.is_empty() {
-            result = result.and(self.answer(true));
-        }
-        if let Err(error) = result.and_then(|()| self.publish()) {
-            self.check_retired(error);
-        } else {
-            assert_eq!(self.queue.in_flight(), 0);
-        }
-    }
-
-    fn save(&mut self) {
-        let Ok(saved) = self.queue.snapshot() else {
-            assert!(self.queue.retired().is_some() || self.queue.in_flight() > 0);
-            return;
-        };
-        let ring = ring(&self.memory, self.queue.size());
-        let restored = SplitDevice::restore(ring, &saved).expect("its own bytes");
-        assert_eq!(restored.snapshot(), Ok(saved));
-        assert_eq!(restored.state(), self.queue.state());
-        self.queue = restored;
-        self.restores += 1;
-    }
-
-    /// A queue that is retired says why, always the same, and leaves the ring alone.
-    fn check_retired(&mut self, error: QueueError) {
-        assert!(!error.to_string().is_empty());
-        let used = |queue: &SplitDevice<Window>| {
-            let ring = queue.ring();
-            (ring.used_index(), ring.used_flags(), ring.available_event())
-        };
-        let before = used(&self.queue);
-        assert_eq!(self.queue.retired(), Some(error));
-        assert_eq!(self.queue.refresh(), Err(error));
-        assert_eq!(self.queue.disarm(), Err(error));
-        assert_eq!(self.queue.publish(), Err(error));
-        assert_eq!(self.queue.arm(), Err(error));
-        assert_eq!(used(&self.queue), before);
-    }
-
-    fn check_chain(&self, chain: &Chain) {
-        let parts = [
-            (chain.readable(), chain.readable_len()),
-            (chain.writable(), chain.writable_len()),
-        ];
-        for (spans, len) in parts {
-            let sum: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
-            assert_eq!(sum, len);
-            // Panics when one is not inside its region.
-            let slices = spans.iter().map(|span| self.memory.table().slice(*span));
-            assert_eq!(slices.map(|slice| slice.len() as u64).sum::<u64>(), len);
-        }
-        assert!(chain.readable().len() + chain.writable().len() <= SEGMENTS);
-        assert!(chain.descriptors() <= CHAIN_DESCRIPTORS_MAX);
-        assert!(chain.readable_len() + chain.writable_len() <= CHAIN_BYTES_MAX);
-        assert_eq!(u64::from(chain.writable_total()), chain.writable_len());
-        let indirect = self.features.contains(Features::VIRTIO_F_INDIRECT_DESC);
-        assert!(indirect || chain.descriptors() <= self.queue.size());
-    }
 }
 
-/// What an image would do with the data.
-fn execute(chain: &Chain, request: &Request, table: &RegionTable, disk: &Geometry) -> Status {
-    let inside = |offset: u64, spans: &[Span]| {
-        let len: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
-        assert!(len > 0 && len.is_multiple_of(512) && offset.is_multiple_of(512));
-        assert!(
-            offset + len <= disk.capacity_sectors * 512,
-            "outside the disk"
-        );
-        usize::try_from(len).expect("memory is small")
-    };
-    match request.operation {
-        Operation::Read { offset } => {
-            let data = vec![0x5A; inside(offset, chain.writable())];
-            table.scatter(chain.writable(), 0, &data).expect("room");
-            Status::Ok
-        }
-        Operation::Write { offset, .. } => {
-            let mut data = vec![0; inside(offset, chain.readable())];
-            table.gather(chain.readable(), 0, &mut data).expect("data");
-            Status::Ok
-        }
-        Operation::Flush => Status::Ok,
-        Operation::Answer(status) => status,
-    }
-}
-
-fn ring(memory: &GuestMemory, size: u16) -> SplitRing<Window> {
-    let [descriptors, available, used] = PARTS.map(|part| user(Gpa(REGIONS[0].0.0 + part)));
-    let window = |at, len| memory.front_end.window(at, len).expect("room for a ring");
-    SplitRing::new(
-        window(descriptors, SplitRing::<Window>::descriptors_len(size)),
-        window(available, SplitRing::<Window>::available_len(size)),
-        window(used, SplitRing::<Window>::used_len(size)),
-        size,
-    )
-    .expect("a possible size")
+fn windows(memory: &GuestMemory, features: Features, size: u16) -> [Window; 3] {
+    let lens = QueueLayout::of(features).part_lens(size);
+    let mut at = PARTS.into_iter();
+    lens.map(|len| {
+        let at = user(Gpa(REGIONS[0].0.0 + at.next().expect("three parts")));
+        memory.front_end.window(at, len).expect("room for a ring")
+    })
 }
 
 /// Where the front end has what the guest has at `guest`.

@@ -1,9 +1,12 @@
 //! Where the corpora come from: small inputs, each with a name and a reason.
 
+mod driver;
+mod packed;
 mod queue;
+mod replies;
 mod stream;
 
-use crate::{ring_memory, vhost_user_stream};
+use crate::{ring_memory, vhost_user_replies, vhost_user_stream};
 
 /// One input of a corpus.
 #[derive(Clone, Debug)]
@@ -21,12 +24,22 @@ pub struct Seed {
 /// What comes of a seed, so that it stays what its name says.
 #[derive(Clone, Debug)]
 pub enum Expected {
-    /// So many answers; and the queue is retired with an error that says this.
+    /// So many answers, or chains that came back; and the queue is retired with an error that says this.
     Queue {
         /// Requests answered.
         answers: usize,
         /// A part of the error, or nothing.
         retired: Option<&'static str>,
+    },
+    /// So many commands that were done and refused; and the session ends with an
+    /// error that says this.
+    Replies {
+        /// Commands done.
+        done: usize,
+        /// Commands refused.
+        refused: usize,
+        /// A part of the error, or nothing.
+        error: Option<&'static str>,
     },
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
@@ -41,7 +54,14 @@ pub enum Expected {
 
 /// All seeds of all targets.
 pub fn all() -> Vec<Seed> {
-    [stream::seeds(), queue::seeds()].concat()
+    [
+        stream::seeds(),
+        replies::seeds(),
+        queue::seeds(),
+        packed::seeds(),
+        driver::seeds(),
+    ]
+    .concat()
 }
 
 impl Seed {
@@ -55,14 +75,17 @@ impl Seed {
             Expected::Queue { answers, retired } => {
                 let outcome = ring_memory::run(&self.bytes);
                 assert_eq!(outcome.answers, answers, "{name}: {outcome:?}");
-                let error = outcome.retired.map(|error| error.to_string());
-                match retired {
-                    None => assert_eq!(error, None, "{name}"),
-                    Some(part) => assert!(
-                        error.as_ref().is_some_and(|error| error.contains(part)),
-                        "{name}: {error:?}"
-                    ),
-                }
+                check_error(name, outcome.error, retired);
+            }
+            Expected::Replies {
+                done,
+                refused,
+                error,
+            } => {
+                let outcome = vhost_user_replies::run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
             }
             Expected::Stream {
                 replies,
@@ -74,5 +97,16 @@ impl Seed {
                 assert_eq!(found, (replies, starts, closed), "{name}: {outcome:?}");
             }
         }
+    }
+}
+
+fn check_error(name: &str, error: Option<impl ToString>, part: Option<&str>) {
+    let error = error.map(|error| error.to_string());
+    match part {
+        None => assert_eq!(error, None, "{name}"),
+        Some(part) => assert!(
+            error.as_ref().is_some_and(|error| error.contains(part)),
+            "{name}: {error:?}"
+        ),
     }
 }

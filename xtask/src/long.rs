@@ -1,6 +1,7 @@
 //! `cargo xtask long NAME`: what takes longer than tests may. It goes in rounds;
 //! each round appends a line to docs/ledger.tsv, and a run that is interrupted
-//! goes on behind the last one for the same commit.
+//! goes on behind the last one: for the same commit, or where there are seeds
+//! behind the last seed of any commit.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -10,6 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::project::{Project, cargo};
+use crate::tally::stream;
 
 /// A long run.
 struct Long {
@@ -22,16 +24,52 @@ struct Long {
     test: &'static [&'static str],
     /// The variable that tells it how many to do.
     count_env: &'static str,
+    /// Of a run with seeds.
+    seeds: Option<Seeds>,
 }
 
-const ALL: &[Long] = &[Long {
-    name: "kill-blk",
-    about: "kills the back end of a verifying load, again and again",
-    total: 100,
-    round: 20,
-    test: &["--release", "--package", "linkspan", "--test", "kill"],
-    count_env: "LINKSPAN_KILLS",
-}];
+/// Seeds are done once, whatever the commit: a later run does others.
+struct Seeds {
+    /// The variable that tells the test its first one.
+    first_env: &'static str,
+    /// How many of them tests do anyway.
+    skipped: u64,
+    /// What its line of results begins with; the number of failures follows
+    /// behind the first comma.
+    results: &'static str,
+}
+
+const ALL: &[Long] = &[
+    Long {
+        name: "kill-blk",
+        about: "kills the back end of a verifying load, again and again",
+        total: 100,
+        round: 20,
+        test: &["--release", "--package", "linkspan", "--test", "kill"],
+        count_env: "LINKSPAN_KILLS",
+        seeds: None,
+    },
+    Long {
+        name: "sim-blk",
+        about: "simulates the block link with seeds that were not done yet (--seeds N)",
+        total: 100_000,
+        round: 10_000,
+        // With debug assertions and checks for overflow.
+        test: &[
+            "--package",
+            "linkspan-testkit",
+            "--test",
+            "simulation",
+            "every_seed",
+        ],
+        count_env: "LINKSPAN_SEEDS",
+        seeds: Some(Seeds {
+            first_env: "LINKSPAN_FIRST_SEED",
+            skipped: 1000,
+            results: "simulation: ",
+        }),
+    },
+];
 
 /// The names, each with a word on it, for the help.
 pub(crate) fn names() -> String {
@@ -41,30 +79,46 @@ pub(crate) fn names() -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-pub(crate) fn run(name: &str) -> Result<bool> {
+/// `seeds`: how many to do, if it is a run that has them.
+pub(crate) fn run(name: &str, seeds: Option<u64>) -> Result<bool> {
     let Some(long) = ALL.iter().find(|long| long.name == name) else {
         bail!("there is no long run `{name}`; there are:\n{}", names());
     };
+    ensure!(
+        long.seeds.is_some() || seeds.is_none(),
+        "{name} has no seeds"
+    );
     let project = Project::load()?;
     let ledger = project.root.join("docs/ledger.tsv");
     let commit = commit()?;
     let text = fs::read_to_string(&ledger).unwrap_or_default();
-    let mut done = done_before(&text, &commit, name);
-    if done > 0 {
-        eprintln!("xtask: {name}: {done} of {} were done before", long.total);
+    let before = match &long.seeds {
+        Some(_) => done_before(&text, None, name),
+        None => done_before(&text, Some(&commit), name),
+    };
+    let (mut done, total) = match &long.seeds {
+        Some(_) => (0, seeds.unwrap_or(long.total)),
+        None => (before, long.total),
+    };
+    if before > 0 {
+        eprintln!("xtask: {name}: {before} were done before");
     }
-    while done < long.total {
-        let count = long.round.min(long.total - done);
-        let started = Instant::now();
-        let status = cargo()
+    while done < total {
+        let count = long.round.min(total - done);
+        let mut command = cargo();
+        command
             .arg("test")
             .args(long.test)
             .args(["--", "--nocapture"])
             .env(long.count_env, count.to_string())
-            .current_dir(&project.root)
-            .status()?;
-        let seconds = started.elapsed().as_secs();
-        let result = if status.success() { "ok" } else { "FAILED" };
+            .current_dir(&project.root);
+        if let Some(seeds) = &long.seeds {
+            let first = seeds.skipped + before + done;
+            command.env(seeds.first_env, first.to_string());
+        }
+        let started = Instant::now();
+        let result = round(long, &mut command)?;
+        let seconds = started.elapsed().as_secs_f64();
         let mut file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -72,25 +126,49 @@ pub(crate) fn run(name: &str) -> Result<bool> {
             .with_context(|| format!("cannot write {}", ledger.display()))?;
         writeln!(
             file,
-            "{}\t{commit}\t{name}\t{count}\t{seconds}\t{result}",
+            "{}\t{commit}\t{name}\t{count}\t{seconds:.1}\t{result}",
             today()
         )?;
-        if !status.success() {
+        if result != OK {
             return Ok(false);
         }
         done += count;
-        eprintln!("xtask: {name}: {done} of {}", long.total);
+        eprintln!("xtask: {name}: {done} of {total}");
     }
     Ok(true)
 }
 
-/// How many were done without a failure, by the ledger.
-fn done_before(ledger: &str, commit: &str, name: &str) -> u64 {
+/// The result of a round that did not fail.
+const OK: &str = "ok";
+
+/// Does a round; what the ledger says of it.
+fn round(long: &Long, command: &mut Command) -> Result<String> {
+    let mut failures = None;
+    let ok = stream(command, |line| {
+        failures = failures.or(long.seeds.as_ref().and_then(|seeds| failed(line, seeds)));
+    })?;
+    Ok(match failures {
+        _ if ok => OK.to_owned(),
+        Some(count) => format!("{count} FAILED"),
+        None => "FAILED".to_owned(),
+    })
+}
+
+/// How many seeds failed, if this is the line that says so.
+fn failed(line: &str, seeds: &Seeds) -> Option<u64> {
+    let (_, rest) = line.strip_prefix(seeds.results)?.split_once(", ")?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+/// How many were done without a failure, by the ledger, for this commit or any.
+fn done_before(ledger: &str, commit: Option<&str>, name: &str) -> u64 {
     let rows = ledger
         .lines()
         .map(|line| line.split('\t').collect::<Vec<_>>());
     rows.filter_map(|row| match row[..] {
-        [_, of, what, count, _, "ok"] if of == commit && what == name => count.parse::<u64>().ok(),
+        [_, of, what, count, _, OK] if commit.is_none_or(|commit| of == commit) && what == name => {
+            count.parse::<u64>().ok()
+        }
         _ => None,
     })
     .sum()
@@ -139,7 +217,7 @@ fn today() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::done_before;
+    use super::{ALL, done_before, failed};
 
     #[test]
     fn a_run_goes_on_behind_the_rounds_of_its_commit_that_passed() {
@@ -149,7 +227,15 @@ mod tests {
             2026-11-20\tabd\tkill-blk\t20\t9\tok\n\
             2026-11-20\tabc\tkill-blk\t20\t9\tFAILED\n\
             2026-11-20\tabc\tkill-blk\t7\t9\tok\n";
-        assert_eq!(done_before(ledger, "abc", "kill-blk"), 27);
-        assert_eq!(done_before("", "abc", "kill-blk"), 0);
+        assert_eq!(done_before(ledger, Some("abc"), "kill-blk"), 27);
+        assert_eq!(done_before(ledger, None, "kill-blk"), 47);
+        assert_eq!(done_before("", None, "kill-blk"), 0);
+    }
+    #[test]
+    fn failures_are_read_from_what_the_simulation_says() {
+        let seeds = ALL.iter().find_map(|long| long.seeds.as_ref()).unwrap();
+        let line = "simulation: 10000 seeds, 3 failures";
+        assert_eq!(failed(line, seeds), Some(3));
+        assert_eq!(failed("test simulation: ok", seeds), None);
     }
 }

@@ -61,6 +61,9 @@ enum Task {
     Long {
         /// Which run
         name: String,
+        /// How many seeds, for a run that has them
+        #[arg(long, value_name = "N")]
+        seeds: Option<u64>,
     },
 }
 
@@ -81,7 +84,7 @@ fn main() -> ExitCode {
         Task::Test { quick } => test::run(quick),
         Task::Lint => lint::run(),
         Task::Bench { name, args } => bench::run(&name, &args),
-        Task::Long { name } => long::run(&name),
+        Task::Long { name, seeds } => long::run(&name, seeds),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

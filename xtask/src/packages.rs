@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "qemu-system-common",
+    "qemu-utils",
     "g++",
 ];
 
@@ -119,7 +120,8 @@ pub(crate) fn runs(program: &str) -> bool {
 fn is_installed(package: &str) -> bool {
     match package {
         "qemu-system-x86" => runs("qemu-system-x86_64"),
-        "qemu-system-common" => runs("qemu-storage-daemon"),
+        // The disk server is in one or the other, by release.
+        "qemu-system-common" | "qemu-utils" => runs("qemu-storage-daemon"),
         "g++" => runs("c++") || runs("g++"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use linkspan_devices::block::{
     Block, BlockOptions, CONFIG_LEN, Geometry, ID_BYTES, Operation, OptionsError, Request, SECTOR,
@@ -11,7 +12,7 @@ use linkspan_devices::block::{
 };
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError, Progress,
-    QueueHandler,
+    QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
@@ -25,6 +26,7 @@ pub struct BlockDevice {
     image: Arc<dyn Image>,
     /// Bytes of the disk as drivers know it, for all queues.
     size: Arc<AtomicU64>,
+    limit: Option<Arc<RateLimit>>,
     counters: Vec<Arc<BlockCounters>>,
 }
 
@@ -65,8 +67,17 @@ impl BlockDevice {
             block: Block::new(options)?,
             size: Arc::new(AtomicU64::new(options.size_bytes)),
             image,
+            limit: None,
             counters: (0..queues).map(|_| Arc::default()).collect(),
         })
+    }
+
+    /// Limits what all queues do together. Each request is one operation, also
+    /// one that is refused; only reads and writes have bytes.
+    #[must_use]
+    pub fn with_limit(mut self, limit: RateLimit) -> Self {
+        self.limit = Some(Arc::new(limit));
+        self
     }
 
     /// Takes over the size of an image that somebody enlarged; the size in bytes
@@ -155,6 +166,7 @@ impl Device for BlockDevice {
             image,
             slots: Vec::new(),
             free: Vec::new(),
+            limit: self.limit.clone(),
             counters: Arc::clone(&self.counters[usize::from(index)]),
             errors: LogLimit::default(),
         };
@@ -174,6 +186,7 @@ struct BlockQueue {
     /// Requests by token. A slot keeps its chain's room for the next request.
     slots: Vec<Slot>,
     free: Vec<u32>,
+    limit: Option<Arc<RateLimit>>,
     counters: Arc<BlockCounters>,
     errors: LogLimit,
 }
@@ -300,13 +313,26 @@ impl QueueHandler for BlockQueue {
         let (mut chains, mut bytes) = (0, 0);
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
+        // One look at the clock is enough: what comes in during a pass waits.
+        let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
         while chains < budget.chains && bytes < budget.bytes {
             let Some(token) = self.free_slot() else {
                 return Ok(Progress::Idle);
             };
+            if let Some((limit, now)) = &limit
+                && let Err(until) = limit.admit(*now)
+            {
+                self.free.push(token);
+                return Ok(Progress::Until(until));
+            }
             let taken = self.take(ring, token);
             match taken {
-                Ok(Some(moved)) => bytes += moved,
+                Ok(Some(moved)) => {
+                    bytes += moved;
+                    if let Some((limit, now)) = &limit {
+                        limit.charge(moved, *now);
+                    }
+                }
                 Ok(None) | Err(_) => {
                     self.free.push(token);
                     return taken.map(|_| Progress::Idle);
@@ -324,5 +350,9 @@ impl QueueHandler for BlockQueue {
 
     fn completion_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
         self.image.completion_fd()
+    }
+
+    fn has_completions(&self) -> bool {
+        self.image.has_completion()
     }
 }

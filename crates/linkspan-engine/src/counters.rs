@@ -1,4 +1,4 @@
-//! Counters of a queue: written by the one worker that owns it, read by anybody.
+//! Counters of queues and workers: written by one worker, read by anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,4 +36,20 @@ pub struct QueueCounters {
     pub notifications: Counter,
     /// Times that the ring was retired because the peer broke it.
     pub ring_errors: Counter,
+}
+
+/// What a worker counts of itself.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Passes over any of its rings.
+    pub passes: Counter,
+    /// Looks at its rings when nothing was left to do, each in place of a sleep.
+    pub polls: Counter,
+    /// Times that looking found work, so that nobody had to wake it.
+    pub poll_hits: Counter,
+    /// Times that it went to sleep.
+    pub sleeps: Counter,
+    /// Times that it woke up. One less than `sleeps` while it is asleep.
+    pub wakes: Counter,
 }

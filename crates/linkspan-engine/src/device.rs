@@ -3,6 +3,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{GuestMemory, Span, Window};
@@ -104,7 +105,7 @@ pub trait QueueHandler: Send {
     /// One pass: takes chains from `ring`, moves work forward, pushes what is
     /// done. The worker has refreshed the ring, and publishes and notifies
     /// afterwards. While [`ActiveRing::logs_writes`] every write to guest memory
-    /// is logged before its chain is pushed. Returns whether work was left because the budget ran out.
+    /// is logged before its chain is pushed. Returns whether work was left, and why.
     ///
     /// # Errors
     /// When the peer broke the ring; the worker retires it.
@@ -121,6 +122,13 @@ pub trait QueueHandler: Send {
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Whether work in flight has finished, as far as that can be seen without a
+    /// system call. Asked often while a worker looks for work instead of sleeping;
+    /// what it does not say, [`completion_fd`](Self::completion_fd) says later.
+    fn has_completions(&self) -> bool {
+        false
+    }
 }
 
 /// Whether a pass left work behind that needs no new event to go on.
@@ -130,6 +138,10 @@ pub enum Progress {
     Idle,
     /// The budget ran out first.
     More,
+    /// Nothing more is taken before that moment: a [limit](crate::RateLimit) was
+    /// reached. The driver is not asked for kicks until then, and a ring that is
+    /// to stop stops all the same.
+    Until(Instant),
 }
 
 /// What one pass over one queue may take at most, so that queues share a worker

@@ -3,9 +3,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
 use linkspan_sys::{EventFd, PeerMemory, memfd};
@@ -224,6 +224,7 @@ pub struct QueueLink {
     attention: Arc<AtomicBool>,
     news: Receiver<News>,
     parked: Sender<()>,
+    bell: Arc<OnceLock<Arc<EventFd>>>,
 }
 
 /// The link's end of a queue.
@@ -234,17 +235,19 @@ pub struct QueueHandle {
     attention: Arc<AtomicBool>,
     news: Sender<News>,
     parked: Receiver<()>,
+    bell: Arc<OnceLock<Arc<EventFd>>>,
 }
 
 #[derive(Debug)]
 enum News {
     Lost,
-    Resumed { fresh: bool },
+    Resumed(Resumed),
     Ended(Arc<str>),
 }
 
-/// What became of a device that was lost and came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What became of a device that was lost and came back. Of several times in a
+/// row the greatest counts: who begins anew once cannot go on afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resumed {
     /// It goes on where the other one ended: whatever was under way is answered.
     Continued,
@@ -269,17 +272,20 @@ pub fn queue_link() -> io::Result<(QueueLink, QueueHandle)> {
     let attention = Arc::new(AtomicBool::new(false));
     let (news, news_received) = mpsc::channel();
     let (parked, parked_received) = mpsc::channel();
+    let bell = Arc::new(OnceLock::new());
     let link = QueueLink {
         events: events.clone(),
         attention: Arc::clone(&attention),
         news: news_received,
         parked,
+        bell: Arc::clone(&bell),
     };
     let handle = QueueHandle {
         events,
         attention,
         news,
         parked: parked_received,
+        bell,
     };
     Ok((link, handle))
 }
@@ -298,37 +304,40 @@ impl QueueLink {
     /// # Errors
     /// When there will be no device any more.
     pub fn take_news(&self) -> Result<Option<Resumed>, LinkEnded> {
-        self.attention.store(false, Ordering::Relaxed);
+        // With `tell`: news whose flag is taken here are in the channel by now.
+        self.attention.swap(false, Ordering::Acquire);
         let mut resumed = None;
-        loop {
-            let Ok(news) = self.news.try_recv() else {
-                return Ok(resumed);
-            };
+        while let Ok(news) = self.news.try_recv() {
             match news {
-                News::Lost => resumed = Some(self.park()?),
-                News::Resumed { .. } => {}
+                News::Lost => resumed = resumed.max(Some(self.park()?)),
+                News::Resumed(_) => {}
                 News::Ended(reason) => return Err(LinkEnded { reason }),
             }
         }
+        Ok(resumed)
     }
 
     fn park(&self) -> Result<Resumed, LinkEnded> {
         let gone = || LinkEnded {
             reason: "its thread is gone".into(),
         };
-        self.parked.send(()).map_err(|_| gone())?;
-        match self.news.recv().map_err(|_| gone())? {
-            News::Resumed { fresh: true } => Ok(Resumed::Fresh),
-            News::Resumed { fresh: false } => Ok(Resumed::Continued),
-            News::Ended(reason) => Err(LinkEnded { reason }),
-            News::Lost => self.park(),
+        loop {
+            self.parked.send(()).map_err(|_| gone())?;
+            if let Some(bell) = self.bell.get() {
+                signal(bell);
+            }
+            match self.news.recv().map_err(|_| gone())? {
+                News::Resumed(resumed) => return Ok(resumed),
+                News::Ended(reason) => return Err(LinkEnded { reason }),
+                News::Lost => {}
+            }
         }
     }
 }
 
 impl QueueHandle {
-    /// Tells the queue that its device is gone. It parks at once, or when its
-    /// thread next looks.
+    /// Tells the queue that its device is gone. It parks when its thread next
+    /// looks: at once if it waits for the device, or much later, or never.
     pub fn lost(&self) {
         self.tell(News::Lost);
     }
@@ -339,10 +348,20 @@ impl QueueHandle {
         self.parked.recv().is_ok()
     }
 
+    /// Whether the queue has come to touch its ring no more since this was last
+    /// asked.
+    pub(crate) fn has_parked(&self) -> bool {
+        self.parked.try_recv().is_ok()
+    }
+
+    /// Has this signalled whenever the queue parks. The first one counts.
+    pub(crate) fn signal_when_parked(&self, bell: &Arc<EventFd>) {
+        self.bell.get_or_init(|| Arc::clone(bell));
+    }
+
     /// Tells a parked queue that it has a device again.
     pub fn resumed(&self, resumed: Resumed) {
-        let fresh = resumed == Resumed::Fresh;
-        self.tell(News::Resumed { fresh });
+        self.tell(News::Resumed(resumed));
     }
 
     /// Tells the queue that there will be no device any more.
@@ -398,5 +417,27 @@ mod tests {
         assert_eq!(memory.ring(0).available_event(), 0);
         assert_eq!(memory.ring(1).available_index(), 7);
         assert_eq!(memory.ring(1).available_event(), 9);
+    }
+
+    /// The second device goes on where the first one was; the first knew nothing,
+    /// and the queue hears of both at once.
+    #[test]
+    fn a_fresh_device_is_not_forgotten_over_a_second_one() {
+        let (link, handle) = queue_link().unwrap();
+        for resumed in [Resumed::Continued, Resumed::Fresh, Resumed::Continued] {
+            handle.lost();
+            handle.resumed(resumed);
+        }
+        assert!(link.has_news());
+        assert_eq!(link.take_news(), Ok(Some(Resumed::Fresh)));
+        assert_eq!(link.take_news(), Ok(None));
+        for _ in 0..3 {
+            assert!(handle.has_parked(), "it parks for each of them");
+        }
+        assert!(!handle.has_parked());
+        handle.lost();
+        handle.ended(&"test".into());
+        let reason = "test".into();
+        assert_eq!(link.take_news(), Err(LinkEnded { reason }));
     }
 }

@@ -11,11 +11,12 @@ mod driver;
 mod endpoint;
 mod in_process;
 mod limit;
+mod rate;
 pub mod session;
 pub mod vhost_user;
 mod worker;
 
-pub use counters::{Counter, QueueCounters};
+pub use counters::{Counter, QueueCounters, WorkerCounters};
 pub use device::{ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler};
 pub use dirty::RingLog;
 pub use driver::{
@@ -24,4 +25,5 @@ pub use driver::{
 pub use endpoint::{Endpoint, Phase};
 pub use in_process::InProcess;
 pub use limit::LogLimit;
-pub use worker::{EventSink, Ring, RingEvent, RingFault, RingKey, Workers};
+pub use rate::{Bucket, Rate, RateLimit};
+pub use worker::{EventSink, Ring, RingEvent, RingFault, RingKey, WorkerOptions, Workers};

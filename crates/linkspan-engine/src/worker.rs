@@ -4,27 +4,31 @@
 //! message, so nothing on the hot path is shared or locked. Whoever sends a
 //! command gets exactly one [`RingEvent`] back when it has taken effect.
 //!
-//! A worker sleeps until something happens to one of its rings, unless one of
-//! them is polled: a driver that gives no kick descriptor takes a processor.
+//! A worker without work looks for some for a while, if that has paid of late,
+//! and then sleeps until something happens to one of its rings, unless one of them
+//! is polled: a driver that gives no kick descriptor takes a processor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use std::{fmt, io, thread};
 
 use linkspan_sys::poll::{Epoll, Interest};
-use linkspan_sys::thread::spawn;
+use linkspan_sys::thread::spawn_on;
 use linkspan_sys::{EventFd, PeerEventFd};
 use linkspan_virtio::QueueError;
 
-use crate::counters::QueueCounters;
+use crate::counters::{QueueCounters, WorkerCounters};
 use crate::device::{ActiveRing, Budget, Progress, QueueHandler};
 use crate::dirty::RingLog;
 
 mod run;
+mod spin;
 
-use run::{CONTROL, Loop};
+use run::{CONTROL, Control, Loop};
+use spin::Spin;
 
 /// A queue with everything that it needs to run; moves into a worker at its
 /// start and out again at its stop.
@@ -154,12 +158,40 @@ enum Command {
     Log(Option<RingLog>),
 }
 
+/// What workers are like.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// How many.
+    pub count: usize,
+    /// Worker `i` runs on processor `cpus[i]` and on no other; one beyond the end
+    /// of the list runs anywhere.
+    pub cpus: Vec<u32>,
+    /// The longest time that a worker without work looks for some before it
+    /// sleeps. It looks only while that pays; zero: never.
+    pub poll: Duration,
+}
+
+impl WorkerOptions {
+    /// For [`poll`](Self::poll): about the time of a fast disk's answer, and a
+    /// few times what it costs to sleep and to be woken.
+    pub const POLL: Duration = Duration::from_micros(50);
+}
+
+impl Default for WorkerOptions {
+    fn default() -> Self {
+        Self {
+            count: 1,
+            cpus: Vec::new(),
+            poll: Self::POLL,
+        }
+    }
+}
+
 /// A fixed set of worker threads. Dropping it stops and joins them; rings that
 /// still run are dropped with their threads.
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<Worker>,
-    next: AtomicUsize,
     next_slot: AtomicU64,
 }
 
@@ -167,25 +199,44 @@ pub struct Workers {
 struct Worker {
     commands: Option<Sender<(u64, Command)>>,
     wake: Arc<EventFd>,
+    /// Set before `wake` is signalled, for a worker that is awake.
+    commanded: Arc<AtomicBool>,
+    counters: Arc<WorkerCounters>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Workers {
-    /// Starts `count` workers: all of them or none.
+    /// Starts `count` workers that run anywhere: all of them or none.
     ///
     /// # Errors
     /// When a thread or a descriptor cannot be had.
     pub fn new(count: usize) -> io::Result<Self> {
+        Self::with(&WorkerOptions {
+            count,
+            ..WorkerOptions::default()
+        })
+    }
+
+    /// Starts workers: all of them or none.
+    ///
+    /// # Errors
+    /// When a thread or a descriptor cannot be had, or a processor is not one that
+    /// this process may use.
+    pub fn with(options: &WorkerOptions) -> io::Result<Self> {
         let mut threads =
-            linkspan_mem::fault::try_with_capacity(count).map_err(io::Error::other)?;
-        for number in 0..count {
-            threads.push(Worker::start(number)?);
+            linkspan_mem::fault::try_with_capacity(options.count).map_err(io::Error::other)?;
+        for number in 0..options.count {
+            threads.push(Worker::start(number, options)?);
         }
         Ok(Self {
             threads,
-            next: AtomicUsize::new(0),
             next_slot: AtomicU64::new(0),
         })
+    }
+
+    /// What each worker has counted so far.
+    pub fn counters(&self) -> impl ExactSizeIterator<Item = &WorkerCounters> {
+        self.threads.iter().map(|worker| &*worker.counters)
     }
 
     /// Number of workers.
@@ -193,12 +244,13 @@ impl Workers {
         self.threads.len()
     }
 
-    /// Gives a ring to the next worker in turn. [`RingEvent::Done`] or
-    /// [`RingEvent::Refused`] follows; it then scans the ring once, since a kick
-    /// may have come before it watched.
+    /// Gives a ring to its worker: those of a device go to the workers in turn, by
+    /// index, and come back to the same one. [`RingEvent::Done`] or
+    /// [`RingEvent::Refused`] follows; the worker then scans the ring once, since a
+    /// kick may have come before it watched.
     pub fn start(&self, ring: Box<Ring>, events: EventSink) -> RingKey {
         let key = RingKey {
-            worker: self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len(),
+            worker: usize::from(ring.index) % self.threads.len(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
         };
         self.send(key, Command::Start(ring, events));
@@ -244,26 +296,43 @@ impl Workers {
         if let Some(commands) = &worker.commands
             && commands.send((key.slot, command)).is_ok()
         {
-            signal(&worker.wake);
+            worker.call();
         }
     }
 }
 
 impl Worker {
-    fn start(number: usize) -> io::Result<Self> {
+    fn start(number: usize, options: &WorkerOptions) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new()?);
         let epoll = Epoll::new()?;
         epoll.add(&*wake, CONTROL, Interest::READ)?;
         let (commands, receiver) = mpsc::channel();
-        let control = Arc::clone(&wake);
-        let thread = spawn(format!("worker-{number}"), move || {
-            Loop::new(epoll, control, receiver).run();
+        let commanded = Arc::new(AtomicBool::new(false));
+        let counters = Arc::new(WorkerCounters::default());
+        let control = Control {
+            wake: Arc::clone(&wake),
+            commanded: Arc::clone(&commanded),
+            commands: receiver,
+        };
+        let counted = Arc::clone(&counters);
+        let spin = Spin::new(options.poll);
+        let cpu = options.cpus.get(number).copied();
+        let thread = spawn_on(cpu, format!("worker-{number}"), move || {
+            Loop::new(epoll, control, spin, counted).run();
         })?;
         Ok(Self {
             commands: Some(commands),
             wake,
+            commanded,
+            counters,
             thread: Some(thread),
         })
+    }
+
+    /// Lets it look at its commands.
+    fn call(&self) {
+        self.commanded.store(true, Ordering::Release);
+        signal(&self.wake);
     }
 }
 
@@ -271,7 +340,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         // Closing the channel is the word to end.
         self.commands = None;
-        signal(&self.wake);
+        self.call();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
             && !thread::panicking()
@@ -282,23 +351,24 @@ impl Drop for Worker {
 }
 
 impl Ring {
-    /// One pass: look at the ring once, let the device work, publish once,
-    /// notify once, and ask for kicks if nothing is left.
-    fn pass(&mut self, drain: bool) -> Result<Progress, RingFault> {
+    /// One pass: look at the ring once, let the device work, publish once and
+    /// notify once. Whether anything was taken or answered, and what is left.
+    fn pass(&mut self, drain: bool) -> (bool, Result<Progress, RingFault>) {
         self.counters.passes.add(1);
-        let before = self.active.queue.state().next_used;
-        let progress = self.work(drain, before);
+        let before = self.active.queue.state();
+        let progress = self.work(drain, before.next_used);
+        let after = self.active.queue.state();
         if let Some(log) = &self.active.log {
-            let published = self.active.queue.state().next_used != before;
+            let published = after.next_used != before.next_used;
             log.words(self.active.queue.size(), published);
         }
-        progress
+        (after != before, progress.map_err(|error| self.fault(error)))
     }
 
     /// `used` is the position of the next used element.
     fn work(&mut self, drain: bool, used: u16) -> Result<Progress, RingFault> {
         let mut budget = Budget::default();
-        if drain || self.retired || !self.enabled {
+        if drain || !self.takes() {
             // Nothing new; only what is in flight moves on.
             budget.chains = 0;
         } else {
@@ -322,16 +392,41 @@ impl Ring {
         if budget.chains == 0 {
             return Ok(Progress::Idle);
         }
-        // Of a ring that is polled nothing is asked.
-        if progress == Progress::Idle && (self.is_polled() || !self.active.queue.arm()?) {
-            return Ok(Progress::Idle);
+        Ok(progress)
+    }
+
+    /// Asks for a kick and looks once more: whether chains wait already, or the
+    /// ring is broken, so that a pass has to follow.
+    fn arm(&mut self) -> bool {
+        let waits = self.active.queue.arm();
+        if let Some(log) = &self.active.log {
+            log.words(self.active.queue.size(), false);
         }
-        Ok(Progress::More)
+        waits.unwrap_or(true)
+    }
+
+    /// Looks, with one load, whether a pass would find something.
+    #[inline]
+    fn has_work(&mut self) -> bool {
+        !matches!(self.active.queue.refresh(), Ok(0)) || self.handler.has_completions()
+    }
+
+    /// Whether new chains are taken from it.
+    fn takes(&self) -> bool {
+        self.enabled && !self.retired
+    }
+
+    /// A ring in memory that is gone reads as zeroes, and that is what is wrong.
+    fn fault(&self, error: RingFault) -> RingFault {
+        if self.active.memory.table().poisoned() {
+            return RingFault::MemoryGone;
+        }
+        error
     }
 
     /// Whether nothing says when there is something to do, so that one has to look.
     fn is_polled(&self) -> bool {
-        self.kick.is_none() && self.enabled && !self.retired
+        self.kick.is_none() && self.takes()
     }
 
     /// Gives the ring up and tells the driver, if it wants to know.

@@ -9,13 +9,13 @@ use linkspan_mem::Gpa;
 use linkspan_sys::EventFd;
 use linkspan_sys::memfd::{self, SealFlags, Sealing};
 use linkspan_testkit::disk::{SECTOR, room};
-use linkspan_testkit::front_end::single;
+use linkspan_testkit::front_end::{single, state};
 use linkspan_testkit::served::content;
 use linkspan_testkit::{
     Disk, DiskRing, FrontEnd, Io, Options, Refused, Served, SharedMemory, logs,
 };
 use linkspan_vhost::message::Request;
-use linkspan_vhost::wire::{MemoryRegionDescription, MemoryTableHeader};
+use linkspan_vhost::wire::{MemoryRegionDescription, MemoryTableHeader, VringAddr};
 use zerocopy::IntoBytes;
 
 const SLOTS: Options = Options {
@@ -246,6 +246,54 @@ fn table_change_that_is_refused_leaves_running_rings_as_they_were() {
         let result = front.tell(Request::SetMemTable, &body, &[file.as_fd()]);
         refused(result, "longer than the file");
     });
+}
+
+/// QEMU 27806d2ddb, c85f42703d: a ring that could not be mapped ended the whole
+/// process. Here it does not start, and the others run.
+#[test]
+fn ring_outside_memory_is_refused_and_the_others_run() {
+    logs::capture();
+    let served = Served::disk(2);
+    let front = negotiated(&served);
+    let memory = SharedMemory::new(room(2, 64), Gpa(0), Sealing::Fixed);
+    front.share(&[Arc::clone(&memory)]).unwrap();
+    let [mut kept, mut lost] =
+        [0, 1].map(|index| DiskRing::new(&memory, index, 64, front.features()));
+    front.start(&kept).unwrap();
+    front.enable(0, true).unwrap();
+    let right = lost.address();
+    let end = memory.user(0).0 + memory.len();
+    for wrong in [
+        VringAddr {
+            descriptor: 0,
+            ..right
+        },
+        VringAddr {
+            available: end,
+            ..right
+        },
+        // Its last byte is outside.
+        VringAddr {
+            used: end - (6 + 8 * 64) + 4,
+            ..right
+        },
+        VringAddr {
+            used: u64::MAX - 3,
+            ..right
+        },
+    ] {
+        let told = front.tell(Request::SetVringNum, &state(1, 64), &[]);
+        told.unwrap();
+        let set = front.tell(Request::SetVringAddr, wrong.as_bytes(), &[]);
+        set.unwrap();
+        let started = front.set_event(Request::SetVringKick, 1, &lost.kick);
+        refused(started, "outside memory");
+        assert_eq!(kept.read(2, SECTOR), content(2));
+    }
+    logs::expect_line(&["VHOST_USER_SET_VRING_KICK", "ring address"]);
+    front.start(&lost).unwrap();
+    front.enable(1, true).unwrap();
+    assert_eq!(lost.read(3, SECTOR), content(3));
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub use region::{Backing, OutsideRegion, Region, SharedSlice};
 pub use ring::model;
 pub use ring::{
     Descriptor, EventSuppression, InflightPacked, InflightPackedEntry, InflightSplit,
-    InflightSplitEntry, Life, Mortal, PackedDescriptor, PackedRing, RingMemory, SplitRing,
+    InflightSplitEntry, Life, Mortal, PackedDescriptor, PackedRing, Raced, RingMemory, SplitRing,
     UsedElement, Window, WindowError,
 };
 pub use space::{AddressSpace, GuestMemory, RegionTable, Short, SpaceError, Span};

@@ -6,10 +6,12 @@ mod inflight;
 pub mod model;
 mod mortal;
 mod packed;
+mod raced;
 
 pub use inflight::{InflightPacked, InflightPackedEntry, InflightSplit, InflightSplitEntry};
 pub use mortal::{Life, Mortal};
 pub use packed::{EventSuppression, PackedDescriptor, PackedRing};
+pub use raced::Raced;
 
 use core::fmt;
 use core::ptr::NonNull;

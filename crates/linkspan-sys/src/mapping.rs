@@ -177,6 +177,12 @@ impl PeerMemory {
     }
 }
 
+impl AsFd for PeerMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Memory shared with a peer, mapped until it is dropped.
 ///
 /// If the peer takes memory away, by shrinking its file, the next access finds

@@ -136,9 +136,17 @@ impl Epoll {
     /// Whatever `epoll_wait(2)` reports except `EINTR`.
     pub fn wait(&self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
         ready.0.clear();
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        // Whoever does not wait needs no clock.
+        let at_once = timeout == Some(Duration::ZERO);
+        let deadline = timeout
+            .filter(|_| !at_once)
+            .and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            let left = remaining(deadline);
+            let left = if at_once {
+                Some(Timespec::default())
+            } else {
+                remaining(deadline)
+            };
             match epoll::wait(&self.0, spare_capacity(&mut ready.0), left.as_ref()) {
                 Ok(_) => return Ok(()),
                 Err(Errno::INTR) => {}

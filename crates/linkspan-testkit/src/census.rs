@@ -1,8 +1,8 @@
-//! What this process holds: open descriptors, threads, and mappings of memory
+//! What a process holds: open descriptors, threads, and mappings of memory
 //! files. A link that comes and goes leaves all of them as they were.
 //!
-//! A census is of the whole process, so a test that takes one is alone in its
-//! test binary.
+//! A census is of the whole process, so a test that takes one of its own process
+//! is alone in its test binary.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,27 +18,33 @@ const LOOKS: u32 = 10_000;
 /// Looks that have to agree before a process counts as at rest.
 const ALIKE: u32 = 30;
 
-/// What the process held at one moment, counted by kind.
+/// What a process held at one moment, counted by kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Census {
+    /// Which process, as /proc names it.
+    process: String,
     counts: BTreeMap<String, usize>,
 }
 
 impl Census {
-    /// Counts.
+    /// Counts what this process holds.
     pub fn take() -> Self {
+        Self::of("self".to_owned())
+    }
+
+    fn of(process: String) -> Self {
         let mut counts = BTreeMap::new();
-        let kinds = descriptors()
+        let kinds = descriptors(&process)
             .into_iter()
-            .chain(threads())
-            .chain(memory_mappings());
+            .chain(threads(&process))
+            .chain(memory_mappings(&process));
         for kind in kinds {
             *counts.entry(kind).or_insert(0) += 1;
         }
-        Self { counts }
+        Self { process, counts }
     }
 
-    /// Counts once nothing changes any more: when many looks in a row agree.
+    /// Counts what this process holds once nothing changes any more: when many looks in a row agree.
     /// Threads get their names and drop what they held shortly after whoever
     /// started or ended them goes on.
     ///
@@ -46,10 +52,24 @@ impl Census {
     /// When it goes on changing.
     #[track_caller]
     pub fn at_rest() -> Self {
-        let mut last = Self::take();
+        Self::of_resting("self".to_owned())
+    }
+
+    /// The same for a child of this process.
+    ///
+    /// # Panics
+    /// When it goes on changing, or is gone.
+    #[track_caller]
+    pub fn of_child_at_rest(id: u32) -> Self {
+        Self::of_resting(id.to_string())
+    }
+
+    #[track_caller]
+    fn of_resting(process: String) -> Self {
+        let mut last = Self::of(process);
         let mut alike = 0;
         let rests = settled(|| {
-            let now = Self::take();
+            let now = Self::of(last.process.clone());
             alike = if now == last { alike + 1 } else { 0 };
             last = now;
             alike == ALIKE
@@ -92,8 +112,9 @@ impl Census {
     /// With the difference, when that does not happen.
     #[track_caller]
     pub fn assert_restored(&self, when: &str) {
-        if !settled(|| Self::take() == *self) {
-            let difference = self.difference(&Self::take());
+        let now = || Self::of(self.process.clone());
+        if !settled(|| now() == *self) {
+            let difference = self.difference(&now());
             panic!("{when}, the process does not hold what it held before:\n{difference}");
         }
     }
@@ -124,12 +145,13 @@ pub fn settled(mut condition: impl FnMut() -> bool) -> bool {
     false
 }
 
-fn descriptors() -> Vec<String> {
+fn descriptors(process: &str) -> Vec<String> {
+    let folder = format!("/proc/{process}/fd");
     let own = format!("/proc/{}/fd", std::process::id());
-    names("/proc/self/fd")
+    names(&folder)
         .iter()
         // One that is gone by now, the descriptor of this look-up above all, has no target.
-        .filter_map(|name| fs::read_link(format!("/proc/self/fd/{name}")).ok())
+        .filter_map(|name| fs::read_link(format!("{folder}/{name}")).ok())
         .map(|target| target.to_string_lossy().into_owned())
         .filter(|target| *target != own)
         .map(|target| match target.split_once(":[") {
@@ -140,16 +162,18 @@ fn descriptors() -> Vec<String> {
         .collect()
 }
 
-fn threads() -> Vec<String> {
-    names("/proc/self/task")
+fn threads(process: &str) -> Vec<String> {
+    let folder = format!("/proc/{process}/task");
+    names(&folder)
         .iter()
-        .filter_map(|id| fs::read_to_string(format!("/proc/self/task/{id}/comm")).ok())
+        .filter_map(|id| fs::read_to_string(format!("{folder}/{id}/comm")).ok())
         .map(|name| format!("thread {}", name.trim_end()))
         .collect()
 }
 
-fn memory_mappings() -> Vec<String> {
-    let maps = fs::read_to_string("/proc/self/maps").expect("/proc is mounted");
+fn memory_mappings(process: &str) -> Vec<String> {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps"));
+    let maps = maps.expect("/proc is mounted and the process there");
     let of_memory = maps.lines().filter_map(|line| {
         let (_, name) = line.split_once("/memfd:")?;
         Some(format!("mapping of memfd {name}"))
@@ -158,7 +182,7 @@ fn memory_mappings() -> Vec<String> {
 }
 
 fn names(folder: &str) -> Vec<String> {
-    let entries = fs::read_dir(folder).expect("/proc is mounted");
+    let entries = fs::read_dir(folder).expect("/proc is mounted and the process there");
     entries
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())

@@ -1,5 +1,6 @@
-//! What the tests of Linkspan share: a front end that can say anything, a block
-//! driver on it, devices served in this process, a census of what the process
+//! What the tests of Linkspan share: a front end and a back end that can say
+//! anything, a block driver on the front end,
+//! a disk that is driven over a link, devices served in this process, a census of what the process
 //! holds, and a sweep that makes each step of a bring-up fail in turn.
 //!
 //! Everything here fails by panicking with what was expected. Every wait has
@@ -8,8 +9,10 @@
 
 use std::time::Duration;
 
+pub mod back_end;
 pub mod census;
 pub mod disk;
+pub mod driven;
 pub mod front_end;
 pub mod gated;
 pub mod logs;
@@ -17,8 +20,10 @@ pub mod memory;
 pub mod served;
 pub mod sweep;
 
+pub use back_end::BackEnd;
 pub use census::Census;
 pub use disk::{Disk, DiskRing, Io};
+pub use driven::Driven;
 pub use front_end::{FrontEnd, Options, Refused};
 pub use gated::GatedImage;
 pub use memory::SharedMemory;

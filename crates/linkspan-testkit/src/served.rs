@@ -40,13 +40,25 @@ impl Served {
     /// # Panics
     /// When anything cannot be had.
     pub fn disk(queues: u16) -> Self {
+        let workers = Arc::new(Workers::new(2).expect("workers"));
+        Self::disk_on(workers, queues, |device| device)
+    }
+
+    /// The same disk on these workers, once it has been `changed`.
+    ///
+    /// # Panics
+    /// When anything cannot be had.
+    pub fn disk_on(
+        workers: Arc<Workers>,
+        queues: u16,
+        changed: impl FnOnce(BlockDevice) -> BlockDevice,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk");
         write_image(&path);
         let image = RawImage::open(&path, false, Duration::ZERO).expect("an image");
         let device = BlockDevice::new(Arc::new(image), queues, 1024).expect("a disk");
-        let workers = Arc::new(Workers::new(2).expect("workers"));
-        let device = Arc::new(device);
+        let device = Arc::new(changed(device));
         let served = Self::device(folder, Arc::clone(&device) as Arc<dyn Device>, workers);
         Self {
             disk: Some(device),

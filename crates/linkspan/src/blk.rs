@@ -1,6 +1,5 @@
 //! `linkspan blk`: serves a disk image over vhost-user.
 
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,15 +8,17 @@ use anyhow::Context;
 use clap::ArgGroup;
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
+use linkspan_engine::Device;
 use linkspan_engine::vhost_user::{Event, Server};
-use linkspan_engine::{Device, Workers};
+use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
-use linkspan_sys::{Listener, thread};
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
+use crate::limits::LimitArgs;
+use crate::workers::WorkerArgs;
 
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
@@ -74,6 +75,12 @@ pub struct Args {
     /// Print what happens to the link on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    workers: WorkerArgs,
+
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 fn queue_size(text: &str) -> Result<u16, String> {
@@ -105,15 +112,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
         .context("cannot watch for signals")?;
+    let workers = args.workers.start(args.queues)?;
     let image = open_image(args)?;
     let listener = listen(args)?;
-    let device = Arc::new(
-        BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size)
-            .context("the image makes no block device")?,
-    );
-    let workers = Arc::new(
-        Workers::new(worker_count(args.queues)).context("cannot start the worker threads")?,
-    );
+    let device = BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size)
+        .context("the image makes no block device")?;
+    let device = Arc::new(match args.limits.limit() {
+        Some(limit) => device.with_limit(limit),
+        None => device,
+    });
     let server = Server::start(
         listener,
         Arc::clone(&device) as Arc<dyn Device>,
@@ -184,12 +191,6 @@ fn listen(args: &Args) -> Result<Inherited, Failure> {
     let listener =
         Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     Ok(Inherited::Listener(listener))
-}
-
-/// As many workers as can have a queue and a processor of their own.
-fn worker_count(queues: u16) -> usize {
-    let cpus: NonZeroUsize = thread::available_cpus();
-    cpus.get().min(usize::from(queues))
 }
 
 /// Says what happens to the link, to people or to programs.

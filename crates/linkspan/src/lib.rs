@@ -7,3 +7,5 @@ pub mod cli;
 pub mod demo;
 pub mod driver;
 pub mod exit;
+pub mod limits;
+pub mod workers;

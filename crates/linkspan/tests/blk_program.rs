@@ -190,6 +190,17 @@ fn wrong_usage_has_status_2_and_touches_nothing() {
         with(&["--queue-size", "0"]),
         with(&["--queue-size", "3"]),
         with(&["--queue-size", "65536"]),
+        with(&["--workers", "0"]),
+        with(&["--workers", "2", "--cpus", "0"]),
+        with(&["--cpus", ""]),
+        with(&["--cpus", "0,0"]),
+        with(&["--cpus", "8000"]),
+        with(&["--poll-us", "-1"]),
+        with(&["--poll-us", "1000001"]),
+        with(&["--iops", "0"]),
+        with(&["--iops-burst", "1"]),
+        with(&["--bytes-per-second", "0"]),
+        with(&["--bytes-burst", "1M"]),
         vec!["blk", "--image", image, "--fd", "0"],
         vec!["blk", "--image", image, "--fd", "999"],
         vec!["blk", "--image", image, "--fd", "-1"],
@@ -200,6 +211,64 @@ fn wrong_usage_has_status_2_and_touches_nothing() {
         assert!(output.stdout.is_empty(), "{args:?}");
         assert!(!output.stderr.is_empty(), "{args:?}");
         assert!(!Path::new(socket).exists(), "{args:?}");
+    }
+}
+
+/// The processors of each worker of a program.
+fn worker_cpus(program: &Program) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", program.child.id())).unwrap();
+    let mut workers: Vec<_> = tasks
+        .map(|task| task.unwrap().path())
+        .filter_map(|task| {
+            let name = fs::read_to_string(task.join("comm")).ok()?;
+            let status = fs::read_to_string(task.join("status")).ok()?;
+            let cpus = status.lines();
+            let cpus = cpus.filter_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            let cpus = cpus.map(str::trim).next()?.to_owned();
+            Some((name.trim().to_owned(), cpus))
+        })
+        .filter(|(name, _)| name.starts_with("worker-"))
+        .collect();
+    workers.sort();
+    workers
+}
+
+#[test]
+fn workers_are_as_many_as_asked_for_and_where() {
+    let cpus = linkspan_sys::thread::allowed_cpus().unwrap();
+    let last = cpus.last().unwrap().to_string();
+    let one = Program::start(&["--queues", "64", "--cpus", &last]);
+    assert_eq!(worker_cpus(&one), [("worker-0".to_owned(), last)]);
+    let three = Program::start(&["--workers", "3", "--poll-us", "0"]);
+    let names: Vec<_> = worker_cpus(&three)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names, ["worker-0", "worker-1", "worker-2"]);
+    for program in [one, three] {
+        let mut disk = program.drive();
+        assert_eq!(disk.rings[0].read(3, SECTOR), content(3));
+        assert_eq!(disk.rings[1].read(4, SECTOR), content(4));
+    }
+    // Never more than queues.
+    let two = Program::start(&["--workers", "3", "--queues", "2"]);
+    assert_eq!(worker_cpus(&two).len(), 2);
+}
+
+#[test]
+fn limits_are_of_the_whole_disk_and_let_a_large_request_pass() {
+    let limits = ["--bytes-per-second", "1", "--bytes-burst", "1K"];
+    let program = Program::start(&limits);
+    let mut disk = program.drive();
+    // Half of what there is, then more than is left, and that is paid for by both.
+    assert_eq!(disk.rings[0].read(1, SECTOR), content(1));
+    assert_eq!(disk.rings[1].read(0, 8 * SECTOR).len(), 8 * SECTOR);
+    for ring in &mut disk.rings {
+        ring.submit(linkspan_testkit::Io::GetId);
+    }
+    for ring in 0..2 {
+        let base = disk.front.stop(ring).unwrap();
+        assert_eq!(base, 1, "one of ring {ring} was taken");
     }
 }
 

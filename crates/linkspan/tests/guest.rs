@@ -237,9 +237,13 @@ fn guest_outlives_back_ends(test: &str, packed: bool) {
     let mut server = setup.serve(2);
     let mut machine = setup.boot(&plan, 2);
     let mut kills = 0;
-    let report = check::collect(&mut machine, None, LIMIT, &Stop::default(), |_, _| {
+    let report = check::collect(&mut machine, None, LIMIT, &Stop::default(), |key, _| {
         // Once for each thing that the guest reports, so with requests of every
-        // kind under way.
+        // kind under way. Not when it resets its machine: QEMU 7.2 was seen
+        // to hang for ever when a device is lost just while it starts.
+        if key == "end" {
+            return;
+        }
         server.kill().unwrap();
         server = setup.serve(2);
         kills += 1;

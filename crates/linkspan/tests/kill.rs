@@ -2,9 +2,11 @@
 //! was acknowledged: nothing of that is ever lost or undone.
 
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use linkspan_peers::storage_daemon;
 use linkspan_testkit::census::settled;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -18,7 +20,16 @@ const BYTES_BEFORE_KILL: u64 = 8 << 20;
 
 const WRITERS: &str = "3";
 
+/// Whom the load is on.
+#[derive(Clone, Copy)]
+enum BackEnd {
+    Linkspan,
+    /// It keeps no in-flight region, so what was not answered is asked again.
+    StorageDaemon,
+}
+
 struct Rig {
+    back_end: BackEnd,
     folder: TempDir,
     driver: Child,
 }
@@ -29,7 +40,7 @@ fn linkspan() -> Command {
 
 impl Rig {
     /// A verifying load that waits for its first back end.
-    fn new(image_bytes: u64, layout: &[&str]) -> Self {
+    fn new(back_end: BackEnd, image_bytes: u64, layout: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         File::create(folder.path().join("disk.img"))
             .unwrap()
@@ -46,7 +57,11 @@ impl Rig {
             .stderr(log)
             .spawn()
             .unwrap();
-        Self { folder, driver }
+        Self {
+            back_end,
+            folder,
+            driver,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -59,11 +74,17 @@ impl Rig {
             .create(true)
             .open(self.path("blk.log"))
             .unwrap();
-        linkspan()
-            .args(["blk", "--socket-path"])
-            .arg(self.path("socket"))
-            .arg("--image")
-            .arg(self.path("disk.img"))
+        let (socket, image) = (self.path("socket"), self.path("disk.img"));
+        let mut command = match self.back_end {
+            BackEnd::StorageDaemon => storage_daemon::command(&socket, &image, 4),
+            BackEnd::Linkspan => {
+                let mut command = linkspan();
+                command.args(["blk", "--socket-path"]).arg(socket);
+                command.arg("--image").arg(image);
+                command
+            }
+        };
+        command
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
@@ -109,12 +130,12 @@ fn written(io: &Path) -> u64 {
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
-fn no_acknowledged_write_is_lost(layout: &[&str]) {
+fn no_acknowledged_write_is_lost(back_end: BackEnd, layout: &[&str]) {
     let kills: u64 = match std::env::var(KILLS_ENV) {
         Ok(text) => text.parse().unwrap(),
         Err(_) => 10,
     };
-    let mut rig = Rig::new(64 << 20, layout);
+    let mut rig = Rig::new(back_end, 64 << 20, layout);
     for _ in 0..kills {
         let mut back_end = rig.back_end();
         rig.await_load(&back_end);
@@ -134,10 +155,22 @@ fn no_acknowledged_write_is_lost(layout: &[&str]) {
 
 #[test]
 fn no_acknowledged_write_is_lost_in_split_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&[]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan, &[]);
 }
 
 #[test]
 fn no_acknowledged_write_is_lost_in_packed_rings_when_the_back_end_is_killed() {
-    no_acknowledged_write_is_lost(&["--packed"]);
+    no_acknowledged_write_is_lost(BackEnd::Linkspan, &["--packed"]);
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_when_a_back_end_of_others_is_killed() {
+    if !storage_daemon::is_installed() {
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "SKIP kill: qemu-storage-daemon is not installed"
+        ));
+        return;
+    }
+    no_acknowledged_write_is_lost(BackEnd::StorageDaemon, &[]);
 }

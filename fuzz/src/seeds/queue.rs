@@ -1,10 +1,11 @@
-//! Seeds of `ring_memory`: requests that are right, and each kind of broken ring.
+//! Seeds of `ring_memory` for the device's side of split rings: requests that are
+//! right, and each kind of broken ring.
 
 use super::{Expected, Seed};
 use crate::ring_memory::step;
 
-const NEXT: u8 = 1;
-const WRITE: u8 = 2;
+pub(super) const NEXT: u8 = 1;
+pub(super) const WRITE: u8 = 2;
 const INDIRECT: u8 = 4;
 
 /// Features: indirect descriptors, event index.
@@ -183,7 +184,12 @@ fn broken_tables() -> impl Iterator<Item = (&'static str, &'static str, Vec<Piec
     .into_iter()
 }
 
-fn seed(name: &str, answers: usize, retired: Option<&'static str>, bytes: Vec<u8>) -> Seed {
+pub(super) fn seed(
+    name: &str,
+    answers: usize,
+    retired: Option<&'static str>,
+    bytes: Vec<u8>,
+) -> Seed {
     Seed {
         target: "ring_memory",
         name: name.to_owned(),
@@ -201,7 +207,7 @@ fn pass() -> Vec<u8> {
     vec![step::PASS, 16, 16]
 }
 
-fn available(head: u16) -> Vec<u8> {
+pub(super) fn available(head: u16) -> Vec<u8> {
     [&[step::AVAILABLE][..], &head.to_le_bytes()].concat()
 }
 
@@ -209,7 +215,7 @@ fn index(index: u16) -> Vec<u8> {
     [&[step::INDEX][..], &index.to_le_bytes()].concat()
 }
 
-fn write(guest: u32, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn write(guest: u32, bytes: &[u8]) -> Vec<u8> {
     // Places count from the first region.
     let at = u16::try_from(guest - 0x1000).expect("in the first two regions");
     let len = u8::try_from(bytes.len()).expect("short");
@@ -235,7 +241,7 @@ fn table_len(table: &[Piece]) -> u16 {
     u16::try_from(16 * table.len()).expect("short")
 }
 
-fn descriptors(first: u8, chain: &[Piece]) -> Vec<u8> {
+pub(super) fn descriptors(first: u8, chain: &[Piece]) -> Vec<u8> {
     let pieces = (first..)
         .zip(chain)
         .map(|(at, (address, len, flags, next))| {
@@ -259,13 +265,13 @@ fn one_chain(features: u8, pieces: &[Piece]) -> Vec<u8> {
     [start(features), chain(pieces), pass()].concat()
 }
 
-fn header(kind: u32, sector: u64) -> Vec<u8> {
+pub(super) fn header(kind: u32, sector: u64) -> Vec<u8> {
     let bytes = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()];
     write(HEADER, &bytes.concat())
 }
 
 /// A request in descriptors 0 to 2, made available.
-fn request(kind: u32, sector: u64, sectors: u16) -> Vec<u8> {
+pub(super) fn request(kind: u32, sector: u64, sectors: u16) -> Vec<u8> {
     let way = if kind == OUT { 0 } else { WRITE };
     let len = if kind == GET_ID { 20 } else { 512 * sectors };
     let pieces = [

@@ -57,16 +57,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const UPPER: &[(&str, &[&str])] = &[
     (
         "linkspan-backends",
-        &["linkspan", "linkspan-backends", TEST_KIT],
+        &["linkspan", "linkspan-backends", TEST_KIT, PEERS],
     ),
-    ("linkspan", &["linkspan", TEST_KIT]),
-    (TEST_KIT, &["linkspan", TEST_KIT]),
-    ("linkspan-fuzz", &["linkspan", TEST_KIT]),
-    ("linkspan-peers", &["linkspan"]),
+    ("linkspan", &["linkspan", TEST_KIT, PEERS]),
+    (TEST_KIT, &["linkspan", TEST_KIT, PEERS]),
+    ("linkspan-fuzz", &["linkspan", TEST_KIT, PEERS]),
+    (PEERS, &["linkspan", PEERS]),
 ];
 
-/// What tests share; it is no part of what is delivered, so only tests use it.
+/// What tests share, and drivers and back ends of others for tests: no part of
+/// what is delivered, so only tests use them.
 const TEST_KIT: &str = "linkspan-testkit";
+const PEERS: &str = "linkspan-peers";
 
 /// Crates of others that no pure crate may use: they touch the system, log, or wait.
 const IMPURE: &[&str] = &[
@@ -224,17 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn only_tests_use_the_test_kit() {
+    fn only_tests_use_what_is_for_tests() {
         for name in [
             "linkspan",
             "linkspan-backends",
             "linkspan-engine",
             "linkspan-virtio",
         ] {
-            assert_eq!(faults(name, &["linkspan-testkit"]), 1, "{name}");
-            let mut package = package(name, &["linkspan-testkit"]);
-            package.dependencies[0].dev = true;
-            assert_eq!(dependencies(&[package]), []);
+            for used in [TEST_KIT, PEERS] {
+                assert_eq!(faults(name, &[used]), 1, "{name} {used}");
+                let mut package = package(name, &[used]);
+                package.dependencies[0].dev = true;
+                assert_eq!(dependencies(&[package]), []);
+            }
         }
     }
 

@@ -85,6 +85,12 @@ pub trait ImageQueue: Send {
     /// [`completion`](Self::completion) last gave `None`. A queue that completes
     /// within `submit` has none.
     fn completion_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether a completion is there, as far as that can be seen without a system
+    /// call: asked often by a worker that looks for work instead of sleeping.
+    fn has_completion(&self) -> bool {
+        false
+    }
 }
 
 /// What to do to an image. Offsets and sizes are in bytes, inside the image, and

@@ -4,11 +4,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_mem::UserVa;
-use linkspan_sys::{EventFd, Stream, reaper};
+use linkspan_sys::{EventFd, PeerMemory, Stream, reaper};
 use linkspan_vhost::frontend::{
     Command, Effect, Event, FdId, FdSlot, Frontend, Inflight, RingStart,
 };
@@ -17,12 +16,9 @@ use linkspan_vhost::{MemoryRegion, ProtocolFeatures};
 use linkspan_virtio::{Features, QueueLayout};
 
 use super::link::LinkError;
-use crate::driver::{DriverMemory, QueueEvents, Resumed};
+use super::queues::Queues;
+use crate::driver::{DriverMemory, Resumed};
 use crate::session::{End, Outgoing, Session, run_until};
-
-/// How long a back end may take for one step of bring-up. Draining a ring that
-/// an earlier front end left takes the longest.
-const STEP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Descriptors of ours that messages carry.
 const MEMORY_FD: FdId = FdId(0);
@@ -41,23 +37,37 @@ fn call_fd(ring: u16) -> FdId {
 /// the commands that are still to be given.
 pub(super) struct FrontendSession {
     pub(super) core: Frontend,
-    pub(super) commands: VecDeque<Command>,
-    pub(super) memory: Option<Arc<DriverMemory>>,
-    pub(super) events: Vec<QueueEvents>,
-    pub(super) inflight: Option<(Inflight, OwnedFd)>,
+    pub(super) queues: Option<Queues>,
+    pub(super) inflight: Option<(Inflight, PeerMemory)>,
+    commands: VecDeque<Command>,
+    /// Rings that the last command starts.
+    starting: Vec<u16>,
+    /// Whether rings start as their queues park.
+    serving: bool,
+    /// Whether a ring was started.
+    runs: bool,
+    /// How long the back end may take for one command.
+    limit: Duration,
+    /// When the command under way must have ended.
+    due: Option<Instant>,
     /// Descriptors of the message that is being received, by position.
     fds: Vec<Option<OwnedFd>>,
     outgoing: VecDeque<Outgoing>,
 }
 
 impl FrontendSession {
-    pub(super) fn new(core: Frontend) -> Self {
+    /// A session that gives the back end so long for each command.
+    pub(super) fn new(core: Frontend, limit: Duration) -> Self {
         Self {
             core,
-            commands: VecDeque::new(),
-            memory: None,
-            events: Vec::new(),
+            queues: None,
             inflight: None,
+            commands: VecDeque::new(),
+            starting: Vec::new(),
+            serving: false,
+            runs: false,
+            limit,
+            due: None,
             fds: Vec::new(),
             outgoing: VecDeque::new(),
         }
@@ -68,21 +78,24 @@ impl FrontendSession {
         self.commands.is_empty() && self.outgoing.is_empty() && self.core.is_idle()
     }
 
-    /// How queues go on after a reconnect: with a region of requests in flight
-    /// the new back end finishes what the old one had begun.
-    pub(super) fn resumption(&self) -> Resumed {
-        if self.inflight.is_some() {
-            Resumed::Continued
-        } else {
-            Resumed::Fresh
-        }
+    /// Whether a ring was started.
+    pub(super) fn runs(&self) -> bool {
+        self.runs
     }
 
-    /// The commands that bring all rings up.
-    pub(super) fn script(&mut self, resumed: Resumed) {
-        let (Some(memory), Some(negotiated)) = (&self.memory, self.core.negotiated()) else {
+    /// From now on each ring is started when its queue has parked.
+    pub(super) fn serve(&mut self) -> Result<(), LinkError> {
+        self.serving = true;
+        // Some have parked already.
+        self.proceed()
+    }
+
+    /// The commands that set up what all rings need.
+    pub(super) fn set_up(&mut self) {
+        let (Some(queues), Some(negotiated)) = (&self.queues, self.core.negotiated()) else {
             return;
         };
+        let memory = queues.memory();
         let table = MemoryRegion {
             guest_address: memory.guest_base(),
             size: memory.len(),
@@ -92,43 +105,69 @@ impl FrontendSession {
         let inflight = negotiated
             .protocol_features
             .contains(ProtocolFeatures::INFLIGHT_SHMFD);
-        let queues = u16::try_from(memory.rings().len()).unwrap_or(u16::MAX);
+        let rings = u16::try_from(memory.rings().len()).unwrap_or(u16::MAX);
         let queue_size = memory.rings().first().map_or(0, |place| place.size);
         let before = match &self.inflight {
             Some((inflight, _)) => Some(Command::AdoptInflight {
                 inflight: *inflight,
                 fd: INFLIGHT_FD,
             }),
-            None if inflight => Some(Command::CreateInflight { queues, queue_size }),
+            None if inflight => Some(Command::CreateInflight {
+                queues: rings,
+                queue_size,
+            }),
             None => None,
         };
-        let features = Features::from_bits_retain(negotiated.features);
-        let layout = QueueLayout::of(features);
-        let starts = (0..queues).map(|ring| ring_start(memory, ring, layout, resumed));
-        self.commands = [
-            Some(Command::SetFeatures(negotiated.features)),
-            Some(Command::SetMemory(vec![(table, MEMORY_FD)])),
-            before,
-            Some(Command::StartRings(starts.collect())),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        self.commands.extend(
+            [
+                Some(Command::SetFeatures(negotiated.features)),
+                Some(Command::SetMemory(vec![(table, MEMORY_FD)])),
+                before,
+            ]
+            .into_iter()
+            .flatten(),
+        );
     }
 
-    /// Runs until `reached`, within the limit of one step.
-    pub(super) fn advance_to(
+    /// The command that starts these rings: all or none.
+    pub(super) fn start(&mut self, rings: Vec<u16>) {
+        let (Some(queues), Some(negotiated)) = (&self.queues, self.core.negotiated()) else {
+            return;
+        };
+        let layout = QueueLayout::of(Features::from_bits_retain(negotiated.features));
+        let starts = rings
+            .iter()
+            .map(|ring| ring_start(queues.memory(), *ring, layout, queues.next(*ring)));
+        self.commands
+            .push_back(Command::StartRings(starts.collect()));
+        self.starting = rings;
+    }
+
+    /// Runs until everything is done, within `limit`.
+    pub(super) fn finish(
         &mut self,
         stream: &Stream,
         cancel: &EventFd,
-        reached: impl Fn(&Self) -> bool,
+        limit: Duration,
     ) -> Result<(), LinkError> {
         self.proceed()?;
-        let deadline = Some(Instant::now() + STEP_LIMIT);
-        match run_until(self, stream, cancel, deadline, reached) {
+        let deadline = Some(Instant::now() + limit);
+        match run_until(self, stream, cancel, deadline, Self::is_idle) {
             End::Reached => Ok(()),
             other => Err(LinkError::of(other, self)),
         }
+    }
+
+    /// The next command, if it is time for one.
+    fn next_command(&mut self) -> Option<Command> {
+        if self.serving
+            && self.commands.is_empty()
+            && let Some(rings) = self.queues.as_ref().map(Queues::waiting)
+            && !rings.is_empty()
+        {
+            self.start(rings);
+        }
+        self.commands.pop_front()
     }
 
     /// Takes effects and gives commands until something has to be waited for.
@@ -150,13 +189,17 @@ impl FrontendSession {
             if !self.core.is_idle() {
                 return Ok(());
             }
-            match self.commands.pop_front() {
+            match self.next_command() {
                 Some(command) => {
+                    self.due = Some(Instant::now() + self.limit);
                     if let Err(error) = self.core.command(command) {
                         panic!("a command that this link made up was refused: {error}");
                     }
                 }
-                None => return Ok(()),
+                None => {
+                    self.due = None;
+                    return Ok(());
+                }
             }
         }
     }
@@ -166,7 +209,16 @@ impl FrontendSession {
             Event::Refused { request, code } => Err(LinkError::Refused { request, code }),
             Event::Inflight(Some((inflight, FdSlot(slot)))) => {
                 let fd = self.fds.get_mut(slot).and_then(Option::take);
-                self.inflight = fd.map(|fd| (inflight, fd));
+                let fd = fd.map(PeerMemory::check);
+                self.inflight = fd.transpose()?.map(|fd| (inflight, fd));
+                Ok(())
+            }
+            Event::Done if !self.starting.is_empty() && self.commands.is_empty() => {
+                let rings = std::mem::take(&mut self.starting);
+                self.runs = true;
+                if let Some(queues) = &mut self.queues {
+                    queues.started(&rings);
+                }
                 Ok(())
             }
             _ => Ok(()),
@@ -176,12 +228,13 @@ impl FrontendSession {
     /// A duplicate of a descriptor of ours, to go with a message.
     fn own_fd(&self, id: FdId) -> io::Result<OwnedFd> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let queues = self.queues.as_ref().ok_or_else(missing)?;
         let fd = match (id, id.0.checked_sub(FIRST_EVENT_FD)) {
-            (MEMORY_FD, _) => self.memory.as_ref().ok_or_else(missing)?.as_fd(),
+            (MEMORY_FD, _) => queues.memory().as_fd(),
             (INFLIGHT_FD, _) => self.inflight.as_ref().ok_or_else(missing)?.1.as_fd(),
             (_, Some(number)) => {
                 let ring = usize::try_from(number / 2).map_err(|_| missing())?;
-                let events = self.events.get(ring).ok_or_else(missing)?;
+                let events = queues.events(ring).ok_or_else(missing)?;
                 let event = if number % 2 == 0 {
                     &events.kick
                 } else {
@@ -233,6 +286,13 @@ fn descriptor(source: io::Error) -> LinkError {
     }
 }
 
+impl Drop for FrontendSession {
+    fn drop(&mut self) {
+        // Those of a message that was refused or cut short are unchecked.
+        self.fds.drain(..).flatten().for_each(reaper::dispose);
+    }
+}
+
 impl Session for FrontendSession {
     type Error = LinkError;
 
@@ -252,11 +312,21 @@ impl Session for FrontendSession {
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
+        self.queues.as_ref().map(Queues::bell)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.due
     }
 
     fn wake(&mut self) -> Result<(), LinkError> {
-        Ok(())
+        if self.due.is_some_and(|due| due <= Instant::now()) {
+            return Err(LinkError::of(End::Late, self));
+        }
+        if let Some(queues) = &mut self.queues {
+            queues.listen();
+        }
+        self.proceed()
     }
 
     fn close(&mut self) {

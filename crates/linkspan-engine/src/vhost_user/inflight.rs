@@ -67,11 +67,14 @@ impl InflightArea {
         })
     }
 
-    /// The region that the front end kept. `gone` is signalled when it takes
-    /// the memory back.
+    /// The region that the front end kept. Until the features are set it has to
+    /// be large enough for split rings, which need less; each part is checked
+    /// once more when its ring starts. `gone` is signalled when the front end
+    /// takes the memory back.
     pub(super) fn adopt(
         inflight: Inflight,
         fd: OwnedFd,
+        features: Option<Features>,
         gone: &Arc<EventFd>,
     ) -> Result<Self, InflightAreaError> {
         let Inflight {
@@ -81,7 +84,8 @@ impl InflightArea {
             queue_size,
             ..
         } = inflight;
-        let need = QueueLayout::Split.inflight_len(queue_size) as u64 * u64::from(queues);
+        let layout = features.map_or(QueueLayout::Split, QueueLayout::of);
+        let need = layout.inflight_len(queue_size) as u64 * u64::from(queues);
         if size < need {
             return Err(InflightAreaError::TooSmall {
                 size,
@@ -130,6 +134,14 @@ impl InflightArea {
         layout: QueueLayout,
     ) -> Result<Window, InflightAreaError> {
         let len = layout.inflight_len(self.queue_size);
-        Ok(self.region.window(len as u64 * u64::from(ring), len)?)
+        let start = len as u64 * u64::from(ring);
+        if start + len as u64 > self.size() {
+            return Err(InflightAreaError::TooSmall {
+                size: self.size(),
+                queues: self.queues,
+                queue_size: self.queue_size,
+            });
+        }
+        Ok(self.region.window(start, len)?)
     }
 }

@@ -10,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::thread::spawn;
-use linkspan_sys::{EventFd, Stream};
+use linkspan_sys::{EventFd, Stream, mapping};
 use linkspan_vhost::frontend::{Frontend, Misfit, Negotiated, QueueUnit, Wish, WishError};
 use linkspan_vhost::message::Request;
 use linkspan_vhost::{ProtocolFeatures, frontend};
 use linkspan_virtio::Features;
 
 use super::frontend::FrontendSession;
+use super::queues::Queues;
 use super::server::chain;
-use crate::driver::{DriverMemory, QueueHandle, Resumed};
+use crate::driver::{DriverMemory, QueueHandle};
 use crate::endpoint::{Endpoint, Phase};
 use crate::limit::LogLimit;
 use crate::session::{End, run_until};
@@ -29,13 +30,21 @@ use crate::worker::signal;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How long a back end may take for one command of bring-up. Draining a ring that
+/// an earlier front end left takes the longest.
+const STEP_LIMIT: Duration = Duration::from_secs(30);
+
+/// The least that a back end gets to say what it can.
+const NEGOTIATION_MIN: Duration = Duration::from_secs(1);
+
 /// What is wanted of a back end.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
     /// Its socket.
     pub path: PathBuf,
-    /// How long the first back end may take to appear. Later ones may take as
-    /// long as they like.
+    /// How long the first back end may take to appear, and once more to say what
+    /// it can, for which it has a second at least. Later ones may take as long as
+    /// they like to appear.
     pub connect_limit: Duration,
     /// Queues to use, at least 1.
     pub queues: u16,
@@ -43,7 +52,8 @@ pub struct LinkOptions {
     pub features: Features,
     /// Features without which it does not work.
     pub required: Features,
-    /// Bytes of configuration space to read.
+    /// Bytes of configuration space to read. With more than 0 of them a back end
+    /// without `VHOST_USER_PROTOCOL_F_CONFIG` does not fit.
     pub config_size: u32,
 }
 
@@ -66,7 +76,7 @@ pub enum LinkError {
     #[error("the back end cannot be used")]
     Protocol(#[from] frontend::Error),
     /// The back end refused a step.
-    #[error("the back end refused {request:?} with {code}")]
+    #[error("the back end refused {} with {code}", .request.message().name)]
     Refused {
         /// The step.
         request: Request,
@@ -77,7 +87,7 @@ pub enum LinkError {
     #[error("the back end closed the connection")]
     Closed,
     /// The back end does not answer.
-    #[error("the back end does not answer (waiting for {awaited:?})")]
+    #[error("the back end does not answer{}", to(*.awaited))]
     Silent {
         /// The message that it does not answer.
         awaited: Option<Request>,
@@ -85,6 +95,15 @@ pub enum LinkError {
     /// We were asked to end.
     #[error("stopped")]
     Cancelled,
+    /// More descriptors with a message than any message has.
+    #[error("the back end sent {count} descriptors with one message")]
+    TooManyFds {
+        /// How many came, as far as the system told.
+        count: usize,
+    },
+    /// What the back end gave for requests in flight is no memory.
+    #[error("the in-flight region of the back end: {0}")]
+    Inflight(#[from] mapping::Error),
     /// A resource cannot be had.
     #[error("{what}")]
     System {
@@ -95,10 +114,19 @@ pub enum LinkError {
     },
 }
 
+fn to(awaited: Option<Request>) -> String {
+    awaited.map_or_else(String::new, |request| {
+        format!(" {}", request.message().name)
+    })
+}
+
 impl LinkError {
     /// Whether the back end is to blame, or unfit: it was reached.
     pub fn is_peer(&self) -> bool {
-        matches!(self, Self::Protocol(_) | Self::Refused { .. })
+        matches!(
+            self,
+            Self::Protocol(_) | Self::Refused { .. } | Self::TooManyFds { .. } | Self::Inflight(_)
+        )
     }
 
     /// What does not fit, if that is the reason.
@@ -116,6 +144,7 @@ pub struct Connection {
     session: FrontendSession,
     stream: Stream,
     cancel: Arc<EventFd>,
+    step_limit: Duration,
 }
 
 impl Connection {
@@ -127,14 +156,24 @@ impl Connection {
         let core = Frontend::new(wish(&options))?;
         let deadline = Instant::now() + options.connect_limit;
         let stream = connect(&options, &cancel, Some(deadline))?;
-        let mut session = FrontendSession::new(core);
-        session.advance_to(&stream, &cancel, FrontendSession::is_idle)?;
+        let mut session = FrontendSession::new(core, STEP_LIMIT);
+        let limit = options.connect_limit.max(NEGOTIATION_MIN);
+        session.finish(&stream, &cancel, limit)?;
         Ok(Self {
             options,
             session,
             stream,
             cancel,
+            step_limit: STEP_LIMIT,
         })
+    }
+
+    /// How long a back end may take for one command of bring-up, from now on:
+    /// half a minute unless this says something else.
+    #[must_use]
+    pub fn with_step_limit(mut self, limit: Duration) -> Self {
+        self.step_limit = limit;
+        self
     }
 
     /// What the negotiation came to.
@@ -156,18 +195,23 @@ impl Connection {
         memory: Arc<DriverMemory>,
         queues: Vec<QueueHandle>,
     ) -> Result<Link, LinkError> {
-        self.session.memory = Some(Arc::clone(&memory));
-        self.session.events = queues.iter().map(|queue| queue.events.clone()).collect();
-        self.session.script(Resumed::Fresh);
+        let queues = Queues::new(memory, queues).map_err(|source| LinkError::System {
+            what: "no descriptor can be had",
+            source,
+        })?;
+        let rings = queues.all();
+        self.session.queues = Some(queues);
+        self.session.set_up();
+        self.session.start(rings);
         self.session
-            .advance_to(&self.stream, &self.cancel, FrontendSession::is_idle)?;
+            .finish(&self.stream, &self.cancel, self.step_limit)?;
         let endpoint = Arc::new(Endpoint::default());
         endpoint.begin();
         endpoint.enter(Phase::Running);
         let cancel = Arc::clone(&self.cancel);
         let thread = spawn("link", {
             let endpoint = Arc::clone(&endpoint);
-            move || keep_alive(self, &memory, &queues, &endpoint)
+            move || keep_alive(self, &endpoint)
         })
         .map_err(|source| LinkError::System {
             what: "the link's thread cannot be started",
@@ -209,26 +253,38 @@ impl Drop for Link {
 }
 
 /// Watches the connection, and gets another one whenever it is lost.
-fn keep_alive(
-    connection: Connection,
-    memory: &Arc<DriverMemory>,
-    queues: &[QueueHandle],
-    endpoint: &Endpoint,
-) {
+fn keep_alive(connection: Connection, endpoint: &Endpoint) {
     let Connection {
         options,
         mut session,
         mut stream,
         cancel,
+        step_limit,
     } = connection;
-    let mut log = LogLimit::default();
+    let again = Again {
+        options,
+        cancel,
+        step_limit,
+    };
+    let (mut losses, mut unfit) = (LogLimit::default(), LogLimit::default());
+    let mut pause = PAUSE_MIN;
     loop {
-        let end = run_until(&mut session, &stream, &cancel, None, |_| false);
+        let mut end = run_until(&mut session, &stream, &again.cancel, None, |session| {
+            session.runs()
+        });
+        if matches!(end, End::Reached) {
+            if endpoint.phase() != Phase::Running {
+                endpoint.enter(Phase::Running);
+                tracing::info!("the back end is back");
+            }
+            pause = PAUSE_MIN;
+            end = run_until(&mut session, &stream, &again.cancel, None, |_| false);
+        }
         let reason = match end {
             End::Cancelled => break,
             other => LinkError::of(other, &session),
         };
-        if let Some(more) = log.allow() {
+        if let Some(more) = losses.allow() {
             tracing::warn!(
                 more,
                 "the back end is lost: {}; reconnecting",
@@ -237,82 +293,87 @@ fn keep_alive(
         }
         drop(stream);
         endpoint.enter(Phase::Reconnecting);
-        for queue in queues {
-            queue.lost();
+        if let Some(queues) = &mut session.queues {
+            queues.lost();
         }
-        // A queue whose driver is done touches its ring no more either.
-        let in_use = queues.iter().filter(|queue| queue.wait_parked()).count();
-        if in_use == 0 {
+        // A back end that leaves at once must not keep us busy.
+        if !wait_a_while(&again.cancel, &mut pause) {
             break;
         }
-        match reconnect(&options, session, memory, &cancel, endpoint, &mut log) {
-            Some((next_session, next_stream, resumed)) => {
-                (session, stream) = (next_session, next_stream);
-                endpoint.enter(Phase::Running);
-                tracing::info!("the back end is back");
-                for queue in queues {
-                    queue.resumed(resumed);
-                }
-            }
+        match again.reconnect(session, endpoint, &mut pause, &mut unfit) {
+            Some(next) => (session, stream) = next,
             None => break,
         }
     }
     endpoint.enter(Phase::Stopped);
 }
 
-/// Tries until there is a back end that fits; `None` when we are to end.
-fn reconnect(
-    options: &LinkOptions,
-    old: FrontendSession,
-    memory: &Arc<DriverMemory>,
-    cancel: &EventFd,
-    endpoint: &Endpoint,
-    log: &mut LogLimit,
-) -> Option<(FrontendSession, Stream, Resumed)> {
-    let saved = old.core.saved();
-    let FrontendSession {
-        mut inflight,
-        events,
-        ..
-    } = old;
-    let mut pause = PAUSE_MIN;
-    loop {
-        let stream = connect(options, cancel, None).ok()?;
-        endpoint.begin();
-        let core = match saved.clone() {
-            Some(saved) => Frontend::resume(wish(options), saved),
-            None => Frontend::new(wish(options)),
-        };
-        let mut session = FrontendSession::new(core.ok()?);
-        session.memory = Some(Arc::clone(memory));
-        session.events.clone_from(&events);
-        session.inflight = inflight.take();
-        let resumed = session.resumption();
-        let tried = session
-            .advance_to(&stream, cancel, FrontendSession::is_idle)
-            .and_then(|()| {
-                if resumed == Resumed::Fresh {
-                    for ring in 0..options.queues {
-                        memory.clear_ring(ring);
+/// What every attempt at another connection needs.
+struct Again {
+    options: LinkOptions,
+    cancel: Arc<EventFd>,
+    step_limit: Duration,
+}
+
+impl Again {
+    /// Tries until there is a back end that fits; `None` when we are to end. Its
+    /// rings are started as their queues park.
+    fn reconnect(
+        &self,
+        mut old: FrontendSession,
+        endpoint: &Endpoint,
+        pause: &mut Duration,
+        unfit: &mut LogLimit,
+    ) -> Option<(FrontendSession, Stream)> {
+        let saved = old.core.saved();
+        let (mut queues, mut inflight) = (old.queues.take(), old.inflight.take());
+        loop {
+            let stream = connect(&self.options, &self.cancel, None).ok()?;
+            endpoint.begin();
+            let core = match saved.clone() {
+                Some(saved) => Frontend::resume(wish(&self.options), saved),
+                None => Frontend::new(wish(&self.options)),
+            };
+            let mut session = FrontendSession::new(core.ok()?, self.step_limit);
+            session.queues = queues.take();
+            session.inflight = inflight.take();
+            match self.bring_up(&mut session, &stream) {
+                Ok(()) => {
+                    endpoint.enter(Phase::Ready);
+                    return Some((session, stream));
+                }
+                Err(LinkError::Cancelled) => return None,
+                Err(error) => {
+                    if let Some(more) = unfit.allow() {
+                        tracing::warn!(more, "a back end that does not do: {}", chain(&error));
                     }
-                }
-                session.script(resumed);
-                session.advance_to(&stream, cancel, FrontendSession::is_idle)
-            });
-        match tried {
-            Ok(()) => return Some((session, stream, resumed)),
-            Err(LinkError::Cancelled) => return None,
-            Err(error) => {
-                if let Some(more) = log.allow() {
-                    tracing::warn!(more, "a back end that does not do: {}", chain(&error));
-                }
-                inflight = session.inflight.take();
-                endpoint.enter(Phase::Reconnecting);
-                if !wait_a_while(cancel, &mut pause) {
-                    return None;
+                    (queues, inflight) = (session.queues.take(), session.inflight.take());
+                    endpoint.enter(Phase::Reconnecting);
+                    // It need not wait with us.
+                    drop(stream);
+                    if !wait_a_while(&self.cancel, pause) {
+                        return None;
+                    }
                 }
             }
         }
+    }
+
+    /// Negotiates and sets up what all rings need.
+    fn bring_up(&self, session: &mut FrontendSession, stream: &Stream) -> Result<(), LinkError> {
+        if let Some(queues) = &mut session.queues {
+            // A region that no ring was started with says nothing.
+            if queues.nothing_is_known() {
+                session.inflight = None;
+            }
+            if session.inflight.is_none() {
+                queues.forget();
+            }
+        }
+        session.finish(stream, &self.cancel, self.step_limit)?;
+        session.set_up();
+        session.finish(stream, &self.cancel, self.step_limit)?;
+        session.serve()
     }
 }
 
@@ -353,7 +414,12 @@ fn wish(options: &LinkOptions) -> Wish {
             | ProtocolFeatures::CONFIG
             | ProtocolFeatures::INFLIGHT_SHMFD
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
-        required_protocol_features: ProtocolFeatures::empty(),
+        // Without it the device would be all zero, of no size for example.
+        required_protocol_features: if options.config_size > 0 {
+            ProtocolFeatures::CONFIG
+        } else {
+            ProtocolFeatures::empty()
+        },
         queues: options.queues,
         queue_unit: QueueUnit::Rings,
         config_size: options.config_size,
@@ -374,10 +440,7 @@ impl LinkError {
                 what: "the socket failed",
                 source,
             },
-            End::TooManyFds { count } => Self::System {
-                what: "the back end sent too many descriptors",
-                source: io::Error::other(format!("{count} with one message")),
-            },
+            End::TooManyFds { count } => Self::TooManyFds { count },
         }
     }
 }

@@ -8,6 +8,7 @@ mod link;
 mod log;
 mod memory;
 mod place;
+mod queues;
 mod requests;
 mod rings;
 mod server;

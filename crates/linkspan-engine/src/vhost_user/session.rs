@@ -240,7 +240,9 @@ impl BackendSession {
             }
             Effect::AdoptInflight { inflight, fd } => {
                 let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
-                self.inflight = Some(InflightArea::adopt(inflight, fd, &self.wake)?);
+                let features = self.core.features().map(Features::from_bits_retain);
+                let area = InflightArea::adopt(inflight, fd, features, &self.wake)?;
+                self.inflight = Some(area);
             }
             Effect::MoveState { direction, fd } => {
                 let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;

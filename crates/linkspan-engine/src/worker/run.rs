@@ -4,14 +4,25 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Epoll, Interest, Ready};
 
+use super::spin::Spin;
 use super::{Command, EventSink, Ring, RingEvent};
+use crate::counters::WorkerCounters;
 use crate::device::Progress;
+
+/// How long at most a worker that is awake goes without asking the system what has
+/// happened, a round of passes aside: a ring that sleeps waits no longer to be heard.
+const ASK_EVERY: Duration = Duration::from_micros(20);
+
+/// The longest sleep until a certain time; older kernels know no longer ones.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
 
 /// Token of the control descriptor. A ring at place `p` has `2p + 2` for its kick
 /// and `2p + 3` for its handler's completions.
@@ -31,6 +42,12 @@ struct Slot {
     events: EventSink,
     /// Whether it is in the list of those that have a pass next.
     queued: bool,
+    /// Whether it is in the list of those that are looked at.
+    awake: bool,
+    /// Whether the driver was told not to kick.
+    disarmed: bool,
+    /// It has a pass then, whatever happens before.
+    until: Option<Instant>,
     /// Whether the owner waits for it to become quiet.
     stopping: bool,
 }
@@ -39,19 +56,32 @@ struct Slot {
 enum Outcome {
     /// Nothing to do until something happens.
     Rests,
+    /// Nothing was left; more may come at any time.
+    Awake,
     /// Something is left to do.
     Works,
-    /// Nothing was left; look again, since nobody will say when there is more.
-    Polls,
+    /// Something is left, for later.
+    Waits(Instant),
     /// It is quiet, as its owner wants it.
     Quiet,
+}
+
+/// How a worker hears of commands.
+pub(super) struct Control {
+    /// Watched as [`CONTROL`].
+    pub(super) wake: Arc<EventFd>,
+    /// The same for a worker that is awake. Set first.
+    pub(super) commanded: Arc<AtomicBool>,
+    /// Commands for rings by number; closed when there will be no more.
+    pub(super) commands: Receiver<(u64, Command)>,
 }
 
 /// A worker's thread.
 pub(super) struct Loop {
     epoll: Epoll,
-    control: Arc<EventFd>,
-    commands: Receiver<(u64, Command)>,
+    control: Control,
+    spin: Spin,
+    counters: Arc<WorkerCounters>,
     /// Rings by place; a place is used again.
     slots: Vec<Option<Slot>>,
     /// Places without a ring.
@@ -61,54 +91,169 @@ pub(super) struct Loop {
     /// Places of rings that have a pass next, each once and in order, so that
     /// nobody looks at those that rest, however many there are.
     queued: Vec<usize>,
+    /// Places of rings whose drivers were not asked for a kick, each once.
+    awake: Vec<usize>,
+    /// Places of rings that have a pass at a certain time, each once.
+    timed: Vec<usize>,
+    /// Since when there is nothing to do.
+    idle_since: Option<Instant>,
 }
 
 impl Loop {
-    /// A worker that obeys `commands` whenever `control`, which `epoll` watches
-    /// as [`CONTROL`], is signalled.
+    /// A worker that obeys `control`, whose descriptor `epoll` watches.
     pub(super) fn new(
         epoll: Epoll,
-        control: Arc<EventFd>,
-        commands: Receiver<(u64, Command)>,
+        control: Control,
+        spin: Spin,
+        counters: Arc<WorkerCounters>,
     ) -> Self {
         Self {
             epoll,
             control,
-            commands,
+            spin,
+            counters,
             slots: Vec::new(),
             free: Vec::new(),
             places: HashMap::new(),
             queued: Vec::new(),
+            awake: Vec::new(),
+            timed: Vec::new(),
+            idle_since: None,
         }
     }
 
     pub(super) fn run(mut self) {
         let mut ready = Ready::with_capacity(64);
         let mut round = Vec::new();
+        let mut asked = Instant::now();
         loop {
-            let timeout = (!self.queued.is_empty()).then_some(std::time::Duration::ZERO);
-            if let Err(error) = self.epoll.wait(&mut ready, timeout) {
-                panic!("a wait on our own epoll failed: {error}");
-            }
-            let mut commanded = false;
-            for event in ready.iter() {
-                match event.token.checked_sub(kick_token(0)) {
-                    None => commanded = true,
-                    Some(token) => self.woken(token / 2, token % 2 == 0),
-                }
-            }
-            if commanded && !self.obey() {
+            let now = Instant::now();
+            if self.control.commanded.load(Ordering::Acquire) && !self.obey() {
                 return;
             }
-            // Each ring has one pass before any has its next one.
-            std::mem::swap(&mut round, &mut self.queued);
-            let mut only_polls = !round.is_empty();
-            for place in round.drain(..) {
-                only_polls &= self.pass(place);
+            self.queue_due(now);
+            if now.duration_since(asked) >= ASK_EVERY {
+                self.ask(&mut ready, Some(Duration::ZERO));
+                asked = now;
             }
-            if only_polls {
+            self.look();
+            if !self.queued.is_empty() {
+                self.pass_each(&mut round, now);
+                continue;
+            }
+            let idle_since = *self.idle_since.get_or_insert(now);
+            if now.duration_since(idle_since) < self.spin.window() {
+                self.counters.polls.add(1);
+                std::hint::spin_loop();
+            } else if self.is_polling() {
+                self.counters.polls.add(1);
                 // Perhaps the driver waits for this processor.
                 thread::yield_now();
+            } else {
+                self.sleep(&mut ready, now);
+                asked = Instant::now();
+            }
+        }
+    }
+
+    /// One pass for each ring that has something to do, before any has its next.
+    /// `round` is empty, and is so again afterwards.
+    fn pass_each(&mut self, round: &mut Vec<usize>, now: Instant) {
+        std::mem::swap(round, &mut self.queued);
+        let mut worked = false;
+        for place in round.drain(..) {
+            worked |= self.pass(place);
+        }
+        if worked && let Some(since) = self.idle_since.take() {
+            let gap = now.duration_since(since);
+            self.counters
+                .poll_hits
+                .add(u64::from(gap < self.spin.window()));
+            self.spin.came_after(gap);
+        }
+    }
+
+    /// Looks at the rings whose drivers do not kick.
+    fn look(&mut self) {
+        let mut at = 0;
+        while let Some(&place) = self.awake.get(at) {
+            match self.slots[place].as_mut() {
+                Some(slot) if slot.takes() => {
+                    if !slot.queued && slot.ring.has_work() {
+                        self.queue(place);
+                    }
+                    at += 1;
+                }
+                slot => {
+                    if let Some(slot) = slot {
+                        slot.awake = false;
+                    }
+                    self.awake.swap_remove(at);
+                }
+            }
+        }
+    }
+
+    /// Whether nobody says when there is something to do for one of the rings.
+    fn is_polling(&self) -> bool {
+        let awake = self.awake.iter();
+        let mut slots = awake.filter_map(|place| self.slots[*place].as_ref());
+        slots.any(|slot| slot.ring.is_polled())
+    }
+
+    /// Asks all drivers for kicks and, unless there is something to do by now,
+    /// sleeps until something happens.
+    fn sleep(&mut self, ready: &mut Ready, now: Instant) {
+        let mut at = 0;
+        while let Some(&place) = self.awake.get(at) {
+            let Some(slot) = &mut self.slots[place] else {
+                self.awake.swap_remove(at);
+                continue;
+            };
+            if slot.takes() && slot.arm() {
+                self.queue(place);
+                at += 1;
+            } else {
+                slot.awake = false;
+                self.awake.swap_remove(at);
+            }
+        }
+        if self.queued.is_empty() {
+            let times = self.timed.iter();
+            let times = times.filter_map(|place| self.slots[*place].as_ref()?.until);
+            let left = times.min().map(|until| {
+                let left = until.saturating_duration_since(now);
+                left.min(SLEEP_MAX)
+            });
+            self.counters.sleeps.add(1);
+            self.ask(ready, left);
+            self.counters.wakes.add(1);
+        }
+    }
+
+    /// Hears what happened, and waits for it for at most `timeout`.
+    fn ask(&mut self, ready: &mut Ready, timeout: Option<Duration>) {
+        if let Err(error) = self.epoll.wait(ready, timeout) {
+            panic!("a wait on our own epoll failed: {error}");
+        }
+        for event in ready.iter() {
+            match event.token.checked_sub(kick_token(0)) {
+                None => self.control.commanded.store(true, Ordering::Relaxed),
+                Some(token) => self.woken(token / 2, token % 2 == 0),
+            }
+        }
+    }
+
+    /// Rings whose time has come have a pass.
+    fn queue_due(&mut self, now: Instant) {
+        for at in 0..self.timed.len() {
+            let place = self.timed[at];
+            let slot = self.slots[place].as_ref();
+            if slot
+                .and_then(|slot| slot.until)
+                .is_some_and(|until| until <= now)
+            {
+                self.queue(place);
             }
         }
     }
@@ -135,37 +280,53 @@ impl Loop {
         }
     }
 
-    /// One pass of the ring at `place`; whether it is only polled.
+    /// One pass of the ring at `place`; whether anything moved on.
     fn pass(&mut self, place: usize) -> bool {
         let Some(slot) = &mut self.slots[place] else {
-            return true;
+            return false;
         };
+        self.counters.passes.add(1);
         slot.queued = false;
-        match slot.pass() {
-            Outcome::Rests => false,
-            Outcome::Works => {
-                self.queue(place);
-                false
+        if slot.until.take().is_some() {
+            self.timed.retain(|timed| *timed != place);
+        }
+        let (worked, outcome) = slot.pass();
+        match outcome {
+            Outcome::Rests => {}
+            Outcome::Awake => {
+                if !std::mem::replace(&mut slot.awake, true) {
+                    self.awake.push(place);
+                }
             }
-            Outcome::Polls => {
-                self.queue(place);
-                true
+            Outcome::Works => self.queue(place),
+            Outcome::Waits(until) => {
+                slot.until = Some(until);
+                self.timed.push(place);
+                self.let_rest(place);
             }
-            Outcome::Quiet => {
-                self.release(place);
-                false
-            }
+            Outcome::Quiet => self.release(place),
+        }
+        worked
+    }
+
+    /// The ring at `place` is not looked at until it has another pass.
+    fn let_rest(&mut self, place: usize) {
+        if let Some(slot) = &mut self.slots[place]
+            && std::mem::replace(&mut slot.awake, false)
+        {
+            self.awake.retain(|awake| *awake != place);
         }
     }
 
     /// Carries out all commands; false when there will be no more.
     fn obey(&mut self) -> bool {
         // Before looking: what comes meanwhile signals again.
-        if let Err(error) = self.control.drain() {
+        self.control.commanded.store(false, Ordering::Relaxed);
+        if let Err(error) = self.control.wake.drain() {
             panic!("our own eventfd cannot be read: {error}");
         }
         loop {
-            match self.commands.try_recv() {
+            match self.control.commands.try_recv() {
                 Ok((number, Command::Start(ring, events))) => self.start(number, ring, events),
                 Ok((number, command)) => self.command(number, command),
                 Err(TryRecvError::Empty) => return true,
@@ -193,9 +354,12 @@ impl Loop {
         let enabled = ring.enabled;
         self.slots[place] = Some(Slot {
             number,
-            queued: false,
             ring,
             events: events.clone(),
+            queued: false,
+            awake: false,
+            disarmed: false,
+            until: None,
             stopping: false,
         });
         self.places.insert(number, place);
@@ -279,9 +443,14 @@ impl Loop {
 
     /// Hands back the ring at `place`, which has nothing in flight.
     fn release(&mut self, place: usize) {
-        let Some(slot) = self.slots[place].take() else {
+        self.let_rest(place);
+        let Some(mut slot) = self.slots[place].take() else {
             return;
         };
+        if slot.disarmed && !slot.ring.retired {
+            // Whoever serves it next finds it as one that rests.
+            slot.arm();
+        }
         self.places.remove(&slot.number);
         self.free.push(place);
         let Slot { ring, events, .. } = slot;
@@ -299,8 +468,22 @@ impl Loop {
 }
 
 impl Slot {
-    fn pass(&mut self) -> Outcome {
-        let progress = self.ring.pass(self.stopping);
+    /// Whether new chains are taken from its ring.
+    #[inline]
+    fn takes(&self) -> bool {
+        self.ring.takes() && !self.stopping
+    }
+
+    /// Asks for a kick; whether a pass has to follow all the same.
+    fn arm(&mut self) -> bool {
+        self.disarmed = false;
+        self.ring.arm()
+    }
+
+    /// Whether anything moved on, and what comes next.
+    fn pass(&mut self) -> (bool, Outcome) {
+        self.disarmed |= self.takes();
+        let (worked, progress) = self.ring.pass(self.stopping);
         if let Err(error) = progress
             && !self.ring.retired
         {
@@ -308,16 +491,13 @@ impl Slot {
             let ring = self.ring.index;
             self.events.send(RingEvent::Broken { ring, error });
         }
-        if self.stopping {
-            return match self.ring.handler.in_flight() {
-                0 => Outcome::Quiet,
-                _ => Outcome::Rests,
-            };
-        }
-        match progress {
-            Ok(Progress::More) => Outcome::Works,
-            _ if self.ring.is_polled() => Outcome::Polls,
+        let outcome = match progress {
+            _ if self.stopping && self.ring.handler.in_flight() == 0 => Outcome::Quiet,
+            Ok(Progress::More) if !self.stopping => Outcome::Works,
+            Ok(Progress::Until(until)) if !self.stopping => Outcome::Waits(until),
+            _ if self.takes() => Outcome::Awake,
             _ => Outcome::Rests,
-        }
+        };
+        (worked, outcome)
     }
 }

@@ -30,7 +30,7 @@ pub use requests::{ReplyError, Requests};
 
 use crate::area::{Inflight, Log};
 use crate::error::{Cause, Disposition, Error};
-use crate::features::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
+use crate::features::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_ACCESS_PLATFORM};
 use crate::framing::{Carries, Framing};
 use crate::memory::MemoryRegion;
 use crate::message::{self, FRONTEND_REQUESTS, Reply, Request};
@@ -111,6 +111,12 @@ pub enum OfferError {
     ProtocolFeatures {
         /// Those.
         extra: ProtocolFeatures,
+    },
+    /// Virtio features that the session itself would have to have.
+    #[error("features {extra:#x} are not implemented")]
+    Features {
+        /// Those.
+        extra: u64,
     },
 }
 
@@ -193,6 +199,10 @@ impl Backend {
         let extra = offer.protocol_features.difference(Self::PROTOCOL_FEATURES);
         if !extra.is_empty() {
             return Err(OfferError::ProtocolFeatures { extra });
+        }
+        let extra = offer.features & VIRTIO_F_ACCESS_PLATFORM;
+        if extra != 0 {
+            return Err(OfferError::Features { extra });
         }
         if !(1..=MAX_RINGS).contains(&offer.queues) {
             let (queues, max) = (offer.queues, MAX_RINGS);

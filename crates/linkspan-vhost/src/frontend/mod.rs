@@ -216,6 +216,9 @@ pub struct Frontend {
     negotiated: Negotiated,
     /// With `VHOST_USER_F_PROTOCOL_FEATURES` where it was offered.
     features: Option<u64>,
+    /// Those of the session before, which hold for the driver until `features`
+    /// are set.
+    promised: Option<u64>,
     regions: Vec<(MemoryRegion, FdId)>,
     rings: Vec<Ring>,
     inflight: Option<Inflight>,
@@ -298,6 +301,8 @@ impl Frontend {
             }
         };
         let mut frontend = Self {
+            promised: previous.as_ref().and_then(|saved| saved.features),
+            inflight: previous.as_ref().and_then(|saved| saved.inflight),
             negotiated: Negotiated {
                 offered: 0,
                 features: 0,
@@ -311,7 +316,6 @@ impl Frontend {
             features: None,
             regions: Vec::new(),
             rings,
-            inflight: None,
             framing: Framing::new(Carries::Replies),
             over: false,
             task: Task::Negotiation,
@@ -463,16 +467,10 @@ impl Frontend {
         let Some(negotiated) = self.negotiated() else {
             return self.previous.clone();
         };
-        // Until features are set again, those of before are promised to the driver.
-        let before = self.previous.as_ref();
         Some(Saved {
             negotiated: negotiated.clone(),
-            features: self
-                .features
-                .or_else(|| before.and_then(|saved| saved.features)),
-            inflight: self
-                .inflight
-                .or_else(|| before.and_then(|saved| saved.inflight)),
+            features: self.features.or(self.promised),
+            inflight: self.inflight,
             rings: self.rings.clone(),
         })
     }

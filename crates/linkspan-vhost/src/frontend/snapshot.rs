@@ -9,17 +9,18 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::steps::Task;
 use super::{FdId, Frontend, Inflight, MAX_CONFIG_BYTES, Negotiated, NotQuiet, RestoreError, Wish};
-use crate::features::ProtocolFeatures;
+use crate::features::{ProtocolFeatures, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES};
 use crate::memory::{self, MemoryError, MemoryRegion};
 use crate::record::{RegionRecord, RingRecord, split};
 use crate::ring::Ring;
 
 const MAGIC: [u8; 8] = *b"LSvhufnt";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const HAS_FEATURES: u32 = 1 << 0;
 const HAS_INFLIGHT: u32 = 1 << 1;
-const FLAGS: u32 = (1 << 2) - 1;
+const HAS_PROMISED: u32 = 1 << 2;
+const FLAGS: u32 = (1 << 3) - 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -33,6 +34,7 @@ struct SessionRecord {
     queues_max: U64,
     memory_slots: U64,
     features: U64,
+    promised: U64,
     inflight_size: U64,
     inflight_offset: U64,
     inflight_queues: U16,
@@ -75,6 +77,7 @@ impl Frontend {
         });
         let mut flags = 0;
         flags |= self.features.map_or(0, |_| HAS_FEATURES);
+        flags |= self.promised.map_or(0, |_| HAS_PROMISED);
         flags |= self.inflight.map_or(0, |_| HAS_INFLIGHT);
         let negotiated = &self.negotiated;
         let session = SessionRecord {
@@ -87,6 +90,7 @@ impl Frontend {
             queues_max: negotiated.queues_max.into(),
             memory_slots: negotiated.memory_slots.into(),
             features: self.features.unwrap_or(0).into(),
+            promised: self.promised.unwrap_or(0).into(),
             inflight_size: inflight.0.into(),
             inflight_offset: inflight.1.into(),
             inflight_queues: inflight.2.into(),
@@ -160,9 +164,12 @@ impl Frontend {
         if flags & !FLAGS != 0 {
             return Err(RestoreError::Flags { flags });
         }
-        let wanted = self.wish.features | self.wish.required_features;
+        let promised = (flags & HAS_PROMISED != 0).then_some(session.promised.get());
+        let between_ends = VHOST_F_LOG_ALL | VHOST_USER_F_PROTOCOL_FEATURES;
+        let kept = promised.unwrap_or(0) & !between_ends;
+        let wanted = self.wish.features | self.wish.required_features | kept;
         let (offered, features) = (session.offered.get(), session.negotiated.get());
-        let unknown = features & !(offered & wanted);
+        let unknown = features & !(offered & wanted) | kept & !features;
         if unknown != 0 {
             return Err(RestoreError::Features { unknown });
         }
@@ -171,6 +178,7 @@ impl Frontend {
         if unknown != 0 {
             return Err(RestoreError::ProtocolFeatures { unknown });
         }
+        self.promised = promised;
         self.negotiated = Negotiated {
             offered,
             features,
@@ -180,7 +188,7 @@ impl Frontend {
             config: Vec::new(),
         };
         if flags & HAS_FEATURES != 0 {
-            let bit_30 = crate::features::VHOST_USER_F_PROTOCOL_FEATURES & offered;
+            let bit_30 = VHOST_USER_F_PROTOCOL_FEATURES & offered;
             let unknown = session.features.get() & !(self.allowed_features() | bit_30);
             if unknown != 0 {
                 return Err(RestoreError::Features { unknown });

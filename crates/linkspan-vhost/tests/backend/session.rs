@@ -169,6 +169,43 @@ fn bits_14_and_17_are_never_offered() {
     }
 }
 
+/// What is not implemented is nowhere on offer: host notifiers, postcopy, shared
+/// objects, guest addresses in place of the front end's, an IOMMU. QEMU ends if
+/// that last one comes without the messages that it needs.
+#[test]
+fn what_is_not_implemented_is_never_offered() {
+    let mut refused = 0;
+    for extra in ProtocolFeatures::all().iter() {
+        if Backend::PROTOCOL_FEATURES.contains(extra) {
+            continue;
+        }
+        refused += 1;
+        let error = Backend::new(Offer {
+            protocol_features: extra,
+            ..offer()
+        });
+        let expected = OfferError::ProtocolFeatures { extra };
+        assert_eq!(error.expect_err("not implemented"), expected);
+    }
+    let absent = ProtocolFeatures::HOST_NOTIFIER
+        | ProtocolFeatures::PAGEFAULT
+        | ProtocolFeatures::SHARED_OBJECT
+        | ProtocolFeatures::SHMEM
+        | ProtocolFeatures::GPA_ADDRESSES
+        | ProtocolFeatures::INBAND_NOTIFICATIONS
+        | ProtocolFeatures::XEN_MMAP;
+    assert!(!Backend::PROTOCOL_FEATURES.intersects(absent));
+    assert!(!linkspan_vhost::Frontend::PROTOCOL_FEATURES.intersects(absent));
+    assert!(refused >= 7);
+    let extra = 1 << 33;
+    let error = Backend::new(Offer {
+        features: VERSION_1 | extra,
+        ..offer()
+    });
+    let expected = OfferError::Features { extra };
+    assert_eq!(error.expect_err("no IOMMU"), expected);
+}
+
 #[test]
 fn more_rings_than_their_messages_can_name_are_not_offered() {
     for queues in [0, 257, 1024] {

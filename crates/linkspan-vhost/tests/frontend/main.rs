@@ -3,6 +3,7 @@
 
 mod commands;
 mod hostile;
+mod known;
 mod negotiation;
 mod pair;
 mod resume;

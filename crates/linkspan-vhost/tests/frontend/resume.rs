@@ -160,3 +160,45 @@ fn a_connection_lost_while_resuming_loses_nothing() {
         pair.negotiated();
     }
 }
+
+/// A process that takes over between the negotiation and the features still
+/// holds the next back end to what was promised, and has the region of before.
+#[test]
+fn what_was_promised_is_saved_too() {
+    let mut before = Pair::ready();
+    before.done(Command::CreateInflight {
+        queues: 4,
+        queue_size: 256,
+    });
+    before.lose();
+    let saved = before.front.saved().expect("negotiated");
+    let mut pair = Pair::of(
+        Frontend::resume(wish(), saved.clone()).expect("a wish"),
+        offer(),
+    );
+    pair.run();
+    pair.negotiated();
+    let bytes = pair.front.snapshot().expect("idle");
+    let successor = Frontend::restore(wish(), &bytes).expect("a session");
+    assert_eq!(successor.snapshot(), Ok(bytes));
+    let after = successor.saved().expect("negotiated");
+    assert_eq!(after.features, Some(VERSION_1 | EVENT_IDX | crate::BIT_30));
+    assert_eq!(
+        (after.features, after.inflight),
+        (saved.features, saved.inflight)
+    );
+    assert!(after.inflight.is_some());
+    // A driver of fewer features than were promised takes over as well.
+    let fewer = Wish {
+        features: VERSION_1,
+        ..wish()
+    };
+    let mut pair = Pair::of(
+        Frontend::resume(fewer.clone(), saved).expect("a wish"),
+        offer(),
+    );
+    pair.run();
+    pair.negotiated();
+    let bytes = pair.front.snapshot().expect("idle");
+    Frontend::restore(fewer, &bytes).expect("a session");
+}

@@ -32,6 +32,9 @@ pub struct SplitDriver<M> {
     next_used: u16,
     /// The device's index when it was last read.
     seen_used: u16,
+    /// Chains added so far, and those of them that the device may see.
+    added: u64,
+    published: u64,
     /// Chains published since `kick_wanted` last said what they mean.
     unnotified: u32,
     armed: bool,
@@ -56,6 +59,8 @@ struct Slot {
     descriptors: u16,
     /// Of a head that the device has: writable bytes of its chain.
     writable: u32,
+    /// As the how many-th it was added.
+    number: u64,
 }
 
 impl<M: RingMemory> SplitDriver<M> {
@@ -80,6 +85,7 @@ impl<M: RingMemory> SplitDriver<M> {
             next: (index + 1) % size,
             descriptors: 0,
             writable: 0,
+            number: 0,
         }));
         Ok(Self {
             ring,
@@ -90,6 +96,8 @@ impl<M: RingMemory> SplitDriver<M> {
             published_available: state.next_available,
             next_used: state.next_used,
             seen_used: state.next_used,
+            added: 0,
+            published: 0,
             unnotified: FIRST_NOTIFY,
             armed: true,
             slots,
@@ -169,6 +177,8 @@ impl<M: RingMemory> SplitDriver<M> {
         let slot = &mut self.slots[usize::from(head)];
         slot.descriptors = taken;
         slot.writable = writable_bytes;
+        slot.number = self.added;
+        self.added += 1;
         if let Some(order) = &mut self.order {
             order.add(head);
         }
@@ -188,6 +198,7 @@ impl<M: RingMemory> SplitDriver<M> {
         if count != 0 {
             self.ring.publish_available_index(self.next_available);
             self.published_available = self.next_available;
+            self.published = self.added;
             self.unnotified = self.unnotified.saturating_add(u32::from(count));
         }
         Ok(())
@@ -385,7 +396,7 @@ impl<M: RingMemory> SplitDriver<M> {
             Err(_) => (0, None),
         };
         let writable = match slot {
-            Some(slot) if slot.descriptors != 0 => slot.writable,
+            Some(slot) if slot.descriptors != 0 && slot.number < self.published => slot.writable,
             _ => return Err(self.retire(UsedError::NotOutstanding { id })),
         };
         if len > writable {

@@ -16,7 +16,7 @@ use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_vhost::ProtocolFeatures;
-use linkspan_vhost::frontend::Negotiated;
+use linkspan_vhost::frontend::{Misfit, Negotiated};
 use linkspan_virtio::Features;
 use serde::Serialize;
 use std::os::fd::AsFd;
@@ -129,7 +129,7 @@ impl Target {
                 "is a back end running? for example: linkspan blk --socket-path {} --image FILE",
                 self.path.display()
             )),
-            error if error.misfit().is_some() => {
+            error if matches!(error.misfit(), Some(Misfit::Queues { .. })) => {
                 Some("fewer --queues, or a back end with more".into())
             }
             LinkError::Silent { .. } => {

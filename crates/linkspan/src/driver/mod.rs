@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// A number of bytes with an optional suffix.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
         Some((at, 'm' | 'M')) => (&text[..at], 20),

@@ -1,0 +1,275 @@
+//! rust-vmm as back end: a small disk on `vhost-user-backend`, with the rings of
+//! `virtio-queue`. The disk itself is ours; messages, memory and rings are theirs.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use vhost::vhost_user::Listener;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringRwLock, VringT};
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{DescriptorChain, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+
+type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
+
+/// Bytes of configuration space.
+const CONFIG_LEN: usize = 60;
+
+/// What a back end does that others do otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Queues that it has.
+    pub queues: u16,
+    /// Whether it has configuration space (`VHOST_USER_PROTOCOL_F_CONFIG`).
+    pub config: bool,
+    /// Whether used lengths are what was written. Else they are 0, which some
+    /// devices say for requests that give nothing back.
+    pub lengths: bool,
+    /// Whether the event index and indirect tables are offered.
+    pub ring_features: bool,
+}
+
+impl Manner {
+    /// What most of them do.
+    pub const USUAL: Self = Self {
+        queues: 4,
+        config: true,
+        lengths: true,
+        ring_features: true,
+    };
+}
+
+/// A back end that serves one front end after the other on threads of this
+/// process until it is dropped.
+pub struct RustVmmBackEnd {
+    socket: PathBuf,
+    sessions: Arc<AtomicU64>,
+    stop: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RustVmmBackEnd {
+    /// Serves an image on a socket that is made there.
+    ///
+    /// # Panics
+    /// When a socket or a thread cannot be had.
+    pub fn start(socket: &Path, image: &Path, manner: Manner) -> Self {
+        let image = File::options().read(true).write(true).open(image);
+        let image = Arc::new(image.expect("the image"));
+        let mut listener = Listener::new(socket, true).expect("a socket");
+        let (sessions, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let serve = {
+            let (sessions, stop) = (Arc::clone(&sessions), Arc::clone(&stop));
+            move || {
+                while stop.load(Ordering::Relaxed) == 0 {
+                    // The same daemon refuses a second front end: "already claimed".
+                    let memory = Memory::new(GuestMemoryMmap::new());
+                    let disk = Arc::new(Disk::new(&image, manner, memory.clone()));
+                    let daemon = VhostUserDaemon::new("rust-vmm".into(), disk, memory);
+                    let mut daemon = daemon.expect("a daemon");
+                    daemon.start(&mut listener).expect("a front end");
+                    // How it ends, the front end's exit status shows.
+                    let _ = daemon.wait();
+                    sessions.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        Self {
+            socket: socket.to_owned(),
+            sessions,
+            stop,
+            thread: Some(std::thread::spawn(serve)),
+        }
+    }
+
+    /// Front ends that have come and gone.
+    pub fn sessions(&self) -> u64 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for RustVmmBackEnd {
+    fn drop(&mut self) {
+        self.stop.store(1, Ordering::Relaxed);
+        // It waits for a front end, so it gets one.
+        drop(std::os::unix::net::UnixStream::connect(&self.socket));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+            && !std::thread::panicking()
+        {
+            panic!("the back end's thread panicked");
+        }
+    }
+}
+
+struct Disk {
+    image: Arc<File>,
+    manner: Manner,
+    memory: Memory,
+    exit: (EventConsumer, EventNotifier),
+}
+
+impl Disk {
+    fn new(image: &Arc<File>, manner: Manner, memory: Memory) -> Self {
+        let flags = EventFlag::CLOEXEC | EventFlag::NONBLOCK;
+        Self {
+            image: Arc::clone(image),
+            manner,
+            memory,
+            exit: new_event_consumer_and_notifier(flags).expect("an eventfd"),
+        }
+    }
+
+    fn config(&self) -> io::Result<[u8; CONFIG_LEN]> {
+        let mut config = [0; CONFIG_LEN];
+        let sectors = self.image.metadata()?.len() / 512;
+        config[..8].copy_from_slice(&sectors.to_le_bytes());
+        config[20..24].copy_from_slice(&512_u32.to_le_bytes());
+        config[34..36].copy_from_slice(&self.manner.queues.to_le_bytes());
+        Ok(config)
+    }
+
+    /// Does a request: the bytes that it wrote into the chain.
+    fn request(
+        &self,
+        chain: DescriptorChain<GuestMemoryLoadGuard<GuestMemoryMmap<()>>>,
+    ) -> io::Result<u32> {
+        let memory = self.memory.memory();
+        let mut reader = chain.clone().reader(&memory).map_err(io::Error::other)?;
+        let mut writer = chain.writer(&memory).map_err(io::Error::other)?;
+        let mut header = [0; 16];
+        reader.read_exact(&mut header)?;
+        let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
+        let kind = u32::from_le_bytes([k0, k1, k2, k3]);
+        let at = u64::from_le_bytes(sector).saturating_mul(512);
+        let room = writer.available_bytes();
+        let mut status = writer
+            .split_at(room.checked_sub(1).ok_or(io::ErrorKind::InvalidInput)?)
+            .map_err(io::Error::other)?;
+        let done = match kind {
+            blk::VIRTIO_BLK_T_IN => {
+                let mut data = vec![0; writer.available_bytes()];
+                let read = self.image.read_exact_at(&mut data, at);
+                read.and_then(|()| writer.write_all(&data))
+            }
+            blk::VIRTIO_BLK_T_OUT => {
+                let mut data = vec![0; reader.available_bytes()];
+                let read = reader.read_exact(&mut data);
+                read.and_then(|()| self.image.write_all_at(&data, at))
+            }
+            blk::VIRTIO_BLK_T_FLUSH => self.image.sync_data(),
+            blk::VIRTIO_BLK_T_GET_ID => writer.write_all(b"rust-vmm"),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        };
+        let byte = if done.is_ok() {
+            blk::VIRTIO_BLK_S_OK
+        } else {
+            blk::VIRTIO_BLK_S_IOERR
+        };
+        status.write_all(&[u8::try_from(byte).unwrap_or(1)])?;
+        let written = writer.bytes_written() + 1;
+        Ok(u32::try_from(written).unwrap_or(u32::MAX))
+    }
+
+    fn serve(&self, ring: &VringRwLock) -> io::Result<()> {
+        loop {
+            ring.disable_notification().map_err(io::Error::other)?;
+            loop {
+                let memory = self.memory.memory();
+                let mut state = ring.get_mut();
+                let next = state.get_queue_mut().pop_descriptor_chain(memory);
+                drop(state);
+                let Some(chain) = next else { break };
+                let head = chain.head_index();
+                let written = self.request(chain)?;
+                let len = if self.manner.lengths { written } else { 0 };
+                ring.add_used(head, len).map_err(io::Error::other)?;
+            }
+            if ring.needs_notification().map_err(io::Error::other)? {
+                ring.signal_used_queue()?;
+            }
+            if !ring.enable_notification().map_err(io::Error::other)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl VhostUserBackend for Disk {
+    type Bitmap = ();
+    type Vring = VringRwLock;
+
+    fn num_queues(&self) -> usize {
+        self.manner.queues.into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        1024
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = 1 << VIRTIO_F_VERSION_1
+            | 1 << blk::VIRTIO_BLK_F_FLUSH
+            | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
+            | 1 << blk::VIRTIO_BLK_F_MQ
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        if self.manner.ring_features {
+            features |= 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+        }
+        features
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut features = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
+        features.set(VhostUserProtocolFeatures::CONFIG, self.manner.config);
+        features
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The ring has it from the crate.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let config = self.config().unwrap_or([0; CONFIG_LEN]);
+        let start = offset as usize;
+        let part = config.get(start..start.saturating_add(size as usize));
+        part.map(<[u8]>::to_vec).unwrap_or_default()
+    }
+
+    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        // It is the one that we have.
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        (0..self.manner.queues).map(|queue| 1 << queue).collect()
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let (consumer, notifier) = &self.exit;
+        Some((consumer.try_clone().ok()?, notifier.try_clone().ok()?))
+    }
+
+    fn handle_event(
+        &self,
+        event: u16,
+        _set: EventSet,
+        rings: &[VringRwLock],
+        _thread: usize,
+    ) -> io::Result<()> {
+        let ring = rings.get(usize::from(event));
+        self.serve(ring.ok_or(io::ErrorKind::InvalidInput)?)
+    }
+}
