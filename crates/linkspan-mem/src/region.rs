@@ -196,6 +196,34 @@ impl SharedSlice<'_> {
     }
 }
 
+impl SharedSlice<'_> {
+    /// Copies the first bytes to another place in shared memory, as many as fit on
+    /// both sides; returns how many. Where the two overlap, which a peer can bring
+    /// about, bytes arrive in some mix.
+    #[inline]
+    pub fn copy_to(&self, target: &SharedSlice<'_>) -> usize {
+        let len = self.len.min(target.len);
+        if self.base.addr().get().abs_diff(target.base.addr().get()) < len {
+            return self.copy_overlapping(target, len);
+        }
+        // SAFETY: `len` bytes are valid on both sides, which the borrows keep
+        // mapped, and their distance shows that they do not overlap.
+        unsafe { copy(target.base.as_ptr(), self.base.as_ptr(), len) };
+        len
+    }
+
+    #[cold]
+    fn copy_overlapping(&self, target: &SharedSlice<'_>, len: usize) -> usize {
+        let mut bytes = [0; 256];
+        for at in (0..len).step_by(bytes.len()) {
+            let part = bytes.len().min(len - at);
+            self.part(at, part).read(&mut bytes);
+            target.part(at, part).write(&bytes);
+        }
+        len
+    }
+}
+
 /// Private memory that poses as a mapping.
 struct Heap {
     base: NonNull<u8>,
