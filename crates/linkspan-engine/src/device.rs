@@ -1,6 +1,7 @@
 //! What a transport needs to know of a device, and what a device needs of a
 //! worker: the two sides of the queue seam.
 
+use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use linkspan_mem::{GuestMemory, Span, Window};
 use linkspan_virtio::{DeviceQueue, Features, QueueError};
 
 use crate::dirty::RingLog;
+use crate::worker::Neighbours;
 
 /// A device as any queue transport offers it. Shared by the session thread and
 /// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
@@ -26,6 +28,12 @@ pub trait Device: Send + Sync + 'static {
 
     /// The largest size that a queue may have.
     fn queue_size_max(&self) -> u16;
+
+    /// Which worker is to have queue `index`, modulo their number: those that pass
+    /// something on to each other need the same one.
+    fn lane(&self, index: u16) -> u16 {
+        index
+    }
 
     /// Size of the configuration space in bytes.
     fn config_size(&self) -> u32 {
@@ -101,7 +109,7 @@ pub enum OpenQueueError {
 }
 
 /// What serves one queue, on the one worker that owns it.
-pub trait QueueHandler: Send {
+pub trait QueueHandler: Any + Send {
     /// One pass: takes chains from `ring`, moves work forward, pushes what is
     /// done. The worker has refreshed the ring, and publishes and notifies
     /// afterwards. While [`ActiveRing::logs_writes`] every write to guest memory
@@ -111,6 +119,33 @@ pub trait QueueHandler: Send {
     /// # Errors
     /// When the peer broke the ring; the worker retires it.
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError>;
+
+    /// The same for who passes on what it takes to others on its worker.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run).
+    fn run_among(
+        &mut self,
+        ring: &mut ActiveRing,
+        budget: Budget,
+        neighbours: &mut Neighbours<'_>,
+    ) -> Result<Progress, QueueError> {
+        let _ = neighbours;
+        self.run(ring, budget)
+    }
+
+    /// How others on its worker reach this ring: a small number of its own. They
+    /// fill a ring that has one ([`Neighbours::ring`]); it never has a pass, and its
+    /// driver is not asked for kicks.
+    fn address(&self) -> Option<u32> {
+        None
+    }
+
+    /// Said whenever it may have changed: whether the ring is served, or was stopped,
+    /// disabled or broken.
+    fn takes(&mut self, takes: bool) {
+        let _ = takes;
+    }
 
     /// Requests taken and not yet pushed. A pass with a budget of no chains only
     /// moves these on; a ring is stopped once there are none.

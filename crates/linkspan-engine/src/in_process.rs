@@ -53,6 +53,7 @@ impl InProcess {
                 .map_err(io::Error::other)?;
             let ring = Box::new(Ring {
                 index,
+                lane: device.lane(index),
                 active: ActiveRing {
                     queue,
                     memory: Arc::clone(memory.memory()),

@@ -26,4 +26,6 @@ pub use endpoint::{Endpoint, Phase};
 pub use in_process::InProcess;
 pub use limit::LogLimit;
 pub use rate::{Bucket, Rate, RateLimit};
-pub use worker::{EventSink, Ring, RingEvent, RingFault, RingKey, WorkerOptions, Workers};
+pub use worker::{
+    EventSink, Neighbours, Ring, RingEvent, RingFault, RingKey, Task, WorkerOptions, Workers,
+};

@@ -8,6 +8,8 @@
 //! and then sleeps until something happens to one of its rings, unless one of them
 //! is polled: a driver that gives no kick descriptor takes a processor.
 
+use std::any::Any;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -24,8 +26,11 @@ use crate::counters::{QueueCounters, WorkerCounters};
 use crate::device::{ActiveRing, Budget, Progress, QueueHandler};
 use crate::dirty::RingLog;
 
+mod neighbours;
 mod run;
 mod spin;
+
+pub use neighbours::Neighbours;
 
 use run::{CONTROL, Control, Loop};
 use spin::Spin;
@@ -35,6 +40,8 @@ use spin::Spin;
 pub struct Ring {
     /// Index within its device.
     pub index: u16,
+    /// Its worker, modulo their number.
+    pub lane: u16,
     /// The virtqueue and its memory.
     pub active: ActiveRing,
     /// The device's part.
@@ -151,8 +158,42 @@ impl EventSink {
     }
 }
 
+/// Something that a worker does beside its rings: it waits for a descriptor, or for
+/// others to bring it something.
+pub trait Task: Any + Send {
+    /// One pass; whether anything moved on, and what is left.
+    fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress);
+
+    /// Becomes readable when there is something to do; watched level-triggered.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// How others of its worker reach it, if they do.
+    fn address(&self) -> Option<u32> {
+        None
+    }
+
+    /// Whether a pass would find something, as far as can be seen without a system
+    /// call. Asked often while its worker is awake.
+    fn has_work(&mut self) -> bool {
+        false
+    }
+
+    /// Its worker is about to sleep: `true` if there is something to do already.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
+    /// Its descriptor cannot be watched, so it does not run.
+    fn refused(self: Box<Self>, error: io::Error) {
+        tracing::error!("a task cannot run: {error}");
+    }
+}
+
 enum Command {
     Start(Box<Ring>, EventSink),
+    Add(Box<dyn Task>),
     Stop,
     Enable(bool),
     Kick(Option<PeerEventFd>),
@@ -247,16 +288,26 @@ impl Workers {
         self.threads.len()
     }
 
-    /// Gives a ring to its worker: those of a device go to the workers in turn, by
-    /// index, and come back to the same one. [`RingEvent::Done`] or
+    /// Gives a ring to the worker of its lane, as after a restart, too. [`RingEvent::Done`] or
     /// [`RingEvent::Refused`] follows; the worker then scans the ring once, since a
     /// kick may have come before it watched.
     pub fn start(&self, ring: Box<Ring>, events: EventSink) -> RingKey {
         let key = RingKey {
-            worker: usize::from(ring.index) % self.threads.len(),
+            worker: usize::from(ring.lane) % self.threads.len(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
         };
         self.send(key, Command::Start(ring, events));
+        key
+    }
+
+    /// Has a worker, modulo their number, do a task until it is [stopped](Self::stop):
+    /// it is dropped there.
+    pub fn add(&self, lane: u16, task: Box<dyn Task>) -> RingKey {
+        let key = RingKey {
+            worker: usize::from(lane) % self.threads.len(),
+            slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
+        };
+        self.send(key, Command::Add(task));
         key
     }
 
@@ -356,47 +407,74 @@ impl Drop for Worker {
 impl Ring {
     /// One pass: look at the ring once, let the device work, publish once and
     /// notify once. Whether anything was taken or answered, and what is left.
-    fn pass(&mut self, drain: bool) -> (bool, Result<Progress, RingFault>) {
+    fn pass(
+        &mut self,
+        drain: bool,
+        neighbours: &mut Neighbours<'_>,
+    ) -> (bool, Result<Progress, RingFault>) {
         self.counters.passes.add(1);
         let before = self.active.queue.state();
-        let progress = self.work(drain, before.next_used);
+        let progress = self.work(drain, before.next_used, neighbours);
         let after = self.active.queue.state();
-        if let Some(log) = &self.active.log {
-            let published = after.next_used != before.next_used;
-            log.words(self.active.queue.size(), published);
-        }
         (after != before, progress.map_err(|error| self.fault(error)))
     }
 
     /// `used` is the position of the next used element.
-    fn work(&mut self, drain: bool, used: u16) -> Result<Progress, RingFault> {
+    fn work(
+        &mut self,
+        drain: bool,
+        used: u16,
+        neighbours: &mut Neighbours<'_>,
+    ) -> Result<Progress, RingFault> {
         let mut budget = Budget::default();
-        if drain || !self.takes() {
+        if drain {
             // Nothing new; only what is in flight moves on.
             budget.chains = 0;
         } else {
             self.active.queue.disarm()?;
             self.active.queue.refresh()?;
         }
-        let progress = self.handler.run(&mut self.active, budget);
+        let progress = self.handler.run_among(&mut self.active, budget, neighbours);
         self.moves = matches!(progress, Ok(Progress::More)) && self.handler.in_flight() > 0;
-        if let Some(log) = &self.active.log {
-            let now = self.active.queue.state().next_used;
-            log.used_elements(self.active.queue.size(), used, now);
-        }
+        let published = self.publish(used);
         let progress = progress?;
-        // Before anything is acknowledged: zeroes read from a hole are not data.
-        if self.active.memory.table().poisoned() {
-            return Err(RingFault::MemoryGone);
-        }
-        self.active.queue.publish()?;
-        if self.active.queue.notify_wanted()? {
-            self.notify();
-        }
+        published?;
         if budget.chains == 0 {
             return Ok(Progress::Idle);
         }
         Ok(progress)
+    }
+
+    /// Shows the driver what was pushed since the position `used`.
+    fn publish(&mut self, used: u16) -> Result<(), RingFault> {
+        let active = &mut self.active;
+        let now = active.queue.state().next_used;
+        if let Some(log) = &active.log {
+            log.used_elements(active.queue.size(), used, now);
+        }
+        // Before anything is acknowledged: zeroes read from a hole are not data.
+        let result = if active.memory.table().poisoned() {
+            Err(RingFault::MemoryGone)
+        } else {
+            active.queue.publish().map_err(RingFault::from)
+        };
+        if let Some(log) = &active.log {
+            log.words(active.queue.size(), now != used);
+        }
+        result?;
+        if active.queue.notify_wanted()? {
+            self.notify();
+        }
+        Ok(())
+    }
+
+    /// Others fill this ring: its driver need not say that it has made buffers
+    /// available.
+    fn leave_to_others(&mut self, serves: bool) -> Result<Progress, RingFault> {
+        if serves {
+            self.active.queue.disarm()?;
+        }
+        Ok(Progress::Idle)
     }
 
     /// Asks for a kick and looks once more: whether chains wait already, or the

@@ -23,6 +23,7 @@ mod sigbus;
 pub mod signals;
 pub mod socket;
 pub mod storage;
+pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod thread;

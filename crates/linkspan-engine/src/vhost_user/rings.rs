@@ -85,6 +85,7 @@ impl BackendSession {
         let slot = &mut self.rings[usize::from(index)];
         let ring = Box::new(Ring {
             index,
+            lane: self.device.lane(index),
             active: ActiveRing {
                 queue,
                 memory: Arc::clone(&self.memory),

@@ -12,10 +12,11 @@ use std::{io, thread};
 use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Epoll, Interest, Ready};
 
+use super::neighbours::{Addresses, Fed};
 use super::spin::Spin;
-use super::{Command, EventSink, Ring, RingEvent};
+use super::{Command, EventSink, Neighbours, Ring, RingEvent, RingFault, Task};
 use crate::counters::WorkerCounters;
-use crate::device::Progress;
+use crate::device::{Budget, Progress};
 
 /// How long at most a worker that is awake goes without asking the system what has
 /// happened, a round of passes aside: a ring that sleeps waits no longer to be heard.
@@ -36,10 +37,21 @@ fn completion_token(place: usize) -> u64 {
     kick_token(place) + 1
 }
 
-struct Slot {
+/// What a slot serves.
+pub(super) enum Work {
+    /// A ring, and who hears of it.
+    Ring(Box<Ring>, EventSink),
+    Task(Box<dyn Task>),
+}
+
+pub(super) struct Slot {
     number: u64,
-    ring: Box<Ring>,
-    events: EventSink,
+    pub(super) work: Work,
+    /// How others of this worker reach it. A ring that has one is filled by them
+    /// and not looked at.
+    address: Option<u32>,
+    /// For a ring that others filled: where it stood before.
+    pub(super) fed: Option<Fed>,
     /// Whether it is in the list of those that have a pass next.
     queued: bool,
     /// Whether it is in the list of those that are looked at.
@@ -49,7 +61,7 @@ struct Slot {
     /// It has a pass then, whatever happens before.
     until: Option<Instant>,
     /// Whether the owner waits for it to become quiet.
-    stopping: bool,
+    pub(super) stopping: bool,
 }
 
 /// What one pass of a slot came to.
@@ -72,7 +84,7 @@ pub(super) struct Control {
     pub(super) wake: Arc<EventFd>,
     /// The same for a worker that is awake. Set first.
     pub(super) commanded: Arc<AtomicBool>,
-    /// Commands for rings by number; closed when there will be no more.
+    /// Commands for rings and tasks by number; closed when there will be no more.
     pub(super) commands: Receiver<(u64, Command)>,
 }
 
@@ -95,6 +107,10 @@ pub(super) struct Loop {
     awake: Vec<usize>,
     /// Places of rings that have a pass at a certain time, each once.
     timed: Vec<usize>,
+    /// Places that others reach.
+    addresses: Addresses,
+    /// Places of rings that others filled since they were last published.
+    fed: Vec<usize>,
     /// Since when there is nothing to do.
     idle_since: Option<Instant>,
 }
@@ -118,6 +134,8 @@ impl Loop {
             queued: Vec::new(),
             awake: Vec::new(),
             timed: Vec::new(),
+            addresses: Addresses::default(),
+            fed: Vec::new(),
             idle_since: None,
         }
     }
@@ -179,7 +197,7 @@ impl Loop {
         while let Some(&place) = self.awake.get(at) {
             match self.slots[place].as_mut() {
                 Some(slot) if slot.takes() => {
-                    if !slot.queued && slot.ring.has_work() {
+                    if !slot.queued && slot.has_work() {
                         self.queue(place);
                     }
                     at += 1;
@@ -198,7 +216,7 @@ impl Loop {
     fn is_polling(&self) -> bool {
         let awake = self.awake.iter();
         let mut slots = awake.filter_map(|place| self.slots[*place].as_ref());
-        slots.any(|slot| slot.ring.is_polled())
+        slots.any(Slot::is_polled)
     }
 
     /// Asks all drivers for kicks and, unless there is something to do by now,
@@ -265,8 +283,8 @@ impl Loop {
             return;
         };
         if let Some(Some(slot)) = self.slots.get(place) {
-            if kick {
-                slot.ring.counters.kicks.add(1);
+            if kick && let Work::Ring(ring, _) = &slot.work {
+                ring.counters.kicks.add(1);
             }
             self.queue(place);
         }
@@ -282,7 +300,8 @@ impl Loop {
 
     /// One pass of the ring at `place`; whether anything moved on.
     fn pass(&mut self, place: usize) -> bool {
-        let Some(slot) = &mut self.slots[place] else {
+        // Out of its place, so that it can have all others.
+        let Some(mut slot) = self.slots[place].take() else {
             return false;
         };
         self.counters.passes.add(1);
@@ -290,23 +309,41 @@ impl Loop {
         if slot.until.take().is_some() {
             self.timed.retain(|timed| *timed != place);
         }
-        let (worked, outcome) = slot.pass();
+        let (worked, outcome) = slot.pass(&mut Neighbours {
+            slots: &mut self.slots,
+            addresses: &self.addresses,
+            fed: &mut self.fed,
+        });
         match outcome {
-            Outcome::Rests => {}
-            Outcome::Awake => {
-                if !std::mem::replace(&mut slot.awake, true) {
-                    self.awake.push(place);
-                }
-            }
-            Outcome::Works => self.queue(place),
+            Outcome::Awake if !std::mem::replace(&mut slot.awake, true) => self.awake.push(place),
             Outcome::Waits(until) => {
                 slot.until = Some(until);
                 self.timed.push(place);
-                self.let_rest(place);
             }
+            _ => {}
+        }
+        self.slots[place] = Some(slot);
+        self.publish_fed();
+        match outcome {
+            Outcome::Works => self.queue(place),
+            Outcome::Waits(_) => self.let_rest(place),
             Outcome::Quiet => self.release(place),
+            Outcome::Rests | Outcome::Awake => {}
         }
         worked
+    }
+
+    /// Shows their drivers what was put into rings by others.
+    fn publish_fed(&mut self) {
+        for place in self.fed.drain(..) {
+            if let Some(Some(slot)) = self.slots.get_mut(place)
+                && let Some(fed) = slot.fed.take()
+                && let Work::Ring(ring, events) = &mut slot.work
+                && let Err(error) = ring.publish(fed.before)
+            {
+                retire(ring, events, error);
+            }
+        }
     }
 
     /// The ring at `place` is not looked at until it has another pass.
@@ -328,6 +365,7 @@ impl Loop {
         loop {
             match self.control.commands.try_recv() {
                 Ok((number, Command::Start(ring, events))) => self.start(number, ring, events),
+                Ok((number, Command::Add(task))) => self.add(number, task),
                 Ok((number, command)) => self.command(number, command),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -337,36 +375,60 @@ impl Loop {
 
     fn start(&mut self, number: u64, ring: Box<Ring>, events: EventSink) {
         let index = ring.index;
-        let place = self.free.pop().unwrap_or(self.slots.len());
+        let place = self.place();
         if let Err(error) = self.watch(place, &ring) {
-            if place < self.slots.len() {
-                self.free.push(place);
-            }
+            self.free.push(place);
             return events.send(RingEvent::Refused {
                 ring: index,
                 error,
                 lost: true,
             });
         }
-        if place == self.slots.len() {
-            self.slots.push(None);
+        let (address, enabled) = (ring.handler.address(), ring.enabled);
+        self.settle(place, number, Work::Ring(ring, events.clone()), address);
+        if enabled {
+            self.queue(place);
         }
-        let enabled = ring.enabled;
+        events.send(RingEvent::Done { ring: index });
+    }
+
+    fn add(&mut self, number: u64, task: Box<dyn Task>) {
+        let place = self.place();
+        if let Some(fd) = task.fd()
+            && let Err(error) = self.epoll.add(fd, completion_token(place), Interest::READ)
+        {
+            self.free.push(place);
+            return task.refused(error);
+        }
+        let address = task.address();
+        self.settle(place, number, Work::Task(task), address);
+        self.queue(place);
+    }
+
+    /// A place that is free.
+    fn place(&mut self) -> usize {
+        self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        })
+    }
+
+    fn settle(&mut self, place: usize, number: u64, work: Work, address: Option<u32>) {
         self.slots[place] = Some(Slot {
             number,
-            ring,
-            events: events.clone(),
+            work,
+            address,
+            fed: None,
             queued: false,
             awake: false,
             disarmed: false,
             until: None,
             stopping: false,
         });
-        self.places.insert(number, place);
-        if enabled {
-            self.queue(place);
+        if let Some(address) = address {
+            self.addresses.set(address, place);
         }
-        events.send(RingEvent::Done { ring: index });
+        self.places.insert(number, place);
     }
 
     /// Watches a ring's kick (edge-triggered and never read: a peer's
@@ -395,16 +457,19 @@ impl Loop {
         let Some(slot) = &mut self.slots[place] else {
             return;
         };
-        let index = slot.ring.index;
+        if let Command::Stop = command {
+            slot.stopping = true;
+            return self.queue(place);
+        }
+        let Work::Ring(ring, events) = &mut slot.work else {
+            return;
+        };
+        let index = ring.index;
         let (mut result, mut scan) = (Ok(()), false);
         match command {
-            Command::Start(..) => {}
-            Command::Stop => {
-                slot.stopping = true;
-                return self.queue(place);
-            }
+            Command::Start(..) | Command::Add(_) | Command::Stop => {}
             Command::Enable(enabled) => {
-                slot.ring.enabled = enabled;
+                ring.enabled = enabled;
                 scan = true;
             }
             Command::Kick(kick) => {
@@ -414,7 +479,7 @@ impl Loop {
                     self.epoll.add(kick, token, Interest::READ.edge())
                 });
                 if result.is_ok() {
-                    let old = std::mem::replace(&mut slot.ring.kick, kick);
+                    let old = std::mem::replace(&mut ring.kick, kick);
                     if let Some(Err(error)) = old.map(|old| self.epoll.delete(&old)) {
                         panic!("a watched kick descriptor cannot be forgotten: {error}");
                     }
@@ -422,13 +487,13 @@ impl Loop {
                 }
             }
             Command::Call(call) => {
-                slot.ring.call = call;
-                slot.ring.notify();
+                ring.call = call;
+                ring.notify();
             }
-            Command::Err(err) => slot.ring.err = err,
-            Command::Log(log) => slot.ring.active.log = log,
+            Command::Err(err) => ring.err = err,
+            Command::Log(log) => ring.active.log = log,
         }
-        slot.events.send(match result {
+        events.send(match result {
             Ok(()) => RingEvent::Done { ring: index },
             Err(error) => RingEvent::Refused {
                 ring: index,
@@ -441,61 +506,116 @@ impl Loop {
         }
     }
 
-    /// Hands back the ring at `place`, which has nothing in flight.
+    /// Hands back the ring at `place`, which has nothing in flight, or ends its task.
     fn release(&mut self, place: usize) {
         self.let_rest(place);
         let Some(mut slot) = self.slots[place].take() else {
             return;
         };
-        if slot.disarmed && !slot.ring.retired {
+        if slot.disarmed {
             // Whoever serves it next finds it as one that rests.
             slot.arm();
         }
+        if let Some(address) = slot.address {
+            self.addresses.remove(address, place);
+        }
         self.places.remove(&slot.number);
         self.free.push(place);
-        let Slot { ring, events, .. } = slot;
-        let watched = [
-            ring.kick.as_ref().map(AsFd::as_fd),
-            ring.handler.completion_fd(),
-        ];
+        let watched = match &slot.work {
+            Work::Ring(ring, _) => [
+                ring.kick.as_ref().map(AsFd::as_fd),
+                ring.handler.completion_fd(),
+            ],
+            Work::Task(task) => [task.fd(), None],
+        };
         for fd in watched.into_iter().flatten() {
             if let Err(error) = self.epoll.delete(fd) {
                 panic!("a watched descriptor cannot be forgotten: {error}");
             }
         }
-        events.send(RingEvent::Stopped { ring });
+        if let Work::Ring(mut ring, events) = slot.work {
+            ring.handler.takes(false);
+            events.send(RingEvent::Stopped { ring });
+        }
+    }
+}
+
+/// Gives a broken ring up and says so, once.
+fn retire(ring: &mut Ring, events: &EventSink, error: RingFault) {
+    if !ring.retired {
+        ring.retire();
+        let ring = ring.index;
+        events.send(RingEvent::Broken { ring, error });
     }
 }
 
 impl Slot {
-    /// Whether new chains are taken from its ring.
+    /// Whether it is looked at: new chains are taken from its ring.
     #[inline]
     fn takes(&self) -> bool {
-        self.ring.takes() && !self.stopping
+        !self.stopping
+            && match &self.work {
+                Work::Ring(ring, _) => ring.takes() && self.address.is_none(),
+                Work::Task(_) => true,
+            }
     }
 
-    /// Asks for a kick; whether a pass has to follow all the same.
+    /// Asks to be woken; whether a pass has to follow all the same.
     fn arm(&mut self) -> bool {
         self.disarmed = false;
-        self.ring.arm()
+        match &mut self.work {
+            Work::Ring(ring, _) => !ring.retired && ring.arm(),
+            Work::Task(task) => task.arm(),
+        }
+    }
+
+    /// Looks whether a pass would find something.
+    #[inline]
+    fn has_work(&mut self) -> bool {
+        match &mut self.work {
+            Work::Ring(ring, _) => ring.has_work(),
+            Work::Task(task) => task.has_work(),
+        }
+    }
+
+    /// Whether nothing says when there is something to do, so that one has to look.
+    fn is_polled(&self) -> bool {
+        match &self.work {
+            Work::Ring(ring, _) => ring.is_polled(),
+            Work::Task(_) => false,
+        }
     }
 
     /// Whether anything moved on, and what comes next.
-    fn pass(&mut self) -> (bool, Outcome) {
-        self.disarmed |= self.takes();
-        let (worked, progress) = self.ring.pass(self.stopping);
-        if let Err(error) = progress
-            && !self.ring.retired
-        {
-            self.ring.retire();
-            let ring = self.ring.index;
-            self.events.send(RingEvent::Broken { ring, error });
-        }
+    fn pass(&mut self, neighbours: &mut Neighbours<'_>) -> (bool, Outcome) {
+        let takes = self.takes();
+        self.disarmed |= takes;
+        let (worked, progress, quiet, moves) = match &mut self.work {
+            Work::Ring(ring, events) => {
+                let serves = ring.takes() && !self.stopping;
+                ring.handler.takes(serves);
+                let (worked, progress) = match self.address {
+                    Some(_) => (false, ring.leave_to_others(serves)),
+                    None => ring.pass(!takes, neighbours),
+                };
+                self.disarmed |= serves;
+                if let Err(error) = progress {
+                    retire(ring, events, error);
+                }
+                let quiet = ring.handler.in_flight() == 0;
+                (worked, progress.ok(), quiet, ring.moves)
+            }
+            Work::Task(_) if self.stopping => (false, None, true, false),
+            Work::Task(task) => {
+                let (worked, progress) = task.run(Budget::default(), neighbours);
+                (worked, Some(progress), true, false)
+            }
+        };
         let outcome = match progress {
-            _ if self.stopping && self.ring.handler.in_flight() == 0 => Outcome::Quiet,
-            _ if self.ring.moves => Outcome::Works,
-            Ok(Progress::More) if !self.stopping => Outcome::Works,
-            Ok(Progress::Until(until)) if !self.stopping => Outcome::Waits(until),
+            _ if self.stopping && quiet => Outcome::Quiet,
+            _ if moves => Outcome::Works,
+            Some(Progress::More) if !self.stopping => Outcome::Works,
+            Some(Progress::Until(until)) if !self.stopping => Outcome::Waits(until),
             _ if self.takes() => Outcome::Awake,
             _ => Outcome::Rests,
         };
