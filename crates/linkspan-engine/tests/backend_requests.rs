@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{OpenOptions, RawImage};
 use linkspan_engine::vhost_user::{Connection, Link, LinkOptions, Server};
 use linkspan_engine::{Phase, Workers};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
@@ -78,7 +78,7 @@ fn serve(folder: &TempDir, sectors: u64) -> (Server, Arc<BlockDevice>) {
     let path = folder.path().join("disk");
     let file = std::fs::File::options().write(true).open(&path).unwrap();
     file.set_len(sectors * 512).unwrap();
-    let image = RawImage::open(&path, false, PATIENCE).unwrap();
+    let image = RawImage::open(&path, &OpenOptions::default()).unwrap();
     let device = Arc::new(BlockDevice::new(Arc::new(image), 1, 256).unwrap());
     let listener = Listener::bind(&folder.path().join("socket")).unwrap();
     let source = Inherited::Listener(listener);
