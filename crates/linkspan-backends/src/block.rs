@@ -373,27 +373,33 @@ impl BlockQueue {
         len
     }
 
-    /// Takes chains until there are no more or the budget is used up.
+    /// Hands over slices that are due, and takes chains, until there are no more or
+    /// the budget is used up.
     fn take_batch(
         &mut self,
         ring: &mut ActiveRing,
         budget: Budget,
     ) -> Result<Progress, QueueError> {
         let (mut chains, mut bytes) = (0, 0);
+        // Slices have a budget of their own, or they would keep out new requests.
+        let mut sliced = 0;
+        while sliced < budget.bytes
+            && let Some(token) = self.sliced.pop_front()
+        {
+            sliced += self.next_slice(ring, token);
+            self.reap(ring);
+        }
         // One look at the clock is enough: what comes in during a pass waits.
         let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
         while chains < budget.chains && bytes < budget.bytes {
             let Some(token) = self.free_slot() else {
-                return Ok(self.rest());
+                return Ok(Progress::Idle);
             };
             if let Some((limit, now)) = &limit
                 && let Err(until) = limit.admit(*now)
             {
                 self.free.push(token);
-                return Ok(match self.rest() {
-                    Progress::Idle => Progress::Until(until),
-                    other => other,
-                });
+                return Ok(Progress::Until(until));
             }
             let taken = self.take(ring, token);
             match taken {
@@ -405,7 +411,7 @@ impl BlockQueue {
                 }
                 Ok(None) => {
                     self.free.push(token);
-                    return Ok(self.rest());
+                    return Ok(Progress::Idle);
                 }
                 Err(error) => {
                     self.free.push(token);
@@ -416,10 +422,11 @@ impl BlockQueue {
             self.reap(ring);
             chains += 1;
         }
-        if budget.chains == 0 {
-            return Ok(self.rest());
-        }
-        Ok(Progress::More)
+        Ok(if budget.chains == 0 {
+            Progress::Idle
+        } else {
+            Progress::More
+        })
     }
 
     /// Answers every request that the image is done with.
@@ -502,19 +509,14 @@ impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
-        // Slices have a budget of their own, or they would keep out new requests.
-        let mut sliced = 0;
-        while sliced < budget.bytes
-            && let Some(token) = self.sliced.pop_front()
-        {
-            sliced += self.next_slice(ring, token);
-            self.reap(ring);
-        }
         let progress = self.take_batch(ring, budget);
         self.image.launch();
         // Some of it may be done already.
         self.reap(ring);
-        progress
+        Ok(match (progress?, self.rest()) {
+            (progress, Progress::Idle) => progress,
+            (_, slices) => slices,
+        })
     }
 
     fn in_flight(&self) -> usize {

@@ -147,6 +147,18 @@ pub fn settled(mut condition: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// Bytes that a process has written so far: by system calls, or otherwise to files
+/// on a disk, of which only those count that had nothing to write back before.
+pub fn written_by(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/io")).unwrap_or_default();
+    let bytes = |name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|bytes| bytes.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    u64::max(bytes("wchar:"), bytes("write_bytes:"))
+}
+
 fn descriptors(process: &str) -> Vec<String> {
     let folder = format!("/proc/{process}/fd");
     let own = format!("/proc/{}/fd", std::process::id());
@@ -169,6 +181,8 @@ fn threads(process: &str) -> Vec<String> {
     names(&folder)
         .iter()
         .filter_map(|id| fs::read_to_string(format!("{folder}/{id}/comm")).ok())
+        // The kernel's own, for io_uring: they come and go as it sees fit.
+        .filter(|name| !name.starts_with("iou-"))
         .map(|name| format!("thread {}", name.trim_end()))
         .collect()
 }

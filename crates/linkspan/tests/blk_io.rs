@@ -116,6 +116,8 @@ fn options_that_exclude_each_other_are_wrong_usage() {
         &["--direct", "--cache", "writeback"][..],
         &["--cache", "nonsense"],
         &["--io", "nonsense"],
+        // Raw files alone have the choice.
+        &["--io", "uring", "--format", "qcow2"],
     ] {
         let output = linkspan()
             .args(["blk", "--socket-path", "s", "--image", "i"])

@@ -10,8 +10,8 @@ use linkspan_sys::lock::Conflict;
 use linkspan_sys::uring;
 
 /// How long an image may be in use by another process until that is an error: a
-/// process that was killed a moment ago may have I/O under way, and only when that
-/// has ended are its locks gone.
+/// process that was killed a moment ago may have I/O under way on a slow disk, and
+/// only when that has ended are its locks gone.
 pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// How an image is opened.
