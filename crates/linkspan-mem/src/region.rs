@@ -102,6 +102,7 @@ impl Region {
     ///
     /// # Errors
     /// When they are not all inside.
+    #[inline]
     pub fn slice(&self, offset: u64, len: u64) -> Result<SharedSlice<'_>, OutsideRegion> {
         let start = self.checked_start(offset, len)?;
         Ok(SharedSlice {
@@ -124,6 +125,7 @@ impl Region {
         Ok(unsafe { Window::new(self.base.add(start), len, self.clone()) })
     }
 
+    #[inline]
     fn checked_start(&self, offset: u64, len: u64) -> Result<usize, OutsideRegion> {
         let size = self.len as u64;
         match offset.checked_add(len) {
@@ -166,6 +168,7 @@ impl SharedSlice<'_> {
     }
 
     /// The part that begins at `offset` and has at most `len` bytes.
+    #[inline]
     pub fn part(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len);
         Self {

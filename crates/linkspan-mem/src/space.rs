@@ -24,16 +24,19 @@ pub struct Span {
 
 impl Span {
     /// Size in bytes.
+    #[inline]
     pub fn len(&self) -> u32 {
         self.len
     }
 
     /// Whether there are no bytes at all.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The part that begins at `offset` and has at most `len` bytes.
+    #[inline]
     #[must_use]
     pub fn part(&self, offset: u32, len: u32) -> Self {
         let offset = offset.min(self.len);
@@ -103,6 +106,7 @@ impl RegionTable {
     ///
     /// # Errors
     /// When the spans end first; how much of `target` was filled is then not said.
+    #[inline]
     pub fn gather(&self, spans: &[Span], offset: u64, target: &mut [u8]) -> Result<(), Short> {
         let mut done = 0;
         for slice in self.run(spans, offset) {
@@ -118,6 +122,7 @@ impl RegionTable {
     ///
     /// # Errors
     /// When the spans end first; what fits has then been written.
+    #[inline]
     pub fn scatter(&self, spans: &[Span], offset: u64, source: &[u8]) -> Result<(), Short> {
         let mut done = 0;
         for slice in self.run(spans, offset) {
@@ -129,6 +134,41 @@ impl RegionTable {
         short(source.len() - done)
     }
 
+    /// Copies `len` bytes into spans taken as one run, beginning at `offset`, out of
+    /// `from`, such a run of another table, beginning at `from_offset`. Each byte is
+    /// copied once.
+    ///
+    /// # Errors
+    /// When either run ends first; what there is has then been written.
+    pub fn copy_run(
+        &self,
+        (spans, offset): (&[Span], u64),
+        source: &Self,
+        (from, from_offset): (&[Span], u64),
+        len: u64,
+    ) -> Result<(), Short> {
+        // What does not fit in memory is not there either.
+        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut sources = source.run(from, from_offset);
+        let mut rest: Option<SharedSlice<'_>> = None;
+        for mut target in self.run(spans, offset) {
+            while left > 0 && !target.is_empty() {
+                let Some(piece) = rest.take().or_else(|| sources.next()) else {
+                    return short(left);
+                };
+                let done = piece.part(0, left).copy_to(target);
+                left -= done;
+                target = target.part(done, usize::MAX);
+                rest = Some(piece.part(done, usize::MAX)).filter(|rest| !rest.is_empty());
+            }
+            if left == 0 {
+                break;
+            }
+        }
+        short(left)
+    }
+
+    #[inline]
     fn run<'a>(&'a self, spans: &'a [Span], offset: u64) -> impl Iterator<Item = SharedSlice<'a>> {
         let mut skip = offset;
         spans.iter().filter_map(move |span| {
@@ -145,6 +185,7 @@ impl RegionTable {
     }
 }
 
+#[inline]
 fn short(missing: usize) -> Result<(), Short> {
     if missing == 0 {
         Ok(())
@@ -449,6 +490,58 @@ mod tests {
     }
 
     proptest! {
+        /// Any run into any run, in the same table or another, as bytes by hand.
+        #[test]
+        fn a_run_is_copied_into_another(
+            from_lens in proptest::collection::vec(1_u32..40, 1..5),
+            to_lens in proptest::collection::vec(1_u32..40, 1..5),
+            from_offset in 0_u64..60,
+            to_offset in 0_u64..60,
+            len in 0_u64..80,
+            same in any::<bool>(),
+        ) {
+            let table = |fill: fn(usize) -> u8| {
+                let region = Region::heap(512).unwrap();
+                let bytes: std::vec::Vec<u8> = (0..512).map(fill).collect();
+                region.slice(0, 512).unwrap().write(&bytes);
+                (RegionTable::new(std::vec![region]), bytes)
+            };
+            let (source, bytes) = table(|at| (at * 7 + 1).to_le_bytes()[0]);
+            let (other, mut expected) = table(|_| 0xEE);
+            let target = if same { &source } else { &other };
+            if same {
+                expected.clone_from(&bytes);
+            }
+            // The targets lie behind all sources, each with a gap.
+            let spans = |lens: &[u32], base: u64| -> std::vec::Vec<Span> {
+                let place = |(index, len): (u64, &u32)| Span {
+                    offset: base + 41 * index,
+                    region: 0,
+                    len: *len,
+                };
+                (0..).zip(lens).map(place).collect()
+            };
+            let (from, to) = (spans(&from_lens, 0), spans(&to_lens, 256));
+            let places = |spans: &[Span], offset: u64| -> std::vec::Vec<usize> {
+                let all = spans.iter().flat_map(|span| span.offset..span.offset + u64::from(span.len));
+                all.skip(usize::try_from(offset).unwrap())
+                    .map(|at| usize::try_from(at).unwrap())
+                    .collect()
+            };
+            let (froms, tos) = (places(&from, from_offset), places(&to, to_offset));
+            let want = usize::try_from(len).unwrap();
+            let fits = froms.len().min(tos.len()).min(want);
+            for (from, to) in froms.iter().zip(&tos).take(fits) {
+                expected[*to] = bytes[*from];
+            }
+            let result = target.copy_run((&to, to_offset), &source, (&from, from_offset), len);
+            let missing = want - fits;
+            prop_assert_eq!(result, if missing == 0 { Ok(()) } else { Err(Short { missing }) });
+            let mut found = std::vec![0; 512];
+            target.regions()[0].slice(0, 512).unwrap().read(&mut found);
+            prop_assert_eq!(found, expected);
+        }
+
         /// Against a byte-for-byte naive map.
         #[test]
         fn resolution_agrees_with_a_naive_map(at in 0xF000_u64..0x1_4000, len in 0_u32..0x5000) {

@@ -25,6 +25,10 @@ pub struct Chain {
     /// the in-flight region that holds the first of them.
     pub(crate) slots: u16,
     pub(crate) entry: u16,
+    /// Where the device stood when it took the chain, and whether an earlier life
+    /// had taken it already: for a chain that is put back.
+    pub(crate) taken_at: u16,
+    pub(crate) again: bool,
     writable_total: u32,
     spans: Vec<Span>,
     limit: usize,
@@ -52,6 +56,8 @@ impl Chain {
             descriptors: 0,
             slots: 0,
             entry: 0,
+            taken_at: 0,
+            again: false,
             writable_total: 0,
             spans: fault::try_with_capacity(segments)?,
             limit: segments,
@@ -122,6 +128,7 @@ impl Chain {
     ///
     /// # Errors
     /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    #[inline]
     pub fn cut_readable_front(&mut self, count: u64) -> Result<(), QueueError> {
         if self.readable.len < count {
             return Err(self.no_room("device-readable", count, self.readable.len));
@@ -134,6 +141,7 @@ impl Chain {
     ///
     /// # Errors
     /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    #[inline]
     pub fn cut_writable_front(&mut self, count: u64) -> Result<(), QueueError> {
         if self.writable.len < count {
             return Err(self.no_room("device-writable", count, self.writable.len));

@@ -227,6 +227,18 @@ impl<M: RingMemory> DeviceQueue<M> {
         either!(self, queue => queue.pop(space, chain))
     }
 
+    /// Undoes the `pop` of `chain`, the last that was popped and is neither pushed
+    /// nor put back: it is popped again later.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    ///
+    /// # Panics
+    /// When the chain is not that one.
+    pub fn put_back(&mut self, chain: &Chain) -> Result<(), QueueError> {
+        either!(self, queue => queue.put_back(chain))
+    }
+
     /// Says that the device is done with `chain`, of which it wrote the first
     /// `written` writable bytes. The driver does not see it yet.
     ///

@@ -25,6 +25,10 @@ impl Order {
         self.0.push_back(name);
     }
 
+    pub(crate) fn remove_newest(&mut self) -> Option<u16> {
+        self.0.pop_back()
+    }
+
     #[inline]
     pub(crate) fn remove_oldest(&mut self) -> Option<u16> {
         self.0.pop_front()

@@ -4,8 +4,8 @@ mod rig;
 
 use linkspan_mem::{InflightSplit, Region, Window};
 use linkspan_virtio::split::SplitDevice;
-use linkspan_virtio::{InflightError, NotQuiet, QueueError, QueueState};
-use rig::{ALL, BASE, Rig, buffer, chain};
+use linkspan_virtio::{DeviceQueue, InflightError, NotQuiet, QueueError, QueueLayout, QueueState};
+use rig::{ALL, BASE, PACKED, Rig, buffer, chain};
 
 type Split = InflightSplit<Window>;
 
@@ -94,6 +94,58 @@ fn a_new_region_takes_over_where_the_ring_stands() {
     assert_eq!(chain.id(), 0);
     assert_eq!(device.pop(&rig.memory.guest, &mut chain), Ok(false));
     assert_eq!(device.state().next_available, 101);
+}
+
+/// A chain that was put back is as if it had never been taken, in this life and
+/// in the next; one of an earlier life stays in flight until it is used.
+#[test]
+fn what_is_put_back_is_not_in_flight() {
+    for features in [ALL, PACKED] {
+        let rig = Rig::new(8);
+        let memory = Region::heap(1 << 12).unwrap();
+        let region = || memory.window(0, memory.len()).unwrap();
+        let (mut driver, device) = rig.queues(features, 0);
+        let mut device = device.track(region(), 8).unwrap();
+        let ids = [0, 1].map(|_| driver.add(&[buffer(BASE, 1)], &[], None).unwrap());
+        driver.publish().unwrap();
+        let mut chains = [chain(), chain()];
+        device.refresh().unwrap();
+        for chain in &mut chains {
+            assert_eq!(device.pop(&rig.memory.guest, chain), Ok(true));
+        }
+        let base = device.base();
+        device.put_back(&chains[1]).unwrap();
+        assert_eq!(device.in_flight(), 1);
+        assert_ne!(device.base(), base);
+        drop(device);
+
+        let start = QueueLayout::of(features).start();
+        let device = DeviceQueue::new(rig.parts(features), 8, features, start).unwrap();
+        let mut device = device.track(region(), 8).unwrap();
+        assert_eq!(device.snapshot(), Err(NotQuiet::InFlight { count: 1 }));
+        for round in 0..2 {
+            for (chain, id) in chains.iter_mut().zip(ids) {
+                device.refresh().unwrap();
+                assert_eq!(device.pop(&rig.memory.guest, chain), Ok(true), "{round}");
+                assert_eq!(chain.id(), id);
+            }
+            assert_eq!(device.pop(&rig.memory.guest, &mut chain()), Ok(false));
+            if round == 0 {
+                device.put_back(&chains[1]).unwrap();
+                device.put_back(&chains[0]).unwrap();
+                assert_eq!(device.in_flight(), 0);
+            }
+        }
+        for chain in &chains {
+            device.push(chain, 0).unwrap();
+        }
+        device.publish().unwrap();
+        assert!(device.snapshot().is_ok());
+        driver.refresh().unwrap();
+        for id in ids {
+            assert_eq!(driver.pop().unwrap().map(|used| used.id), Some(id));
+        }
+    }
 }
 
 /// SPDK #3766: another back end left its used index at 0 when it began.

@@ -25,6 +25,7 @@ enum Step {
         which: usize,
         part: u32,
     },
+    DevicePutsBack,
     DevicePublishes,
     DriverTakes {
         most: usize,
@@ -44,6 +45,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => Just(Step::Publish),
         3 => (0_usize..5).prop_map(|most| Step::DeviceTakes { most }),
         4 => (any::<usize>(), any::<u32>()).prop_map(|(which, part)| Step::DeviceUses { which, part }),
+        1 => Just(Step::DevicePutsBack),
         2 => Just(Step::DevicePublishes),
         3 => (0_usize..9).prop_map(|most| Step::DriverTakes { most }),
         1 => Just(Step::DeviceSleeps),
@@ -68,6 +70,8 @@ struct Model {
     added: VecDeque<Request>,
     available: VecDeque<Request>,
     taken: Vec<(Request, Chain)>,
+    /// How many of the last ones taken were taken one after the other, up to now.
+    newest: usize,
     used: VecDeque<Used>,
     returned: VecDeque<Used>,
     device_asleep: bool,
@@ -86,6 +90,7 @@ impl Model {
             added: VecDeque::new(),
             available: VecDeque::new(),
             taken: Vec::new(),
+            newest: 0,
             used: VecDeque::new(),
             returned: VecDeque::new(),
             device_asleep: false,
@@ -104,6 +109,7 @@ impl Model {
             Step::Publish => self.publish(),
             Step::DeviceTakes { most } => self.device_takes(most),
             Step::DeviceUses { which, part } => self.device_uses(which, part),
+            Step::DevicePutsBack => self.device_puts_back(),
             Step::DevicePublishes => self.device_publishes(),
             Step::DriverTakes { most } => self.driver_takes(most),
             Step::DeviceSleeps => {
@@ -177,6 +183,16 @@ impl Model {
             assert_eq!(chain.readable_len(), request.readable);
             assert_eq!(chain.writable_len(), request.writable);
             self.taken.push((request, chain));
+            self.newest += 1;
+        }
+    }
+
+    fn device_puts_back(&mut self) {
+        if self.newest > 0 {
+            self.newest -= 1;
+            let (request, chain) = self.taken.pop().unwrap();
+            self.device.put_back(&chain).unwrap();
+            self.available.push_front(request);
         }
     }
 
@@ -187,7 +203,9 @@ impl Model {
         // In order if need be, and often with all bytes written, which lets the
         // device leave out used elements.
         let which = if self.in_order { 0 } else { which };
-        let (request, chain) = self.taken.remove(which % self.taken.len());
+        let which = which % self.taken.len();
+        let (request, chain) = self.taken.remove(which);
+        self.newest = self.newest.min(self.taken.len() - which);
         let total = chain.writable_total();
         let written = match part % 3 {
             0 => part % (total + 1),

@@ -216,6 +216,8 @@ impl<M: RingMemory> PackedDevice<M> {
         if let Some(order) = &mut self.order {
             order.add(id);
         }
+        chain.again = again.is_some();
+        chain.taken_at = self.next_available.bits();
         if again.is_none() {
             self.next_available = self.next_available.plus(chain.slots, self.ring.size());
             self.held += chain.slots;
@@ -224,6 +226,42 @@ impl<M: RingMemory> PackedDevice<M> {
             }
         }
         Ok(true)
+    }
+
+    /// Undoes the [`pop`](Self::pop) of `chain`, which is taken again later: for a
+    /// device that finds a chain of no use now and cannot keep it.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    ///
+    /// # Panics
+    /// When the chain is not in flight, or another was popped after it and not
+    /// put back.
+    pub fn put_back(&mut self, chain: &Chain) -> Result<(), QueueError> {
+        self.check()?;
+        let id = chain.id();
+        let (word, bit) = place(id);
+        assert!(self.taken[word] & bit != 0, "chain {id} is not in flight");
+        let taken_at = Position::from_bits(chain.taken_at);
+        let behind = || taken_at.plus(chain.slots, self.ring.size());
+        assert!(
+            chain.again || behind() == self.next_available,
+            "chain {id} is not the last that was taken"
+        );
+        if let Some(order) = &mut self.order {
+            let newest = order.remove_newest();
+            assert!(newest == Some(id), "chain {id} is not the newest in flight");
+        }
+        self.taken[word] &= !bit;
+        self.in_flight -= 1;
+        if !chain.again {
+            self.next_available = taken_at;
+            self.held -= chain.slots;
+        }
+        if let Some(inflight) = &mut self.inflight {
+            inflight.put_back(chain.entry, chain.again);
+        }
+        Ok(())
     }
 
     /// Says that the device is done with `chain`, of which it wrote the first

@@ -249,6 +249,26 @@ impl<M: RingMemory> Tracker<M> {
         index
     }
 
+    /// The chain at `entry` was not used and will be taken again; `again` when it
+    /// comes from an earlier life, and so stays in flight. An entry that is free
+    /// and still marked counts as free, should we die in between.
+    pub(super) fn put_back(&mut self, entry: u16, again: bool) {
+        if again {
+            let found = Found {
+                index: entry,
+                counter: 0,
+            };
+            self.resubmit.push(found);
+            return;
+        }
+        let last = self.entries[usize::from(entry)].last;
+        self.entries[usize::from(last)].next = self.free_head;
+        self.region.set_next(last, self.free_head);
+        self.free_head = entry;
+        self.region.set_free(entry, entry);
+        self.region.clear(entry);
+    }
+
     /// The chain at `entry` was used, which the driver does not see yet. The
     /// region learns of it at the end of the batch: until then chains are taken.
     #[inline]

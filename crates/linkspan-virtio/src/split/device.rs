@@ -208,6 +208,8 @@ impl<M: RingMemory> SplitDevice<M> {
         if let Some(order) = &mut self.order {
             order.add(head);
         }
+        chain.again = again.is_some();
+        chain.taken_at = self.next_available;
         if again.is_none() {
             self.next_available = self.next_available.wrapping_add(1);
             if let Some(inflight) = &mut self.inflight {
@@ -215,6 +217,42 @@ impl<M: RingMemory> SplitDevice<M> {
             }
         }
         Ok(true)
+    }
+
+    /// Undoes the [`pop`](Self::pop) of `chain`, which is taken again later: for a
+    /// device that finds a chain of no use now and cannot keep it.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    ///
+    /// # Panics
+    /// When the chain is not in flight, or another was popped after it and not
+    /// put back.
+    pub fn put_back(&mut self, chain: &Chain) -> Result<(), QueueError> {
+        self.check()?;
+        let id = chain.id();
+        let (word, bit) = place(id);
+        assert!(
+            self.taken.get(word).is_some_and(|taken| taken & bit != 0),
+            "chain {id} is not in flight"
+        );
+        assert!(
+            chain.again || chain.taken_at.wrapping_add(1) == self.next_available,
+            "chain {id} is not the last that was taken"
+        );
+        if let Some(order) = &mut self.order {
+            let newest = order.remove_newest();
+            assert!(newest == Some(id), "chain {id} is not the newest in flight");
+        }
+        self.taken[word] &= !bit;
+        self.in_flight -= 1;
+        if !chain.again {
+            self.next_available = chain.taken_at;
+        }
+        if let Some(inflight) = &mut self.inflight {
+            inflight.put_back(id, chain.again);
+        }
+        Ok(())
     }
 
     /// Writes a used element: the device is done with `chain`, of which it wrote

@@ -111,6 +111,20 @@ impl<M: RingMemory> Tracker<M> {
         self.counter = self.counter.wrapping_add(1);
     }
 
+    /// A chain was not used and will be taken again; `again` when it comes from
+    /// an earlier life, and so stays in flight.
+    pub(super) fn put_back(&mut self, head: u16, again: bool) {
+        if again {
+            let found = Found {
+                index: head,
+                counter: 0,
+            };
+            self.resubmit.push(found);
+        } else {
+            self.region.clear(head);
+        }
+    }
+
     /// A chain was used, which the driver does not see yet.
     #[inline]
     pub(super) fn push(&mut self, head: u16) {

@@ -1,0 +1,531 @@
+//! The driver's side of a queue pair: frames onto the transmit queue, frames out
+//! of the receive queue. Both have slots in shared memory, all of one size.
+//!
+//! A frame that is longer than a slot takes several: on the transmit queue they
+//! make one chain, on the receive queue the device merges them if that was
+//! negotiated.
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault::{self, Injected};
+use linkspan_mem::{Address, RegionTable, RingMemory, Span};
+use linkspan_virtio::{AddError, Buffer, DriverQueue, Features, UsedError};
+
+use super::features::{
+    Offloads, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
+    VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
+};
+use super::header::{HEADER_LEN_MAX, Header, HeaderLayout, Offload};
+use super::queue::{Body, Frame, HEAD_LEN, MERGE_MAX};
+
+/// What a driver here can make use of without a control queue (virtio 1.3 5.1.3).
+pub const WANTED: Features = VIRTIO_NET_F_CSUM
+    .union(VIRTIO_NET_F_GUEST_CSUM)
+    .union(VIRTIO_NET_F_GUEST_TSO4)
+    .union(VIRTIO_NET_F_GUEST_TSO6)
+    .union(VIRTIO_NET_F_GUEST_ECN)
+    .union(VIRTIO_NET_F_GUEST_USO4)
+    .union(VIRTIO_NET_F_GUEST_USO6)
+    .union(VIRTIO_NET_F_HOST_TSO4)
+    .union(VIRTIO_NET_F_HOST_TSO6)
+    .union(VIRTIO_NET_F_HOST_ECN)
+    .union(VIRTIO_NET_F_HOST_USO)
+    .union(VIRTIO_NET_F_MAC)
+    .union(VIRTIO_NET_F_MTU)
+    .union(VIRTIO_NET_F_MRG_RXBUF)
+    .union(VIRTIO_NET_F_STATUS)
+    .union(VIRTIO_NET_F_SPEED_DUPLEX);
+
+/// Bytes of a slot at least: a header and the first bytes of a frame.
+pub const SLOT_BYTES_MIN: u32 = 128;
+const _: () = assert!(SLOT_BYTES_MIN as usize == HEADER_LEN_MAX + HEAD_LEN);
+
+/// Slots that one frame takes at most.
+const FRAME_SLOTS_MAX: usize = MERGE_MAX;
+
+/// The slots of a queue: shared memory in one run of addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots<A> {
+    /// Where the device finds them.
+    pub address: A,
+    /// Where we find them.
+    pub memory: Span,
+    /// How many.
+    pub count: u16,
+    /// Bytes of each, at least [`SLOT_BYTES_MIN`].
+    pub bytes: u32,
+}
+
+/// Slots that make no queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlotsError {
+    /// No slots, or such that are too small.
+    #[error("{count} slots of {bytes} bytes; at least one of {SLOT_BYTES_MIN} is needed")]
+    Slots {
+        /// How many.
+        count: u16,
+        /// Bytes of each.
+        bytes: u32,
+    },
+    /// The memory does not hold them.
+    #[error("{len} bytes do not hold {count} slots of {bytes} bytes")]
+    TooSmall {
+        /// Bytes given.
+        len: u32,
+        /// Slots wanted.
+        count: u16,
+        /// Bytes of each.
+        bytes: u32,
+    },
+    /// The machine refused memory.
+    #[error(transparent)]
+    Refused(#[from] Injected),
+}
+
+impl<A: Address> Slots<A> {
+    fn check(&self) -> Result<(), SlotsError> {
+        let (count, bytes, len) = (self.count, self.bytes, self.memory.len());
+        if count == 0 || bytes < SLOT_BYTES_MIN {
+            return Err(SlotsError::Slots { count, bytes });
+        }
+        if u64::from(len) < u64::from(count) * u64::from(bytes) {
+            return Err(SlotsError::TooSmall { len, count, bytes });
+        }
+        Ok(())
+    }
+
+    /// The first `len` bytes of a slot, for us.
+    #[inline]
+    fn place(&self, slot: u16, len: u32) -> Span {
+        // Inside the memory, whose length fits 32 bits.
+        let place = self.memory.part(u32::from(slot) * self.bytes, self.bytes);
+        place.part(0, len)
+    }
+
+    /// The first `len` bytes of a slot, for the device.
+    #[inline]
+    fn buffer(&self, slot: u16, len: u32) -> Buffer<A> {
+        let offset = u64::from(slot) * u64::from(self.bytes);
+        let address = self.address.checked_add(offset);
+        Buffer {
+            address: address.expect("the slots lie in one run of addresses"),
+            len,
+        }
+    }
+}
+
+/// Why a frame was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// It does not fit all the slots that a frame may take.
+    #[error("a frame of {len} bytes needs more than {max} slots")]
+    TooLong {
+        /// Its bytes.
+        len: u64,
+        /// Slots that a frame may take.
+        max: usize,
+    },
+    /// The queue cannot go on.
+    #[error(transparent)]
+    Queue(#[from] AddError),
+}
+
+/// The driver of a transmit queue.
+#[derive(Debug)]
+pub struct TransmitDriver<M, A> {
+    queue: DriverQueue<M>,
+    layout: HeaderLayout,
+    slots: Slots<A>,
+    /// The slot behind each in its list; the end of a list is [`END`].
+    next: Vec<u16>,
+    /// First slot of the chain with this id.
+    first_of: Vec<u16>,
+    free: u16,
+    free_count: u16,
+}
+
+/// No slot.
+const END: u16 = u16::MAX;
+
+impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
+    /// Drives `queue`, with frames in these slots.
+    ///
+    /// # Errors
+    /// When the slots cannot be, or private memory cannot be had.
+    pub fn new(
+        queue: DriverQueue<M>,
+        accepted: Features,
+        slots: Slots<A>,
+    ) -> Result<Self, SlotsError> {
+        slots.check()?;
+        let mut next = fault::try_with_capacity(usize::from(slots.count))?;
+        next.resize(usize::from(slots.count), END);
+        let mut first_of = fault::try_with_capacity(usize::from(queue.size()))?;
+        first_of.resize(usize::from(queue.size()), END);
+        let mut driver = Self {
+            queue,
+            layout: HeaderLayout::of(accepted),
+            slots,
+            next,
+            first_of,
+            free: END,
+            free_count: 0,
+        };
+        driver.free_all();
+        Ok(driver)
+    }
+
+    /// The queue, to publish, kick and sleep.
+    pub fn queue(&mut self) -> &mut DriverQueue<M> {
+        &mut self.queue
+    }
+
+    /// Puts a frame onto the queue; the device sees it when the queue is published.
+    /// `false` when there is no room until something was [reclaimed](Self::reclaim).
+    ///
+    /// # Errors
+    /// When the frame is too long, or the device has broken the queue.
+    #[inline]
+    pub fn send(
+        &mut self,
+        table: &RegionTable,
+        offload: &Offload,
+        frame: &Frame<'_>,
+    ) -> Result<bool, SendError> {
+        let header_len = self.layout.len() as u64;
+        let (len, slot_bytes) = (frame.len(), u64::from(self.slots.bytes));
+        let need = header_len + len;
+        let count = need.div_ceil(slot_bytes);
+        let max = FRAME_SLOTS_MAX.min(usize::from(self.slots.count));
+        if count > max as u64 {
+            return Err(SendError::TooLong { len, max });
+        }
+        if count > u64::from(self.free_count) {
+            return Ok(false);
+        }
+        let first = self.free;
+        let header = Header::of(offload).to_bytes();
+        let place = self.slots.place(first, self.slots.bytes);
+        table.slice(place).write(&header[..self.layout.len()]);
+        if count > 1 {
+            return self.send_in_many(table, frame, first);
+        }
+        frame.write(0, len, table, (&[place], header_len));
+        // At most the bytes of a slot.
+        let bytes = u32::try_from(need).unwrap_or(self.slots.bytes);
+        let added = self
+            .queue
+            .add(&[self.slots.buffer(first, bytes)], &[], None);
+        self.take_slots(added, first, first, 1)
+    }
+
+    /// Puts a frame whose header was written to slot `first` into that one and the
+    /// free ones behind it, of which there are enough.
+    fn send_in_many(
+        &mut self,
+        table: &RegionTable,
+        frame: &Frame<'_>,
+        first: u16,
+    ) -> Result<bool, SendError> {
+        let header_len = self.layout.len() as u64;
+        let slot_bytes = u64::from(self.slots.bytes);
+        let need = header_len + frame.len();
+        let mut buffers = [self.slots.buffer(first, 0); FRAME_SLOTS_MAX];
+        let (mut slot, mut last, mut used) = (first, first, 0);
+        let mut done = 0;
+        while done < need {
+            let part = slot_bytes.min(need - done);
+            let skip = if done == 0 { header_len } else { 0 };
+            let place = self.slots.place(slot, self.slots.bytes);
+            frame.write(
+                done + skip - header_len,
+                part - skip,
+                table,
+                (&[place], skip),
+            );
+            // At most the bytes of a slot.
+            let part32 = u32::try_from(part).unwrap_or(self.slots.bytes);
+            buffers[used] = self.slots.buffer(slot, part32);
+            used += 1;
+            done += part;
+            last = slot;
+            slot = self.next[usize::from(slot)];
+        }
+        let added = self.queue.add(&buffers[..used], &[], None);
+        // At most `FRAME_SLOTS_MAX`.
+        self.take_slots(added, first, last, u16::try_from(used).unwrap_or(0))
+    }
+
+    /// Takes `count` slots from `first` to `last` off the free list, if they were added.
+    #[inline]
+    fn take_slots(
+        &mut self,
+        added: Result<u16, AddError>,
+        first: u16,
+        last: u16,
+        count: u16,
+    ) -> Result<bool, SendError> {
+        match added {
+            Ok(id) => {
+                self.first_of[usize::from(id)] = first;
+                self.free = core::mem::replace(&mut self.next[usize::from(last)], END);
+                self.free_count -= count;
+                Ok(true)
+            }
+            Err(AddError::Full { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes back the slots of all frames that the device is done with, and says
+    /// how many frames those are.
+    ///
+    /// # Errors
+    /// When the device has broken the queue.
+    #[inline]
+    pub fn reclaim(&mut self) -> Result<u16, UsedError> {
+        let mut frames = 0;
+        self.queue.refresh()?;
+        while let Some(used) = self.queue.pop()? {
+            let first = self.first_of[usize::from(used.id)];
+            let mut slot = first;
+            self.free_count += 1;
+            while self.next[usize::from(slot)] != END {
+                slot = self.next[usize::from(slot)];
+                self.free_count += 1;
+            }
+            self.next[usize::from(slot)] = self.free;
+            self.free = first;
+            frames += 1;
+        }
+        Ok(frames)
+    }
+
+    /// Goes on with a new queue after the device was lost. Frames that were under
+    /// way are lost, as frames may be.
+    pub fn restart(&mut self, queue: DriverQueue<M>) {
+        self.queue = queue;
+        self.first_of.resize(usize::from(self.queue.size()), END);
+        self.free_all();
+    }
+
+    fn free_all(&mut self) {
+        for (slot, next) in (1..).zip(&mut self.next) {
+            *next = slot;
+        }
+        if let Some(last) = self.next.last_mut() {
+            *last = END;
+        }
+        (self.free, self.free_count) = (0, self.slots.count);
+    }
+}
+
+/// A frame that the device delivered.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// What is left to do.
+    pub offload: Offload,
+    /// The header, which beyond that was not checked.
+    pub header: &'a Header,
+    /// The frame; its memory goes back to the device when the caller is done.
+    pub frame: Frame<'a>,
+}
+
+/// What came of looking at a receive queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ReceiveBatch {
+    /// Frames that were given to the caller.
+    pub frames: u32,
+    /// Frames that were dropped since a header is not even there.
+    pub short: u32,
+    /// Frames that were dropped since the number of their buffers cannot be, or
+    /// not so many are there.
+    pub buffers: u32,
+    /// Frames that were dropped since their header does not fit them.
+    pub headers: u32,
+}
+
+/// The driver of a receive queue.
+#[derive(Debug)]
+pub struct ReceiveDriver<M, A> {
+    queue: DriverQueue<M>,
+    layout: HeaderLayout,
+    mergeable: bool,
+    offloads: Offloads,
+    slots: Slots<A>,
+    free: Vec<u16>,
+    /// Slot of the chain with this id.
+    slot_of: Vec<u16>,
+    /// Places of the frame at hand, header included, and its slots.
+    spans: Vec<Span>,
+    taken: Vec<u16>,
+}
+
+impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
+    /// Drives `queue`, with buffers in these slots. Without mergeable buffers each
+    /// has to hold the longest frame. Nothing is [posted](Self::post) yet.
+    ///
+    /// # Errors
+    /// When the slots cannot be, or private memory cannot be had.
+    pub fn new(
+        queue: DriverQueue<M>,
+        accepted: Features,
+        slots: Slots<A>,
+    ) -> Result<Self, SlotsError> {
+        slots.check()?;
+        let mut free = fault::try_with_capacity(usize::from(slots.count))?;
+        free.extend((0..slots.count).rev());
+        let mut slot_of = fault::try_with_capacity(usize::from(queue.size()))?;
+        slot_of.resize(usize::from(queue.size()), END);
+        Ok(Self {
+            queue,
+            layout: HeaderLayout::of(accepted),
+            mergeable: accepted.contains(VIRTIO_NET_F_MRG_RXBUF),
+            offloads: Offloads::to_driver(accepted),
+            slots,
+            free,
+            slot_of,
+            spans: fault::try_with_capacity(MERGE_MAX)?,
+            taken: fault::try_with_capacity(MERGE_MAX)?,
+        })
+    }
+
+    /// The queue, to publish, kick and sleep.
+    pub fn queue(&mut self) -> &mut DriverQueue<M> {
+        &mut self.queue
+    }
+
+    /// Gives the device all free slots, as far as the queue has room, and says how
+    /// many; it sees them when the queue is published.
+    ///
+    /// # Errors
+    /// When the device has broken the queue.
+    #[inline]
+    pub fn post(&mut self) -> Result<u16, AddError> {
+        let mut posted = 0;
+        while let Some(&slot) = self.free.last() {
+            let buffer = self.slots.buffer(slot, self.slots.bytes);
+            match self.queue.add(&[], &[buffer], None) {
+                Ok(id) => self.slot_of[usize::from(id)] = slot,
+                Err(AddError::Full { .. }) => break,
+                Err(error) => return Err(error),
+            }
+            self.free.pop();
+            posted += 1;
+        }
+        Ok(posted)
+    }
+
+    /// Gives at most `budget` frames to `each`, and drops those that cannot be. The
+    /// slots are free again afterwards, to be [posted](Self::post).
+    ///
+    /// # Errors
+    /// When the device has broken the queue.
+    #[inline]
+    pub fn receive(
+        &mut self,
+        table: &RegionTable,
+        budget: u32,
+        mut each: impl FnMut(Received<'_>),
+    ) -> Result<ReceiveBatch, UsedError> {
+        let mut batch = ReceiveBatch::default();
+        self.queue.refresh()?;
+        let mut bytes = [0; HEADER_LEN_MAX + HEAD_LEN];
+        for _ in 0..budget {
+            self.spans.clear();
+            if !self.take_buffer()? {
+                break;
+            }
+            self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
+            self.free.append(&mut self.taken);
+        }
+        Ok(batch)
+    }
+
+    /// The frame that begins in the buffer at hand.
+    #[inline]
+    fn take_frame(
+        &mut self,
+        table: &RegionTable,
+        bytes: &mut [u8; HEADER_LEN_MAX + HEAD_LEN],
+        batch: &mut ReceiveBatch,
+        each: &mut impl FnMut(Received<'_>),
+    ) -> Result<(), UsedError> {
+        let first = self.spans[0];
+        let here = table.slice(first).read(bytes);
+        let header_len = self.layout.len();
+        if here < header_len {
+            batch.short += 1;
+            return Ok(());
+        }
+        let start = bytes.first_chunk().expect("a header is shorter");
+        let header = Header::read(self.layout, start);
+        let buffers = if self.mergeable {
+            usize::from(header.num_buffers)
+        } else {
+            1
+        };
+        if buffers == 0 || buffers > MERGE_MAX {
+            batch.buffers += 1;
+            return Ok(());
+        }
+        for _ in 1..buffers {
+            // The device shows all of a frame at once (5.1.6.4.1).
+            if !self.take_buffer()? {
+                batch.buffers += 1;
+                return Ok(());
+            }
+        }
+        let sum: u64 = self.spans.iter().map(|span| u64::from(span.len())).sum();
+        let mut end = here;
+        if buffers > 1 && here < bytes.len() {
+            end = usize::try_from(sum).map_or(bytes.len(), |sum| sum.min(bytes.len()));
+            let whole = table.gather(&self.spans, 0, &mut bytes[..end]).is_ok();
+            assert!(whole, "the spans hold what was counted");
+        }
+        let Ok(offload) = header.check(sum - header_len as u64, self.offloads) else {
+            batch.headers += 1;
+            return Ok(());
+        };
+        batch.frames += 1;
+        each(Received {
+            offload,
+            header: &header,
+            frame: Frame {
+                head: &bytes[header_len..end],
+                body: Body::Shared {
+                    table,
+                    spans: &self.spans,
+                    skip: end as u64,
+                    len: sum - end as u64,
+                },
+            },
+        });
+        Ok(())
+    }
+
+    /// Takes the next used buffer; `false` when there is none.
+    #[inline]
+    fn take_buffer(&mut self) -> Result<bool, UsedError> {
+        let Some(used) = self.queue.pop()? else {
+            return Ok(false);
+        };
+        let slot = self.slot_of[usize::from(used.id)];
+        self.taken.push(slot);
+        self.spans.push(self.slots.place(slot, used.written));
+        Ok(true)
+    }
+
+    /// Goes on with a new queue after the device was lost: all slots are free.
+    pub fn restart(&mut self, queue: DriverQueue<M>) {
+        self.queue = queue;
+        self.slot_of.resize(usize::from(self.queue.size()), END);
+        self.free.clear();
+        self.free.extend((0..self.slots.count).rev());
+    }
+}

@@ -1,0 +1,454 @@
+//! The device's side of a queue pair: from a chain of the driver to a frame, and
+//! from a frame into the driver's buffers (virtio 1.3 5.1.6.2, 5.1.6.4).
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault::{self, Injected};
+use linkspan_mem::{Address, AddressSpace, RegionTable, RingMemory, Span};
+use linkspan_virtio::{Chain, DeviceQueue, Features, QueueError};
+
+use super::features::VIRTIO_NET_F_MRG_RXBUF;
+use super::header::{HEADER_LEN_MAX, Header, HeaderLayout};
+use super::segment::Segment;
+
+/// Bytes at the beginning of a frame that are copied before anything is decided
+/// about it: enough for all headers of most frames. With the longest header they
+/// fill two cache lines.
+pub const HEAD_LEN: usize = HEAD_BYTES - HEADER_LEN_MAX;
+const HEAD_BYTES: usize = 128;
+
+/// Receive buffers that one frame may take at most: enough for the longest frame
+/// in buffers of 1 KiB, and drivers make theirs larger.
+pub const MERGE_MAX: usize = 64;
+
+/// The beginning of a frame, in private memory. What was decided about it stays
+/// true, whatever the sender writes meanwhile: these bytes are what is delivered.
+#[derive(Clone, Debug)]
+pub struct FrameHead {
+    bytes: [u8; HEAD_BYTES],
+    start: usize,
+    end: usize,
+}
+
+impl Default for FrameHead {
+    fn default() -> Self {
+        Self {
+            bytes: [0; HEAD_BYTES],
+            start: 0,
+            end: 0,
+        }
+    }
+}
+
+impl FrameHead {
+    /// The first bytes of the frame, all of them if there are no more than
+    /// [`HEAD_LEN`].
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+}
+
+/// A frame that a driver transmits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transmitted {
+    /// What stands before it; to be [checked](Header::check).
+    pub header: Header,
+    /// Bytes of the frame.
+    pub len: u64,
+}
+
+/// Takes a frame out of a chain of a transmit queue: its header and first bytes are
+/// copied, and the chain is cut to the frame.
+///
+/// # Errors
+/// [`QueueError::NoRoom`] when not even the header is there: the queue must be
+/// retired.
+#[inline]
+pub fn take_transmit(
+    chain: &mut Chain,
+    table: &RegionTable,
+    layout: HeaderLayout,
+    head: &mut FrameHead,
+) -> Result<Transmitted, QueueError> {
+    let start = layout.len();
+    let have = chain.readable_len();
+    let end = usize::try_from(have).map_or(HEAD_BYTES, |have| have.min(start + HEAD_LEN));
+    if start <= end {
+        let whole = match chain.readable() {
+            // One piece of memory, as most frames are.
+            [span] => table.slice(*span).read(&mut head.bytes[..end]) == end,
+            spans => table.gather(spans, 0, &mut head.bytes[..end]).is_ok(),
+        };
+        assert!(whole, "a chain holds the bytes it counts");
+    }
+    chain.cut_readable_front(start as u64)?;
+    (head.start, head.end) = (start, end);
+    let header = head.bytes.first_chunk().expect("a header is shorter");
+    Ok(Transmitted {
+        header: Header::read(layout, header),
+        len: have - start as u64,
+    })
+}
+
+/// A frame wherever it lies: first bytes in private memory, and what follows them.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// The first bytes.
+    pub head: &'a [u8],
+    /// The rest.
+    pub body: Body<'a>,
+}
+
+/// What follows the first bytes of a frame.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// Bytes in private memory.
+    Private(&'a [u8]),
+    /// Bytes in the memory of whoever sends the frame.
+    Shared {
+        /// That memory.
+        table: &'a RegionTable,
+        /// Places in it.
+        spans: &'a [Span],
+        /// Bytes of them to be skipped.
+        skip: u64,
+        /// Bytes behind those.
+        len: u64,
+    },
+}
+
+impl<'a> Frame<'a> {
+    /// A frame in private memory.
+    #[inline]
+    pub fn private(bytes: &'a [u8]) -> Self {
+        Self {
+            head: bytes,
+            body: Body::Private(&[]),
+        }
+    }
+
+    /// A frame that another was cut into.
+    #[inline]
+    pub fn segment(segment: Segment<'a>) -> Self {
+        Self {
+            head: segment.headers,
+            body: Body::Private(segment.payload),
+        }
+    }
+
+    /// A frame that [`take_transmit`] took out of `chain`.
+    #[inline]
+    pub fn transmitted(head: &'a FrameHead, chain: &'a Chain, table: &'a RegionTable) -> Self {
+        let head = head.bytes();
+        let skip = head.len() as u64;
+        Self {
+            head,
+            body: Body::Shared {
+                table,
+                spans: chain.readable(),
+                skip,
+                len: chain.readable_len().saturating_sub(skip),
+            },
+        }
+    }
+
+    /// Bytes of the frame.
+    #[inline]
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    pub fn len(&self) -> u64 {
+        self.head.len() as u64
+            + match self.body {
+                Body::Private(bytes) => bytes.len() as u64,
+                Body::Shared { len, .. } => len,
+            }
+    }
+
+    /// Copies the frame into private memory, as for segmentation; `None` when it
+    /// does not fit, else its part of `target`.
+    pub fn read<'t>(&self, target: &'t mut [u8]) -> Option<&'t mut [u8]> {
+        let len = usize::try_from(self.len()).ok()?;
+        let target = target.get_mut(..len)?;
+        let (head, rest) = target.split_at_mut(self.head.len());
+        head.copy_from_slice(self.head);
+        match self.body {
+            Body::Private(bytes) => rest.copy_from_slice(bytes),
+            Body::Shared {
+                table, spans, skip, ..
+            } => table.gather(spans, skip, rest).ok()?,
+        }
+        Some(target)
+    }
+
+    /// Copies the `len` bytes at `from` to `offset` in `spans`, which are known to
+    /// hold them.
+    #[inline]
+    pub(super) fn write(
+        &self,
+        from: u64,
+        len: u64,
+        table: &RegionTable,
+        (spans, offset): (&[Span], u64),
+    ) {
+        let head_len = self.head.len() as u64;
+        if from == 0
+            && len == head_len
+            && let [span] = spans
+        {
+            // All of a short frame into one piece of memory.
+            let skip = u32::try_from(offset).unwrap_or(u32::MAX);
+            let done = table.slice(span.part(skip, span.len())).write(self.head);
+            assert!(
+                done == self.head.len(),
+                "room and frame were counted before"
+            );
+            return;
+        }
+        self.write_parts(from, len, table, (spans, offset));
+    }
+
+    fn write_parts(
+        &self,
+        from: u64,
+        len: u64,
+        table: &RegionTable,
+        (spans, offset): (&[Span], u64),
+    ) {
+        let head_len = self.head.len() as u64;
+        let mut at = offset;
+        let mut left = len;
+        let whole = if from < head_len {
+            let first = left.min(head_len - from);
+            let part = part(self.head, from, first);
+            at += first;
+            left -= first;
+            table.scatter(spans, offset, part).is_ok()
+        } else {
+            true
+        };
+        let from = from.saturating_sub(head_len);
+        let whole = whole
+            && match self.body {
+                _ if left == 0 => true,
+                Body::Private(bytes) => table.scatter(spans, at, part(bytes, from, left)).is_ok(),
+                Body::Shared {
+                    table: source,
+                    spans: places,
+                    skip,
+                    ..
+                } => table
+                    .copy_run((spans, at), source, (places, skip + from), left)
+                    .is_ok(),
+            };
+        assert!(whole, "room and frame were counted before");
+    }
+}
+
+/// Part of a frame; all numbers were counted from it.
+#[inline]
+fn part(bytes: &[u8], from: u64, len: u64) -> &[u8] {
+    let from = usize::try_from(from).unwrap_or(usize::MAX);
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    &bytes[from..from + len]
+}
+
+/// What became of a frame for a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// It lies in so many buffers, which the driver sees when the queue is published.
+    Delivered {
+        /// How many.
+        buffers: u16,
+    },
+    /// The driver has too few buffers there.
+    NoBuffers,
+    /// The buffers that are there are too small for it.
+    TooSmall,
+}
+
+/// Delivers frames into the buffers of a receive queue.
+///
+/// Buffers that were taken and did not suffice are held for the next frame: nothing
+/// is ever half delivered. Before the queue is stopped they go
+/// [back](Self::give_back).
+#[derive(Debug)]
+pub struct ReceiveQueue {
+    layout: HeaderLayout,
+    mergeable: bool,
+    /// A ring of chains, of which `held` from `first` on are taken from the queue.
+    chains: Vec<Chain>,
+    first: usize,
+    held: usize,
+}
+
+impl ReceiveQueue {
+    /// For a driver with these features, whose buffers have at most `segments` pieces.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(accepted: Features, segments: usize) -> Result<Self, Injected> {
+        let mergeable = accepted.contains(VIRTIO_NET_F_MRG_RXBUF);
+        let count = if mergeable { MERGE_MAX } else { 1 };
+        let mut chains = fault::try_with_capacity(count)?;
+        for _ in 0..count {
+            chains.push(Chain::new(segments)?);
+        }
+        Ok(Self {
+            layout: HeaderLayout::of(accepted),
+            mergeable,
+            chains,
+            first: 0,
+            held: 0,
+        })
+    }
+
+    /// Buffers that are held for the next frame.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Delivers a frame with this header, in which the number of buffers is set.
+    /// `wrote` hears of all places that were written.
+    ///
+    /// # Errors
+    /// When the driver broke the queue, a buffer without room for a header included.
+    #[inline]
+    pub fn fill<M: RingMemory, A: Address>(
+        &mut self,
+        queue: &mut DeviceQueue<M>,
+        space: &AddressSpace<A>,
+        header: &Header,
+        frame: &Frame<'_>,
+        mut wrote: impl FnMut(Span),
+    ) -> Result<Filled, QueueError> {
+        let header_len = self.layout.len() as u64;
+        let need = header_len + frame.len();
+        let (mut room, mut count) = (0, 0);
+        while room < need {
+            if count > 0 && !self.mergeable || count == MERGE_MAX {
+                return Ok(Filled::TooSmall);
+            }
+            if count == self.held && !self.take(queue, space)? {
+                return Ok(Filled::NoBuffers);
+            }
+            room += self.chain(count).writable_len();
+            count += 1;
+        }
+        // At most `MERGE_MAX`.
+        let buffers = u16::try_from(count).unwrap_or(u16::MAX);
+        let header = Header {
+            num_buffers: buffers,
+            ..*header
+        };
+        let bytes = header.to_bytes();
+        let table = space.table();
+        let bytes = &bytes[..self.layout.len()];
+        if count == 1
+            && let chain = self.chain(0)
+            && let [span] = chain.writable()
+        {
+            // One piece of memory, as most buffers are.
+            table.slice(*span).write(bytes);
+            frame.write(0, frame.len(), table, (&[*span], header_len));
+            // Not more than the span, whose length fits.
+            let len = u32::try_from(need).unwrap_or(u32::MAX);
+            wrote(span.part(0, len));
+            queue.push(chain, len)?;
+        } else {
+            self.fill_many(queue, table, (bytes, frame), count, wrote)?;
+        }
+        self.first = (self.first + count) % self.chains.len();
+        self.held -= count;
+        Ok(Filled::Delivered { buffers })
+    }
+
+    /// Spreads header and frame over the first `count` chains, which have room.
+    fn fill_many<M: RingMemory>(
+        &self,
+        queue: &mut DeviceQueue<M>,
+        table: &RegionTable,
+        (header, frame): (&[u8], &Frame<'_>),
+        count: usize,
+        mut wrote: impl FnMut(Span),
+    ) -> Result<(), QueueError> {
+        let header_len = header.len() as u64;
+        let need = header_len + frame.len();
+        let mut done = 0;
+        for index in 0..count {
+            let chain = self.chain(index);
+            let len = chain.writable_len().min(need - done);
+            let mut offset = 0;
+            if index == 0 {
+                let whole = table.scatter(chain.writable(), 0, header).is_ok();
+                assert!(whole, "a buffer has room for a header");
+                offset = header_len;
+            }
+            let from = done + offset - header_len;
+            frame.write(from, len - offset, table, (chain.writable(), offset));
+            for_each_written(chain, len, &mut wrote);
+            // A chain has less than 2^32 bytes, or it would not have been popped.
+            queue.push(chain, u32::try_from(len).unwrap_or(u32::MAX))?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Gives held buffers back to the queue, which is to be stopped.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    pub fn give_back<M: RingMemory>(
+        &mut self,
+        queue: &mut DeviceQueue<M>,
+    ) -> Result<(), QueueError> {
+        while self.held > 0 {
+            queue.put_back(self.chain(self.held - 1))?;
+            self.held -= 1;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn chain(&self, index: usize) -> &Chain {
+        let at = self.first + index;
+        // Both are below the number of chains.
+        let wrapped = at.checked_sub(self.chains.len()).unwrap_or(at);
+        &self.chains[wrapped]
+    }
+
+    /// Takes one more buffer; `false` when there is none.
+    #[inline]
+    fn take<M: RingMemory, A: Address>(
+        &mut self,
+        queue: &mut DeviceQueue<M>,
+        space: &AddressSpace<A>,
+    ) -> Result<bool, QueueError> {
+        let at = self.first + self.held;
+        let wrapped = at.checked_sub(self.chains.len()).unwrap_or(at);
+        let chain = &mut self.chains[wrapped];
+        if !queue.pop(space, chain)? && (queue.refresh()? == 0 || !queue.pop(space, chain)?) {
+            return Ok(false);
+        }
+        let least = self.layout.len() as u64;
+        if chain.writable_len() < least {
+            // Cuts nothing off and says what is missing.
+            let error = chain.cut_writable_front(least);
+            return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+        }
+        self.held += 1;
+        Ok(true)
+    }
+}
+
+#[inline]
+fn for_each_written(chain: &Chain, len: u64, wrote: &mut impl FnMut(Span)) {
+    let mut left = len;
+    for span in chain.writable() {
+        if left == 0 {
+            break;
+        }
+        let part = span.part(0, u32::try_from(left).unwrap_or(u32::MAX));
+        left -= u64::from(part.len());
+        wrote(part);
+    }
+}
