@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{
@@ -139,14 +140,12 @@ fn read_only_disk_has_neither() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let image = RawImage::open(
-        &path,
-        &OpenOptions {
-            read_only: true,
-            ..OpenOptions::default()
-        },
-    )
-    .unwrap();
+    let read_only = OpenOptions {
+        read_only: true,
+        lock_wait: Duration::ZERO,
+        ..OpenOptions::default()
+    };
+    let image = RawImage::open(&path, &read_only).unwrap();
     let device = BlockDevice::new(Arc::new(image), 1, 64).unwrap();
     let workers = Arc::new(Workers::new(1).unwrap());
     let served = Served::device(folder, Arc::new(device), workers);
