@@ -40,7 +40,7 @@ struct Kept {
 enum Work {
     Read(u64, Vec<Span>),
     Write(u64, Vec<Span>),
-    Zeroes(u64, u64),
+    Zero(u64, u64),
     Flush,
 }
 
@@ -114,7 +114,7 @@ impl Shared {
                 let to = &mut data[at(*offset)..at(*offset) + bytes(spans)];
                 kept.memory.gather(spans, 0, to).expect("bytes");
             }
-            Work::Zeroes(offset, len) => data[at(*offset)..at(*offset + *len)].fill(0),
+            Work::Zero(offset, len) => data[at(*offset)..at(offset + len)].fill(0),
             Work::Flush => {}
         }
     }
@@ -158,8 +158,10 @@ impl ImageQueue for GatedQueue {
         let work = match operation {
             Operation::Read { offset, data } => Work::Read(offset, data.to_vec()),
             Operation::Write { offset, data, .. } => Work::Write(offset, data.to_vec()),
-            Operation::Flush | Operation::Discard { .. } => Work::Flush,
-            Operation::WriteZeroes { offset, len, .. } => Work::Zeroes(offset, len),
+            Operation::Flush => Work::Flush,
+            Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, .. } => {
+                Work::Zero(offset, len)
+            }
         };
         lock(&self.shared.kept).push_back(Kept {
             token,

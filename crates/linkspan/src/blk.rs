@@ -8,9 +8,7 @@ use anyhow::Context;
 use clap::ArgGroup;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use linkspan_backends::block::{BlockDevice, DiskOptions};
-use linkspan_backends::image::{
-    self, Format, Image, ImageError, ImageOptions, OpenError, Spec, parse_size,
-};
+use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
 use linkspan_devices::block::ID_BYTES;
 use linkspan_engine::Device;
 use linkspan_engine::vhost_user::{Event, Server};
@@ -18,7 +16,6 @@ use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
-use linkspan_sys::uring;
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
@@ -239,16 +236,17 @@ fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
         ));
     };
     image::open(spec, &args.image_options()).map_err(|error| {
-        let (status, hint) = match &error {
-            _ if error.permission_denied().is_some() => (
-                Status::Missing,
-                Some("give yourself access to the image, or --read-only if reading is enough"),
-            ),
-            ImageError::File(OpenError::Uring(uring::Error::Refused { .. })) => {
-                (Status::Missing, Some("--io threads needs no io_uring"))
-            }
-            _ if error.is_usage() => (Status::Usage, None),
-            _ => (Status::Failed, None),
+        let hint = if error.permission_denied().is_some() {
+            Some("give yourself access to the image, or --read-only if reading is enough")
+        } else if error.io_uring_refused() {
+            Some("--io threads needs no io_uring")
+        } else {
+            None
+        };
+        let status = match hint {
+            Some(_) => Status::Missing,
+            None if error.is_usage() => Status::Usage,
+            None => Status::Failed,
         };
         let error = anyhow::Error::new(error).context("cannot open the image");
         let failure = Failure::new(status, error);

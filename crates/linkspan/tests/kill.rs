@@ -101,7 +101,8 @@ impl Rig {
                     _ => &["--format", "qcow2"],
                 };
                 let mut command = linkspan();
-                command.args(["blk", "--socket-path"]).arg(socket);
+                command.args(["blk", "--lock-wait", "120", "--socket-path"]);
+                command.arg(socket);
                 command.arg("--image").arg(image).args(options);
                 command
             }

@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use linkspan_sys::uring;
+
 use super::qcow2::{self, Qcow2Error, Qcow2Image};
 use super::spec::{Format, Spec};
 use super::{Image, MemoryImage, NullImage, OpenError, OpenOptions, RawImage};
@@ -14,8 +16,8 @@ use super::{Image, MemoryImage, NullImage, OpenError, OpenOptions, RawImage};
 /// How an image is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageOptions {
-    /// How its file is opened. Only for a raw image may it say who does the I/O,
-    /// what is cached and what is durable.
+    /// How a file is opened. Who does the I/O, and what is cached, can be chosen
+    /// for a raw one.
     pub file: OpenOptions,
     /// What the bytes of a file mean; raw if nobody said so.
     pub format: Option<Format>,
@@ -45,18 +47,26 @@ pub enum ImageError {
     /// A format for what is no file.
     #[error("a format is for files; mem: and null: have none")]
     NoFile,
-    /// Ways of I/O for what has its own.
-    #[error("who does the I/O and what is cached can be said of raw files only")]
-    NotRaw,
     /// Folders for an image that stands on nothing.
     #[error("a raw image stands on no other; folders for backing images are for qcow2")]
     NoBacking,
+    /// A way of I/O for what has only one.
+    #[error("how I/O is done and what is cached can be chosen for raw files and devices only")]
+    NoIo,
 }
 
 impl ImageError {
     /// Whether the options contradict each other.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoFile | Self::NotRaw | Self::NoBacking)
+        matches!(self, Self::NoFile | Self::NoBacking | Self::NoIo)
+    }
+
+    /// Whether `io_uring` was asked for, and is refused here.
+    pub fn io_uring_refused(&self) -> bool {
+        let Self::File(OpenError::Uring(error)) = self else {
+            return false;
+        };
+        matches!(error, uring::Error::Refused { .. })
     }
 
     /// The file that the system did not let us open, if that was it.
@@ -86,16 +96,17 @@ pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, Image
         ..
     } = options.file;
     let format = options.format.unwrap_or_default();
+    if !options.allow_backing.is_empty() && format != Format::Qcow2 {
+        return Err(ImageError::NoBacking);
+    }
     let plain = OpenOptions {
         read_only,
         lock_wait,
         ..OpenOptions::default()
     };
-    if options.file != plain && !matches!((spec, format), (Spec::File(_), Format::Raw)) {
-        return Err(ImageError::NotRaw);
-    }
-    if !options.allow_backing.is_empty() && format != Format::Qcow2 {
-        return Err(ImageError::NoBacking);
+    let raw = format == Format::Raw && matches!(spec, Spec::File(_));
+    if !raw && options.file != plain {
+        return Err(ImageError::NoIo);
     }
     match spec {
         Spec::File(path) => match format {

@@ -12,7 +12,7 @@ use linkspan_sys::uring;
 /// How long an image may be in use by another process until that is an error: a
 /// process that was killed a moment ago may have I/O under way on a slow disk, and
 /// only when that has ended are its locks gone.
-pub const LOCK_WAIT: Duration = Duration::from_secs(30);
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
 //! Options of how an image is read and written.
 
+use std::time::Duration;
+
 use clap::ValueEnum;
-use linkspan_backends::image::{Durability, Io, OpenOptions};
+use linkspan_backends::image::{Durability, Io, LOCK_WAIT, OpenOptions};
 
 /// How an image is read and written.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -17,6 +19,11 @@ pub(super) struct IoArgs {
     /// The same as --cache none
     #[arg(long, conflicts_with = "cache")]
     direct: bool,
+
+    /// How long to wait for another process to let go of the image: one that was
+    /// killed keeps it until its reads and writes have ended
+    #[arg(long, value_name = "SECONDS", default_value_t = LOCK_WAIT.as_secs())]
+    lock_wait: u64,
 }
 
 /// `--io`.
@@ -56,6 +63,7 @@ impl IoArgs {
         };
         OpenOptions {
             read_only,
+            lock_wait: Duration::from_secs(self.lock_wait),
             io: match self.io {
                 IoArg::Auto => Io::Auto,
                 IoArg::Uring => Io::Uring,
@@ -67,7 +75,6 @@ impl IoArgs {
                 CacheArg::Writethrough | CacheArg::Directsync => Durability::EachWrite,
                 CacheArg::Unsafe => Durability::Nothing,
             },
-            ..OpenOptions::default()
         }
     }
 }

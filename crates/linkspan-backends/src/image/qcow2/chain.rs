@@ -20,9 +20,9 @@ use imago::{FormatAccess, StorageOpenOptions};
 use linkspan_mem::fault::{self, Site};
 use rustix::fs::OFlags;
 
-use super::super::OpenError;
-use super::super::raw::lock_image;
 use super::header::{Header, HeaderError};
+use crate::image::OpenError;
+use crate::image::raw::lock_image;
 
 /// Images in a chain at most: a chain may be a circle.
 pub const CHAIN_MAX: usize = 32;

@@ -166,8 +166,6 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<File, OpenError> {
     Ok(file)
 }
 
-/// Locks an image, as QEMU does, against other users of it; waits at most `wait` for
-/// those to end.
 pub(super) fn lock_image(
     file: &File,
     path: &Path,
