@@ -182,6 +182,11 @@ pub trait Task: Any + Send {
         false
     }
 
+    /// Whether it has nothing to do any more, ever: it is dropped then.
+    fn is_over(&self) -> bool {
+        false
+    }
+
     /// Its descriptor cannot be watched, so it does not run.
     fn refused(self: Box<Self>, error: io::Error) {
         tracing::error!("a task cannot run: {error}");
@@ -210,6 +215,8 @@ pub struct WorkerOptions {
     /// The longest time that a worker without work looks for some before it
     /// sleeps. It looks only while that pays; zero: never.
     pub poll: Duration,
+    /// Whether they never sleep, and take a processor each.
+    pub busy: bool,
 }
 
 impl WorkerOptions {
@@ -224,6 +231,7 @@ impl Default for WorkerOptions {
             count: 1,
             cpus: Vec::new(),
             poll: Self::POLL,
+            busy: false,
         }
     }
 }
@@ -366,10 +374,10 @@ impl Worker {
             commands: receiver,
         };
         let counted = Arc::clone(&counters);
-        let spin = Spin::new(options.poll);
+        let (spin, busy) = (Spin::new(options.poll), options.busy);
         let cpu = options.cpus.get(number).copied();
         let thread = spawn_on(cpu, format!("worker-{number}"), move || {
-            Loop::new(epoll, control, spin, counted).run();
+            Loop::new(epoll, control, (spin, busy), counted).run();
         })?;
         Ok(Self {
             commands: Some(commands),
@@ -467,6 +475,7 @@ impl Ring {
     /// Others fill this ring: its driver need not say that it has made buffers
     /// available.
     fn leave_to_others(&mut self, serves: bool) -> Result<Progress, RingFault> {
+        self.handler.takes(&mut self.active, serves);
         if serves {
             self.active.queue.disarm()?;
         }

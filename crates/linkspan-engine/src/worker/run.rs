@@ -93,6 +93,8 @@ pub(super) struct Loop {
     epoll: Epoll,
     control: Control,
     spin: Spin,
+    /// Whether it never sleeps.
+    busy: bool,
     counters: Arc<WorkerCounters>,
     /// Rings by place; a place is used again.
     slots: Vec<Option<Slot>>,
@@ -120,13 +122,14 @@ impl Loop {
     pub(super) fn new(
         epoll: Epoll,
         control: Control,
-        spin: Spin,
+        (spin, busy): (Spin, bool),
         counters: Arc<WorkerCounters>,
     ) -> Self {
         Self {
             epoll,
             control,
             spin,
+            busy,
             counters,
             slots: Vec::new(),
             free: Vec::new(),
@@ -163,7 +166,7 @@ impl Loop {
             if now.duration_since(idle_since) < self.spin.window() {
                 self.counters.polls.add(1);
                 std::hint::spin_loop();
-            } else if self.is_polling() {
+            } else if self.busy || self.is_polling() {
                 self.counters.polls.add(1);
                 // Perhaps the driver waits for this processor.
                 thread::yield_now();
@@ -342,6 +345,10 @@ impl Loop {
                 && let Err(error) = ring.publish(fed.before)
             {
                 retire(ring, events, error);
+                // Its handler hears that nobody is to fill it any more.
+                if !std::mem::replace(&mut slot.queued, true) {
+                    self.queued.push(place);
+                }
             }
         }
     }
@@ -533,8 +540,7 @@ impl Loop {
                 panic!("a watched descriptor cannot be forgotten: {error}");
             }
         }
-        if let Work::Ring(mut ring, events) = slot.work {
-            ring.handler.takes(false);
+        if let Work::Ring(ring, events) = slot.work {
             events.send(RingEvent::Stopped { ring });
         }
     }
@@ -593,7 +599,6 @@ impl Slot {
         let (worked, progress, quiet) = match &mut self.work {
             Work::Ring(ring, events) => {
                 let serves = ring.takes() && !self.stopping;
-                ring.handler.takes(serves);
                 let (worked, progress) = match self.address {
                     Some(_) => (false, ring.leave_to_others(serves)),
                     None => ring.pass(!takes, neighbours),
@@ -607,6 +612,7 @@ impl Slot {
             Work::Task(_) if self.stopping => (false, None, true),
             Work::Task(task) => {
                 let (worked, progress) = task.run(Budget::default(), neighbours);
+                self.stopping = task.is_over();
                 (worked, Some(progress), true)
             }
         };
