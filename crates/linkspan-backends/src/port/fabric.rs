@@ -228,8 +228,10 @@ impl Fabric {
     /// When memory or a descriptor cannot be had; nothing is left behind then.
     pub fn run(self: &Arc<Self>, workers: &Arc<Workers>) -> Result<Running, FabricError> {
         let mut lanes = Vec::new();
-        for lane in 0..self.mailboxes.len() {
-            lanes.push(LaneTask::new(self, Lane::new(lane, self.switch()?)));
+        let count = self.mailboxes.len();
+        for number in 0..count {
+            let lane = Lane::new((number, count), self.switch()?);
+            lanes.push(LaneTask::new(self, lane));
         }
         let mut running = Running {
             workers: Arc::clone(workers),
@@ -362,7 +364,7 @@ pub struct Running {
     keys: Vec<RingKey>,
 }
 
-impl std::ops::Drop for Running {
+impl Drop for Running {
     fn drop(&mut self) {
         for key in &self.keys {
             self.workers.stop(*key);

@@ -34,6 +34,8 @@ const SOURCE_PAUSE: Duration = Duration::from_micros(50);
 /// What one worker has of a fabric for itself.
 pub(super) struct Lane {
     number: usize,
+    /// The queue pairs of every guest that this worker has, as bits.
+    own: u128,
     switch: Switch,
     now: Instant,
     now_ms: u64,
@@ -53,9 +55,11 @@ pub(super) struct Came<'a> {
 }
 
 impl Lane {
-    pub(super) fn new(number: usize, switch: Switch) -> Self {
+    pub(super) fn new((number, workers): (usize, usize), switch: Switch) -> Self {
+        let own = (number..128).step_by(workers.max(1));
         Self {
             number,
+            own: own.fold(0, |own, pair| own | 1 << pair),
             switch,
             now: Instant::now(),
             now_ms: 0,
@@ -256,13 +260,8 @@ impl Lane {
     /// and the same for all frames of a flow.
     #[inline]
     fn pick(&self, fabric: &Fabric, pairs: &Pairs, head: &[u8]) -> Pick {
-        let workers = fabric.mailboxes.len();
         let enabled = pairs.enabled();
-        let here = if workers == 1 {
-            enabled
-        } else {
-            enabled & every(workers, self.number)
-        };
+        let here = enabled & self.own;
         if here != 0 {
             return Pick::Here(one_of(here, head));
         }
@@ -270,7 +269,7 @@ impl Lane {
             return Pick::Nowhere;
         }
         let pair = one_of(enabled, head);
-        Pick::There(pair, usize::from(pair) % workers)
+        Pick::There(pair, usize::from(pair) % fabric.mailboxes.len())
     }
 
     /// Puts a frame into a receive queue of this worker.
@@ -331,7 +330,7 @@ impl Lane {
             let Side::Guest(pairs) = &port.kind else {
                 continue;
             };
-            let mut here = pairs.enabled() & every(fabric.mailboxes.len(), self.number);
+            let mut here = pairs.enabled() & self.own;
             while here != 0 {
                 let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
                 here &= here - 1;
@@ -353,18 +352,6 @@ enum Pick {
     Here(u16),
     There(u16, usize),
     Nowhere,
-}
-
-/// The pairs of a worker.
-#[inline]
-fn every(workers: usize, number: usize) -> u128 {
-    let mut pairs = 0;
-    let mut pair = number;
-    while pair < 128 {
-        pairs |= 1 << pair;
-        pair += workers;
-    }
-    pairs
 }
 
 /// One of these pairs, of which there is at least one, by the flow of a frame.
