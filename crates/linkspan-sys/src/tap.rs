@@ -6,7 +6,7 @@
 
 use std::ffi::{c_int, c_short};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use bitflags::bitflags;
 use linkspan_mem::fault::Site;
@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use crate::acquire;
+use crate::socket::inherit_any;
 
 /// Bytes of the header before each frame.
 pub const HEADER_LEN: usize = 12;
@@ -144,6 +145,15 @@ impl TapQueue {
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
             .map_err(|error| system("fcntl")(error.into()))?;
         Self::with(fd, offloads)
+    }
+
+    /// A queue of a tap interface whose descriptor this process was started with.
+    ///
+    /// # Errors
+    /// [`TapError::System`] when it was not, else as [`from_fd`](Self::from_fd).
+    pub fn inherit(fd: RawFd, offloads: Offloads) -> Result<Self, TapError> {
+        let fd = inherit_any(fd).map_err(system("the tap interface"))?;
+        Self::from_fd(fd, offloads)
     }
 
     fn with(fd: OwnedFd, offloads: Offloads) -> Result<Self, TapError> {
