@@ -16,6 +16,7 @@ use linkspan_virtio::{DriverQueue, Features, QueueLayout};
 use zerocopy::IntoBytes;
 
 use crate::census::settled;
+use crate::disk::expect_signal;
 use crate::front_end::{FrontEnd, Options, Refused, state};
 use crate::memory::SharedMemory;
 
@@ -278,6 +279,28 @@ impl Pair {
         if transmit.queue().kick_wanted().expect("a sane device") {
             self.rings[1].kick.signal().expect("an eventfd");
         }
+    }
+
+    /// Says that more is available than a queue holds, on one of the two rings (0:
+    /// receive, 1: transmit) of a split layout, and kicks.
+    ///
+    /// # Panics
+    /// When there is no such ring.
+    #[track_caller]
+    pub fn break_ring(&self, ring: usize) {
+        let rig = &self.rings[ring];
+        // The index of the available ring is behind its flags.
+        self.memory.write(rig.parts[1] + 2, &0x7FFF_u16.to_le_bytes());
+        rig.kick.signal().expect("an eventfd");
+    }
+
+    /// Waits until the device says that it gave a ring up.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn expect_broken(&self, ring: usize) {
+        expect_signal(&self.rings[ring].err, "the ring is not given up");
     }
 
     /// The next frame, if there is one; its buffers are available again then.
