@@ -8,14 +8,16 @@ use anyhow::{Result, bail};
 /// Packages for a guest with a disk.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
-/// Packages for all tests: the guest, a disk server that is not ours, and the
-/// compiler for libFuzzer.
+/// Packages for all tests: the guest, a disk server that is not ours, the
+/// compiler for libFuzzer, and networks to talk through.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "qemu-system-common",
     "qemu-utils",
     "g++",
+    "iproute2",
+    "iputils-ping",
 ];
 
 /// Something is not there and cannot be installed by us.
@@ -122,6 +124,8 @@ fn is_installed(package: &str) -> bool {
         "qemu-system-x86" => runs("qemu-system-x86_64"),
         // The disk server is in one or the other, by release.
         "qemu-system-common" | "qemu-utils" => runs("qemu-storage-daemon"),
+        "iproute2" => runs("ip"),
+        "iputils-ping" => runs("ping"),
         "g++" => runs("c++") || runs("g++"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),

@@ -21,8 +21,8 @@ use linkspan_engine::{Device, Rate, RateLimit, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
 use linkspan_testkit::census::settled;
-use linkspan_testkit::net::{Card, CardOptions, frame, station};
 use linkspan_testkit::front_end::state;
+use linkspan_testkit::net::{Card, CardOptions, frame, station};
 use linkspan_testkit::{Options, Refused, Served, SharedMemory};
 use linkspan_vhost::message::Request;
 use linkspan_virtio::Features;
@@ -93,8 +93,7 @@ impl Net {
         let fabric = Fabric::new(mode, options.collect(), workers.count()).unwrap();
         let running = fabric.run(&workers).unwrap();
         let guests = (0..ports).map(|port| {
-            let device =
-                NetDevice::new(&fabric, port, card_options(port + 1, pairs), count);
+            let device = NetDevice::new(&fabric, port, card_options(port + 1, pairs), count);
             let device: Arc<dyn Device> = Arc::new(device.unwrap());
             Served::device(tempfile::tempdir().unwrap(), device, Arc::clone(&workers))
         });
@@ -450,7 +449,9 @@ fn queues_are_counted_either_way_and_none_is_there_beyond_them() {
         front.negotiate(&Options::default()).unwrap();
         let reply = front.ask(Request::GetQueueNum, &[], &[]).unwrap();
         assert_eq!(reply, answer.to_le_bytes());
-        front.tell(Request::SetVringNum, &state(5, 64), &[]).unwrap();
+        front
+            .tell(Request::SetVringNum, &state(5, 64), &[])
+            .unwrap();
         let refused = front.tell(Request::SetVringNum, &state(6, 64), &[]);
         assert!(refused.is_err(), "there is no seventh ring");
     }

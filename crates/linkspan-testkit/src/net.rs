@@ -140,7 +140,18 @@ impl Card {
     /// When there is not enough memory.
     #[track_caller]
     pub fn bring_up(path: &Path, options: &CardOptions) -> Result<Self, Refused> {
-        let mut front = FrontEnd::connect(path)?;
+        Self::over(FrontEnd::connect(path)?, options)
+    }
+
+    /// The same over a connection that there is.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    ///
+    /// # Panics
+    /// When there is not enough memory.
+    #[track_caller]
+    pub fn over(mut front: FrontEnd, options: &CardOptions) -> Result<Self, Refused> {
         front.negotiate(&options.front)?;
         let features = Features::from_bits_retain(front.features());
         let mut memories = Vec::new();
@@ -290,7 +301,8 @@ impl Pair {
     pub fn break_ring(&self, ring: usize) {
         let rig = &self.rings[ring];
         // The index of the available ring is behind its flags.
-        self.memory.write(rig.parts[1] + 2, &0x7FFF_u16.to_le_bytes());
+        self.memory
+            .write(rig.parts[1] + 2, &0x7FFF_u16.to_le_bytes());
         rig.kick.signal().expect("an eventfd");
     }
 

@@ -9,9 +9,7 @@ use std::time::Instant;
 
 use linkspan_devices::net::frame::Responder;
 use linkspan_devices::net::header::{FRAME_LEN_MAX, Offload};
-use linkspan_devices::net::switch::{
-    FloodLimit, PortVlans, Switch, SwitchError, SwitchOptions,
-};
+use linkspan_devices::net::switch::{FloodLimit, PortVlans, Switch, SwitchError, SwitchOptions};
 use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
 use linkspan_engine::{RateLimit, RingKey, Workers};
 use linkspan_sys::tap::TapQueue;
@@ -296,7 +294,9 @@ impl Fabric {
     /// Packets to a port have at most so many bytes from now on, without Ethernet
     /// header.
     pub(super) fn set_mtu(&self, port: u16, mtu: u16) {
-        self.ports[usize::from(port)].mtu.store(mtu, Ordering::Relaxed);
+        self.ports[usize::from(port)]
+            .mtu
+            .store(mtu, Ordering::Relaxed);
     }
 
     pub(super) fn mtu(&self, port: u16) -> u16 {

@@ -361,11 +361,12 @@ impl Receive {
     ) -> Result<Filled, QueueError> {
         let ActiveRing { queue, memory, log } = ring;
         let log = log.as_ref().filter(|log| log.buffers);
-        self.queue.fill(queue, &memory.guest, header, frame, |span| {
-            if let Some(log) = log {
-                log.buffer(memory, span);
-            }
-        })
+        self.queue
+            .fill(queue, &memory.guest, header, frame, |span| {
+                if let Some(log) = log {
+                    log.buffer(memory, span);
+                }
+            })
     }
 
     /// Fills buffers with frames that mean nothing, at most so many; how many.

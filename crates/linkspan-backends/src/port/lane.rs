@@ -89,7 +89,8 @@ impl Lane {
         self.now_ms = fabric.millis(self.now);
         self.cost = 0;
         while let Some(note) = self.mailbox(fabric).next_note() {
-            self.switch.note(note.port, note.vlan, note.mac, self.now_ms);
+            self.switch
+                .note(note.port, note.vlan, note.mac, self.now_ms);
         }
     }
 
@@ -187,7 +188,13 @@ impl Lane {
         head[6..12].copy_from_slice(&came.frame.head[..6]);
         let body = came.frame.body;
         let frame = Frame { head, body };
-        self.deliver(fabric, came.port, &Came { frame, ..*came }, neighbours, false);
+        self.deliver(
+            fabric,
+            came.port,
+            &Came { frame, ..*came },
+            neighbours,
+            false,
+        );
     }
 
     /// Gives a frame to a port.
@@ -215,7 +222,12 @@ impl Lane {
             },
             Side::Tap(queues) => {
                 let counts = self.counts(fabric, to);
-                send_to_tap(&queues[self.number % queues.len()], came, &mut self.whole, counts);
+                send_to_tap(
+                    &queues[self.number % queues.len()],
+                    came,
+                    &mut self.whole,
+                    counts,
+                );
             }
             Side::Responder(responder) if answers => {
                 self.counts(fabric, to).went(came.frame.len());
@@ -324,7 +336,11 @@ impl Lane {
     }
 
     /// Gives guests as many frames as they take.
-    fn make_frames(&mut self, fabric: &Fabric, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
+    fn make_frames(
+        &mut self,
+        fabric: &Fabric,
+        neighbours: &mut Neighbours<'_>,
+    ) -> (bool, Progress) {
         let mut worked = false;
         for (to, port) in (0..).zip(&fabric.ports) {
             let Side::Guest(pairs) = &port.kind else {

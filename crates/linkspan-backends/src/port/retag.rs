@@ -65,8 +65,16 @@ impl Retagged {
 fn moved(offload: &Offload, tagged: bool, tag: bool) -> Offload {
     let len = u16::try_from(VLAN_LEN).unwrap_or(0);
     let by = |place: u16| {
-        let place = if tagged { place.saturating_sub(len) } else { place };
-        if tag { place.saturating_add(len) } else { place }
+        let place = if tagged {
+            place.saturating_sub(len)
+        } else {
+            place
+        };
+        if tag {
+            place.saturating_add(len)
+        } else {
+            place
+        }
     };
     let partial = |partial: PartialChecksum| PartialChecksum {
         start: by(partial.start),

@@ -76,7 +76,12 @@ pub fn inherit(fd: RawFd) -> io::Result<Inherited> {
 pub(crate) fn inherit_any(fd: RawFd) -> io::Result<OwnedFd> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let no = |why| io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {fd} {why}"));
+    let no = |why| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("descriptor {fd} {why}"),
+        )
+    };
     if fd <= 2 {
         return Err(no("is a standard stream or no descriptor at all"));
     }

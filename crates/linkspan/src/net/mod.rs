@@ -157,12 +157,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Waits for a signal to end, or for the end of all guests.
-fn wait(
-    signals: &Signals,
-    servers: &[Server],
-    fabric: &Fabric,
-    json: bool,
-) -> Result<(), Failure> {
+fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> Result<(), Failure> {
     const SIGNALS: u64 = u64::MAX;
     let epoll = Epoll::new().context("cannot wait for a signal")?;
     epoll.add(signals.as_fd(), SIGNALS, Interest::READ)?;
@@ -208,9 +203,9 @@ fn no_fabric(error: FabricError) -> Failure {
 
 fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
     let kind = match &port.behind {
-        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) => Kind::Guest {
-            pairs: port.queues,
-        },
+        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) => {
+            Kind::Guest { pairs: port.queues }
+        }
         Behind::Tap(name) => {
             let (name, queues) = open_tap(name, port.queues, from_kernel()).map_err(no_tap)?;
             report::opened(&port.name, &name, json);
@@ -281,9 +276,14 @@ fn serve(
             to_driver: OFFLOADS,
             control_queue: false,
         };
-        Ok(Arc::new(NetDevice::new(fabric, number, options, port.count)?))
+        Ok(Arc::new(NetDevice::new(
+            fabric, number, options, port.count,
+        )?))
     };
-    let (workers, report) = (Arc::clone(workers), report::reporter(port.name.clone(), json));
+    let (workers, report) = (
+        Arc::clone(workers),
+        report::reporter(port.name.clone(), json),
+    );
     let usage = |error| Failure::new(Status::Usage, error);
     let server = match &port.behind {
         Behind::Listen(path) => {

@@ -48,7 +48,14 @@ pub(super) enum Behind {
 
 /// The options of each kind, for messages.
 const GUEST: &[&str] = &[
-    "queues", "queue-size", "mac", "mtu", "vlan", "count", "client", "packets-per-second",
+    "queues",
+    "queue-size",
+    "mac",
+    "mtu",
+    "vlan",
+    "count",
+    "client",
+    "packets-per-second",
     "bytes-per-second",
 ];
 const TAP: &[&str] = &["queues", "vlan", "packets-per-second", "bytes-per-second"];
@@ -62,7 +69,11 @@ impl FromStr for PortSpec {
         let mut parts = text.split(',');
         let name = parts.next().unwrap_or("").to_owned();
         let (kind, value) = name.split_once(':').unwrap_or((&name, ""));
-        let number = || value.parse().map_err(|_| format!("{value:?} is no descriptor"));
+        let number = || {
+            value
+                .parse()
+                .map_err(|_| format!("{value:?} is no descriptor"))
+        };
         let (behind, known) = match (kind, value) {
             ("responder", "") => (Behind::Responder, RESPONDER),
             ("vhost-user" | "tap", "") => return Err(format!("{kind}: what is behind it?")),
@@ -194,7 +205,8 @@ mod tests {
 
     #[test]
     fn ports_have_a_kind_and_options() {
-        let port = spec("vhost-user:/tmp/a,queues=4,mac=52:54:00:12:34:56,mtu=9000,vlan=7,count=rings");
+        let port =
+            spec("vhost-user:/tmp/a,queues=4,mac=52:54:00:12:34:56,mtu=9000,vlan=7,count=rings");
         assert_eq!(port.behind, Behind::Listen("/tmp/a".into()));
         assert_eq!((port.queues, port.mtu, port.vlan), (4, 9000, Some(7)));
         assert_eq!(port.mac, Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
@@ -220,7 +232,10 @@ mod tests {
             ("vhost-user:a,queues=0", "from 1 to 127"),
             ("vhost-user:a,queues=128", "from 1 to 127"),
             ("vhost-user:a,queue-size=100", "no power of two"),
-            ("vhost-user:a,mac=01:00:5e:00:00:01", "no address of one station"),
+            (
+                "vhost-user:a,mac=01:00:5e:00:00:01",
+                "no address of one station",
+            ),
             ("vhost-user:a,mac=1:2:3:4:5:6", "six bytes"),
             ("vhost-user:a,mtu=67", "from 68 to 65535"),
             ("vhost-user:a,vlan=4095", "from 1 to 4094"),
