@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use linkspan_backends::port::{
-    Count, Drop, Fabric, Kind, Mode, NetDevice, PortCounts, PortOptions, Running,
+    Count, DropCause, Fabric, Kind, Mode, NetDevice, PortCounts, PortOptions, Running,
 };
 use linkspan_devices::net::features::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
@@ -116,7 +116,7 @@ impl Net {
     }
 
     #[track_caller]
-    fn expect_dropped(&self, port: u16, why: Drop, count: u64) {
+    fn expect_dropped(&self, port: u16, why: DropCause, count: u64) {
         let there = settled(|| self.counts(port).dropped(why) == count);
         assert!(there, "{:?} instead of {count} {why:?}", self.counts(port));
     }
@@ -253,7 +253,7 @@ fn a_pair_that_is_disabled_gets_nothing_and_another_gets_it_instead() {
     for mark in 0..10 {
         a.send(0, &frame(station(1), station(2), mark, 300));
     }
-    net.expect_dropped(1, Drop::Down, 10);
+    net.expect_dropped(1, DropCause::Down, 10);
     assert_eq!(b.poll(), None);
 }
 
@@ -282,7 +282,7 @@ fn a_guest_without_buffers_loses_frames_and_nobody_else_does() {
             a.send(0, &all);
             assert_eq!(rich.expect().1, all);
         }
-        net.expect_dropped(1, Drop::NoBuffers, 6);
+        net.expect_dropped(1, DropCause::NoBuffers, 6);
         for mark in 0..4 {
             assert_eq!(poor.expect().1, frame(station(1), EVERYBODY, mark, 100));
         }
@@ -305,12 +305,12 @@ fn buffers_that_did_not_suffice_go_back_when_the_queue_stops() {
     let (mut a, mut b) = (net.card(0, &CardOptions::default()), net.card(1, &small));
     let long = frame(station(1), station(2), 1, 1400);
     a.send(0, &long);
-    net.expect_dropped(1, Drop::NoBuffers, 1);
+    net.expect_dropped(1, DropCause::NoBuffers, 1);
     // All four were taken, and none is used.
     assert_eq!(b.front.stop(0).unwrap(), 0);
     assert_eq!(b.poll(), None);
     a.send(0, &long);
-    net.expect_dropped(1, Drop::Down, 1);
+    net.expect_dropped(1, DropCause::Down, 1);
 }
 
 #[test]
@@ -325,14 +325,14 @@ fn frames_that_cannot_be_are_counted_and_go_nowhere() {
     }));
     a.pairs[0].send(&outside, &sound);
     a.send(0, &sound[..13]);
-    net.expect_dropped(0, Drop::Header, 2);
+    net.expect_dropped(0, DropCause::Header, 2);
     a.send(0, &frame(EVERYBODY, station(2), 1, 100));
     a.send(0, &frame(Mac::default(), station(2), 1, 100));
-    net.expect_dropped(0, Drop::Source, 2);
+    net.expect_dropped(0, DropCause::Source, 2);
     a.send(0, &frame(station(1), Mac([1, 0x80, 0xC2, 0, 0, 2]), 1, 100));
-    net.expect_dropped(0, Drop::Reserved, 1);
+    net.expect_dropped(0, DropCause::Reserved, 1);
     a.send(0, &frame(station(1), station(2), 1, 1501));
-    net.expect_dropped(1, Drop::TooLong, 1);
+    net.expect_dropped(1, DropCause::TooLong, 1);
     a.send(0, &sound);
     assert_eq!(b.expect().1, sound, "nothing else came before it");
 }
@@ -353,9 +353,9 @@ fn a_ring_that_is_broken_ends_and_all_others_go_on() {
     let answer = frame(station(2), station(3), 2, 100);
     cards[1].send(0, &answer);
     assert_eq!(cards[2].expect().1, answer);
-    let before = net.counts(1).dropped(Drop::Down);
+    let before = net.counts(1).dropped(DropCause::Down);
     cards[2].send(0, &frame(station(3), station(2), 3, 100));
-    net.expect_dropped(1, Drop::Down, before + 1);
+    net.expect_dropped(1, DropCause::Down, before + 1);
     // A new connection has sound rings.
     let [a, broken, mut c] = cards;
     drop((a, broken));
@@ -381,7 +381,7 @@ fn a_guest_that_leaves_and_comes_back_is_found_again() {
         drop(b);
         assert!(!net.guests[1].next_end().1);
         a.send(0, &there);
-        net.expect_dropped(1, Drop::Down, u64::from(round) + 1);
+        net.expect_dropped(1, DropCause::Down, u64::from(round) + 1);
         b = net.card(1, &options);
     }
 }
@@ -435,7 +435,7 @@ fn the_mtu_that_a_front_end_sets_holds_for_its_guest() {
     }
     assert_eq!((mtu(&a), mtu(&b)), (1500, 1400));
     a.send(0, &long);
-    net.expect_dropped(1, Drop::TooLong, 1);
+    net.expect_dropped(1, DropCause::TooLong, 1);
     let fits = frame(station(1), station(2), 2, 1400);
     a.send(0, &fits);
     assert_eq!(b.expect().1, fits);

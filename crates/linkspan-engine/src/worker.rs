@@ -186,16 +186,11 @@ pub trait Task: Any + Send {
     fn is_over(&self) -> bool {
         false
     }
-
-    /// Its descriptor cannot be watched, so it does not run.
-    fn refused(self: Box<Self>, error: io::Error) {
-        tracing::error!("a task cannot run: {error}");
-    }
 }
 
 enum Command {
     Start(Box<Ring>, EventSink),
-    Add(Box<dyn Task>),
+    Add(Box<dyn Task>, Sender<io::Result<()>>),
     Stop,
     Enable(bool),
     Kick(Option<PeerEventFd>),
@@ -306,14 +301,19 @@ impl Workers {
     }
 
     /// Has a worker, modulo their number, do a task until it is [stopped](Self::stop):
-    /// it is dropped there.
-    pub fn add(&self, lane: u16, task: Box<dyn Task>) -> RingKey {
+    /// it is dropped there. Waits for the worker, so never call it on one.
+    ///
+    /// # Errors
+    /// When the worker cannot watch its descriptor; it is dropped then.
+    pub fn add(&self, lane: u16, task: Box<dyn Task>) -> io::Result<RingKey> {
         let key = RingKey {
             worker: usize::from(lane) % self.threads.len(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
         };
-        self.send(key, Command::Add(task));
-        key
+        let (sender, answer) = mpsc::channel();
+        self.send(key, Command::Add(task, sender));
+        answer.recv().map_err(io::Error::other)??;
+        Ok(key)
     }
 
     /// Takes a ring back once it is quiet: [`RingEvent::Stopped`] follows.

@@ -163,10 +163,7 @@ impl Card {
         let mut pairs = Vec::new();
         for (index, memory) in (0..).zip(memories) {
             let pair = Pair::new(memory, index, features, options);
-            for rig in &pair.rings {
-                rig.start(&front, &pair.memory)?;
-                front.enable(rig.index, true)?;
-            }
+            pair.start(&front)?;
             pairs.push(pair);
         }
         let mut card = Self { front, pairs };
@@ -218,7 +215,24 @@ impl Card {
 }
 
 impl Pair {
-    fn new(
+    /// Starts and enables both rings.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn start(&self, front: &FrontEnd) -> Result<(), Refused> {
+        for rig in &self.rings {
+            rig.start(front, &self.memory)?;
+            front.enable(rig.index, true)?;
+        }
+        Ok(())
+    }
+
+    /// Pair `index` in fresh memory, for a connection with these features.
+    ///
+    /// # Panics
+    /// When there is not enough memory.
+    pub fn new(
         memory: Arc<SharedMemory>,
         index: u16,
         features: Features,

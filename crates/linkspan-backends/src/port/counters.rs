@@ -7,7 +7,7 @@ use linkspan_engine::Counter;
 /// Why a frame was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Drop {
+pub enum DropCause {
     /// Its header does not fit it, or asks for what was not negotiated.
     Header,
     /// Not even an Ethernet header.
@@ -40,7 +40,7 @@ pub enum Drop {
     Broken,
 }
 
-impl Drop {
+impl DropCause {
     /// All of them.
     pub const ALL: [Self; 15] = [
         Self::Header,
@@ -82,7 +82,7 @@ impl Drop {
     }
 }
 
-impl From<DropReason> for Drop {
+impl From<DropReason> for DropCause {
     fn from(reason: DropReason) -> Self {
         match reason {
             DropReason::Malformed => Self::Malformed,
@@ -105,7 +105,7 @@ pub(super) struct Counts {
     frames_out: Counter,
     bytes_out: Counter,
     flooded: Counter,
-    drops: [Counter; Drop::ALL.len()],
+    drops: [Counter; DropCause::ALL.len()],
 }
 
 impl Counts {
@@ -130,7 +130,7 @@ impl Counts {
     }
 
     #[inline]
-    pub(super) fn dropped(&self, why: Drop) {
+    pub(super) fn dropped(&self, why: DropCause) {
         self.drops[why as usize].add(1);
     }
 }
@@ -148,8 +148,8 @@ pub struct PortCounts {
     pub bytes_out: u64,
     /// Frames from the port that went to all others.
     pub flooded: u64,
-    /// Frames that were dropped, by [`Drop::ALL`].
-    pub drops: [u64; Drop::ALL.len()],
+    /// Frames that were dropped, by [`DropCause::ALL`].
+    pub drops: [u64; DropCause::ALL.len()],
 }
 
 impl PortCounts {
@@ -170,7 +170,7 @@ impl PortCounts {
 
     /// Frames that were dropped for this reason: of frames from the port, or for a
     /// reason of the receiver of frames to it.
-    pub fn dropped(&self, why: Drop) -> u64 {
+    pub fn dropped(&self, why: DropCause) -> u64 {
         self.drops[why as usize]
     }
 

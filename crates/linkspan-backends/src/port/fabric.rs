@@ -236,7 +236,7 @@ impl Fabric {
             keys: Vec::new(),
         };
         for (lane, task) in (0..).zip(lanes) {
-            running.keys.push(workers.add(lane, Box::new(task)));
+            running.keys.push(workers.add(lane, Box::new(task))?);
         }
         for (number, port) in (0..).zip(&self.ports) {
             let Side::Tap(queues) = &port.kind else {
@@ -244,7 +244,7 @@ impl Fabric {
             };
             for (lane, queue) in (0..).zip(queues) {
                 let task = TapTask::new(self, number, Arc::clone(queue));
-                running.keys.push(workers.add(lane, Box::new(task)));
+                running.keys.push(workers.add(lane, Box::new(task))?);
             }
         }
         Ok(running)

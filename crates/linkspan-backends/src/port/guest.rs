@@ -16,7 +16,7 @@ use linkspan_engine::{
 };
 use linkspan_virtio::{Chain, Features, QueueError};
 
-use super::counters::{Counts, Drop};
+use super::counters::{Counts, DropCause};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
 
@@ -239,7 +239,7 @@ impl Transmit {
                     };
                     lane.forward(fabric, &came, neighbours);
                 }
-                Err(_) => lane.counts(fabric, self.port).dropped(Drop::Header),
+                Err(_) => lane.counts(fabric, self.port).dropped(DropCause::Header),
             }
             ring.queue.push(&self.chain, 0)?;
         }
@@ -305,7 +305,7 @@ impl Receive {
             }
             Plan::Checksum(partial) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(Drop::TooLong);
+                    counts.dropped(DropCause::TooLong);
                     return 0;
                 };
                 complete_checksum(bytes, partial);
@@ -315,7 +315,7 @@ impl Receive {
             }
             Plan::Segment(how) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(Drop::TooLong);
+                    counts.dropped(DropCause::TooLong);
                     return 0;
                 };
                 let header = Header::of(&Offload::NONE);
@@ -329,7 +329,7 @@ impl Receive {
                 cost
             }
             Plan::Drop(_) => {
-                counts.dropped(Drop::TooLong);
+                counts.dropped(DropCause::TooLong);
                 0
             }
         }
@@ -345,10 +345,10 @@ impl Receive {
     ) {
         match self.fill(ring, header, frame) {
             Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
-            Ok(Filled::NoBuffers) => counts.dropped(Drop::NoBuffers),
-            Ok(Filled::TooSmall) => counts.dropped(Drop::SmallBuffers),
+            Ok(Filled::NoBuffers) => counts.dropped(DropCause::NoBuffers),
+            Ok(Filled::TooSmall) => counts.dropped(DropCause::SmallBuffers),
             // The worker retires the ring when it publishes it.
-            Err(_) => counts.dropped(Drop::Broken),
+            Err(_) => counts.dropped(DropCause::Broken),
         }
     }
 

@@ -15,7 +15,7 @@ use linkspan_devices::net::{Body, Frame, HEAD_LEN, Mac, flow_hash, steer};
 use linkspan_engine::{Budget, Neighbours, Progress, Task};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
-use super::counters::{Counts, Drop};
+use super::counters::{Counts, DropCause};
 use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
 use super::guest::Receive;
 use super::mailbox::{Address, Mailbox, Note, split};
@@ -132,7 +132,7 @@ impl Lane {
         match forward {
             Forward::One { port: to, vlan } => {
                 if !self.leave(fabric, (to, vlan), came, neighbours, answers) {
-                    self.counts(fabric, port).dropped(Drop::Vlan);
+                    self.counts(fabric, port).dropped(DropCause::Vlan);
                 }
             }
             Forward::Flood { vlan } => {
@@ -215,10 +215,10 @@ impl Lane {
                 Pick::There(pair, worker) => {
                     let address = Address::Pair(to, pair);
                     if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
-                        self.counts(fabric, to).dropped(Drop::Busy);
+                        self.counts(fabric, to).dropped(DropCause::Busy);
                     }
                 }
-                Pick::Nowhere => self.counts(fabric, to).dropped(Drop::Down),
+                Pick::Nowhere => self.counts(fabric, to).dropped(DropCause::Down),
             },
             Side::Tap(queues) => {
                 let counts = self.counts(fabric, to);
@@ -296,7 +296,7 @@ impl Lane {
         let counts = self.counts(fabric, to);
         let address = fabric.address(to, pair);
         let Some((ring, receive)) = neighbours.ring::<Receive>(address) else {
-            return counts.dropped(Drop::Down);
+            return counts.dropped(DropCause::Down);
         };
         let mtu = fabric.ports[usize::from(to)].mtu.load(Ordering::Relaxed);
         self.cost += receive.deliver(ring, came, mtu, &mut self.whole, counts);
@@ -394,7 +394,7 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
     let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     let offload = match plan(&came.offload, frame.head, len, &receiver) {
         Plan::Forward(offload) => offload,
-        _ => return counts.dropped(Drop::TooLong),
+        _ => return counts.dropped(DropCause::TooLong),
     };
     let header = Header::of(&offload).to_bytes();
     let header: &[u8; TAP_HEADER] = header.first_chunk().expect("20 bytes");
@@ -409,8 +409,8 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
     };
     match sent {
         Ok(true) => counts.went(frame.len()),
-        Ok(false) => counts.dropped(Drop::NoBuffers),
-        Err(_) => counts.dropped(Drop::Broken),
+        Ok(false) => counts.dropped(DropCause::NoBuffers),
+        Err(_) => counts.dropped(DropCause::Broken),
     }
 }
 

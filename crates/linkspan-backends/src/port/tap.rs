@@ -10,7 +10,7 @@ use linkspan_devices::net::header::{Header, HeaderLayout};
 use linkspan_engine::{Budget, Neighbours, Progress, Task};
 use linkspan_sys::tap::{self, HEADER_LEN, TapQueue};
 
-use super::counters::Drop;
+use super::counters::DropCause;
 use super::fabric::{BYTES_MAX, Fabric};
 use super::lane::{Came, Lane, with_lane};
 use super::mailbox::split;
@@ -74,12 +74,12 @@ impl TapTask {
             self.errors = 0;
             let counts = lane.counts(fabric, self.port);
             let Some(bytes) = self.bytes.get(HEADER_LEN..len) else {
-                counts.dropped(Drop::Malformed);
+                counts.dropped(DropCause::Malformed);
                 continue;
             };
             if let Some(limit) = limit {
                 if limit.admit(lane.now()).is_err() {
-                    counts.dropped(Drop::Limit);
+                    counts.dropped(DropCause::Limit);
                     continue;
                 }
                 limit.charge(bytes.len() as u64, lane.now());
@@ -95,7 +95,7 @@ impl TapTask {
                     };
                     lane.forward(fabric, &came, neighbours);
                 }
-                Err(_) => counts.dropped(Drop::Header),
+                Err(_) => counts.dropped(DropCause::Header),
             }
         }
         (true, Progress::More)

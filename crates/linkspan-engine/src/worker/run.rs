@@ -372,7 +372,10 @@ impl Loop {
         loop {
             match self.control.commands.try_recv() {
                 Ok((number, Command::Start(ring, events))) => self.start(number, ring, events),
-                Ok((number, Command::Add(task))) => self.add(number, task),
+                Ok((number, Command::Add(task, answer))) => {
+                    // Whoever asked waits for it.
+                    let _ = answer.send(self.add(number, task));
+                }
                 Ok((number, command)) => self.command(number, command),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -399,17 +402,18 @@ impl Loop {
         events.send(RingEvent::Done { ring: index });
     }
 
-    fn add(&mut self, number: u64, task: Box<dyn Task>) {
+    fn add(&mut self, number: u64, task: Box<dyn Task>) -> io::Result<()> {
         let place = self.place();
         if let Some(fd) = task.fd()
             && let Err(error) = self.epoll.add(fd, completion_token(place), Interest::READ)
         {
             self.free.push(place);
-            return task.refused(error);
+            return Err(error);
         }
         let address = task.address();
         self.settle(place, number, Work::Task(task), address);
         self.queue(place);
+        Ok(())
     }
 
     /// A place that is free.
@@ -474,7 +478,7 @@ impl Loop {
         let index = ring.index;
         let (mut result, mut scan) = (Ok(()), false);
         match command {
-            Command::Start(..) | Command::Add(_) | Command::Stop => {}
+            Command::Start(..) | Command::Add(..) | Command::Stop => {}
             Command::Enable(enabled) => {
                 ring.enabled = enabled;
                 scan = true;

@@ -1,6 +1,6 @@
 //! What `linkspan net` says of its ports: what happens to them, and what was counted.
 
-use linkspan_backends::port::{Drop, Fabric, PortCounts};
+use linkspan_backends::port::{DropCause, Fabric, PortCounts};
 use linkspan_engine::vhost_user::Event;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -71,7 +71,9 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
             print(&value(port, &counts));
             continue;
         }
-        let drops = Drop::ALL.into_iter().map(|why| (why, counts.dropped(why)));
+        let drops = DropCause::ALL
+            .into_iter()
+            .map(|why| (why, counts.dropped(why)));
         let drops = drops.filter(|(_, count)| *count > 0);
         let drops: Vec<_> = drops
             .map(|(why, count)| format!("{} {count}", why.name()))
@@ -92,7 +94,7 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
 }
 
 fn value(port: &str, counts: &PortCounts) -> Value {
-    let drops = Drop::ALL.into_iter().map(|why| {
+    let drops = DropCause::ALL.into_iter().map(|why| {
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
