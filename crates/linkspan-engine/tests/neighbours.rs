@@ -178,10 +178,11 @@ fn a_ring_is_filled_by_its_neighbour_and_its_driver_never_kicks() {
     let (mut mouth, mut ear) = (driver(&memory, 0), driver(&memory, 1));
     let (address, _) = memory.rest(0, 64).unwrap();
     let buffer = Buffer { address, len: 64 };
+    let mut kicks = 0;
     for round in 1..100 {
         ear.add(&[], &[buffer], None).unwrap();
         ear.publish().unwrap();
-        assert!(!ear.kick_wanted().unwrap(), "nobody looks at this ring");
+        kicks += u32::from(ear.kick_wanted().unwrap());
         mouth.add(&[buffer], &[], None).unwrap();
         mouth.publish().unwrap();
         if mouth.kick_wanted().unwrap() {
@@ -201,6 +202,8 @@ fn a_ring_is_filled_by_its_neighbour_and_its_driver_never_kicks() {
         }));
         assert_eq!(heard.load(Ordering::Relaxed), round);
     }
+    // With an event index the first one is wanted, whoever looks at the ring.
+    assert!(kicks <= 1, "{kicks} kicks for a ring that nobody looks at");
     // A task that is over is dropped, and found no more.
     over.store(true, Ordering::SeqCst);
     wake.signal().unwrap();

@@ -9,6 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
+use linkspan_devices::net::{Mac, Sum};
+use linkspan_testkit::census::settled;
+use linkspan_testkit::net::{Card, CardOptions, frame, station};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace.
@@ -153,4 +156,62 @@ fn two_networks_of_the_kernel_are_joined() {
     });
     client.join().unwrap();
     assert!(server.join().unwrap() == bytes, "the stream is another one");
+}
+
+/// A frame that lies in a guest's buffers goes to the kernel straight from them.
+#[test]
+fn a_guest_talks_to_the_kernel() {
+    let Some(here) = Namespace::new("guest") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("guest");
+    let guest = format!("vhost-user:{}", socket.display());
+    let _program = Program::start(&here, &["--port", "tap:ls0", "--port", &guest], 1);
+    here.run("ip addr add 10.9.0.1/24 dev ls0");
+    here.run("ip link set ls0 up");
+    assert!(settled(|| socket.exists()));
+    for slot_bytes in [256, 2048] {
+        let options = CardOptions {
+            slot_bytes,
+            ..CardOptions::default()
+        };
+        let mut card = Card::bring_up(&socket, &options).unwrap();
+        let mut request = frame(station(1), Mac::BROADCAST, 0, 28);
+        request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        request[22..28].copy_from_slice(&station(1).0);
+        request[28..32].copy_from_slice(&[10, 9, 0, 2]);
+        request[38..42].copy_from_slice(&[10, 9, 0, 1]);
+        card.send(0, &request);
+        let reply = expect(&mut card, |frame| {
+            frame[12..22] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 2]
+        });
+        let kernel = Mac::source(&reply);
+        let len = 1000;
+        let mut echo = frame(station(1), kernel, 3, 28 + len);
+        echo[12..26].copy_from_slice(&[8, 0, 0x45, 0, 4, 4, 0, 1, 0, 0, 64, 1, 0, 0]);
+        echo[26..34].copy_from_slice(&[10, 9, 0, 2, 10, 9, 0, 1]);
+        let checksum = Sum::default().with(&echo[14..34]).checksum();
+        echo[24..26].copy_from_slice(&checksum);
+        echo[34..38].copy_from_slice(&[8, 0, 0, 0]);
+        let checksum = Sum::default().with(&echo[34..]).checksum();
+        echo[36..38].copy_from_slice(&checksum);
+        card.send(0, &echo);
+        let reply = expect(&mut card, |frame| {
+            frame[12..14] == [8, 0] && frame[23] == 1 && frame[34] == 0
+        });
+        assert_eq!(reply.len(), 14 + 1028);
+        assert_eq!(reply[38..], echo[38..], "the kernel had all of it");
+    }
+}
+
+/// The next frame of this kind; the kernel says other things as well.
+#[track_caller]
+fn expect(card: &mut Card, kind: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    loop {
+        let (_, frame) = card.expect();
+        if frame.len() >= 42 && kind(&frame) {
+            return frame;
+        }
+    }
 }
