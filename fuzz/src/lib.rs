@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod input;
+pub mod net;
 pub mod ring_memory;
 pub mod seeds;
 pub mod vhost_user_replies;
@@ -12,6 +13,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("net", net::target),
     ("ring_memory", ring_memory::target),
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),

@@ -1,12 +1,13 @@
 //! Where the corpora come from: small inputs, each with a name and a reason.
 
 mod driver;
+mod net;
 mod packed;
 mod queue;
 mod replies;
 mod stream;
 
-use crate::{ring_memory, vhost_user_replies, vhost_user_stream};
+use crate::{net as net_target, ring_memory, vhost_user_replies, vhost_user_stream};
 
 /// One input of a corpus.
 #[derive(Clone, Debug)]
@@ -30,6 +31,20 @@ pub enum Expected {
         answers: usize,
         /// A part of the error, or nothing.
         retired: Option<&'static str>,
+    },
+    /// So many commands that were done and refused, and frames that were delivered,
+    /// dropped, and answered by the host.
+    Net {
+        /// Commands done.
+        done: usize,
+        /// Commands refused.
+        refused: usize,
+        /// Frames that reach their receiver.
+        delivered: usize,
+        /// Frames that do not.
+        dropped: usize,
+        /// Frames that the host answers.
+        answered: usize,
     },
     /// So many commands that were done and refused; and the session ends with an
     /// error that says this.
@@ -60,6 +75,7 @@ pub fn all() -> Vec<Seed> {
         queue::seeds(),
         packed::seeds(),
         driver::seeds(),
+        net::seeds(),
     ]
     .concat()
 }
@@ -76,6 +92,22 @@ impl Seed {
                 let outcome = ring_memory::run(&self.bytes);
                 assert_eq!(outcome.answers, answers, "{name}: {outcome:?}");
                 check_error(name, outcome.error, retired);
+            }
+            Expected::Net {
+                done,
+                refused,
+                delivered,
+                dropped,
+                answered,
+            } => {
+                let expected = net_target::Outcome {
+                    done,
+                    refused,
+                    delivered,
+                    dropped,
+                    answered,
+                };
+                assert_eq!(net_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Replies {
                 done,

@@ -2,8 +2,9 @@
 # The first process of the demo guest.
 #
 # What it does is chosen on the kernel's command line: linkspan.mode=shell gives
-# a person a shell, check tests the disk against /check/plan, probe only says
-# that the machine runs. Reports go to the second serial port, one
+# a person a shell, check tests the disk against /check/plan, discard gives back
+# the part of the disk that /check/discard names, probe only says that the machine
+# runs. Reports go to the second serial port, one
 # "LINKSPAN key=value" to a line, so that kernel messages, which go to the
 # first, cannot tear them.
 
@@ -115,6 +116,20 @@ check() {
     reboot -f
 }
 
+discard() {
+    read -r offset bytes </check/discard
+    for limit in discard_max_bytes discard_granularity write_zeroes_max_bytes \
+        logical_block_size physical_block_size; do
+        report $limit "$(cat /sys/block/vda/queue/$limit)"
+    done
+    if blkdiscard -o "$offset" -l "$bytes" $disk; then
+        report discarded yes
+    else
+        report discarded no
+    fi
+    poweroff -f
+}
+
 banner() {
     bytes=$(blockdev --getsize64 $disk)
     cat <<TEXT
@@ -139,6 +154,11 @@ check)
     load_modules
     await_disk || fail "no $disk after 10 s"
     check
+    ;;
+discard)
+    load_modules
+    await_disk || fail "no $disk after 10 s"
+    discard
     ;;
 *)
     load_modules

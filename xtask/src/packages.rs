@@ -8,8 +8,9 @@ use anyhow::{Result, bail};
 /// Packages for a guest with a disk.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
-/// Packages for all tests: the guest, a disk server that is not ours, the
-/// compiler for libFuzzer, and networks to talk through.
+/// Packages for all tests: the guest, a disk server that is not ours, the tools
+/// that make and check images, the compiler for libFuzzer, and networks to talk
+/// through.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -122,8 +123,9 @@ pub(crate) fn runs(program: &str) -> bool {
 fn is_installed(package: &str) -> bool {
     match package {
         "qemu-system-x86" => runs("qemu-system-x86_64"),
-        // The disk server is in one or the other, by release.
-        "qemu-system-common" | "qemu-utils" => runs("qemu-storage-daemon"),
+        // The disk server is in the one or the other, by release.
+        "qemu-system-common" => runs("qemu-storage-daemon"),
+        "qemu-utils" => runs("qemu-img"),
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
         "g++" => runs("c++") || runs("g++"),

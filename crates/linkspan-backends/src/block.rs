@@ -1,14 +1,15 @@
 //! The block device as it is served: block logic on one side, an image on the
 //! other, a worker's queue between.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use linkspan_devices::block::{
-    Block, BlockOptions, CONFIG_LEN, Geometry, ID_BYTES, Operation, OptionsError, Request, SECTOR,
-    Status,
+    Block, BlockOptions, CONFIG_LEN, Geometry, ID_BYTES, Operation, OptionsError, Ranges, Request,
+    SECTOR, Status,
 };
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError, Progress,
@@ -30,6 +31,37 @@ pub struct BlockDevice {
     counters: Vec<Arc<BlockCounters>>,
 }
 
+/// How a disk is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// How many queues.
+    pub queues: u16,
+    /// Entries of each queue at most.
+    pub queue_size: u16,
+    /// Bytes of a block, if not what the image likes best.
+    pub block_size: Option<u32>,
+    /// Serial number, padded with NUL.
+    pub serial: [u8; ID_BYTES],
+}
+
+impl DiskOptions {
+    /// A disk with `queues` queues of at most `queue_size` entries, as the image
+    /// likes it best.
+    pub fn new(queues: u16, queue_size: u16) -> Self {
+        const { assert!(ID_BYTES == 20) };
+        Self {
+            queues,
+            queue_size,
+            block_size: None,
+            serial: *b"linkspan\0\0\0\0\0\0\0\0\0\0\0\0",
+        }
+    }
+}
+
+/// Bytes that are written without reading first, whatever the image is: pages of
+/// memory and blocks of file systems.
+const PHYSICAL_BLOCK: u32 = 4096;
+
 /// What a queue of a block device counts: written by its worker, read by anybody.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -44,6 +76,10 @@ pub struct BlockCounters {
     pub written_bytes: Counter,
     /// Flushes completed.
     pub flushes: Counter,
+    /// Discards completed.
+    pub discards: Counter,
+    /// Requests for zeroes completed.
+    pub write_zeroes: Counter,
     /// Requests that ended with an I/O error or were refused.
     pub errors: Counter,
 }
@@ -54,26 +90,40 @@ impl BlockDevice {
     /// # Errors
     /// When these make no block device.
     pub fn new(image: Arc<dyn Image>, queues: u16, queue_size: u16) -> Result<Self, OptionsError> {
-        let options = BlockOptions {
+        Self::with_options(image, &DiskOptions::new(queues, queue_size))
+    }
+
+    /// A device of these options.
+    ///
+    /// # Errors
+    /// When they make no block device.
+    pub fn with_options(
+        image: Arc<dyn Image>,
+        options: &DiskOptions,
+    ) -> Result<Self, OptionsError> {
+        let block_size = options.block_size.unwrap_or(image.block_size());
+        let block = Block::new(BlockOptions {
             size_bytes: image.len(),
-            block_size: image.block_size(),
-            queues,
-            queue_size,
+            block_size,
+            physical_block_size: block_size.max(PHYSICAL_BLOCK),
+            discard_granularity: image.discard_granularity(),
+            queues: options.queues,
+            queue_size: options.queue_size,
             read_only: image.read_only(),
-            serial: *b"linkspan\0\0\0\0\0\0\0\0\0\0\0\0",
-        };
-        const { assert!(ID_BYTES == 20) };
+            serial: options.serial,
+        })?;
         Ok(Self {
-            block: Block::new(options)?,
-            size: Arc::new(AtomicU64::new(options.size_bytes)),
+            block,
+            size: Arc::new(AtomicU64::new(image.len())),
             image,
             limit: None,
-            counters: (0..queues).map(|_| Arc::default()).collect(),
+            counters: (0..options.queues).map(|_| Arc::default()).collect(),
         })
     }
 
     /// Limits what all queues do together. Each request is one operation, also
-    /// one that is refused; only reads and writes have bytes.
+    /// one that is refused; only reads, writes, and zeroes that keep their storage
+    /// have bytes.
     #[must_use]
     pub fn with_limit(mut self, limit: RateLimit) -> Self {
         self.limit = Some(Arc::new(limit));
@@ -154,7 +204,7 @@ impl Device for BlockDevice {
     ) -> Result<Box<dyn QueueHandler>, OpenQueueError> {
         let image = self
             .image
-            .open_queue()
+            .open_queue(self.block.queue_size())
             .map_err(|source| OpenQueueError::System {
                 what: "the image cannot serve another queue",
                 source,
@@ -166,6 +216,7 @@ impl Device for BlockDevice {
             image,
             slots: Vec::new(),
             free: Vec::new(),
+            sliced: VecDeque::new(),
             limit: self.limit.clone(),
             counters: Arc::clone(&self.counters[usize::from(index)]),
             errors: LogLimit::default(),
@@ -186,14 +237,27 @@ struct BlockQueue {
     /// Requests by token. A slot keeps its chain's room for the next request.
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Requests with ranges left, of which no slice is under way; in turn.
+    sliced: VecDeque<u32>,
     limit: Option<Arc<RateLimit>>,
     counters: Arc<BlockCounters>,
     errors: LogLimit,
 }
 
+/// What a request does, in bytes.
+#[derive(Clone, Copy, Default)]
+struct Moved {
+    /// What the budget of a pass has less.
+    work: u64,
+    /// What counts against a limit.
+    data: u64,
+}
+
 struct Slot {
     chain: Chain,
     request: Option<Request>,
+    /// What is left to do of a discard or a request for zeroes.
+    ranges: Ranges,
 }
 
 impl BlockQueue {
@@ -203,6 +267,7 @@ impl BlockQueue {
         self.slots.push(Slot {
             chain,
             request: None,
+            ranges: Ranges::new(),
         });
         self.free.push(token);
         Ok(())
@@ -217,8 +282,8 @@ impl BlockQueue {
         self.free.pop()
     }
 
-    /// Takes one chain; how many bytes it moves, or `None` when there is none.
-    fn take(&mut self, ring: &mut ActiveRing, token: u32) -> Result<Option<u64>, QueueError> {
+    /// Takes one chain; what it moves, or `None` when there is none.
+    fn take(&mut self, ring: &mut ActiveRing, token: u32) -> Result<Option<Moved>, QueueError> {
         let slot = &mut self.slots[token as usize];
         let table = ring.memory.table();
         if !ring.queue.pop(&ring.memory.guest, &mut slot.chain)? {
@@ -248,28 +313,158 @@ impl BlockQueue {
                 )
             }
             Operation::Flush => (image::Operation::Flush, 0),
+            Operation::Discard | Operation::WriteZeroes { .. } => {
+                return Ok(Some(self.take_ranges(ring, token, request.operation)));
+            }
             Operation::Answer(status) => {
                 self.finish(ring, token, status);
-                return Ok(Some(0));
+                return Ok(Some(Moved::default()));
             }
         };
         self.image.submit(token, operation, table);
-        Ok(Some(bytes))
+        Ok(Some(Moved {
+            work: bytes,
+            data: bytes,
+        }))
+    }
+
+    /// Reads the list of a chain that was taken, and begins with it.
+    fn take_ranges(&mut self, ring: &mut ActiveRing, token: u32, operation: Operation) -> Moved {
+        let slot = &mut self.slots[token as usize];
+        let table = ring.memory.table();
+        let list = slot
+            .ranges
+            .read(operation, &mut slot.chain, table, &self.geometry);
+        if let Err(status) = list {
+            self.finish(ring, token, status);
+            return Moved::default();
+        }
+        let data = match operation {
+            Operation::WriteZeroes { .. } => slot.ranges.kept_bytes(),
+            _ => 0,
+        };
+        Moved {
+            work: self.next_slice(ring, token),
+            data,
+        }
+    }
+
+    /// Hands the next slice of a request's ranges to the image, and answers when
+    /// there is none; how many bytes it has. One slice of a request is under way at
+    /// a time, so that a huge request holds neither the worker nor the image.
+    fn next_slice(&mut self, ring: &mut ActiveRing, token: u32) -> u64 {
+        let slot = &mut self.slots[token as usize];
+        let Some((range, last)) = slot.ranges.next_slice() else {
+            self.finish(ring, token, Status::Ok);
+            return 0;
+        };
+        let (offset, len) = (range.offset, range.len);
+        let operation = match slot.request.map(|request| request.operation) {
+            Some(Operation::WriteZeroes { durable }) => image::Operation::WriteZeroes {
+                offset,
+                len,
+                unmap: range.unmap,
+                // What makes the last slice durable does it for all.
+                durable: durable && last,
+            },
+            _ => image::Operation::Discard { offset, len },
+        };
+        self.image.submit(token, operation, ring.memory.table());
+        len
+    }
+
+    /// Hands over slices that are due, and takes chains, until there are no more or
+    /// the budget is used up.
+    fn take_batch(
+        &mut self,
+        ring: &mut ActiveRing,
+        budget: Budget,
+    ) -> Result<Progress, QueueError> {
+        let (mut chains, mut bytes) = (0, 0);
+        // Slices have a budget of their own, or they would keep out new requests.
+        let mut sliced = 0;
+        while sliced < budget.bytes
+            && let Some(token) = self.sliced.pop_front()
+        {
+            sliced += self.next_slice(ring, token);
+            self.reap(ring);
+        }
+        // One look at the clock is enough: what comes in during a pass waits.
+        let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
+        while chains < budget.chains && bytes < budget.bytes {
+            let Some(token) = self.free_slot() else {
+                return Ok(Progress::Idle);
+            };
+            if let Some((limit, now)) = &limit
+                && let Err(until) = limit.admit(*now)
+            {
+                self.free.push(token);
+                return Ok(Progress::Until(until));
+            }
+            let taken = self.take(ring, token);
+            match taken {
+                Ok(Some(moved)) => {
+                    bytes += moved.work;
+                    if let Some((limit, now)) = &limit {
+                        limit.charge(moved.data, *now);
+                    }
+                }
+                Ok(None) => {
+                    self.free.push(token);
+                    return Ok(Progress::Idle);
+                }
+                Err(error) => {
+                    self.free.push(token);
+                    self.give_up_slices(ring);
+                    return Err(error);
+                }
+            }
+            self.reap(ring);
+            chains += 1;
+        }
+        Ok(if budget.chains == 0 {
+            Progress::Idle
+        } else {
+            Progress::More
+        })
     }
 
     /// Answers every request that the image is done with.
     fn reap(&mut self, ring: &mut ActiveRing) {
         while let Some(completion) = self.image.completion() {
+            let ranges = &mut self.slots[completion.token as usize].ranges;
             let status = match completion.result {
+                Ok(()) if !ranges.is_empty() => {
+                    self.sliced.push_back(completion.token);
+                    continue;
+                }
                 Ok(()) => Status::Ok,
                 Err(error) => {
                     if let Some(more) = self.errors.allow() {
                         tracing::warn!(more, "a request of the guest failed: {error}");
                     }
+                    ranges.clear();
                     Status::IoErr
                 }
             };
             self.finish(ring, completion.token, status);
+        }
+    }
+
+    /// Ends what waits for its next slice: nobody will hear of it.
+    fn give_up_slices(&mut self, ring: &mut ActiveRing) {
+        while let Some(token) = self.sliced.pop_front() {
+            self.slots[token as usize].ranges.clear();
+            self.finish(ring, token, Status::IoErr);
+        }
+    }
+
+    /// What to say when no more chains are taken.
+    fn rest(&self) -> Progress {
+        if self.sliced.is_empty() {
+            Progress::Idle
+        } else {
+            Progress::More
         }
     }
 
@@ -303,6 +498,8 @@ impl BlockCounters {
                 self.written_bytes.add(chain.readable_len());
             }
             Operation::Flush => self.flushes.add(1),
+            Operation::Discard => self.discards.add(1),
+            Operation::WriteZeroes { .. } => self.write_zeroes.add(1),
             Operation::Answer(_) => {}
         }
     }
@@ -310,38 +507,16 @@ impl BlockCounters {
 
 impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
-        let (mut chains, mut bytes) = (0, 0);
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.reap(ring);
-        // One look at the clock is enough: what comes in during a pass waits.
-        let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
-        while chains < budget.chains && bytes < budget.bytes {
-            let Some(token) = self.free_slot() else {
-                return Ok(Progress::Idle);
-            };
-            if let Some((limit, now)) = &limit
-                && let Err(until) = limit.admit(*now)
-            {
-                self.free.push(token);
-                return Ok(Progress::Until(until));
-            }
-            let taken = self.take(ring, token);
-            match taken {
-                Ok(Some(moved)) => {
-                    bytes += moved;
-                    if let Some((limit, now)) = &limit {
-                        limit.charge(moved, *now);
-                    }
-                }
-                Ok(None) | Err(_) => {
-                    self.free.push(token);
-                    return taken.map(|_| Progress::Idle);
-                }
-            }
-            self.reap(ring);
-            chains += 1;
-        }
-        Ok(Progress::More)
+        let progress = self.take_batch(ring, budget);
+        self.image.launch();
+        // Some of it may be done already.
+        self.reap(ring);
+        Ok(match (progress?, self.rest()) {
+            (progress, Progress::Idle) => progress,
+            (_, slices) => slices,
+        })
     }
 
     fn in_flight(&self) -> usize {

@@ -220,14 +220,13 @@ fn new_queue(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use linkspan_devices::block::Status;
     use linkspan_engine::{Device, InProcess, QueueEvents, QueueHandle, Workers, queue_link};
 
     use super::*;
     use crate::block::BlockDevice;
-    use crate::image::RawImage;
+    use crate::image::{OpenOptions, RawImage};
 
     const LAYOUT: DiskQueueLayout = DiskQueueLayout {
         depth: 8,
@@ -248,7 +247,7 @@ mod tests {
             .map(|i: usize| (i / 512).to_le_bytes()[0])
             .collect();
         std::fs::write(file.path(), content).unwrap();
-        let image = RawImage::open(file.path(), false, Duration::ZERO).unwrap();
+        let image = RawImage::open(file.path(), &OpenOptions::default()).unwrap();
         let device = BlockDevice::new(Arc::new(image), 2, 64).unwrap();
         Rig {
             features: device.features() | Features::SPLIT_QUEUE,

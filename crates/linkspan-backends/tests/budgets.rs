@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::disk::{DiskQueue, DiskQueueLayout};
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{OpenOptions, RawImage};
 use linkspan_devices::block::driver::Command;
 use linkspan_engine::{
     ActiveRing, Budget, Device, DriverMemory, Progress, QueueHandle, QueueHandler, Rate, RateLimit,
@@ -29,7 +29,7 @@ struct Rig {
 fn rig(limit: Option<RateLimit>) -> Rig {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(DISK_BYTES).unwrap();
-    let image = RawImage::open(file.path(), false, Duration::ZERO).unwrap();
+    let image = RawImage::open(file.path(), &OpenOptions::default()).unwrap();
     let mut device = BlockDevice::new(Arc::new(image), 1, 1024).unwrap();
     if let Some(limit) = limit {
         device = device.with_limit(limit);

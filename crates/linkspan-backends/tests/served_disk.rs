@@ -2,10 +2,9 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{OpenOptions, RawImage};
 use linkspan_engine::Workers;
 use linkspan_testkit::disk::{DATA_MAX, SECTOR};
 use linkspan_testkit::served::{SECTORS, content, write_image};
@@ -74,7 +73,14 @@ fn read_only_disk_offers_itself_as_such_and_refuses_writes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let image = RawImage::open(&path, true, Duration::ZERO).unwrap();
+    let image = RawImage::open(
+        &path,
+        &OpenOptions {
+            read_only: true,
+            ..OpenOptions::default()
+        },
+    )
+    .unwrap();
     let device = BlockDevice::new(Arc::new(image), 1, 64).unwrap();
     let workers = Arc::new(Workers::new(1).unwrap());
     let served = Served::device(folder, Arc::new(device), workers);

@@ -2,7 +2,8 @@
 //! every kind of chain.
 
 use linkspan_devices::block::{
-    Block, BlockOptions, CONFIG_LEN, Geometry, Operation, OptionsError, Request, SECTOR, Status,
+    Block, BlockOptions, CONFIG_LEN, Geometry, Operation, OptionsError, Ranges, Request, SECTOR,
+    Status,
 };
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
 use linkspan_virtio::split::{Buffer, SplitDevice, SplitDriver};
@@ -10,17 +11,23 @@ use linkspan_virtio::{Chain, Features, QueueError, QueueState};
 use proptest::prelude::*;
 
 const FLUSH: u64 = 1 << 9;
+const DISCARD: u64 = 1 << 13;
+const WRITE_ZEROES: u64 = 1 << 14;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
 const GET_ID: u32 = 8;
 
 /// A disk of 100 sectors.
 fn options() -> BlockOptions {
     BlockOptions {
         size_bytes: 100 * SECTOR + 511,
-        block_size: 4096,
+        block_size: 2048,
+        physical_block_size: 4096,
+        discard_granularity: 65536,
         queues: 4,
         queue_size: 128,
         read_only: false,
@@ -33,7 +40,7 @@ fn block() -> Block {
 }
 
 fn geometry() -> Geometry {
-    block().geometry(Features::from_bits_retain(FLUSH))
+    block().geometry(Features::from_bits_retain(FLUSH | DISCARD | WRITE_ZEROES))
 }
 
 /// Guest memory with a ring at its start; requests lie behind it.
@@ -160,12 +167,30 @@ fn the_configuration_has_its_fields_in_their_places() {
     let mut want = [0; CONFIG_LEN];
     want[0] = 100; // capacity
     want[12] = 126; // seg_max
-    want[21] = 0x10; // blk_size
+    want[21] = 0x08; // blk_size
+    want[24] = 1; // physical_block_exp
+    want[26] = 2; // min_io_size
     want[34] = 4; // num_queues
+    want[38] = 0x40; // max_discard_sectors
+    want[40] = 32; // max_discard_seg
+    want[44] = 128; // discard_sector_alignment
+    want[50] = 0x04; // max_write_zeroes_sectors
+    want[52] = 32; // max_write_zeroes_seg
+    want[56] = 1; // write_zeroes_may_unmap
     assert_eq!(config, want);
     assert_eq!(block.queues(), 4);
-    // SEG_MAX, BLK_SIZE, FLUSH and MQ, but neither TOPOLOGY nor CONFIG_WCE.
-    assert_eq!(block.features().bits(), 1 << 2 | 1 << 6 | FLUSH | 1 << 12);
+    // SEG_MAX, BLK_SIZE, TOPOLOGY, MQ, but not CONFIG_WCE.
+    let always = 1 << 2 | 1 << 6 | FLUSH | 1 << 10 | 1 << 12;
+    assert_eq!(block.features().bits(), always | DISCARD | WRITE_ZEROES);
+    let read_only = Block::new(BlockOptions {
+        read_only: true,
+        ..options()
+    })
+    .unwrap();
+    assert_eq!(read_only.features().bits(), always | 1 << 5);
+    assert!(read_only.read_config(0, &mut config));
+    want[36..60].fill(0);
+    assert_eq!(config, want);
 }
 
 /// QEMU 99bfc1c754: an optimal I/O size of one block makes Windows slow.
@@ -230,6 +255,29 @@ fn options_that_make_no_device_are_refused() {
         })
         .unwrap_err();
         assert_eq!(error, OptionsError::BlockSize { block_size });
+    }
+    for physical in [0, 1024, 4097, 65536] {
+        let error = Block::new(BlockOptions {
+            physical_block_size: physical,
+            ..options()
+        })
+        .unwrap_err();
+        let block_size = 2048;
+        assert_eq!(
+            error,
+            OptionsError::PhysicalBlock {
+                physical,
+                block_size
+            }
+        );
+    }
+    for granularity in [0, 256, 513] {
+        let error = Block::new(BlockOptions {
+            discard_granularity: granularity,
+            ..options()
+        })
+        .unwrap_err();
+        assert_eq!(error, OptionsError::Granularity { granularity });
     }
     let error = Block::new(BlockOptions {
         queues: 0,
@@ -336,6 +384,7 @@ fn requests_that_cannot_be_done_are_answered() {
         ..geometry()
     };
     let ok = geometry();
+    let plain = block().geometry(Features::from_bits_retain(FLUSH));
     for (geometry, kind, sector, len, status) in [
         // Ranges.
         (&ok, IN, 100, 512, Status::IoErr),
@@ -353,10 +402,13 @@ fn requests_that_cannot_be_done_are_answered() {
         // Writes to a disk that is not written.
         (&read_only, OUT, 0, 512, Status::IoErr),
         (&read_only, OUT, 0, 0, Status::IoErr),
-        // SCSI commands, discard, write zeroes, secure erase, unknown, barrier.
+        (&read_only, T_DISCARD, 0, 0, Status::IoErr),
+        (&read_only, T_WRITE_ZEROES, 0, 0, Status::IoErr),
+        // Discard and write zeroes that were not negotiated.
+        (&plain, T_DISCARD, 0, 16, Status::Unsupp),
+        (&plain, T_WRITE_ZEROES, 0, 16, Status::Unsupp),
+        // SCSI commands, secure erase, unknown, barrier.
         (&ok, 2, 0, 512, Status::Unsupp),
-        (&ok, 11, 0, 16, Status::Unsupp),
-        (&ok, 13, 0, 16, Status::Unsupp),
         (&ok, 14, 0, 16, Status::Unsupp),
         (&ok, 5, 0, 0, Status::Unsupp),
         (&ok, 0x8000_0000, 0, 512, Status::Unsupp),
@@ -506,6 +558,16 @@ proptest! {
                         prop_assert!(offset + guest.chain.readable_len() <= capacity);
                         prop_assert_eq!(guest.chain.readable_len(), read - 16);
                         if succeeds { Status::Ok } else { Status::IoErr }
+                    }
+                    Operation::Discard | Operation::WriteZeroes { .. } => {
+                        prop_assert!(!read_only);
+                        let mut ranges = Ranges::new();
+                        let table = guest.memory.table();
+                        let list = ranges.read(request.operation, &mut guest.chain, table, &geometry);
+                        while let Some((range, _)) = ranges.next_slice() {
+                            prop_assert!(list.is_ok() && range.offset + range.len <= capacity);
+                        }
+                        list.err().unwrap_or(Status::Ok)
                     }
                     Operation::Flush => Status::Ok,
                     Operation::Answer(status) => status,

@@ -1,9 +1,11 @@
 //! The block driver against the block device's own request logic.
 
 use linkspan_devices::block::driver::{
-    Answer, BlockDriver, Command, DiskInfo, DriverError, SLOT_BYTES, WANTED,
+    Answer, BlockDriver, Command, DiskInfo, DriverError, RangeLimits, SLOT_BYTES, WANTED,
 };
-use linkspan_devices::block::{Block, BlockOptions, CONFIG_LEN, Operation, Request, Status};
+use linkspan_devices::block::{
+    Block, BlockOptions, CONFIG_LEN, Geometry, Operation, Ranges, Request, Status,
+};
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
 use linkspan_virtio::split::{Buffer, SplitDevice, SplitDriver};
 use linkspan_virtio::{Chain, DriverQueue, Features, QueueState};
@@ -48,7 +50,9 @@ impl Rig {
         let memory = GuestMemory::new(vec![(region, Gpa(0), UserVa(0))]).unwrap();
         let block = Block::new(BlockOptions {
             size_bytes: 64 * 512,
-            block_size: 4096,
+            block_size: 1024,
+            physical_block_size: 4096,
+            discard_granularity: 65536,
             queues: 3,
             queue_size: QUEUE,
             read_only: false,
@@ -73,11 +77,11 @@ impl Rig {
 
     /// The device serves everything there is; its answers go out at the end.
     fn serve(&mut self) {
-        let table = self.memory.table();
         let geometry = self.block.geometry(self.features);
         let mut chain = Chain::new(self.block.chain_segments()).unwrap();
         self.device.refresh().unwrap();
         while self.device.pop(&self.memory.guest, &mut chain).unwrap() {
+            let table = self.memory.table();
             let request = Request::parse(&mut chain, table, &geometry).unwrap();
             let status = match request.operation {
                 Operation::Read { offset } => {
@@ -94,13 +98,39 @@ impl Rig {
                     table.gather(chain.readable(), 0, bytes).unwrap();
                     Status::Ok
                 }
+                Operation::Discard | Operation::WriteZeroes { .. } => {
+                    self.fill_ranges(request.operation, &mut chain, &geometry)
+                }
                 Operation::Flush => Status::Ok,
                 Operation::Answer(status) => status,
             };
-            let written = request.complete(table, status);
+            let written = request.complete(self.memory.table(), status);
             self.device.push(&chain, written).unwrap();
         }
         self.device.publish().unwrap();
+    }
+
+    /// What is discarded becomes 0xDD; zeroes that may be unmapped become 0xEE.
+    fn fill_ranges(
+        &mut self,
+        operation: Operation,
+        chain: &mut Chain,
+        geometry: &Geometry,
+    ) -> Status {
+        let mut ranges = Ranges::new();
+        if let Err(status) = ranges.read(operation, chain, self.memory.table(), geometry) {
+            return status;
+        }
+        while let Some((range, _)) = ranges.next_slice() {
+            let from = usize::try_from(range.offset).unwrap();
+            let len = usize::try_from(range.len).unwrap();
+            self.disk[from..from + len].fill(match operation {
+                Operation::Discard => 0xDD,
+                _ if range.unmap => 0xEE,
+                _ => 0,
+            });
+        }
+        Status::Ok
     }
 
     fn submit(&mut self, command: Command<Gpa>, token: u64) -> bool {
@@ -176,6 +206,42 @@ fn commands_do_what_they_say_with_and_without_indirect_tables() {
             }),
             Status::IoErr
         );
+    }
+}
+
+#[test]
+fn ranges_reach_the_disk_as_they_were_asked_for() {
+    for features in both_forms() {
+        let mut rig = Rig::new(features);
+        let untouched = rig.disk.clone();
+        let zeroes = |sector, sectors, unmap| Command::WriteZeroes {
+            sector,
+            sectors,
+            unmap,
+        };
+        for command in [
+            Command::Discard {
+                sector: 5,
+                sectors: 3,
+            },
+            zeroes(10, 1, false),
+            zeroes(62, 2, true),
+            zeroes(64, 0, false),
+        ] {
+            assert_eq!(rig.ask(command), Status::Ok, "{command:?}");
+        }
+        let mut want = untouched;
+        want[5 * 512..8 * 512].fill(0xDD);
+        want[10 * 512..11 * 512].fill(0);
+        want[62 * 512..].fill(0xEE);
+        assert!(rig.disk == want);
+        let outside = Command::Discard {
+            sector: 63,
+            sectors: 2,
+        };
+        assert_eq!(rig.ask(outside), Status::IoErr);
+        assert_eq!(rig.ask(zeroes(u64::MAX, 1, true)), Status::IoErr);
+        assert!(rig.disk == want);
     }
 }
 
@@ -274,10 +340,23 @@ fn disk_info_reads_what_the_device_offers() {
         info,
         DiskInfo {
             size_bytes: 64 * 512,
-            block_size: 4096,
+            block_size: 1024,
             queues: 3,
             read_only: false,
-            flush: true
+            flush: true,
+            physical_block_size: 4096,
+            discard: Some(RangeLimits {
+                sectors_max: 1 << 22,
+                ranges_max: 32,
+                alignment: 65536,
+                may_unmap: false,
+            }),
+            write_zeroes: Some(RangeLimits {
+                sectors_max: 1 << 18,
+                ranges_max: 32,
+                alignment: 512,
+                may_unmap: true,
+            }),
         }
     );
     let plain = DiskInfo::from_config(&config[..8], Features::empty());
@@ -288,7 +367,10 @@ fn disk_info_reads_what_the_device_offers() {
             block_size: 512,
             queues: 1,
             read_only: false,
-            flush: false
+            flush: false,
+            physical_block_size: 512,
+            discard: None,
+            write_zeroes: None,
         }
     );
 }

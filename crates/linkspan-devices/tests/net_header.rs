@@ -313,100 +313,68 @@ fn header(flags: u8, gso_type: u8) -> Header {
     }
 }
 
+/// Refuses the header before a frame of `len` bytes with exactly this error.
+fn refused(header: Header, len: u64, offloads: Offloads, error: HeaderError) {
+    let found = header.check(len, offloads).unwrap_err();
+    assert_eq!(found, error);
+    assert!(!found.to_string().is_empty());
+}
+
 #[test]
-fn a_header_that_does_not_fit_its_frame_is_named() {
+fn a_checksum_that_does_not_fit_its_frame_is_named() {
     let all = Offloads::all();
-    let none = Offloads::empty();
-    let checksum = Offloads::CHECKSUM;
     let at = |start, offset| Header {
         csum_start: start,
         csum_offset: offset,
         ..header(1, 0)
     };
-    let outside = |start, offset, len| HeaderError::ChecksumOutside { start, offset, len };
-    for (header, len, offloads, error) in [
-        (header(0, 0), 13, all, HeaderError::FrameLength { len: 13 }),
-        (
-            header(0, 0),
-            u64::from(FRAME_LEN_MAX) + 1,
-            all,
-            HeaderError::FrameLength {
-                len: u64::from(FRAME_LEN_MAX) + 1,
-            },
-        ),
-        (
-            header(0, 0),
-            u64::MAX,
-            all,
-            HeaderError::FrameLength { len: u64::MAX },
-        ),
-        (header(1, 0), 2000, none, HeaderError::ChecksumNotNegotiated),
-        (at(99, 0), 100, all, outside(99, 0, 100)),
-        (at(0, 99), 100, all, outside(0, 99, 100)),
-        (
-            at(u16::MAX, u16::MAX),
-            2000,
-            all,
-            outside(u16::MAX, u16::MAX, 2000),
-        ),
-        (header(0, 1), 2000, all, HeaderError::GsoWithoutChecksum),
-        (header(2, 1), 2000, all, HeaderError::GsoWithoutChecksum),
-        (
-            header(1, 2),
-            2000,
-            all,
-            HeaderError::UnknownGso { gso_type: 2 },
-        ),
-        (
-            header(1, 0x80),
-            2000,
-            all,
-            HeaderError::UnknownGso { gso_type: 0x80 },
-        ),
-        (
-            header(1, 1),
-            2000,
-            checksum,
-            HeaderError::GsoNotNegotiated { gso_type: 1 },
-        ),
-        (
-            header(1, 0x81),
-            2000,
-            checksum | Offloads::TSO4,
-            HeaderError::GsoNotNegotiated { gso_type: 0x81 },
-        ),
-        (
-            header(1, 0x85),
-            2000,
-            all,
-            HeaderError::EcnWithoutTcp { gso_type: 0x85 },
-        ),
-        (
-            Header {
-                gso_size: 0,
-                ..header(1, 1)
-            },
-            2000,
-            all,
-            HeaderError::GsoSize,
-        ),
-        (
-            Header {
-                hdr_len: 2001,
-                ..header(1, 1)
-            },
-            2000,
-            all,
-            HeaderError::HeaderLength {
-                hdr_len: 2001,
-                len: 2000,
-            },
-        ),
-    ] {
-        let found = header.check(len, offloads).unwrap_err();
-        assert_eq!(found, error);
-        assert!(!found.to_string().is_empty());
+    for len in [0, 13, u64::from(FRAME_LEN_MAX) + 1, u64::MAX] {
+        refused(header(0, 0), len, all, HeaderError::FrameLength { len });
     }
+    let unwanted = HeaderError::ChecksumNotNegotiated;
+    refused(header(1, 0), 2000, Offloads::empty(), unwanted);
+    for (start, offset, len) in [
+        (99, 0, 100),
+        (0, 99, 100),
+        (50, 49, 100),
+        (u16::MAX, u16::MAX, 2000),
+    ] {
+        let error = HeaderError::ChecksumOutside { start, offset, len };
+        refused(at(start, offset), len.into(), all, error);
+    }
+}
+
+#[test]
+fn a_segmentation_that_cannot_be_is_named() {
+    let (all, checksum) = (Offloads::all(), Offloads::CHECKSUM);
+    for flags in [0, 2] {
+        let error = HeaderError::GsoWithoutChecksum;
+        refused(header(flags, 1), 2000, all, error);
+    }
+    for gso_type in [2, 6, 0x80] {
+        let error = HeaderError::UnknownGso { gso_type };
+        refused(header(1, gso_type), 2000, all, error);
+    }
+    for (gso_type, offloads) in [(1, checksum), (0x81, checksum | Offloads::TSO4)] {
+        let error = HeaderError::GsoNotNegotiated { gso_type };
+        refused(header(1, gso_type), 2000, offloads, error);
+    }
+    for gso_type in [0x83, 0x85] {
+        let error = HeaderError::EcnWithoutTcp { gso_type };
+        refused(header(1, gso_type), 2000, all, error);
+    }
+    let empty = Header {
+        gso_size: 0,
+        ..header(1, 1)
+    };
+    refused(empty, 2000, all, HeaderError::GsoSize);
+    let long = Header {
+        hdr_len: 2001,
+        ..header(1, 1)
+    };
+    let (hdr_len, len) = (2001, 2000);
+    let error = HeaderError::HeaderLength { hdr_len, len };
+    refused(long, 2000, all, error);
 }
 
 #[test]

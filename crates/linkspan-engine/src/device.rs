@@ -149,7 +149,8 @@ pub trait QueueHandler: Any + Send {
     /// One pass: takes chains from `ring`, moves work forward, pushes what is
     /// done. The worker has refreshed the ring, and publishes and notifies
     /// afterwards. While [`ActiveRing::logs_writes`] every write to guest memory
-    /// is logged before its chain is pushed. Returns whether work was left, and why.
+    /// is logged before its chain is pushed. Returns whether work was left, and why; with a
+    /// budget of no chains, whether what is in flight moves on without a new event.
     ///
     /// # Errors
     /// When the peer broke the ring; the worker retires it.

@@ -65,6 +65,7 @@ impl InProcess {
                 err: None,
                 enabled: true,
                 retired: false,
+                moves: false,
                 counters: Arc::new(QueueCounters::default()),
             });
             link.keys.push(link.workers.start(ring, sink.clone()));

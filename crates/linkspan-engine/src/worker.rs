@@ -59,6 +59,9 @@ pub struct Ring {
     /// Whether it was given up because it is broken: it then only finishes what
     /// is in flight. Set by [`retire`](Self::retire).
     pub retired: bool,
+    /// Whether what is in flight moves on in the next pass, without an event; the
+    /// handler said so last.
+    pub moves: bool,
     /// What it has done so far.
     pub counters: Arc<QueueCounters>,
 }
@@ -440,6 +443,7 @@ impl Ring {
             self.active.queue.refresh()?;
         }
         let progress = self.handler.run_among(&mut self.active, budget, neighbours);
+        self.moves = matches!(progress, Ok(Progress::More)) && self.handler.in_flight() > 0;
         let published = self.publish(used);
         let progress = progress?;
         published?;

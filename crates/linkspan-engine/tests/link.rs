@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{OpenOptions, RawImage};
 use linkspan_engine::vhost_user::{LinkError, Server};
 use linkspan_engine::{Phase, Workers};
 use linkspan_sys::memfd::{self, SealFlags};
@@ -45,7 +45,7 @@ impl Place {
     /// A real one.
     fn serve(&self) -> Server {
         let path = self.folder.path().join("disk");
-        let image = RawImage::open(&path, false, PATIENCE).unwrap();
+        let image = RawImage::open(&path, &OpenOptions::default()).unwrap();
         let device = Arc::new(BlockDevice::new(Arc::new(image), 4, 256).unwrap());
         let workers = Arc::new(Workers::new(1).unwrap());
         let source = Inherited::Listener(Listener::bind(&self.socket()).unwrap());

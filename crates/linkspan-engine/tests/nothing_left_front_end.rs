@@ -11,7 +11,7 @@ use linkspan_engine::Phase;
 use linkspan_engine::vhost_user::LinkError;
 use linkspan_sys::{EventFd, Stream};
 use linkspan_testkit::back_end::{Answer, Caller, Message, Says, honest};
-use linkspan_testkit::census::start_reaper;
+use linkspan_testkit::census::{settled, start_reaper};
 use linkspan_testkit::driven::connect;
 use linkspan_testkit::{BackEnd, Census, Driven, PATIENCE, logs};
 use linkspan_vhost::frontend::Error;
@@ -22,13 +22,14 @@ use linkspan_vhost::wire::{self, HEADER_BYTES, Header};
 const IMPATIENCE: Duration = Duration::from_millis(500);
 
 /// What each link of these tests asks for, in this order, from the first back end.
-const STEPS: [Request; 15] = [
+const STEPS: [Request; 16] = [
     Request::GetFeatures,
     Request::GetProtocolFeatures,
     Request::GetQueueNum,
     Request::GetMaxMemSlots,
     Request::SetOwner,
     Request::GetConfig,
+    Request::SetBackendReqFd,
     Request::SetFeatures,
     Request::AddMemReg,
     Request::GetInflightFd,
@@ -96,6 +97,12 @@ fn nothing_is_left_whatever_a_back_end_does() {
     }
     descriptors_that_are_no_memory(&back);
     before.assert_restored("after regions that are no memory");
+    for misuse in MISUSES {
+        misused(&back, misuse);
+        before.assert_restored(&format!("after {misuse:?}"));
+    }
+    anew(&back);
+    before.assert_restored("after a link that had many sockets for requests");
     later(&back);
     before.assert_restored("after a link that had many back ends");
 }
@@ -288,6 +295,104 @@ fn descriptors_that_are_no_memory(back: &BackEnd) {
             assert!(error.is_peer());
         });
     }
+}
+
+/// What a back end does with the socket on which it may make requests.
+#[derive(Clone, Copy, Debug)]
+enum Misuse {
+    Close,
+    HalfThenClose,
+    Half,
+    Descriptors,
+    WrongVersion,
+    UnreadAnswers,
+}
+
+const MISUSES: [Misuse; 6] = [
+    Misuse::Close,
+    Misuse::HalfThenClose,
+    Misuse::Half,
+    Misuse::Descriptors,
+    Misuse::WrongVersion,
+    Misuse::UnreadAnswers,
+];
+
+/// Answers honestly until one ring runs; the socket for requests that came.
+fn enables_one(caller: &Caller, says: &Says) -> Caller {
+    let wanted = |message: &Message| message.request == Request::SetBackendReqFd;
+    let mut message = caller.until(says, wanted).unwrap();
+    caller.answer(says, &message);
+    let enabled = |message: &Message| message.request == Request::SetVringEnable;
+    caller.answer(says, &caller.until(says, enabled).unwrap());
+    message.request_socket()
+}
+
+fn with_requests(back: &BackEnd) -> (Driven, Caller, Caller) {
+    std::thread::scope(|scope| {
+        let front = scope.spawn(|| Driven::new(&back.path(), 1).unwrap());
+        let caller = back.accept();
+        let requests = enables_one(&caller, &Says::default());
+        (front.join().unwrap(), caller, requests)
+    })
+}
+
+fn misused(back: &BackEnd, misuse: Misuse) {
+    println!("{misuse:?} of the socket for requests");
+    let whole = Census::at_rest();
+    let (driven, caller, requests) = with_requests(back);
+    let running = Census::at_rest();
+    let request = wire::encode(99, Header::NEED_REPLY, &[]);
+    let event = EventFd::new().unwrap();
+    match misuse {
+        Misuse::Close => {}
+        Misuse::HalfThenClose => {
+            requests.say_raw(&request[..HEADER_BYTES - 1], &[event.as_fd()]);
+        }
+        Misuse::Half => {
+            requests.say_raw(&request[..HEADER_BYTES - 1], &[]);
+        }
+        Misuse::Descriptors => {
+            requests.say_raw(&wire::encode(2, 0, &[]), &[event.as_fd(); 8]);
+            requests.expect_closed();
+        }
+        Misuse::WrongVersion => {
+            requests.say_raw(&wire::encode(2, 2, &[]), &[]);
+            requests.expect_closed();
+        }
+        Misuse::UnreadAnswers => while requests.say_within(&request, IMPATIENCE) {},
+    }
+    drop(event);
+    let kept = matches!(misuse, Misuse::Half | Misuse::UnreadAnswers).then_some(requests);
+    if kept.is_none() {
+        // Both ends, while the link runs.
+        let closed = || Census::take().count("fd socket") + 2 == running.count("fd socket");
+        assert!(settled(closed), "{}", running.difference(&Census::take()));
+    }
+    driven.expect_phase(Phase::Running);
+    drop(driven);
+    assert_eq!(caller.serve(&Says::default()), []);
+    drop((kept, caller));
+    whole.assert_restored("after the link");
+}
+
+/// Each connection has a socket for requests of its own, and leaves none.
+fn anew(back: &BackEnd) {
+    let (mut driven, mut caller, mut requests) = with_requests(back);
+    std::thread::scope(|scope| {
+        let mut queue = driven.queues.pop().unwrap();
+        // It ends with the link.
+        scope.spawn(move || while queue.answer().is_ok() && queue.wait(None).is_ok() {});
+        let running = Census::at_rest();
+        for _ in 0..10 {
+            drop((caller, requests));
+            caller = back.accept();
+            requests = enables_one(&caller, &Says::default());
+            assert_eq!(requests.ask(99, &[]), Some(1));
+            running.assert_restored("after a reconnect");
+        }
+        drop(driven);
+        assert_eq!(requests.reply(99), None);
+    });
 }
 
 /// A link that runs meets one unfit back end after the other, and then one

@@ -3,10 +3,9 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{OpenOptions, RawImage};
 use linkspan_engine::vhost_user::Server;
 use linkspan_engine::{Device, Workers};
 use linkspan_mem::Gpa;
@@ -48,7 +47,7 @@ fn server() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let image = RawImage::open(&path, false, Duration::ZERO).unwrap();
+    let image = RawImage::open(&path, &OpenOptions::default()).unwrap();
     let device: Arc<dyn Device> = Arc::new(BlockDevice::new(Arc::new(image), 2, 256).unwrap());
     let workers = Arc::new(Workers::new(1).unwrap());
     let socket = folder.path().join("socket");

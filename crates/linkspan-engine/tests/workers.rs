@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::RawImage;
+use linkspan_backends::image::{OpenOptions, RawImage};
 use linkspan_engine::{
     ActiveRing, Budget, Device, OpenQueueError, Progress, QueueHandler, Rate, RateLimit,
     WorkerOptions, Workers,
@@ -239,7 +239,7 @@ fn ring_that_never_ends_starves_neither_rings_nor_commands() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
         write_image(&path);
-        let image = RawImage::open(&path, false, Duration::ZERO).unwrap();
+        let image = RawImage::open(&path, &OpenOptions::default()).unwrap();
         let device = BlockDevice::new(Arc::new(image), 3, 256).unwrap();
         let workers = workers(1, poll);
         let served = Served::device(folder, Arc::new(Endless(device)), Arc::clone(&workers));

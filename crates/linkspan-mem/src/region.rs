@@ -102,6 +102,7 @@ impl Region {
     ///
     /// # Errors
     /// When they are not all inside.
+    #[inline]
     pub fn slice(&self, offset: u64, len: u64) -> Result<SharedSlice<'_>, OutsideRegion> {
         let start = self.checked_start(offset, len)?;
         Ok(SharedSlice {
@@ -124,6 +125,7 @@ impl Region {
         Ok(unsafe { Window::new(self.base.add(start), len, self.clone()) })
     }
 
+    #[inline]
     fn checked_start(&self, offset: u64, len: u64) -> Result<usize, OutsideRegion> {
         let size = self.len as u64;
         match offset.checked_add(len) {
@@ -166,6 +168,7 @@ impl SharedSlice<'_> {
     }
 
     /// The part that begins at `offset` and has at most `len` bytes.
+    #[inline]
     pub fn part(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len);
         Self {
@@ -194,26 +197,26 @@ impl SharedSlice<'_> {
         unsafe { copy(self.base.as_ptr(), source.as_ptr(), len) };
         len
     }
-}
 
-impl SharedSlice<'_> {
-    /// Copies the first bytes to another place in shared memory, as many as fit on
-    /// both sides; returns how many. Where the two overlap, which a peer can bring
-    /// about, bytes arrive in some mix.
+    /// Copies the first bytes to other shared memory, as many as fit on both
+    /// sides; returns how many.
     #[inline]
-    pub fn copy_to(&self, target: &SharedSlice<'_>) -> usize {
+    pub fn copy_to(&self, target: SharedSlice<'_>) -> usize {
         let len = self.len.min(target.len);
-        if self.base.addr().get().abs_diff(target.base.addr().get()) < len {
-            return self.copy_overlapping(target, len);
+        let distance = self.base.addr().get().abs_diff(target.base.addr().get());
+        if distance < len {
+            return self.copy_overlapping(target);
         }
-        // SAFETY: `len` bytes are valid on both sides, which the borrows keep
-        // mapped, and their distance shows that they do not overlap.
+        // SAFETY: `len` bytes are valid on both sides, and they are at least as far
+        // apart as that.
         unsafe { copy(target.base.as_ptr(), self.base.as_ptr(), len) };
         len
     }
 
+    /// The same by way of private memory; bytes on both sides arrive as old or new.
     #[cold]
-    fn copy_overlapping(&self, target: &SharedSlice<'_>, len: usize) -> usize {
+    fn copy_overlapping(&self, target: SharedSlice<'_>) -> usize {
+        let len = self.len.min(target.len);
         let mut bytes = [0; 256];
         for at in (0..len).step_by(bytes.len()) {
             let part = bytes.len().min(len - at);
@@ -221,6 +224,14 @@ impl SharedSlice<'_> {
             target.part(at, part).write(&bytes);
         }
         len
+    }
+
+    /// Makes all bytes zero.
+    pub fn clear(&self) {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        for at in (0..self.len).step_by(ZEROES.len()) {
+            self.part(at, ZEROES.len()).write(&ZEROES);
+        }
     }
 }
 
@@ -270,6 +281,8 @@ unsafe impl Backing for Heap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
+    use alloc::vec::Vec;
 
     #[test]
     fn slices_stay_inside_their_region() {
@@ -298,5 +311,63 @@ mod tests {
         assert_eq!(&back, b"\0\0\0\x0001234567\0\0\0\0");
         assert_eq!(slice.part(6, 10).read(&mut back), 2);
         assert_eq!(slice.part(9, 1).len(), 0);
+    }
+
+    fn region(bytes: &[u8]) -> Region {
+        let region = Region::heap(bytes.len()).unwrap();
+        region.slice(0, bytes.len() as u64).unwrap().write(bytes);
+        region
+    }
+
+    fn bytes(region: &Region) -> Vec<u8> {
+        let mut bytes = vec![0; region.len()];
+        region
+            .slice(0, region.len() as u64)
+            .unwrap()
+            .read(&mut bytes);
+        bytes
+    }
+
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at % 251).to_le_bytes()[0]).collect()
+    }
+
+    #[test]
+    fn shared_bytes_go_to_shared_memory_as_many_as_fit() {
+        for len in [0, 1, 7, 64, 200, 4096, 9000] {
+            let (source, target) = (region(&pattern(9000)), region(&[0xEE; 9500]));
+            let from = source.slice(0, len as u64).unwrap();
+            assert_eq!(from.copy_to(target.slice(10, 9490).unwrap()), len);
+            let found = bytes(&target);
+            assert_eq!(found[10..10 + len], pattern(9000)[..len]);
+            let mut others = found[..10].iter().chain(&found[10 + len..]);
+            assert!(others.all(|byte| *byte == 0xEE));
+            let short = target.slice(0, 5).unwrap();
+            assert_eq!(from.copy_to(short), len.min(5));
+        }
+    }
+
+    #[test]
+    fn copies_between_places_that_overlap_do_no_harm() {
+        for (from, to) in [(0_u16, 1_u16), (1, 0), (0, 300), (300, 0), (5, 5)] {
+            let region = region(&pattern(2000));
+            let slice = |at: u16| region.slice(at.into(), 1000).unwrap();
+            assert_eq!(slice(from).copy_to(slice(to)), 1000);
+            let end = usize::from(from.max(to)) + 1000;
+            assert_eq!(
+                bytes(&region)[end..],
+                pattern(2000)[end..],
+                "{from} to {to}"
+            );
+        }
+    }
+
+    #[test]
+    fn cleared_bytes_are_zero_and_no_others() {
+        let region = region(&pattern(10000));
+        region.slice(1, 9000).unwrap().clear();
+        let mut want = pattern(10000);
+        want[1..9001].fill(0);
+        assert_eq!(bytes(&region), want);
     }
 }

@@ -24,16 +24,19 @@ pub struct Span {
 
 impl Span {
     /// Size in bytes.
+    #[inline]
     pub fn len(&self) -> u32 {
         self.len
     }
 
     /// Whether there are no bytes at all.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// The part that begins at `offset` and has at most `len` bytes.
+    #[inline]
     #[must_use]
     pub fn part(&self, offset: u32, len: u32) -> Self {
         let offset = offset.min(self.len);
@@ -103,6 +106,7 @@ impl RegionTable {
     ///
     /// # Errors
     /// When the spans end first; how much of `target` was filled is then not said.
+    #[inline]
     pub fn gather(&self, spans: &[Span], offset: u64, target: &mut [u8]) -> Result<(), Short> {
         let mut done = 0;
         for slice in self.run(spans, offset) {
@@ -118,6 +122,7 @@ impl RegionTable {
     ///
     /// # Errors
     /// When the spans end first; what fits has then been written.
+    #[inline]
     pub fn scatter(&self, spans: &[Span], offset: u64, source: &[u8]) -> Result<(), Short> {
         let mut done = 0;
         for slice in self.run(spans, offset) {
@@ -151,7 +156,7 @@ impl RegionTable {
                 let Some(piece) = rest.take().or_else(|| sources.next()) else {
                     return short(left);
                 };
-                let done = piece.part(0, left).copy_to(&target);
+                let done = piece.part(0, left).copy_to(target);
                 left -= done;
                 target = target.part(done, usize::MAX);
                 rest = Some(piece.part(done, usize::MAX)).filter(|rest| !rest.is_empty());
@@ -163,6 +168,7 @@ impl RegionTable {
         short(left)
     }
 
+    #[inline]
     fn run<'a>(&'a self, spans: &'a [Span], offset: u64) -> impl Iterator<Item = SharedSlice<'a>> {
         let mut skip = offset;
         spans.iter().filter_map(move |span| {
@@ -179,6 +185,7 @@ impl RegionTable {
     }
 }
 
+#[inline]
 fn short(missing: usize) -> Result<(), Short> {
     if missing == 0 {
         Ok(())

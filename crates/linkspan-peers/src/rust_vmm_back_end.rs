@@ -67,7 +67,20 @@ impl RustVmmBackEnd {
     /// When a socket or a thread cannot be had.
     pub fn start(socket: &Path, image: &Path, manner: Manner) -> Self {
         let image = File::options().read(true).write(true).open(image);
-        let image = Arc::new(image.expect("the image"));
+        Self::serve(socket, Storage::File(image.expect("the image")), manner)
+    }
+
+    /// Serves a disk of so many bytes that takes no time: nothing is read or written
+    /// but requests and their answers.
+    ///
+    /// # Panics
+    /// As for [`start`](Self::start).
+    pub fn null(socket: &Path, bytes: u64, manner: Manner) -> Self {
+        Self::serve(socket, Storage::Null(bytes), manner)
+    }
+
+    fn serve(socket: &Path, storage: Storage, manner: Manner) -> Self {
+        let storage = Arc::new(storage);
         let mut listener = Listener::new(socket, true).expect("a socket");
         let (sessions, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let serve = {
@@ -76,7 +89,7 @@ impl RustVmmBackEnd {
                 while stop.load(Ordering::Relaxed) == 0 {
                     // The same daemon refuses a second front end: "already claimed".
                     let memory = Memory::new(GuestMemoryMmap::new());
-                    let disk = Arc::new(Disk::new(&image, manner, memory.clone()));
+                    let disk = Arc::new(Disk::new(&storage, manner, memory.clone()));
                     let daemon = VhostUserDaemon::new("rust-vmm".into(), disk, memory);
                     let mut daemon = daemon.expect("a daemon");
                     daemon.start(&mut listener).expect("a front end");
@@ -114,18 +127,33 @@ impl Drop for RustVmmBackEnd {
     }
 }
 
+enum Storage {
+    File(File),
+    /// So many bytes.
+    Null(u64),
+}
+
+impl Storage {
+    fn bytes(&self) -> io::Result<u64> {
+        match self {
+            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::Null(bytes) => Ok(*bytes),
+        }
+    }
+}
+
 struct Disk {
-    image: Arc<File>,
+    storage: Arc<Storage>,
     manner: Manner,
     memory: Memory,
     exit: (EventConsumer, EventNotifier),
 }
 
 impl Disk {
-    fn new(image: &Arc<File>, manner: Manner, memory: Memory) -> Self {
+    fn new(storage: &Arc<Storage>, manner: Manner, memory: Memory) -> Self {
         let flags = EventFlag::CLOEXEC | EventFlag::NONBLOCK;
         Self {
-            image: Arc::clone(image),
+            storage: Arc::clone(storage),
             manner,
             memory,
             exit: new_event_consumer_and_notifier(flags).expect("an eventfd"),
@@ -134,7 +162,7 @@ impl Disk {
 
     fn config(&self) -> io::Result<[u8; CONFIG_LEN]> {
         let mut config = [0; CONFIG_LEN];
-        let sectors = self.image.metadata()?.len() / 512;
+        let sectors = self.storage.bytes()? / 512;
         config[..8].copy_from_slice(&sectors.to_le_bytes());
         config[20..24].copy_from_slice(&512_u32.to_le_bytes());
         config[34..36].copy_from_slice(&self.manner.queues.to_le_bytes());
@@ -158,19 +186,24 @@ impl Disk {
         let mut status = writer
             .split_at(room.checked_sub(1).ok_or(io::ErrorKind::InvalidInput)?)
             .map_err(io::Error::other)?;
-        let done = match kind {
-            blk::VIRTIO_BLK_T_IN => {
+        let done = match (kind, &*self.storage) {
+            (blk::VIRTIO_BLK_T_IN, Storage::File(image)) => {
                 let mut data = vec![0; writer.available_bytes()];
-                let read = self.image.read_exact_at(&mut data, at);
+                let read = image.read_exact_at(&mut data, at);
                 read.and_then(|()| writer.write_all(&data))
             }
-            blk::VIRTIO_BLK_T_OUT => {
+            (blk::VIRTIO_BLK_T_OUT, Storage::File(image)) => {
                 let mut data = vec![0; reader.available_bytes()];
                 let read = reader.read_exact(&mut data);
-                read.and_then(|()| self.image.write_all_at(&data, at))
+                read.and_then(|()| image.write_all_at(&data, at))
             }
-            blk::VIRTIO_BLK_T_FLUSH => self.image.sync_data(),
-            blk::VIRTIO_BLK_T_GET_ID => writer.write_all(b"rust-vmm"),
+            (blk::VIRTIO_BLK_T_FLUSH, Storage::File(image)) => image.sync_data(),
+            (blk::VIRTIO_BLK_T_IN, Storage::Null(_)) => {
+                status.write_all(&[0])?;
+                return Ok(u32::try_from(room).unwrap_or(u32::MAX));
+            }
+            (blk::VIRTIO_BLK_T_OUT | blk::VIRTIO_BLK_T_FLUSH, Storage::Null(_)) => Ok(()),
+            (blk::VIRTIO_BLK_T_GET_ID, _) => writer.write_all(b"rust-vmm"),
             _ => Err(io::ErrorKind::Unsupported.into()),
         };
         let byte = if done.is_ok() {
@@ -186,17 +219,16 @@ impl Disk {
     fn serve(&self, ring: &VringRwLock) -> io::Result<()> {
         loop {
             ring.disable_notification().map_err(io::Error::other)?;
-            loop {
-                let memory = self.memory.memory();
-                let mut state = ring.get_mut();
-                let next = state.get_queue_mut().pop_descriptor_chain(memory);
-                drop(state);
-                let Some(chain) = next else { break };
+            // One lock for all of a batch.
+            let mut state = ring.get_mut();
+            let memory = self.memory.memory();
+            while let Some(chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) {
                 let head = chain.head_index();
                 let written = self.request(chain)?;
                 let len = if self.manner.lengths { written } else { 0 };
-                ring.add_used(head, len).map_err(io::Error::other)?;
+                state.add_used(head, len).map_err(io::Error::other)?;
             }
+            drop(state);
             if ring.needs_notification().map_err(io::Error::other)? {
                 ring.signal_used_queue()?;
             }

@@ -118,35 +118,76 @@ pub fn write_vectored_at(
     })
 }
 
-/// Reads from byte `offset` of a file into spans of shared memory, in order, and
-/// returns how many bytes came; less than asked for only at the end of the file.
+/// Spans of shared memory, in order, and the bytes of a file that they stand for.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer<'a> {
+    /// What the spans point into.
+    pub table: &'a RegionTable,
+    /// Where the bytes are in memory.
+    pub spans: &'a [Span],
+    /// Where the first of them is in the file.
+    pub offset: u64,
+}
+
+impl Transfer<'_> {
+    /// Size in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.spans.iter().map(|span| u64::from(span.len())).sum()
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of the spans that are left when the first `done` are done, in
+    /// slices for one call.
+    pub(crate) fn rest(&self, done: u64) -> impl Iterator<Item = libc::iovec> {
+        let (spans, skip) = behind(self.spans, done);
+        spans.iter().enumerate().map(move |(index, span)| {
+            let part = span.part(if index == 0 { skip } else { 0 }, span.len());
+            let bytes = self.table.slice(part);
+            libc::iovec {
+                iov_base: bytes.as_ptr().cast(),
+                iov_len: bytes.len(),
+            }
+        })
+    }
+}
+
+/// Reads what is left of a transfer, of which `done` bytes are done, and counts
+/// them there. Ends early only at the end of the file.
 ///
 /// # Errors
-/// As [`read_vectored_at`]. Some of the spans may have been written then.
+/// As [`read_vectored_at`]; with [`ReadWriteFlags::NOWAIT`], `WouldBlock` also
+/// when only some of the bytes were there.
 pub fn read_spans(
     fd: BorrowedFd<'_>,
-    table: &RegionTable,
-    spans: &[Span],
-    offset: u64,
-) -> io::Result<u64> {
-    transfer_spans(table, spans, offset, |slices, offset| {
-        read_vectored_at(fd, slices, offset, ReadWriteFlags::empty())
+    transfer: &Transfer<'_>,
+    done: &mut u64,
+    flags: ReadWriteFlags,
+) -> io::Result<()> {
+    let nowait = flags.contains(ReadWriteFlags::NOWAIT);
+    transfer_spans(transfer, done, nowait, |slices, offset| {
+        read_vectored_at(fd, slices, offset, flags)
     })
 }
 
-/// Writes spans of shared memory to a file from byte `offset` on and returns how
-/// many bytes were written; less than all only where the file takes no more.
+/// Writes what is left of a transfer, of which `done` bytes are done, and counts
+/// them there. Ends early only where the file takes no more.
 ///
 /// # Errors
-/// As [`write_vectored_at`]. Some of the bytes may have been written then.
+/// As [`write_vectored_at`].
 pub fn write_spans(
     fd: BorrowedFd<'_>,
-    table: &RegionTable,
-    spans: &[Span],
-    offset: u64,
-) -> io::Result<u64> {
-    transfer_spans(table, spans, offset, |slices, offset| {
-        write_vectored_at(fd, slices, offset, ReadWriteFlags::empty())
+    transfer: &Transfer<'_>,
+    done: &mut u64,
+    flags: ReadWriteFlags,
+) -> io::Result<()> {
+    transfer_spans(transfer, done, false, |slices, offset| {
+        write_vectored_at(fd, slices, offset, flags)
     })
 }
 
@@ -155,41 +196,42 @@ pub fn write_spans(
 const SLICES_AT_ONCE: usize = 64;
 
 fn transfer_spans(
-    table: &RegionTable,
-    mut spans: &[Span],
-    offset: u64,
+    transfer: &Transfer<'_>,
+    done: &mut u64,
+    short_is_wait: bool,
     mut call: impl FnMut(&[IoVec<'_>], u64) -> io::Result<usize>,
-) -> io::Result<u64> {
-    let mut done = 0;
-    // Bytes of the first span that are done already.
-    let mut skip = 0;
-    while !spans.is_empty() {
+) -> io::Result<()> {
+    loop {
         // SAFETY: no bytes.
         let mut slices = [unsafe { IoVec::new(std::ptr::null_mut(), 0) }; SLICES_AT_ONCE];
         let mut count = 0;
         let mut wanted = 0;
-        for (slice, span) in slices.iter_mut().zip(spans) {
-            let part = span.part(if count == 0 { skip } else { 0 }, span.len());
-            let bytes = table.slice(part);
+        for (slice, bytes) in slices.iter_mut().zip(transfer.rest(*done)) {
             // SAFETY: the table keeps the bytes mapped for longer than this
             // function runs, and no reference to them exists anywhere.
-            *slice = unsafe { IoVec::new(bytes.as_ptr(), bytes.len()) };
-            wanted += bytes.len() as u64;
+            *slice = unsafe { IoVec::new(bytes.iov_base.cast(), bytes.iov_len) };
+            wanted += bytes.iov_len;
             count += 1;
         }
-        let moved = call(&slices[..count], offset + done)? as u64;
-        done += moved;
-        if moved == 0 && wanted > 0 {
-            break;
+        if wanted == 0 {
+            return Ok(());
         }
-        (spans, skip) = behind(spans, skip, moved);
+        let offset = transfer.offset.saturating_add(*done);
+        let moved = call(&slices[..count], offset)?;
+        *done += moved as u64;
+        if moved == 0 {
+            return Ok(());
+        }
+        if moved < wanted && short_is_wait {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
     }
-    Ok(done)
 }
 
-/// What is left of spans, of whose first `skip` bytes are done, after `moved` more.
-fn behind(mut spans: &[Span], skip: u32, moved: u64) -> (&[Span], u32) {
-    let mut left = moved + u64::from(skip);
+/// The spans that are left when the first `done` bytes are done, and how many
+/// bytes of the first of them are.
+fn behind(mut spans: &[Span], done: u64) -> (&[Span], u32) {
+    let mut left = done;
     while let [first, rest @ ..] = spans {
         let len = u64::from(first.len());
         if left < len {

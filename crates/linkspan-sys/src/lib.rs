@@ -11,6 +11,7 @@
 //! [`linkspan_mem::fault::point`] first, so that tests can make each step of a
 //! bring-up fail in turn.
 
+mod anonymous;
 pub mod eventfd;
 pub mod file;
 pub mod lock;
@@ -21,11 +22,14 @@ pub mod reaper;
 mod sigbus;
 pub mod signals;
 pub mod socket;
+pub mod storage;
 pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod uring;
 
+pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};
 pub use mapping::{Mapping, PeerMemory};
 pub use poll::Epoll;

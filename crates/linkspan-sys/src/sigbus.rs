@@ -192,9 +192,10 @@ fn install() -> io::Result<()> {
     let mut ours = default_action();
     let reaction: Reaction = on_sigbus;
     ours.sa_sigaction = reaction as usize;
-    // On the thread's own signal stack where it has one, as Rust's threads do:
-    // the reaction before us may expect that, to tell of stack overflows.
-    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // On the stack of the thread: the one for signals that Rust's threads have may
+    // be no larger than the registers that the kernel puts there. Linux tells of
+    // stack overflows by another signal.
+    ours.sa_flags = libc::SA_SIGINFO;
     action(Some(&ours))?;
     *installed = true;
     Ok(())

@@ -96,8 +96,10 @@ fn handle(signal: Signal) -> io::Result<()> {
     let mut action = no_action();
     let function: extern "C" fn(c_int) = on_signal;
     action.sa_sigaction = function as usize;
-    // Calls that the signal interrupts go on; whoever waits waits for the fd.
-    action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+    // Calls that the signal interrupts go on; whoever waits waits for the fd. On the
+    // stack of the thread: the one for signals that Rust's threads have may be no
+    // larger than the registers that the kernel puts there.
+    action.sa_flags = libc::SA_RESTART;
     if signal == Signal::Interrupt {
         // The kernel itself goes back to the default with the first one, so the
         // second one works however stuck this process is.

@@ -105,13 +105,14 @@ impl Stream {
         Ok(Self::of(socket))
     }
 
-    /// Two ends of one connection.
+    /// Two ends of one connection. Either may be given to a peer, which finds it
+    /// as most expect a socket: blocking, though no use of ours ever waits.
     ///
     /// # Errors
     /// What `socketpair(2)` reports, `EMFILE` above all.
     pub fn pair() -> io::Result<(Self, Self)> {
         acquire(Site::Fd)?;
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let flags = SocketFlags::CLOEXEC;
         let (one, other) = net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         Ok((Self::of(one), Self::of(other)))
     }

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use linkspan_sys::memfd::{self, Sealing};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
@@ -46,6 +46,7 @@ impl Default for Says {
             protocol: ProtocolFeatures::MQ
                 | ProtocolFeatures::REPLY_ACK
                 | ProtocolFeatures::CONFIG
+                | ProtocolFeatures::BACKEND_REQ
                 | ProtocolFeatures::INFLIGHT_SHMFD
                 | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
             queues: 4,
@@ -62,7 +63,8 @@ pub struct BackEnd {
     listener: Listener,
 }
 
-/// A front end that has connected.
+/// A front end that has connected, or the other end of the socket on which it
+/// takes requests.
 #[derive(Debug)]
 pub struct Caller {
     stream: Stream,
@@ -118,7 +120,7 @@ impl BackEnd {
         let deadline = Some(Instant::now() + PATIENCE);
         loop {
             match self.listener.accept() {
-                Ok(stream) => return Caller { stream },
+                Ok(stream) => return Caller::over(stream),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => panic!("no front end can be accepted: {error}"),
             }
@@ -128,7 +130,28 @@ impl BackEnd {
     }
 }
 
+impl Message {
+    /// The socket that comes with `VHOST_USER_SET_BACKEND_REQ_FD`.
+    ///
+    /// # Panics
+    /// When none came.
+    #[track_caller]
+    pub fn request_socket(&mut self) -> Caller {
+        assert_eq!(
+            (self.request, self.fds.len()),
+            (Request::SetBackendReqFd, 1)
+        );
+        let stream = Stream::check(self.fds.remove(0)).expect("a connected socket");
+        Caller::over(stream)
+    }
+}
+
 impl Caller {
+    /// What speaks on this socket.
+    pub fn over(stream: Stream) -> Self {
+        Self { stream }
+    }
+
     /// The next message; `None` when the front end closed the connection.
     ///
     /// # Panics
@@ -189,10 +212,47 @@ impl Caller {
         self.say_raw(&answer.bytes, &fds)
     }
 
+    /// Makes a request of the back end's own and waits for what the front end says
+    /// to it; `None` when it closed the socket instead.
+    ///
+    /// # Panics
+    /// When it does neither, or answers another request.
+    #[track_caller]
+    pub fn ask(&self, code: u32, body: &[u8]) -> Option<u64> {
+        let bytes = wire::encode(code, Header::NEED_REPLY, body);
+        if !self.say_raw(&bytes, &[]) {
+            return None;
+        }
+        self.reply(code)
+    }
+
+    /// What the front end says to a request; `None` when it closed the socket.
+    ///
+    /// # Panics
+    /// When it does neither, or answers another request.
+    #[track_caller]
+    pub fn reply(&self, code: u32) -> Option<u64> {
+        let head = self.receive_exactly(HEADER_BYTES, &mut Vec::new())?;
+        let header = Header::read_from_bytes(&head).expect("the sizes are equal");
+        let flags = Header::VERSION | Header::REPLY;
+        assert_eq!(
+            (header.request, header.flags, header.size),
+            (code, flags, 8)
+        );
+        let body = self.receive_exactly(8, &mut Vec::new())?;
+        Some(u64::read_from_bytes(&body).expect("8 bytes"))
+    }
+
     /// Sends bytes as they are, descriptors with the first of them.
     pub fn say_raw(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
         let deadline = Instant::now() + PATIENCE;
         self.stream.send(bytes, fds, deadline).is_ok()
+    }
+
+    /// Sends bytes if there is room for them so soon. Fewer than a kilobyte go
+    /// whole or not at all.
+    pub fn say_within(&self, bytes: &[u8], limit: Duration) -> bool {
+        self.stream.send(bytes, &[], Instant::now() + limit).is_ok()
     }
 
     /// Waits until the front end closes the connection, without an answer.

@@ -44,9 +44,10 @@ impl Census {
         Self { process, counts }
     }
 
-    /// Counts what this process holds once nothing changes any more: when many looks in a row agree.
-    /// Threads get their names and drop what they held shortly after whoever
-    /// started or ended them goes on.
+    /// Counts what this process holds once nothing changes any more: when many
+    /// looks in a row agree, and every other thread sleeps in all of them. A
+    /// thread takes its name, and drops what it held, some time after whoever
+    /// started or ended it goes on; until then it runs, or waits for a processor.
     ///
     /// # Panics
     /// When it goes on changing.
@@ -70,7 +71,8 @@ impl Census {
         let mut alike = 0;
         let rests = settled(|| {
             let now = Self::of(last.process.clone());
-            alike = if now == last { alike + 1 } else { 0 };
+            let still = now == last && others_sleep(&now.process);
+            alike = if still { alike + 1 } else { 0 };
             last = now;
             alike == ALIKE
         });
@@ -145,6 +147,18 @@ pub fn settled(mut condition: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// Bytes that a process has written so far: by system calls, or otherwise to files
+/// on a disk, of which only those count that had nothing to write back before.
+pub fn written_by(process: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/io")).unwrap_or_default();
+    let bytes = |name| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|bytes| bytes.trim().parse().ok())
+            .unwrap_or(0)
+    };
+    u64::max(bytes("wchar:"), bytes("write_bytes:"))
+}
+
 fn descriptors(process: &str) -> Vec<String> {
     let folder = format!("/proc/{process}/fd");
     let own = format!("/proc/{}/fd", std::process::id());
@@ -167,8 +181,29 @@ fn threads(process: &str) -> Vec<String> {
     names(&folder)
         .iter()
         .filter_map(|id| fs::read_to_string(format!("{folder}/{id}/comm")).ok())
+        // The kernel's own, for io_uring: they come and go as it sees fit.
+        .filter(|name| !name.starts_with("iou-"))
         .map(|name| format!("thread {}", name.trim_end()))
         .collect()
+}
+
+/// Whether all threads but the one that asks sleep until something wakes them
+/// (state `S`).
+fn others_sleep(process: &str) -> bool {
+    let folder = format!("/proc/{process}/task");
+    let own = fs::read_link("/proc/thread-self").expect("/proc is mounted");
+    let own = own.file_name().expect("a thread has a number");
+    names(&folder)
+        .iter()
+        .filter(|id| id.as_str() != own)
+        .all(|id| {
+            // The name in parentheses may itself contain some.
+            let stat = fs::read_to_string(format!("{folder}/{id}/stat"));
+            stat.is_ok_and(|stat| {
+                stat.rsplit_once(") ")
+                    .is_some_and(|(_, rest)| rest.starts_with('S'))
+            })
+        })
 }
 
 fn memory_mappings(process: &str) -> Vec<String> {
@@ -187,4 +222,30 @@ fn names(folder: &str) -> Vec<String> {
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    /// On a busy machine a new thread may wait long for its first turn.
+    #[test]
+    fn a_thread_is_counted_by_the_name_that_it_takes_late() {
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let start = Instant::now();
+            // Longer than it takes to look as often as is looked.
+            while start.elapsed() < 10 * ALIKE * PAUSE {
+                std::hint::spin_loop();
+            }
+            rustix::thread::set_name(c"late").expect("a name");
+            let _ = ended.recv();
+        });
+        let census = Census::at_rest();
+        assert_eq!(census.count("thread late"), 1, "{census:?}");
+        drop(end);
+        thread.join().expect("it only waits");
+    }
 }

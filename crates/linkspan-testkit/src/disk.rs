@@ -56,6 +56,19 @@ pub enum Io<'a> {
     Flush,
     /// Asks for the serial number.
     GetId,
+    /// Discards ranges: first sector, sectors, flags of each.
+    Discard(&'a [(u64, u32, u32)]),
+    /// Makes ranges zero, listed as for a discard.
+    WriteZeroes(&'a [(u64, u32, u32)]),
+}
+
+/// What stands in a request's list for these ranges (virtio 1.3 5.2.6).
+fn list(ranges: &[(u64, u32, u32)]) -> Vec<u8> {
+    let entry = |(sector, count, flags): &(u64, u32, u32)| {
+        let words = [count.to_le_bytes(), flags.to_le_bytes()].concat();
+        [&sector.to_le_bytes()[..], &words].concat()
+    };
+    ranges.iter().flat_map(entry).collect()
 }
 
 /// A request that was answered.
@@ -224,6 +237,15 @@ impl DiskRing {
             }
             Io::Flush => (bits::VIRTIO_BLK_T_FLUSH, 0, 0, false),
             Io::GetId => (bits::VIRTIO_BLK_T_GET_ID, 0, 20, true),
+            Io::Discard(ranges) | Io::WriteZeroes(ranges) => {
+                let bytes = list(ranges);
+                self.memory.write(slot + DATA_AT, &bytes);
+                let kind = match io {
+                    Io::Discard(_) => bits::VIRTIO_BLK_T_DISCARD,
+                    _ => bits::VIRTIO_BLK_T_WRITE_ZEROES,
+                };
+                (kind, 0, bytes.len(), false)
+            }
         };
         let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
         self.memory.write(slot, &header);

@@ -40,6 +40,7 @@ struct Kept {
 enum Work {
     Read(u64, Vec<Span>),
     Write(u64, Vec<Span>),
+    Zero(u64, u64),
     Flush,
 }
 
@@ -113,6 +114,7 @@ impl Shared {
                 let to = &mut data[at(*offset)..at(*offset) + bytes(spans)];
                 kept.memory.gather(spans, 0, to).expect("bytes");
             }
+            Work::Zero(offset, len) => data[at(*offset)..at(offset + len)].fill(0),
             Work::Flush => {}
         }
     }
@@ -131,7 +133,7 @@ impl Image for GatedImage {
         512
     }
 
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>> {
+    fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(GatedQueue {
             shared: Arc::clone(&self.shared),
             ends: Arc::new(Ends {
@@ -157,6 +159,9 @@ impl ImageQueue for GatedQueue {
             Operation::Read { offset, data } => Work::Read(offset, data.to_vec()),
             Operation::Write { offset, data, .. } => Work::Write(offset, data.to_vec()),
             Operation::Flush => Work::Flush,
+            Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, .. } => {
+                Work::Zero(offset, len)
+            }
         };
         lock(&self.shared.kept).push_back(Kept {
             token,

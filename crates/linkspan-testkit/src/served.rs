@@ -5,10 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, RawImage, ResizeError};
+use linkspan_backends::image::{Image, OpenOptions, RawImage, ResizeError};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::Listener;
@@ -56,7 +55,7 @@ impl Served {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk");
         write_image(&path);
-        let image = RawImage::open(&path, false, Duration::ZERO).expect("an image");
+        let image = RawImage::open(&path, &OpenOptions::default()).expect("an image");
         let device = BlockDevice::new(Arc::new(image), queues, 1024).expect("a disk");
         let device = Arc::new(changed(device));
         let served = Self::device(folder, Arc::clone(&device) as Arc<dyn Device>, workers);
@@ -72,11 +71,24 @@ impl Served {
     /// When anything cannot be had.
     pub fn gated(queues: u16) -> (Self, Arc<GatedImage>) {
         let image = GatedImage::new(SECTORS);
-        let device = BlockDevice::new(Arc::clone(&image) as Arc<dyn Image>, queues, 1024);
+        let served = Self::image_of(Arc::clone(&image) as Arc<dyn Image>, queues);
+        (served, image)
+    }
+
+    /// Serves an image on two workers, with queues of up to 1024 entries.
+    ///
+    /// # Panics
+    /// When anything cannot be had.
+    pub fn image_of(image: Arc<dyn Image>, queues: u16) -> Self {
+        let device = BlockDevice::new(image, queues, 1024).expect("a disk");
         let folder = tempfile::tempdir().expect("a folder");
         let workers = Arc::new(Workers::new(2).expect("workers"));
-        let served = Self::device(folder, Arc::new(device.expect("a disk")), workers);
-        (served, image)
+        let device = Arc::new(device);
+        let served = Self::device(folder, Arc::clone(&device) as Arc<dyn Device>, workers);
+        Self {
+            disk: Some(device),
+            ..served
+        }
     }
 
     /// Serves any device at the path `socket` in `folder`.
@@ -112,6 +124,14 @@ impl Served {
         self.folder.path().join("disk")
     }
 
+    /// The disk that is served.
+    ///
+    /// # Panics
+    /// When this is no disk.
+    pub fn block_device(&self) -> &Arc<BlockDevice> {
+        self.disk.as_ref().expect("a disk")
+    }
+
     /// The server.
     pub fn server(&self) -> &Server {
         self.server.as_ref().expect("it runs until it is dropped")
@@ -130,7 +150,7 @@ impl Served {
         image
             .and_then(|image| image.set_len(bytes))
             .expect("room for an image");
-        let size = self.disk.as_ref().expect("a disk").resize()?;
+        let size = self.block_device().resize()?;
         self.server().config_changed();
         Ok(size)
     }

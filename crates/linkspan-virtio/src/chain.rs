@@ -128,6 +128,7 @@ impl Chain {
     ///
     /// # Errors
     /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    #[inline]
     pub fn cut_readable_front(&mut self, count: u64) -> Result<(), QueueError> {
         if self.readable.len < count {
             return Err(self.no_room("device-readable", count, self.readable.len));
@@ -140,6 +141,7 @@ impl Chain {
     ///
     /// # Errors
     /// [`QueueError::NoRoom`] when there are fewer; nothing is cut off then.
+    #[inline]
     pub fn cut_writable_front(&mut self, count: u64) -> Result<(), QueueError> {
         if self.writable.len < count {
             return Err(self.no_room("device-writable", count, self.writable.len));

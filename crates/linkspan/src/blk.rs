@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ArgGroup;
-use linkspan_backends::block::BlockDevice;
-use linkspan_backends::image::{Image, LOCK_WAIT, OpenError, RawImage};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use linkspan_backends::block::{BlockDevice, DiskOptions};
+use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
+use linkspan_devices::block::ID_BYTES;
 use linkspan_engine::Device;
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_sys::Listener;
@@ -20,6 +22,8 @@ use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
 use crate::workers::WorkerArgs;
 
+mod io;
+
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -31,9 +35,13 @@ use crate::workers::WorkerArgs;
           -chardev socket,id=c,path=/tmp/disk.sock \\\n    \
           -device vhost-user-blk-pci,chardev=c,num-queues=2 …\n\n\
         SIGINT or SIGTERM ends it once all requests in flight are done.\n\
-        SIGHUP makes it look again how large the image is: after\n  \
+        SIGHUP makes it look again how large a raw image is: after\n  \
         truncate -s 2G disk.img; kill -HUP PID\n\
-        the guest has a larger disk. An image that got smaller is left as it was.",
+        the guest has a larger disk. An image that got smaller is left as it was.\n\n\
+        Other images:\n  \
+        linkspan blk --socket-path S --image disk.qcow2 --format qcow2 --allow-backing /srv/base\n  \
+        linkspan blk --socket-path S --image mem:4G\n  \
+        linkspan blk --socket-path S --image null:1T",
     group = ArgGroup::new("where").args(["socket_path", "fd", "print_capabilities"]).required(true)
 )]
 pub struct Args {
@@ -46,14 +54,34 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
 
-    /// The disk: a file or a block device, raw
+    /// The disk: a file or a block device by its path, or by file:PATH if the path
+    /// has a colon; mem:SIZE for memory that is gone at the end; null:SIZE for
+    /// nothing, whose reads leave buffers as they are, or null:SIZE,read-zeroes
     #[arg(
         long,
         visible_alias = "blk-file",
-        value_name = "FILE",
-        required_unless_present = "print_capabilities"
+        value_name = "IMAGE",
+        required_unless_present = "print_capabilities",
+        value_parser = OsStringValueParser::new().try_map(|text| Spec::parse(&text))
     )]
-    image: Option<PathBuf>,
+    image: Option<Spec>,
+
+    /// What the bytes of the file mean: raw or qcow2. Never guessed; raw if not given
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+
+    /// Allow a qcow2 image to stand on files below this folder: its backing images
+    /// and its data file. May be given again
+    #[arg(long, value_name = "DIR")]
+    allow_backing: Vec<PathBuf>,
+
+    /// Bytes of a logical block, 512 to 32768; what the image likes best if not given
+    #[arg(long, value_name = "BYTES", value_parser = block_size)]
+    block_size: Option<u32>,
+
+    /// The serial number that the guest sees, at most 20 bytes
+    #[arg(long, value_name = "TEXT", default_value = "linkspan", value_parser = serial)]
+    serial: Serial,
 
     /// The most queues that a driver may use
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -66,6 +94,9 @@ pub struct Args {
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
+
+    #[command(flatten)]
+    io: io::IoArgs,
 
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
@@ -88,6 +119,25 @@ fn queue_size(text: &str) -> Result<u16, String> {
         Ok(size) if size >= 2 && size.is_power_of_two() => Ok(size),
         _ => Err("a power of two from 2 to 32768".into()),
     }
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match parse_size(text).map(u32::try_from) {
+        Ok(Ok(size)) if (512..=32768).contains(&size) && size.is_power_of_two() => Ok(size),
+        _ => Err("a power of two from 512 to 32768".into()),
+    }
+}
+
+type Serial = [u8; ID_BYTES];
+
+fn serial(text: &str) -> Result<Serial, String> {
+    let printable = text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if text.len() > ID_BYTES || !printable {
+        return Err(format!("at most {ID_BYTES} characters of ASCII"));
+    }
+    let mut serial = [0; ID_BYTES];
+    serial[..text.len()].copy_from_slice(text.as_bytes());
+    Ok(serial)
 }
 
 /// What management software reads (docs/interop/vhost-user.json of QEMU).
@@ -115,7 +165,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let workers = args.workers.start(args.queues)?;
     let image = open_image(args)?;
     let listener = listen(args)?;
-    let device = BlockDevice::new(Arc::clone(&image), args.queues, args.queue_size)
+    let device = BlockDevice::with_options(Arc::clone(&image), &args.disk_options())
         .context("the image makes no block device")?;
     let device = Arc::new(match args.limits.limit() {
         Some(limit) => device.with_limit(limit),
@@ -160,27 +210,51 @@ fn resize(device: &BlockDevice, server: &Server) {
     }
 }
 
+impl Args {
+    fn disk_options(&self) -> DiskOptions {
+        DiskOptions {
+            block_size: self.block_size,
+            serial: self.serial,
+            ..DiskOptions::new(self.queues, self.queue_size)
+        }
+    }
+
+    fn image_options(&self) -> ImageOptions {
+        ImageOptions {
+            file: self.io.options(self.read_only),
+            format: self.format,
+            allow_backing: self.allow_backing.clone(),
+        }
+    }
+}
+
 fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
-    let Some(path) = &args.image else {
+    let Some(spec) = &args.image else {
         return Err(Failure::new(
             Status::Usage,
             anyhow::anyhow!("--image is missing"),
         ));
     };
-    match RawImage::open(path, args.read_only, LOCK_WAIT) {
-        Ok(image) => Ok(Arc::new(image)),
-        Err(OpenError::System { path, source })
-            if source.kind() == std::io::ErrorKind::PermissionDenied =>
-        {
-            let error =
-                anyhow::Error::new(source).context(format!("cannot open {}", path.display()));
-            Err(Failure::new(Status::Missing, error)
-                .hint("give yourself access to the image, or --read-only if reading is enough"))
+    image::open(spec, &args.image_options()).map_err(|error| {
+        let hint = if error.permission_denied().is_some() {
+            Some("give yourself access to the image, or --read-only if reading is enough")
+        } else if error.io_uring_refused() {
+            Some("--io threads needs no io_uring")
+        } else {
+            None
+        };
+        let status = match hint {
+            Some(_) => Status::Missing,
+            None if error.is_usage() => Status::Usage,
+            None => Status::Failed,
+        };
+        let error = anyhow::Error::new(error).context("cannot open the image");
+        let failure = Failure::new(status, error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
         }
-        Err(error) => Err(anyhow::Error::new(error)
-            .context("cannot open the image")
-            .into()),
-    }
+    })
 }
 
 fn listen(args: &Args) -> Result<Inherited, Failure> {

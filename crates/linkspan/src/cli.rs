@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
+use linkspan_backends::image::qcow2::contains_panics;
 use tracing_subscriber::EnvFilter;
 
 use crate::{blk, demo, driver, exit, net};
@@ -42,6 +43,7 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    end_on_panic();
     let cli = Cli::parse();
     log_to_stderr(cli.verbose);
     exit::code(match cli.command {
@@ -50,6 +52,20 @@ pub fn main() -> ExitCode {
         Command::Driver(args) => driver::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })
+}
+
+/// A panic is a bug of ours, and a process without one of its threads is worse than
+/// none: the next one takes up what was in flight. Only where the code of others
+/// reads an image of strangers is a panic an error of that image; so the program is
+/// built to unwind, and ends itself everywhere else.
+fn end_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if !contains_panics() {
+            std::process::abort();
+        }
+    }));
 }
 
 fn demo_code(args: &demo::Args) -> ExitCode {

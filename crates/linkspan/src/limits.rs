@@ -30,7 +30,7 @@ pub struct LimitArgs {
 }
 
 fn some_bytes(text: &str) -> Result<u64, String> {
-    match bytes(text)? {
+    match bytes(text).map_err(|error| error.to_string())? {
         0 => Err("at least 1".into()),
         number => Ok(number),
     }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use linkspan_testkit::BackEnd;
 use linkspan_testkit::back_end::{Caller, Message, Says, honest};
-use linkspan_testkit::census::settled;
+use linkspan_testkit::census::{settled, written_by};
 use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::message::Request;
 use rustix::process::{Pid, Signal, kill_process};
@@ -225,12 +225,7 @@ impl Load {
 
     /// Ends a back end under the load.
     fn end(&mut self, mut back: Child) {
-        let io = format!("/proc/{}/io", back.id());
-        let loaded = settled(|| {
-            let text = std::fs::read_to_string(&io).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix("wchar: "));
-            line.and_then(|bytes| bytes.parse::<u64>().ok()) >= Some(1 << 20)
-        });
+        let loaded = settled(|| written_by(back.id()) >= 1 << 20);
         assert!(loaded, "no load: {}", self.log());
         back.kill().unwrap();
         back.wait().unwrap();
@@ -249,6 +244,10 @@ impl Load {
 
 /// Our own back end, when it listens.
 fn serve(folder: &Path) -> Child {
+    // What is written is counted from here on.
+    File::open(folder.join("disk"))
+        .and_then(|image| image.sync_data())
+        .unwrap();
     let log = File::create(folder.join("blk.log")).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
         .args(["blk", "--socket-path"])

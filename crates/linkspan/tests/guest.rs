@@ -1,19 +1,21 @@
 //! A stock Linux guest on a vhost-user disk: ours, and one that we did not write,
 //! which proves that the check itself is right.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use linkspan::demo::check::{self, HostView, Server};
 use linkspan::demo::disk::{Base, Plan};
-use linkspan::demo::initramfs;
+use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{Accel, Disk, Event, Hardware, Machine};
+use linkspan::demo::machine::{Accel, Disk, Event, Hardware, Machine, Mode};
 use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
-use linkspan::demo::report::Report;
+use linkspan::demo::report::{self, Report};
 
 const BYTES: u64 = 8 << 20;
 const LIMIT: Duration = Duration::from_secs(240);
@@ -262,6 +264,60 @@ fn guest_with_2_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
 #[test]
 fn guest_with_2_packed_queues_goes_on_when_the_back_end_is_killed_and_comes_back() {
     guest_outlives_back_ends("back_end_comes_back_packed", true);
+}
+
+/// What Linux discards becomes a hole in the image, and nothing beside it changes.
+#[test]
+fn guest_that_discards_gives_storage_back() {
+    let Some(setup) = setup("guest_discards", BackEnd::Linkspan) else {
+        return;
+    };
+    let image = setup.path("disk.img");
+    File::open(&image).unwrap().sync_all().unwrap();
+    let held = || std::fs::metadata(&image).unwrap().blocks() * 512;
+    let (before, mut want) = (held(), std::fs::read(&image).unwrap());
+    let mut server = setup.serve(1);
+    let files = [GuestFile {
+        path: "check/discard".to_owned(),
+        data: b"1048576 5242880\n".to_vec(),
+    }];
+    let archive = setup.path("initramfs.cpio");
+    let built = initramfs::build(&setup.hardware.kernel, &files).unwrap();
+    initramfs::store(&built, &archive).unwrap();
+    let disk = Disk {
+        socket: &setup.path("s"),
+        queues: 1,
+        packed: false,
+    };
+    let console = setup.path("console.log");
+    let hardware = &setup.hardware;
+    let mode = Mode::Discard;
+    let mut machine = Machine::start(hardware, Some(disk), mode, &archive, &console).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    let mut reports = HashMap::new();
+    loop {
+        match machine.next_event(deadline, &Stop::default()).unwrap() {
+            Event::Line(line) => {
+                let report = report::parse(&line);
+                reports.extend(report.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            }
+            Event::Exited(status) => break assert!(status.success(), "{status}"),
+            Event::Late => panic!("the guest does not end: {}", machine.console_tail()),
+        }
+    }
+    server.stop().unwrap();
+    let says = |key: &str| reports.get(key).map_or("nothing", String::as_str);
+    assert_eq!(says("discarded"), "yes", "{}", machine.console_tail());
+    assert_eq!(says("discard_max_bytes"), "2147483648");
+    assert_eq!(says("discard_granularity"), "4096");
+    assert_eq!(says("write_zeroes_max_bytes"), "134217728");
+    assert_eq!(
+        (says("logical_block_size"), says("physical_block_size")),
+        ("512", "4096")
+    );
+    want[1 << 20..6 << 20].fill(0);
+    assert!(std::fs::read(&image).unwrap() == want);
+    assert_eq!(held(), before - (5 << 20));
 }
 
 /// The check passes on a back end that we did not write.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use linkspan_devices::block::{Block, BlockOptions, Geometry, Operation, Request, Status};
+use linkspan_devices::block::{Block, BlockOptions, Geometry, Operation, Ranges, Request, Status};
 use linkspan_mem::{Descriptor, PackedDescriptor, RegionTable, Span};
 use linkspan_virtio::limits::{CHAIN_BYTES_MAX, CHAIN_DESCRIPTORS_MAX};
 use linkspan_virtio::{Chain, DeviceQueue, Features, QueueError, QueueLayout};
@@ -57,6 +57,8 @@ impl Device {
         let options = BlockOptions {
             size_bytes: 1 << 20,
             block_size: 512,
+            physical_block_size: 4096,
+            discard_granularity: 4096,
             queues: 1,
             queue_size: 64,
             read_only: false,
@@ -67,7 +69,7 @@ impl Device {
         let base = layout.base(layout.start());
         Self {
             queue: open(&memory, tracked, base).expect("a new ring"),
-            geometry: block.geometry(memory.features),
+            geometry: block.geometry(memory.features | block.features()),
             memory,
             tracked,
             available: 0,
@@ -215,11 +217,11 @@ impl Device {
         } else {
             self.held.pop_front()
         };
-        let Some((chain, request)) = held else {
+        let Some((mut chain, request)) = held else {
             return Ok(());
         };
         let table = self.memory.guest.table();
-        let status = execute(&chain, &request, table, &self.geometry);
+        let status = execute(&mut chain, &request, table, &self.geometry);
         let written = request.complete(table, status);
         assert!(written <= chain.writable_total());
         let pushed = self.queue.push(&chain, written);
@@ -330,7 +332,7 @@ fn track(
 }
 
 /// What an image would do with the data.
-fn execute(chain: &Chain, request: &Request, table: &RegionTable, disk: &Geometry) -> Status {
+fn execute(chain: &mut Chain, request: &Request, table: &RegionTable, disk: &Geometry) -> Status {
     let inside = |offset: u64, spans: &[Span]| {
         let len: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
         assert!(len > 0 && len.is_multiple_of(512) && offset.is_multiple_of(512));
@@ -350,6 +352,15 @@ fn execute(chain: &Chain, request: &Request, table: &RegionTable, disk: &Geometr
             let mut data = vec![0; inside(offset, chain.readable())];
             table.gather(chain.readable(), 0, &mut data).expect("data");
             Status::Ok
+        }
+        Operation::Discard | Operation::WriteZeroes { .. } => {
+            let mut ranges = Ranges::new();
+            let list = ranges.read(request.operation, chain, table, disk);
+            while let Some((range, _)) = ranges.next_slice() {
+                let end = range.offset + range.len;
+                assert!(list.is_ok() && end <= disk.capacity_sectors * 512);
+            }
+            list.err().unwrap_or(Status::Ok)
         }
         Operation::Flush => Status::Ok,
         Operation::Answer(status) => status,

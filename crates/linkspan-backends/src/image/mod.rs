@@ -2,7 +2,7 @@
 //!
 //! A queue of a device opens an [`ImageQueue`] of its own, hands it operations
 //! on spans of guest memory, and takes completions by token. Data goes between
-//! the image and guest memory directly; there is no buffer between.
+//! the image and guest memory directly wherever the format allows it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,9 +10,19 @@ use std::sync::Arc;
 
 use linkspan_mem::{RegionTable, Span};
 
+mod memory;
+mod open;
+mod options;
+pub mod qcow2;
 mod raw;
+mod spec;
 
-pub use raw::{LOCK_WAIT, OpenError, RawImage};
+pub use memory::{MemoryImage, NullImage};
+pub use open::{ImageError, ImageOptions, open};
+pub use options::{Durability, Engine, Io, LOCK_WAIT, OpenError, OpenOptions};
+pub use qcow2::Qcow2Image;
+pub use raw::RawImage;
+pub use spec::{Format, FormatError, SizeError, Spec, SpecError, parse_size};
 
 /// A disk image, shared by the queues that serve it.
 pub trait Image: Send + Sync + 'static {
@@ -40,11 +50,17 @@ pub trait Image: Send + Sync + 'static {
     /// The unit in bytes in which the image is best accessed.
     fn block_size(&self) -> u32;
 
-    /// A queue of operations for one worker.
+    /// The unit in bytes in which the image gives storage back; a power of two
+    /// from 512 on.
+    fn discard_granularity(&self) -> u32 {
+        4096
+    }
+
+    /// A queue for one worker, of at most `depth` operations at a time.
     ///
     /// # Errors
     /// When a resource cannot be had.
-    fn open_queue(&self) -> io::Result<Box<dyn ImageQueue>>;
+    fn open_queue(&self, depth: u16) -> io::Result<Box<dyn ImageQueue>>;
 
     /// Makes everything durable that was written before, for a clean stop.
     ///
@@ -60,6 +76,12 @@ pub enum ResizeError {
     /// The system would not measure it.
     #[error("the image cannot be measured: {0}")]
     System(#[from] io::Error),
+    /// Its size is part of its format.
+    #[error(
+        "the size of a qcow2 image is in the image, which nobody else can change while it is served; \
+         end this process, `qemu-img resize` it, and start anew"
+    )]
+    Fixed,
     /// It got smaller: a driver that still uses the end of it would lose data.
     #[error(
         "the image got smaller, from {from} to {to} bytes, which a disk in use cannot; enlarge it again or start anew"
@@ -75,15 +97,20 @@ pub enum ResizeError {
 /// Operations of one queue, used by one worker.
 pub trait ImageQueue: Send {
     /// Hands over an operation; its completion carries `token`. The spans point
-    /// into `memory`, which the queue keeps for as long as it needs it.
+    /// into `memory`, which the queue keeps for as long as it needs it. It may
+    /// wait for [`launch`](Self::launch) before it begins.
     fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>);
+
+    /// Begins everything that was submitted, with one system call where it takes
+    /// any: to be called after a batch.
+    fn launch(&mut self) {}
 
     /// The next completion, if one is there.
     fn completion(&mut self) -> Option<Completion>;
 
-    /// Becomes readable when completions are there that were not when
-    /// [`completion`](Self::completion) last gave `None`. A queue that completes
-    /// within `submit` has none.
+    /// Is readable when completions are there that were not when
+    /// [`completion`](Self::completion) last gave `None`, and perhaps at other
+    /// times. A queue that completes within `submit` has none.
     fn completion_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether a completion is there, as far as that can be seen without a system
@@ -116,6 +143,25 @@ pub enum Operation<'a> {
     },
     /// Makes durable what was completed before.
     Flush,
+    /// Says that these bytes are of no use: from now on they read as anything, or
+    /// as zeroes. An image that cannot make use of that does nothing.
+    Discard {
+        /// First byte in the image.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Makes bytes read as zeroes.
+    WriteZeroes {
+        /// First byte in the image.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+        /// Whether they may give up their place in the image.
+        unmap: bool,
+        /// As for a write.
+        durable: bool,
+    },
 }
 
 /// The end of an operation.

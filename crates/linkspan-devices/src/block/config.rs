@@ -3,6 +3,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::ranges::{DISCARD_SECTORS_MAX, RANGES_MAX, WRITE_ZEROES_SECTORS_MAX};
 use super::{BlockOptions, SECTOR};
 
 /// Size of the configuration space in bytes. The whole structure of virtio 1.3
@@ -34,12 +35,22 @@ pub(super) struct Config {
     writeback: u8,
     unused0: u8,
     num_queues: U16,
-    /// Discard, write zeroes, secure erase and zones are not offered.
-    not_offered: [u8; 60],
+    max_discard_sectors: U32,
+    max_discard_seg: U32,
+    /// In sectors.
+    discard_sector_alignment: U32,
+    max_write_zeroes_sectors: U32,
+    max_write_zeroes_seg: U32,
+    write_zeroes_may_unmap: u8,
+    unused1: [u8; 3],
+    /// Secure erase and zones are not offered.
+    not_offered: [u8; 36],
 }
 
 impl Config {
     pub(super) fn new(options: &BlockOptions) -> Self {
+        let (block, physical) = (options.block_size, options.physical_block_size);
+        let writable = |value| U32::new(if options.read_only { 0 } else { value });
         Self {
             capacity: U64::new(options.size_bytes / SECTOR),
             size_max: U32::ZERO,
@@ -47,15 +58,25 @@ impl Config {
             cylinders: U16::ZERO,
             heads: 0,
             sectors: 0,
-            blk_size: U32::new(options.block_size),
-            physical_block_exp: 0,
+            blk_size: U32::new(block),
+            // Both are powers of two from 512 to 32768, the second one not the smaller.
+            physical_block_exp: u8::try_from((physical / block).ilog2()).unwrap_or(0),
             alignment_offset: 0,
-            min_io_size: U16::ZERO,
+            min_io_size: U16::new(u16::try_from(physical / block).unwrap_or(1)),
             opt_io_size: U32::ZERO,
             writeback: 0,
             unused0: 0,
             num_queues: U16::new(options.queues),
-            not_offered: [0; 60],
+            max_discard_sectors: writable(DISCARD_SECTORS_MAX),
+            max_discard_seg: writable(RANGES_MAX),
+            discard_sector_alignment: writable(
+                options.discard_granularity >> SECTOR.trailing_zeros(),
+            ),
+            max_write_zeroes_sectors: writable(WRITE_ZEROES_SECTORS_MAX),
+            max_write_zeroes_seg: writable(RANGES_MAX),
+            write_zeroes_may_unmap: u8::from(!options.read_only),
+            unused1: [0; 3],
+            not_offered: [0; 36],
         }
     }
 

@@ -24,8 +24,14 @@ const HEADER_LEN: u32 = 16;
 const STATUS: u32 = 16;
 const TABLE: u32 = 32;
 const TABLE_LEN: u32 = 48;
-const _: () =
-    assert!(TABLE_LEN as usize == 3 * Descriptor::SIZE && TABLE + TABLE_LEN <= SLOT_BYTES);
+/// The one range of a discard or a request for zeroes.
+const RANGE: u32 = 80;
+const RANGE_LEN: u32 = 16;
+const _: () = assert!(
+    TABLE_LEN as usize == 3 * Descriptor::SIZE
+        && TABLE + TABLE_LEN <= RANGE
+        && RANGE + RANGE_LEN <= SLOT_BYTES
+);
 
 /// What a status byte holds until the device writes it: no status there is.
 const NO_STATUS: u8 = 0xFF;
@@ -43,6 +49,26 @@ pub struct DiskInfo {
     pub read_only: bool,
     /// Whether a flush makes writes durable; else each write is by itself.
     pub flush: bool,
+    /// Size in bytes that is written without reading first; the block size
+    /// without `VIRTIO_BLK_F_TOPOLOGY`.
+    pub physical_block_size: u64,
+    /// What can be discarded at a time, if anything.
+    pub discard: Option<RangeLimits>,
+    /// What can be made zero at a time without data, if anything.
+    pub write_zeroes: Option<RangeLimits>,
+}
+
+/// Limits of a discard or of a request for zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Sectors of a range at most.
+    pub sectors_max: u32,
+    /// Ranges of a request at most.
+    pub ranges_max: u32,
+    /// For discards, the unit in bytes in which ranges have an effect.
+    pub alignment: u64,
+    /// For zeroes, whether they may be had by giving storage back.
+    pub may_unmap: bool,
 }
 
 impl DiskInfo {
@@ -55,14 +81,30 @@ impl DiskInfo {
         let has = |bit| accepted.contains(feature(bit));
         let [c0, c1, c2, c3, c4, c5, c6, c7, ..] = bytes;
         let sectors = u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
-        let block_size = u32::from_le_bytes([bytes[20], bytes[21], bytes[22], bytes[23]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let block_size = if has(bits::VIRTIO_BLK_F_BLK_SIZE) {
+            word(20)
+        } else {
+            512
+        };
+        let exponent = if has(bits::VIRTIO_BLK_F_TOPOLOGY) {
+            bytes[24]
+        } else {
+            0
+        };
+        let limits = |bit, at, alignment, may_unmap| {
+            has(bit).then(|| RangeLimits {
+                sectors_max: word(at),
+                ranges_max: word(at + 4),
+                alignment,
+                may_unmap,
+            })
+        };
         Self {
             size_bytes: sectors.saturating_mul(SECTOR),
-            block_size: if has(bits::VIRTIO_BLK_F_BLK_SIZE) {
-                block_size
-            } else {
-                512
-            },
+            block_size,
             queues: if has(bits::VIRTIO_BLK_F_MQ) {
                 u16::from_le_bytes([bytes[34], bytes[35]])
             } else {
@@ -70,6 +112,16 @@ impl DiskInfo {
             },
             read_only: has(bits::VIRTIO_BLK_F_RO),
             flush: has(bits::VIRTIO_BLK_F_FLUSH),
+            physical_block_size: u64::from(block_size)
+                .checked_shl(exponent.into())
+                .unwrap_or(0),
+            discard: limits(
+                bits::VIRTIO_BLK_F_DISCARD,
+                36,
+                u64::from(word(44)) * SECTOR,
+                false,
+            ),
+            write_zeroes: limits(bits::VIRTIO_BLK_F_WRITE_ZEROES, 48, SECTOR, bytes[56] != 0),
         }
     }
 }
@@ -77,7 +129,10 @@ impl DiskInfo {
 /// What a driver here can make use of (virtio 1.3 5.2.3).
 pub const WANTED: Features = feature(bits::VIRTIO_BLK_F_BLK_SIZE)
     .union(feature(bits::VIRTIO_BLK_F_RO))
+    .union(feature(bits::VIRTIO_BLK_F_TOPOLOGY))
     .union(feature(bits::VIRTIO_BLK_F_FLUSH))
+    .union(feature(bits::VIRTIO_BLK_F_DISCARD))
+    .union(feature(bits::VIRTIO_BLK_F_WRITE_ZEROES))
     .union(feature(bits::VIRTIO_BLK_F_MQ));
 
 /// What is asked of a disk.
@@ -99,6 +154,24 @@ pub enum Command<A> {
     },
     /// Makes durable what was answered before.
     Flush,
+    /// Forgets sectors: they read as anything until they are written. Only with
+    /// [`DiskInfo::discard`], whose limits are the caller's to keep.
+    Discard {
+        /// First sector of 512 bytes.
+        sector: u64,
+        /// How many.
+        sectors: u32,
+    },
+    /// Makes sectors zero. Only with [`DiskInfo::write_zeroes`], whose limits are
+    /// the caller's to keep.
+    WriteZeroes {
+        /// First sector of 512 bytes.
+        sector: u64,
+        /// How many.
+        sectors: u32,
+        /// Whether the device may give the storage back.
+        unmap: bool,
+    },
     /// Fills a buffer with the serial number of the disk.
     Serial {
         /// 20 bytes.
@@ -246,7 +319,7 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
     }
 
     /// Goes on with a new queue after the device was lost: everything that it
-    /// had not answered is asked again, which for reads, writes and flushes
+    /// had not answered is asked again, which
     /// changes nothing if it was done already.
     ///
     /// # Errors
@@ -274,6 +347,18 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
             Command::Write { sector, data } => (bits::VIRTIO_BLK_T_OUT, sector, Some(data), None),
             Command::Flush => (bits::VIRTIO_BLK_T_FLUSH, 0, None, None),
             Command::Serial { data } => (bits::VIRTIO_BLK_T_GET_ID, 0, None, Some(data)),
+            Command::Discard { sector, sectors } => {
+                let range = self.put_range(table, slot, sector, sectors, false);
+                (bits::VIRTIO_BLK_T_DISCARD, 0, Some(range), None)
+            }
+            Command::WriteZeroes {
+                sector,
+                sectors,
+                unmap,
+            } => {
+                let range = self.put_range(table, slot, sector, sectors, unmap);
+                (bits::VIRTIO_BLK_T_WRITE_ZEROES, 0, Some(range), None)
+            }
         };
         let mut header = [0; HEADER_LEN as usize];
         header[..4].copy_from_slice(&kind.to_le_bytes());
@@ -294,6 +379,30 @@ impl<M: RingMemory, A: Address> BlockDriver<M, A> {
             bytes: table.slice(self.place(slot, TABLE, TABLE_LEN)),
         });
         self.queue.add(readable, writable, indirect)
+    }
+
+    /// Writes a range into a slot and gives its place (virtio 1.3 5.2.6).
+    fn put_range(
+        &self,
+        table: &RegionTable,
+        slot: u16,
+        sector: u64,
+        sectors: u32,
+        unmap: bool,
+    ) -> Buffer<A> {
+        let flags = if unmap {
+            bits::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+        } else {
+            0
+        };
+        let mut range = [0; RANGE_LEN as usize];
+        range[..8].copy_from_slice(&sector.to_le_bytes());
+        range[8..12].copy_from_slice(&sectors.to_le_bytes());
+        range[12..].copy_from_slice(&flags.to_le_bytes());
+        table
+            .slice(self.place(slot, RANGE, RANGE_LEN))
+            .write(&range);
+        self.buffer(slot, RANGE, RANGE_LEN)
     }
 
     /// Part of a slot, for us.

@@ -3,6 +3,7 @@
 
 mod config;
 pub mod driver;
+mod ranges;
 mod request;
 
 use linkspan_virtio::Features;
@@ -10,6 +11,7 @@ use virtio_bindings::virtio_blk as bits;
 
 use config::Config;
 pub use config::{CONFIG_LEN, SEG_MAX_LIMIT};
+pub use ranges::{DISCARD_SECTORS_MAX, RANGES_MAX, Range, Ranges, WRITE_ZEROES_SECTORS_MAX};
 pub use request::{Geometry, Operation, Request, Status};
 
 /// The unit of positions and sizes on the wire in bytes, whatever the block
@@ -27,6 +29,12 @@ pub struct BlockOptions {
     /// Smallest size in bytes that the image reads and writes well: a power of
     /// two from 512 to 32768. A hint to the driver, no limit.
     pub block_size: u32,
+    /// Size in bytes that is written without reading first: a power of two from
+    /// the block size to 32768. A hint as well.
+    pub physical_block_size: u32,
+    /// Unit in bytes in which the image can forget what it holds: a power of two
+    /// from 512 to 2 GiB. A hint as well.
+    pub discard_granularity: u32,
     /// How many queues, at least one.
     pub queues: u16,
     /// Entries of each queue at most, at least one.
@@ -46,6 +54,22 @@ pub enum OptionsError {
     BlockSize {
         /// What was asked for, in bytes.
         block_size: u32,
+    },
+    /// A physical block holds a whole number of blocks.
+    #[error(
+        "a physical block of {physical} bytes is not a power of two from the block size, {block_size} bytes, to 32768"
+    )]
+    PhysicalBlock {
+        /// What was asked for, in bytes.
+        physical: u32,
+        /// Bytes of a block.
+        block_size: u32,
+    },
+    /// Drivers are told of whole sectors.
+    #[error("{granularity} bytes, the unit of discards, are not a power of two from 512 on")]
+    Granularity {
+        /// What was asked for, in bytes.
+        granularity: u32,
     },
     /// A device without queues cannot be driven.
     #[error("a block device needs at least one queue")]
@@ -73,6 +97,17 @@ impl Block {
         if !block_size.is_power_of_two() || !(512..=32768).contains(&block_size) {
             return Err(OptionsError::BlockSize { block_size });
         }
+        let physical = options.physical_block_size;
+        if !physical.is_power_of_two() || !(block_size..=32768).contains(&physical) {
+            return Err(OptionsError::PhysicalBlock {
+                physical,
+                block_size,
+            });
+        }
+        let granularity = options.discard_granularity;
+        if !granularity.is_power_of_two() || u64::from(granularity) < SECTOR {
+            return Err(OptionsError::Granularity { granularity });
+        }
         if options.queues == 0 {
             return Err(OptionsError::NoQueue);
         }
@@ -98,6 +133,8 @@ impl Block {
             // Without FLUSH the driver cannot ask for durability, so each write
             // must be durable by itself (virtio 1.3 5.2.6.2).
             write_through: !accepted.contains(feature(bits::VIRTIO_BLK_F_FLUSH)),
+            discard: accepted.contains(feature(bits::VIRTIO_BLK_F_DISCARD)),
+            write_zeroes: accepted.contains(feature(bits::VIRTIO_BLK_F_WRITE_ZEROES)),
             serial: self.options.serial,
         }
     }
@@ -113,7 +150,7 @@ impl Block {
         if self.options.read_only {
             OFFERED | feature(bits::VIRTIO_BLK_F_RO)
         } else {
-            OFFERED
+            OFFERED | feature(bits::VIRTIO_BLK_F_DISCARD) | feature(bits::VIRTIO_BLK_F_WRITE_ZEROES)
         }
     }
 
@@ -142,5 +179,6 @@ const fn feature(bit: u32) -> Features {
 /// What every block device here offers (virtio 1.3 5.2.3).
 const OFFERED: Features = feature(bits::VIRTIO_BLK_F_SEG_MAX)
     .union(feature(bits::VIRTIO_BLK_F_BLK_SIZE))
+    .union(feature(bits::VIRTIO_BLK_F_TOPOLOGY))
     .union(feature(bits::VIRTIO_BLK_F_FLUSH))
     .union(feature(bits::VIRTIO_BLK_F_MQ));

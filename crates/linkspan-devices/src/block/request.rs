@@ -18,6 +18,10 @@ pub struct Geometry {
     pub read_only: bool,
     /// Whether each write must be durable before it is answered.
     pub write_through: bool,
+    /// Whether discards were negotiated.
+    pub discard: bool,
+    /// Whether writing zeroes without data was negotiated.
+    pub write_zeroes: bool,
     /// Serial number, padded with NUL.
     pub serial: [u8; ID_BYTES],
 }
@@ -72,6 +76,14 @@ pub enum Operation {
         /// Whether to answer only when the data is durable.
         durable: bool,
     },
+    /// Forget the ranges that the chain lists: read them with [`Ranges::read`](super::Ranges::read).
+    Discard,
+    /// Make zero the ranges that the chain lists: read them with
+    /// [`Ranges::read`](super::Ranges::read).
+    WriteZeroes {
+        /// Whether to answer only when all of them are durable.
+        durable: bool,
+    },
     /// Make durable all writes that were answered before.
     Flush,
     /// Nothing: the request is ready to be completed with this status.
@@ -79,7 +91,8 @@ pub enum Operation {
 }
 
 /// A request whose header was read and whose data is what is left in its chain:
-/// [`Chain::readable`] or [`Chain::writable`], whole sectors inside the disk.
+/// [`Chain::readable`] or [`Chain::writable`], whole sectors inside the disk, or a
+/// list of ranges that has not been looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What to do.
@@ -129,6 +142,13 @@ impl Request {
                 })
             }
             bits::VIRTIO_BLK_T_FLUSH => Operation::Flush,
+            bits::VIRTIO_BLK_T_DISCARD | bits::VIRTIO_BLK_T_WRITE_ZEROES if geometry.read_only => {
+                Operation::Answer(Status::IoErr)
+            }
+            bits::VIRTIO_BLK_T_DISCARD if geometry.discard => Operation::Discard,
+            bits::VIRTIO_BLK_T_WRITE_ZEROES if geometry.write_zeroes => Operation::WriteZeroes {
+                durable: geometry.write_through,
+            },
             bits::VIRTIO_BLK_T_GET_ID => {
                 // A shorter buffer gets the beginning.
                 fills = room.min(bits::VIRTIO_BLK_ID_BYTES);
@@ -185,7 +205,7 @@ impl Request {
 
 impl Geometry {
     /// Where `len` bytes at `sector` begin, or what to answer at once.
-    fn offset(&self, sector: u64, len: u64) -> Result<u64, Status> {
+    pub(super) fn offset(&self, sector: u64, len: u64) -> Result<u64, Status> {
         if !len.is_multiple_of(SECTOR) {
             return Err(Status::IoErr);
         }

@@ -212,6 +212,29 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
         let header = Header::of(offload).to_bytes();
         let place = self.slots.place(first, self.slots.bytes);
         table.slice(place).write(&header[..self.layout.len()]);
+        if count > 1 {
+            return self.send_in_many(table, frame, first);
+        }
+        frame.write(0, len, table, (&[place], header_len));
+        // At most the bytes of a slot.
+        let bytes = u32::try_from(need).unwrap_or(self.slots.bytes);
+        let added = self
+            .queue
+            .add(&[self.slots.buffer(first, bytes)], &[], None);
+        self.take_slots(added, first, first, 1)
+    }
+
+    /// Puts a frame whose header was written to slot `first` into that one and the
+    /// free ones behind it, of which there are enough.
+    fn send_in_many(
+        &mut self,
+        table: &RegionTable,
+        frame: &Frame<'_>,
+        first: u16,
+    ) -> Result<bool, SendError> {
+        let header_len = self.layout.len() as u64;
+        let slot_bytes = u64::from(self.slots.bytes);
+        let need = header_len + frame.len();
         let mut buffers = [self.slots.buffer(first, 0); FRAME_SLOTS_MAX];
         let (mut slot, mut last, mut used) = (first, first, 0);
         let mut done = 0;
@@ -233,13 +256,25 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
             last = slot;
             slot = self.next[usize::from(slot)];
         }
-        match self.queue.add(&buffers[..used], &[], None) {
+        let added = self.queue.add(&buffers[..used], &[], None);
+        // At most `FRAME_SLOTS_MAX`.
+        self.take_slots(added, first, last, u16::try_from(used).unwrap_or(0))
+    }
+
+    /// Takes `count` slots from `first` to `last` off the free list, if they were added.
+    #[inline]
+    fn take_slots(
+        &mut self,
+        added: Result<u16, AddError>,
+        first: u16,
+        last: u16,
+        count: u16,
+    ) -> Result<bool, SendError> {
+        match added {
             Ok(id) => {
                 self.first_of[usize::from(id)] = first;
-                self.free = slot;
-                self.next[usize::from(last)] = END;
-                // Counted above.
-                self.free_count -= u16::try_from(used).unwrap_or(0);
+                self.free = core::mem::replace(&mut self.next[usize::from(last)], END);
+                self.free_count -= count;
                 Ok(true)
             }
             Err(AddError::Full { .. }) => Ok(false),
@@ -400,12 +435,13 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     ) -> Result<ReceiveBatch, UsedError> {
         let mut batch = ReceiveBatch::default();
         self.queue.refresh()?;
+        let mut bytes = [0; HEADER_LEN_MAX + HEAD_LEN];
         for _ in 0..budget {
             self.spans.clear();
             if !self.take_buffer()? {
                 break;
             }
-            self.take_frame(table, &mut batch, &mut each)?;
+            self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
             self.free.append(&mut self.taken);
         }
         Ok(batch)
@@ -416,12 +452,12 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     fn take_frame(
         &mut self,
         table: &RegionTable,
+        bytes: &mut [u8; HEADER_LEN_MAX + HEAD_LEN],
         batch: &mut ReceiveBatch,
         each: &mut impl FnMut(Received<'_>),
     ) -> Result<(), UsedError> {
-        let mut bytes = [0; HEADER_LEN_MAX + HEAD_LEN];
         let first = self.spans[0];
-        let here = table.slice(first).read(&mut bytes);
+        let here = table.slice(first).read(bytes);
         let header_len = self.layout.len();
         if here < header_len {
             batch.short += 1;

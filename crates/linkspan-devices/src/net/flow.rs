@@ -131,11 +131,11 @@ impl Toeplitz {
             // bits is for.
             let window = (0..5).fold(0, |window, i| window << 8 | byte(half / 2 + i));
             let shift = 8 - 4 * (half % 2);
-            for (value, entry) in table.iter_mut().enumerate() {
-                for bit in (0..4).filter(|bit| value & (8 >> bit) != 0) {
-                    let [a, b, c, d, ..] = (window >> (shift - bit)).to_le_bytes();
-                    *entry ^= u32::from_le_bytes([a, b, c, d]);
-                }
+            // Each value adds one bit to a smaller one.
+            for value in 1..16_usize {
+                let bit = value.trailing_zeros() as usize;
+                let [a, b, c, d, ..] = (window >> (shift - 3 + bit)).to_le_bytes();
+                table[value] = table[value & (value - 1)] ^ u32::from_le_bytes([a, b, c, d]);
             }
         }
         Self { tables }

@@ -191,6 +191,30 @@ impl<'a> Frame<'a> {
         (spans, offset): (&[Span], u64),
     ) {
         let head_len = self.head.len() as u64;
+        if from == 0
+            && len == head_len
+            && let [span] = spans
+        {
+            // All of a short frame into one piece of memory.
+            let skip = u32::try_from(offset).unwrap_or(u32::MAX);
+            let done = table.slice(span.part(skip, span.len())).write(self.head);
+            assert!(
+                done == self.head.len(),
+                "room and frame were counted before"
+            );
+            return;
+        }
+        self.write_parts(from, len, table, (spans, offset));
+    }
+
+    fn write_parts(
+        &self,
+        from: u64,
+        len: u64,
+        table: &RegionTable,
+        (spans, offset): (&[Span], u64),
+    ) {
+        let head_len = self.head.len() as u64;
         let mut at = offset;
         let mut left = len;
         let whole = if from < head_len {
@@ -318,13 +342,45 @@ impl ReceiveQueue {
         };
         let bytes = header.to_bytes();
         let table = space.table();
+        let bytes = &bytes[..self.layout.len()];
+        if count == 1
+            && let chain = self.chain(0)
+            && let [span] = chain.writable()
+        {
+            // One piece of memory, as most buffers are.
+            table.slice(*span).write(bytes);
+            frame.write(0, frame.len(), table, (&[*span], header_len));
+            // Not more than the span, whose length fits.
+            let len = u32::try_from(need).unwrap_or(u32::MAX);
+            wrote(span.part(0, len));
+            queue.push(chain, len)?;
+        } else {
+            self.fill_many(queue, table, (bytes, frame), count, wrote)?;
+        }
+        self.first = (self.first + count) % self.chains.len();
+        self.held -= count;
+        Ok(Filled::Delivered { buffers })
+    }
+
+    /// Spreads header and frame over the first `count` chains, which have room.
+    fn fill_many<M: RingMemory>(
+        &self,
+        queue: &mut DeviceQueue<M>,
+        table: &RegionTable,
+        (header, frame): (&[u8], &Frame<'_>),
+        count: usize,
+        mut wrote: impl FnMut(Span),
+    ) -> Result<(), QueueError> {
+        let header_len = header.len() as u64;
+        let need = header_len + frame.len();
         let mut done = 0;
         for index in 0..count {
             let chain = self.chain(index);
             let len = chain.writable_len().min(need - done);
             let mut offset = 0;
             if index == 0 {
-                write_header(chain, table, &bytes[..self.layout.len()]);
+                let whole = table.scatter(chain.writable(), 0, header).is_ok();
+                assert!(whole, "a buffer has room for a header");
                 offset = header_len;
             }
             let from = done + offset - header_len;
@@ -334,9 +390,7 @@ impl ReceiveQueue {
             queue.push(chain, u32::try_from(len).unwrap_or(u32::MAX))?;
             done += len;
         }
-        self.first = (self.first + count) % self.chains.len();
-        self.held -= count;
-        Ok(Filled::Delivered { buffers })
+        Ok(())
     }
 
     /// Gives held buffers back to the queue, which is to be stopped.
@@ -384,13 +438,6 @@ impl ReceiveQueue {
         self.held += 1;
         Ok(true)
     }
-}
-
-/// The first buffer has room for a header: that was checked.
-#[inline]
-fn write_header(chain: &Chain, table: &RegionTable, bytes: &[u8]) {
-    let whole = table.scatter(chain.writable(), 0, bytes).is_ok();
-    assert!(whole, "a buffer has room for a header");
 }
 
 #[inline]

@@ -380,8 +380,10 @@ impl Switch {
 
     #[inline]
     fn bucket(&self, key: u64) -> usize {
-        let hash = (key ^ self.options.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let hash = (hash ^ hash >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        // Both halves of a product of 128 bits, so that every bit of the key counts.
+        let product = u128::from(key ^ self.options.seed) * 0x9E37_79B9_7F4A_7C15;
+        let [low, high] = [product, product >> 64].map(|half| half & u128::from(u64::MAX));
+        let hash = u64::try_from(low ^ high).unwrap_or(0);
         // Below the number of buckets, by the shift.
         usize::try_from(hash >> self.shift).unwrap_or(0)
     }

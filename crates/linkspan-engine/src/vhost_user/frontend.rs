@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_mem::UserVa;
@@ -11,19 +12,24 @@ use linkspan_sys::{EventFd, PeerMemory, Stream, reaper};
 use linkspan_vhost::frontend::{
     Command, Effect, Event, FdId, FdSlot, Frontend, Inflight, RingStart,
 };
+use linkspan_vhost::message::Request;
+use linkspan_vhost::wire::VHOST_USER_MAX_CONFIG_SIZE;
 use linkspan_vhost::{MemoryRegion, ProtocolFeatures};
-
 use linkspan_virtio::{Features, QueueLayout};
 
+use super::asked::Asked;
+use super::config::ConfigSpace;
 use super::link::LinkError;
 use super::queues::Queues;
 use crate::driver::{DriverMemory, Resumed};
+use crate::limit::LogLimit;
 use crate::session::{End, Outgoing, Session, run_until};
 
 /// Descriptors of ours that messages carry.
 const MEMORY_FD: FdId = FdId(0);
 const INFLIGHT_FD: FdId = FdId(1);
-const FIRST_EVENT_FD: u64 = 2;
+const REQUESTS_FD: FdId = FdId(2);
+const FIRST_EVENT_FD: u64 = 3;
 
 fn kick_fd(ring: u16) -> FdId {
     FdId(FIRST_EVENT_FD + 2 * u64::from(ring))
@@ -33,12 +39,30 @@ fn call_fd(ring: u16) -> FdId {
     FdId(FIRST_EVENT_FD + 2 * u64::from(ring) + 1)
 }
 
+/// What outlives a connection.
+#[derive(Default)]
+pub(super) struct Kept {
+    pub(super) queues: Option<Queues>,
+    pub(super) inflight: Option<(Inflight, PeerMemory)>,
+    /// What the users of the link see of the device, once there are any.
+    pub(super) config: Option<Arc<ConfigSpace>>,
+    /// What is logged of requests of back ends.
+    refusals: LogLimit,
+    changes: LogLimit,
+}
+
 /// One connection of a front end: the protocol core with its descriptors, and
 /// the commands that are still to be given.
 pub(super) struct FrontendSession {
     pub(super) core: Frontend,
-    pub(super) queues: Option<Queues>,
-    pub(super) inflight: Option<(Inflight, PeerMemory)>,
+    pub(super) kept: Kept,
+    /// What the back end asks of us, if that was negotiated.
+    asked: Option<Asked>,
+    /// Configuration space as it was last read, and what is being read of it.
+    config: Vec<u8>,
+    reading: Vec<u8>,
+    /// It is to be read again.
+    stale: bool,
     commands: VecDeque<Command>,
     /// Rings that the last command starts.
     starting: Vec<u16>,
@@ -60,8 +84,11 @@ impl FrontendSession {
     pub(super) fn new(core: Frontend, limit: Duration) -> Self {
         Self {
             core,
-            queues: None,
-            inflight: None,
+            kept: Kept::default(),
+            asked: None,
+            config: Vec::new(),
+            reading: Vec::new(),
+            stale: false,
             commands: VecDeque::new(),
             starting: Vec::new(),
             serving: false,
@@ -86,15 +113,37 @@ impl FrontendSession {
     /// From now on each ring is started when its queue has parked.
     pub(super) fn serve(&mut self) -> Result<(), LinkError> {
         self.serving = true;
+        self.publish();
         // Some have parked already.
         self.proceed()
     }
 
+    /// The connection is lost: nothing comes from the back end any more.
+    pub(super) fn lost(&mut self) {
+        self.asked = None;
+        if let Some(queues) = &mut self.kept.queues {
+            queues.lost();
+        }
+    }
+
     /// The commands that set up what all rings need.
-    pub(super) fn set_up(&mut self) {
-        let (Some(queues), Some(negotiated)) = (&self.queues, self.core.negotiated()) else {
-            return;
+    pub(super) fn set_up(&mut self) -> Result<(), LinkError> {
+        let (Some(queues), Some(negotiated)) = (&self.kept.queues, self.core.negotiated()) else {
+            return Ok(());
         };
+        self.config.clone_from(&negotiated.config);
+        let protocol = negotiated.protocol_features;
+        if protocol.contains(ProtocolFeatures::BACKEND_REQ) {
+            let asked = Asked::open(protocol, queues.bell());
+            self.asked = Some(asked.map_err(|source| LinkError::System {
+                what: "no socket for requests of the back end can be had",
+                source,
+            })?);
+            self.commands
+                .push_back(Command::SetBackendRequests(REQUESTS_FD));
+            // What changed since it was read, nobody was told of.
+            self.commands.extend(read_config(self.config.len()));
+        }
         let memory = queues.memory();
         let table = MemoryRegion {
             guest_address: memory.guest_base(),
@@ -102,12 +151,10 @@ impl FrontendSession {
             user_address: memory.user_base(),
             mmap_offset: 0,
         };
-        let inflight = negotiated
-            .protocol_features
-            .contains(ProtocolFeatures::INFLIGHT_SHMFD);
+        let inflight = protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD);
         let rings = u16::try_from(memory.rings().len()).unwrap_or(u16::MAX);
         let queue_size = memory.rings().first().map_or(0, |place| place.size);
-        let before = match &self.inflight {
+        let before = match &self.kept.inflight {
             Some((inflight, _)) => Some(Command::AdoptInflight {
                 inflight: *inflight,
                 fd: INFLIGHT_FD,
@@ -127,11 +174,12 @@ impl FrontendSession {
             .into_iter()
             .flatten(),
         );
+        Ok(())
     }
 
     /// The command that starts these rings: all or none.
     pub(super) fn start(&mut self, rings: Vec<u16>) {
-        let (Some(queues), Some(negotiated)) = (&self.queues, self.core.negotiated()) else {
+        let (Some(queues), Some(negotiated)) = (&self.kept.queues, self.core.negotiated()) else {
             return;
         };
         let layout = QueueLayout::of(Features::from_bits_retain(negotiated.features));
@@ -162,10 +210,13 @@ impl FrontendSession {
     fn next_command(&mut self) -> Option<Command> {
         if self.serving
             && self.commands.is_empty()
-            && let Some(rings) = self.queues.as_ref().map(Queues::waiting)
+            && let Some(rings) = self.kept.queues.as_ref().map(Queues::waiting)
             && !rings.is_empty()
         {
             self.start(rings);
+        }
+        if self.commands.is_empty() && std::mem::take(&mut self.stale) {
+            self.commands.extend(read_config(self.config.len()));
         }
         self.commands.pop_front()
     }
@@ -206,17 +257,47 @@ impl FrontendSession {
 
     fn hear(&mut self, event: Event) -> Result<(), LinkError> {
         match event {
+            Event::Config { offset, bytes } => {
+                if offset == 0 {
+                    self.reading.clear();
+                }
+                self.reading.extend(bytes);
+                // It may be half of what it was and half of what it is if it
+                // changed meanwhile, and then it is read again.
+                if self.reading.len() == self.config.len() && !self.stale {
+                    self.config.clone_from(&self.reading);
+                    if self.runs || self.serving {
+                        self.publish();
+                    }
+                }
+                Ok(())
+            }
+            // It goes on being what it was.
+            Event::Refused {
+                request: Request::GetConfig,
+                ..
+            } => {
+                self.commands
+                    .retain(|command| !matches!(command, Command::ReadConfig { .. }));
+                if let Some(more) = self.kept.refusals.allow() {
+                    tracing::warn!(
+                        more,
+                        "the back end says that its configuration space changed, and does not let it be read"
+                    );
+                }
+                Ok(())
+            }
             Event::Refused { request, code } => Err(LinkError::Refused { request, code }),
             Event::Inflight(Some((inflight, FdSlot(slot)))) => {
                 let fd = self.fds.get_mut(slot).and_then(Option::take);
                 let fd = fd.map(PeerMemory::check);
-                self.inflight = fd.transpose()?.map(|fd| (inflight, fd));
+                self.kept.inflight = fd.transpose()?.map(|fd| (inflight, fd));
                 Ok(())
             }
             Event::Done if !self.starting.is_empty() && self.commands.is_empty() => {
                 let rings = std::mem::take(&mut self.starting);
                 self.runs = true;
-                if let Some(queues) = &mut self.queues {
+                if let Some(queues) = &mut self.kept.queues {
                     queues.started(&rings);
                 }
                 Ok(())
@@ -225,13 +306,32 @@ impl FrontendSession {
         }
     }
 
+    /// The users of the link see what configuration space is now.
+    fn publish(&mut self) {
+        if let Some(config) = &self.kept.config
+            && config.replace(&self.config)
+            && let Some(more) = self.kept.changes.allow()
+        {
+            tracing::info!(more, "the configuration space of the device changed");
+        }
+    }
+
+    /// Configuration space as it was last read.
+    pub(super) fn config(&self) -> &[u8] {
+        &self.config
+    }
+
     /// A duplicate of a descriptor of ours, to go with a message.
-    fn own_fd(&self, id: FdId) -> io::Result<OwnedFd> {
+    fn own_fd(&mut self, id: FdId) -> io::Result<OwnedFd> {
         let missing = || io::Error::from(io::ErrorKind::NotFound);
-        let queues = self.queues.as_ref().ok_or_else(missing)?;
+        if let (REQUESTS_FD, Some(asked)) = (id, &mut self.asked) {
+            return asked.take_theirs().ok_or_else(missing);
+        }
+        let queues = self.kept.queues.as_ref().ok_or_else(missing)?;
+        let inflight = self.kept.inflight.as_ref();
         let fd = match (id, id.0.checked_sub(FIRST_EVENT_FD)) {
             (MEMORY_FD, _) => queues.memory().as_fd(),
-            (INFLIGHT_FD, _) => self.inflight.as_ref().ok_or_else(missing)?.1.as_fd(),
+            (INFLIGHT_FD, _) => inflight.ok_or_else(missing)?.1.as_fd(),
             (_, Some(number)) => {
                 let ring = usize::try_from(number / 2).map_err(|_| missing())?;
                 let events = queues.events(ring).ok_or_else(missing)?;
@@ -246,6 +346,21 @@ impl FrontendSession {
         };
         fd.try_clone_to_owned()
     }
+}
+
+/// The commands that read so much configuration space.
+fn read_config(len: usize) -> impl Iterator<Item = Command> {
+    let part = move |offset: usize| {
+        let size = (len - offset).min(VHOST_USER_MAX_CONFIG_SIZE);
+        // It was read at the start: its size is in range.
+        Some(Command::ReadConfig {
+            offset: u32::try_from(offset).ok()?,
+            size: u32::try_from(size).ok()?,
+        })
+    };
+    (0..len)
+        .step_by(VHOST_USER_MAX_CONFIG_SIZE)
+        .filter_map(part)
 }
 
 fn ring_start(
@@ -312,7 +427,10 @@ impl Session for FrontendSession {
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.queues.as_ref().map(Queues::bell)
+        match &self.asked {
+            Some(asked) => Some(asked.watch()),
+            None => self.kept.queues.as_ref().map(Queues::bell),
+        }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -323,7 +441,12 @@ impl Session for FrontendSession {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             return Err(LinkError::of(End::Late, self));
         }
-        if let Some(queues) = &mut self.queues {
+        // Also while a command is under way: the back end may wait for an answer
+        // before it gives its own.
+        if let Some(asked) = &mut self.asked {
+            self.stale |= asked.pump(&mut self.kept.refusals);
+        }
+        if let Some(queues) = &mut self.kept.queues {
             queues.listen();
         }
         self.proceed()

@@ -2,7 +2,7 @@
 //! that lives on when the back end dies and another one takes its place.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,7 +16,8 @@ use linkspan_vhost::message::Request;
 use linkspan_vhost::{ProtocolFeatures, frontend};
 use linkspan_virtio::Features;
 
-use super::frontend::FrontendSession;
+use super::config::ConfigSpace;
+use super::frontend::{FrontendSession, Kept};
 use super::queues::Queues;
 use super::server::chain;
 use crate::driver::{DriverMemory, QueueHandle};
@@ -195,16 +196,20 @@ impl Connection {
         memory: Arc<DriverMemory>,
         queues: Vec<QueueHandle>,
     ) -> Result<Link, LinkError> {
-        let queues = Queues::new(memory, queues).map_err(|source| LinkError::System {
+        let no_descriptor = |source| LinkError::System {
             what: "no descriptor can be had",
             source,
-        })?;
+        };
+        let queues = Queues::new(memory, queues).map_err(no_descriptor)?;
         let rings = queues.all();
-        self.session.queues = Some(queues);
-        self.session.set_up();
+        self.session.kept.queues = Some(queues);
+        self.session.set_up()?;
         self.session.start(rings);
         self.session
             .finish(&self.stream, &self.cancel, self.step_limit)?;
+        let config = ConfigSpace::new(self.session.config().to_vec()).map_err(no_descriptor)?;
+        let config = Arc::new(config);
+        self.session.kept.config = Some(Arc::clone(&config));
         let endpoint = Arc::new(Endpoint::default());
         endpoint.begin();
         endpoint.enter(Phase::Running);
@@ -220,6 +225,7 @@ impl Connection {
         Ok(Link {
             cancel,
             endpoint,
+            config,
             thread: Some(thread),
         })
     }
@@ -230,6 +236,7 @@ impl Connection {
 pub struct Link {
     cancel: Arc<EventFd>,
     endpoint: Arc<Endpoint>,
+    config: Arc<ConfigSpace>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -237,6 +244,20 @@ impl Link {
     /// The endpoint, to look at.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// The device's configuration space, as many bytes of it as were asked for:
+    /// what the back end that runs said last, none from one without
+    /// `VHOST_USER_PROTOCOL_F_CONFIG`. A disk that grew is seen here.
+    pub fn config(&self) -> Vec<u8> {
+        self.config.read()
+    }
+
+    /// Becomes readable when [`config`](Self::config) has changed since it was
+    /// last called. The back end says so itself
+    /// (`VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`), or another one took its place.
+    pub fn config_changed(&self) -> BorrowedFd<'_> {
+        self.config.changed()
     }
 }
 
@@ -293,9 +314,7 @@ fn keep_alive(connection: Connection, endpoint: &Endpoint) {
         }
         drop(stream);
         endpoint.enter(Phase::Reconnecting);
-        if let Some(queues) = &mut session.queues {
-            queues.lost();
-        }
+        session.lost();
         // A back end that leaves at once must not keep us busy.
         if !wait_a_while(&again.cancel, &mut pause) {
             break;
@@ -326,7 +345,7 @@ impl Again {
         unfit: &mut LogLimit,
     ) -> Option<(FrontendSession, Stream)> {
         let saved = old.core.saved();
-        let (mut queues, mut inflight) = (old.queues.take(), old.inflight.take());
+        let mut kept = std::mem::take(&mut old.kept);
         loop {
             let stream = connect(&self.options, &self.cancel, None).ok()?;
             endpoint.begin();
@@ -335,8 +354,7 @@ impl Again {
                 None => Frontend::new(wish(&self.options)),
             };
             let mut session = FrontendSession::new(core.ok()?, self.step_limit);
-            session.queues = queues.take();
-            session.inflight = inflight.take();
+            session.kept = kept;
             match self.bring_up(&mut session, &stream) {
                 Ok(()) => {
                     endpoint.enter(Phase::Ready);
@@ -347,10 +365,10 @@ impl Again {
                     if let Some(more) = unfit.allow() {
                         tracing::warn!(more, "a back end that does not do: {}", chain(&error));
                     }
-                    (queues, inflight) = (session.queues.take(), session.inflight.take());
+                    kept = std::mem::take(&mut session.kept);
                     endpoint.enter(Phase::Reconnecting);
                     // It need not wait with us.
-                    drop(stream);
+                    drop((session, stream));
                     if !wait_a_while(&self.cancel, pause) {
                         return None;
                     }
@@ -361,17 +379,20 @@ impl Again {
 
     /// Negotiates and sets up what all rings need.
     fn bring_up(&self, session: &mut FrontendSession, stream: &Stream) -> Result<(), LinkError> {
-        if let Some(queues) = &mut session.queues {
+        let Kept {
+            queues, inflight, ..
+        } = &mut session.kept;
+        if let Some(queues) = queues {
             // A region that no ring was started with says nothing.
             if queues.nothing_is_known() {
-                session.inflight = None;
+                *inflight = None;
             }
-            if session.inflight.is_none() {
+            if inflight.is_none() {
                 queues.forget();
             }
         }
         session.finish(stream, &self.cancel, self.step_limit)?;
-        session.set_up();
+        session.set_up()?;
         session.finish(stream, &self.cancel, self.step_limit)?;
         session.serve()
     }
@@ -412,6 +433,7 @@ fn wish(options: &LinkOptions) -> Wish {
         protocol_features: ProtocolFeatures::MQ
             | ProtocolFeatures::REPLY_ACK
             | ProtocolFeatures::CONFIG
+            | ProtocolFeatures::BACKEND_REQ
             | ProtocolFeatures::INFLIGHT_SHMFD
             | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
         // Without it the device would be all zero, of no size for example.

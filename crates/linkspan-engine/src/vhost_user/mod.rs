@@ -1,6 +1,9 @@
 //! vhost-user as a transport: a device offered on a Unix socket, and a device
 //! driven over one.
 
+mod asked;
+mod channel;
+mod config;
 mod error;
 mod frontend;
 mod inflight;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use linkspan_mem::{DirtyLog, Gpa, GuestMemory};
 use linkspan_sys::PeerEventFd;
-use linkspan_vhost::backend::{Answer, Failure, RingSetup};
+use linkspan_vhost::backend::{Answer, Failure, FdSlot, RingSetup};
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
@@ -75,8 +75,9 @@ impl BackendSession {
         &mut self,
         index: u16,
         setup: RingSetup,
-        kick: Option<PeerEventFd>,
-    ) -> Result<(), Reason> {
+        kick: Option<FdSlot>,
+    ) -> Result<Option<Answer>, Reason> {
+        let kick = self.take_event(kick)?;
         let features = Features::from_bits_retain(setup.features);
         self.logging.check_ring(&setup)?;
         let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), None)?;
@@ -96,11 +97,47 @@ impl BackendSession {
             err: slot.err.clone(),
             enabled: setup.enabled,
             retired: false,
+            moves: false,
             counters: Arc::clone(&slot.counters),
         });
         let key = self.workers.start(ring, self.sink.clone());
         slot.run = Some(Run { key, setup });
-        Ok(())
+        self.waiting = Some(Waiting::Ring);
+        Ok(None)
+    }
+
+    pub(super) fn stop_ring(&mut self, ring: u16) -> Option<Answer> {
+        self.begin_to_drain();
+        self.command(ring, |workers, key| workers.stop(key))
+    }
+
+    pub(super) fn set_kick(
+        &mut self,
+        ring: u16,
+        kick: Option<FdSlot>,
+    ) -> Result<Option<Answer>, Reason> {
+        let kick = self.take_event(kick)?;
+        Ok(self.command(ring, |workers, key| workers.set_kick(key, kick)))
+    }
+
+    pub(super) fn set_call(
+        &mut self,
+        ring: u16,
+        call: Option<FdSlot>,
+    ) -> Result<Option<Answer>, Reason> {
+        let call = self.take_event(call)?.map(Arc::new);
+        self.rings[usize::from(ring)].call.clone_from(&call);
+        Ok(self.command(ring, |workers, key| workers.set_call(key, call)))
+    }
+
+    pub(super) fn set_err(
+        &mut self,
+        ring: u16,
+        err: Option<FdSlot>,
+    ) -> Result<Option<Answer>, Reason> {
+        let err = self.take_event(err)?.map(Arc::new);
+        self.rings[usize::from(ring)].err.clone_from(&err);
+        Ok(self.command(ring, |workers, key| workers.set_err(key, err)))
     }
 
     /// Installs another memory table. Rings that run are brought to rest first:

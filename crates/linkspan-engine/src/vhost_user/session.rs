@@ -13,7 +13,7 @@ use linkspan_mem::GuestMemory;
 use linkspan_sys::poll::Interest;
 use linkspan_sys::{Epoll, EventFd, PeerEventFd, reaper};
 use linkspan_vhost::backend::{Answer, Backend, Effect, FdId, FdSlot, Offer};
-use linkspan_vhost::{Disposition, ProtocolFeatures, VHOST_F_LOG_ALL};
+use linkspan_vhost::{Direction, Disposition, Inflight, ProtocolFeatures, VHOST_F_LOG_ALL};
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
@@ -210,12 +210,7 @@ impl BackendSession {
     /// Begins an effect. `None`: it needs no answer, or its answer comes later.
     fn carry_out(&mut self, effect: Effect) -> Result<Option<Answer>, Reason> {
         match effect {
-            Effect::Send { bytes, fds } => {
-                let fds = fds.into_iter().map(|_| self.inflight_fd());
-                let fds = fds.collect::<io::Result<_>>().map_err(Reason::System)?;
-                self.outgoing.push_back(Outgoing { bytes, fds });
-                return Ok(None);
-            }
+            Effect::Send { bytes, fds } => return self.queue_message(bytes, &fds),
             // The rings are stopped by now, and no device has more to reset.
             Effect::SetStatus(_) => {}
             Effect::ResetDevice => {
@@ -228,8 +223,7 @@ impl BackendSession {
             }
             Effect::SetRingLog { ring, log } => return self.set_ring_log(ring, log),
             Effect::SetLog { log, fd } => {
-                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
-                let log = Logging::map(fd, log, &self.wake)?;
+                let log = Logging::map(self.take_fd(fd)?, log, &self.wake)?;
                 return self.set_log(log);
             }
             Effect::SetLogFd { fd } => {
@@ -240,83 +234,27 @@ impl BackendSession {
                 queues,
                 queue_size,
                 features,
-            } => {
-                let features = features.map(Features::from_bits_retain);
-                let area = InflightArea::create(queues, queue_size, features)?;
-                let (size, offset, fd) = (area.size(), 0, INFLIGHT_FD);
-                self.inflight = Some(area);
-                return Ok(Some(Answer::Inflight { size, offset, fd }));
-            }
-            Effect::AdoptInflight { inflight, fd } => {
-                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
-                let features = self.core.features().map(Features::from_bits_retain);
-                let area = InflightArea::adopt(inflight, fd, features, &self.wake)?;
-                self.inflight = Some(area);
-            }
-            Effect::MoveState { direction, fd } => {
-                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
-                // One at a time: the one of before ends first.
-                self.transfer = None;
-                let transfer = Transfer::begin(direction, fd, self.device.name(), &self.wake)?;
-                self.transfer = Some(transfer);
-            }
-            Effect::CheckState => {
-                let transfer = self.transfer.as_ref().ok_or(TransferError::None)?;
-                let Some(end) = transfer.end() else {
-                    self.waiting = Some(Waiting::State);
-                    return Ok(None);
-                };
-                self.transfer = None;
-                end?;
-            }
-            Effect::SetRequestSocket { fd } => {
-                let fd = self.take_fd(fd).ok_or(Reason::NoDescriptor)?;
-                let features = self.core.protocol_features();
-                let socket =
-                    RequestSocket::open(fd, features, &self.watch).map_err(Reason::Socket)?;
-                if let Some(before) = self.requests.replace(socket) {
-                    before.close(&self.watch);
-                }
-                self.announce();
-            }
+            } => return self.create_inflight(queues, queue_size, features),
+            Effect::AdoptInflight { inflight, fd } => self.adopt_inflight(inflight, fd)?,
+            Effect::MoveState { direction, fd } => self.move_state(direction, fd)?,
+            Effect::CheckState => return self.check_state(),
+            Effect::SetRequestSocket { fd } => self.set_request_socket(fd)?,
             Effect::SetMemory(regions) => {
                 let fds = self.fds.drain(..).flatten().collect();
                 let table = MemoryTable::replaced(regions, fds, &self.wake)?;
                 return self.change_memory(table);
             }
             Effect::AddRegion(region) => {
-                let fd = self.take_fd(FdSlot(0)).ok_or(Reason::NoDescriptor)?;
+                let fd = self.take_fd(FdSlot(0))?;
                 let table = self.table.with(region, fd, &self.wake)?;
                 return self.change_memory(table);
             }
-            Effect::RemoveRegion(region) => {
-                let table = self.table.without(region);
-                return self.change_memory(table);
-            }
-            Effect::StartRing { ring, setup, kick } => {
-                let kick = self.take_event(kick)?;
-                self.start_ring(ring, setup, kick)?;
-                self.waiting = Some(Waiting::Ring);
-                return Ok(None);
-            }
-            Effect::StopRing { ring } => {
-                self.begin_to_drain();
-                return Ok(self.command(ring, |workers, key| workers.stop(key)));
-            }
-            Effect::SetKick { ring, kick } => {
-                let kick = self.take_event(kick)?;
-                return Ok(self.command(ring, |workers, key| workers.set_kick(key, kick)));
-            }
-            Effect::SetCall { ring, call } => {
-                let call = self.take_event(call)?.map(Arc::new);
-                self.rings[usize::from(ring)].call.clone_from(&call);
-                return Ok(self.command(ring, |workers, key| workers.set_call(key, call)));
-            }
-            Effect::SetErr { ring, err } => {
-                let err = self.take_event(err)?.map(Arc::new);
-                self.rings[usize::from(ring)].err.clone_from(&err);
-                return Ok(self.command(ring, |workers, key| workers.set_err(key, err)));
-            }
+            Effect::RemoveRegion(region) => return self.change_memory(self.table.without(region)),
+            Effect::StartRing { ring, setup, kick } => return self.start_ring(ring, setup, kick),
+            Effect::StopRing { ring } => return Ok(self.stop_ring(ring)),
+            Effect::SetKick { ring, kick } => return self.set_kick(ring, kick),
+            Effect::SetCall { ring, call } => return self.set_call(ring, call),
+            Effect::SetErr { ring, err } => return self.set_err(ring, err),
             Effect::EnableRing { ring, enabled } => {
                 return Ok(self.command(ring, |workers, key| workers.enable(key, enabled)));
             }
@@ -340,6 +278,65 @@ impl BackendSession {
             }
         }
         Ok(Some(Answer::Done))
+    }
+
+    fn queue_message(&mut self, bytes: Vec<u8>, fds: &[FdId]) -> Result<Option<Answer>, Reason> {
+        let fds = fds.iter().map(|_| self.inflight_fd());
+        let fds = fds.collect::<io::Result<_>>().map_err(Reason::System)?;
+        self.outgoing.push_back(Outgoing { bytes, fds });
+        Ok(None)
+    }
+
+    fn create_inflight(
+        &mut self,
+        queues: u16,
+        queue_size: u16,
+        features: Option<u64>,
+    ) -> Result<Option<Answer>, Reason> {
+        let features = features.map(Features::from_bits_retain);
+        let area = InflightArea::create(queues, queue_size, features)?;
+        let (size, offset, fd) = (area.size(), 0, INFLIGHT_FD);
+        self.inflight = Some(area);
+        Ok(Some(Answer::Inflight { size, offset, fd }))
+    }
+
+    fn adopt_inflight(&mut self, inflight: Inflight, fd: FdSlot) -> Result<(), Reason> {
+        let fd = self.take_fd(fd)?;
+        let features = self.core.features().map(Features::from_bits_retain);
+        let area = InflightArea::adopt(inflight, fd, features, &self.wake)?;
+        self.inflight = Some(area);
+        Ok(())
+    }
+
+    fn move_state(&mut self, direction: Direction, fd: FdSlot) -> Result<(), Reason> {
+        let fd = self.take_fd(fd)?;
+        // One at a time: the one of before ends first.
+        self.transfer = None;
+        let transfer = Transfer::begin(direction, fd, self.device.name(), &self.wake)?;
+        self.transfer = Some(transfer);
+        Ok(())
+    }
+
+    fn check_state(&mut self) -> Result<Option<Answer>, Reason> {
+        let transfer = self.transfer.as_ref().ok_or(TransferError::None)?;
+        let Some(end) = transfer.end() else {
+            self.waiting = Some(Waiting::State);
+            return Ok(None);
+        };
+        self.transfer = None;
+        end?;
+        Ok(Some(Answer::Done))
+    }
+
+    fn set_request_socket(&mut self, fd: FdSlot) -> Result<(), Reason> {
+        let fd = self.take_fd(fd)?;
+        let features = self.core.protocol_features();
+        let socket = RequestSocket::open(fd, features, &self.watch).map_err(Reason::Socket)?;
+        if let Some(before) = self.requests.replace(socket) {
+            before.close(&self.watch);
+        }
+        self.announce();
+        Ok(())
     }
 
     /// Answers who waits for the device's state, if it was moved by now.
@@ -381,16 +378,17 @@ impl BackendSession {
         }
     }
 
-    fn take_fd(&mut self, slot: FdSlot) -> Option<OwnedFd> {
-        self.fds.get_mut(slot.0)?.take()
+    fn take_fd(&mut self, slot: FdSlot) -> Result<OwnedFd, Reason> {
+        let fd = self.fds.get_mut(slot.0).and_then(Option::take);
+        fd.ok_or(Reason::NoDescriptor)
     }
 
-    fn take_event(&mut self, slot: Option<FdSlot>) -> Result<Option<PeerEventFd>, Reason> {
-        let Some(slot) = slot else {
-            return Ok(None);
-        };
-        let fd = self.take_fd(slot).ok_or(Reason::NoDescriptor)?;
-        Ok(Some(PeerEventFd::check(fd)?))
+    pub(super) fn take_event(
+        &mut self,
+        slot: Option<FdSlot>,
+    ) -> Result<Option<PeerEventFd>, Reason> {
+        let fd = slot.map(|slot| self.take_fd(slot)).transpose()?;
+        Ok(fd.map(PeerEventFd::check).transpose()?)
     }
 }
 

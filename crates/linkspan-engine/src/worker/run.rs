@@ -600,7 +600,7 @@ impl Slot {
     fn pass(&mut self, neighbours: &mut Neighbours<'_>) -> (bool, Outcome) {
         let takes = self.takes();
         self.disarmed |= takes;
-        let (worked, progress, quiet) = match &mut self.work {
+        let (worked, progress, quiet, moves) = match &mut self.work {
             Work::Ring(ring, events) => {
                 let serves = ring.takes() && !self.stopping;
                 let (worked, progress) = match self.address {
@@ -611,17 +611,19 @@ impl Slot {
                 if let Err(error) = progress {
                     retire(ring, events, error);
                 }
-                (worked, progress.ok(), ring.handler.in_flight() == 0)
+                let quiet = ring.handler.in_flight() == 0;
+                (worked, progress.ok(), quiet, ring.moves)
             }
-            Work::Task(_) if self.stopping => (false, None, true),
+            Work::Task(_) if self.stopping => (false, None, true, false),
             Work::Task(task) => {
                 let (worked, progress) = task.run(Budget::default(), neighbours);
                 self.stopping = task.is_over();
-                (worked, Some(progress), true)
+                (worked, Some(progress), true, false)
             }
         };
         let outcome = match progress {
             _ if self.stopping && quiet => Outcome::Quiet,
+            _ if moves => Outcome::Works,
             Some(Progress::More) if !self.stopping => Outcome::Works,
             Some(Progress::Until(until)) if !self.stopping => Outcome::Waits(until),
             _ if self.takes() => Outcome::Awake,

@@ -237,6 +237,12 @@ impl AsFd for Stream {
     }
 }
 
+impl From<Stream> for OwnedFd {
+    fn from(stream: Stream) -> Self {
+        stream.socket
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -520,6 +520,9 @@ impl Taken {
                 self.finished = true;
                 return;
             }
+            Operation::Discard | Operation::WriteZeroes { .. } => {
+                panic!("the drivers here ask for neither")
+            }
             Operation::Answer(status) => panic!("answered with {status:?}"),
         };
         let block = (offset + at) / BLOCK as u64;

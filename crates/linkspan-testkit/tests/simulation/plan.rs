@@ -90,6 +90,8 @@ impl Plan {
         let options = BlockOptions {
             size_bytes: BLOCKS * BLOCK as u64,
             block_size: 512,
+            physical_block_size: 4096,
+            discard_granularity: 4096,
             queues,
             queue_size: size,
             read_only: false,

@@ -260,7 +260,8 @@ impl Frontend {
     /// What was acknowledged to the driver cannot be taken back: the protocol
     /// features are those of before, and if the back end no longer has them,
     /// the acknowledged features, the rings, the configuration space or the
-    /// memory slots of before, the negotiation ends with a [`Misfit`].
+    /// memory slots of before, the negotiation ends with a [`Misfit`]. Only
+    /// `BACKEND_REQ` is agreed anew: its socket ended with the connection.
     ///
     /// # Errors
     /// No back end can fulfil the wish, or it is about other rings than before.

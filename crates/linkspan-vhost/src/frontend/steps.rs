@@ -19,6 +19,10 @@ use crate::wire::{
     VHOST_USER_MAX_CONFIG_SIZE, VringState,
 };
 
+/// Protocol features that each connection agrees on anew, whatever an earlier
+/// one had: nothing of them outlives it, and no driver is promised them.
+const ANEW: ProtocolFeatures = ProtocolFeatures::BACKEND_REQ;
+
 /// One message to send.
 #[derive(Debug)]
 pub(super) struct Step {
@@ -294,9 +298,12 @@ impl Frontend {
 
     fn offered_protocol(&mut self, offered: u64) -> Result<(), Error> {
         let offered = ProtocolFeatures::from_bits_retain(offered);
+        let wished = self.wish.protocol_features | self.wish.required_protocol_features;
         let wanted = match &self.previous {
-            Some(saved) => saved.negotiated.protocol_features,
-            None => self.wish.protocol_features | self.wish.required_protocol_features,
+            Some(saved) => {
+                saved.negotiated.protocol_features.difference(ANEW) | wished.intersection(ANEW)
+            }
+            None => wished,
         };
         self.agree(offered, offered & wanted)
     }
@@ -304,7 +311,7 @@ impl Frontend {
     /// Protocol features are known, so the rest of the negotiation is.
     fn agree(&mut self, offered: ProtocolFeatures, use_: ProtocolFeatures) -> Result<(), Error> {
         let before = self.previous.as_ref();
-        let before = before.map(|saved| saved.negotiated.protocol_features);
+        let before = before.map(|saved| saved.negotiated.protocol_features.difference(ANEW));
         let required = self.wish.required_protocol_features | before.unwrap_or_default();
         let missing = required.difference(offered);
         if !missing.is_empty() {

@@ -97,38 +97,15 @@ struct Engine {
 
 impl Engine {
     fn carry_out(&mut self, effect: &Effect, fds: usize) -> Answer {
+        if let Some(answer) = self.carry_out_on_ring(effect, fds) {
+            return answer;
+        }
         match effect {
             Effect::SetFeatures(features) => {
                 let running = self.running.contains(&true);
                 let changed = self.features.unwrap_or(0) ^ features;
                 assert!(!running || changed & !(1 << 26) == 0);
                 self.features = Some(*features);
-            }
-            Effect::StartRing { ring, setup, kick } => {
-                let ring = usize::from(*ring);
-                assert!(!self.running[ring]);
-                assert!((1..=1024).contains(&setup.size));
-                let packed = setup.features & (1 << 34) != 0;
-                assert!(packed || (setup.size.is_power_of_two() && setup.base <= 0xffff));
-                assert_eq!(Some(setup.features), self.features);
-                assert!(kick.is_none_or(|slot| slot.0 < fds));
-                self.running[ring] = true;
-                self.enabled[ring] = setup.enabled;
-            }
-            Effect::SetKick { ring, .. } | Effect::SetRingLog { ring, .. } => {
-                assert!(self.running[usize::from(*ring)]);
-            }
-            Effect::SetCall { call: fd, .. } | Effect::SetErr { err: fd, .. } => {
-                assert!(fd.is_none_or(|slot| slot.0 < fds));
-            }
-            Effect::EnableRing { ring, enabled } => {
-                let ring = usize::from(*ring);
-                assert!(self.running[ring] && self.enabled[ring] != *enabled);
-                self.enabled[ring] = *enabled;
-            }
-            Effect::StopRing { ring } => {
-                assert!(core::mem::take(&mut self.running[usize::from(*ring)]));
-                return Answer::RingStopped { base: 3 };
             }
             Effect::SetMemory(regions) => {
                 assert_eq!(regions.len(), fds);
@@ -185,6 +162,40 @@ impl Engine {
             other => panic!("{other:?}"),
         }
         Answer::Done
+    }
+
+    /// `None`: the effect is not one on a ring.
+    fn carry_out_on_ring(&mut self, effect: &Effect, fds: usize) -> Option<Answer> {
+        match effect {
+            Effect::StartRing { ring, setup, kick } => {
+                let ring = usize::from(*ring);
+                assert!(!self.running[ring]);
+                assert!((1..=1024).contains(&setup.size));
+                let packed = setup.features & (1 << 34) != 0;
+                assert!(packed || (setup.size.is_power_of_two() && setup.base <= 0xffff));
+                assert_eq!(Some(setup.features), self.features);
+                assert!(kick.is_none_or(|slot| slot.0 < fds));
+                self.running[ring] = true;
+                self.enabled[ring] = setup.enabled;
+            }
+            Effect::SetKick { ring, .. } | Effect::SetRingLog { ring, .. } => {
+                assert!(self.running[usize::from(*ring)]);
+            }
+            Effect::SetCall { call: fd, .. } | Effect::SetErr { err: fd, .. } => {
+                assert!(fd.is_none_or(|slot| slot.0 < fds));
+            }
+            Effect::EnableRing { ring, enabled } => {
+                let ring = usize::from(*ring);
+                assert!(self.running[ring] && self.enabled[ring] != *enabled);
+                self.enabled[ring] = *enabled;
+            }
+            Effect::StopRing { ring } => {
+                assert!(core::mem::take(&mut self.running[usize::from(*ring)]));
+                return Some(Answer::RingStopped { base: 3 });
+            }
+            _ => return None,
+        }
+        Some(Answer::Done)
     }
 
     fn agree(&self, backend: &Backend) {

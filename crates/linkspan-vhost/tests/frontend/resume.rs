@@ -108,7 +108,25 @@ fn protocol_features_in_use_are_not_given_up() {
         protocol_features: ProtocolFeatures::empty(),
         ..offer()
     };
-    assert_eq!(misfit(none), Misfit::ProtocolFeatures { missing: ALL });
+    let missing = ALL.difference(ProtocolFeatures::BACKEND_REQ);
+    assert_eq!(misfit(none), Misfit::ProtocolFeatures { missing });
+}
+
+/// Its socket ended with the connection, and no driver was promised one.
+#[test]
+fn requests_of_the_back_end_are_agreed_anew() {
+    let mut saved = saved();
+    for with in [false, true] {
+        let mut offer = offer();
+        let feature = ProtocolFeatures::BACKEND_REQ;
+        offer.protocol_features.set(feature, with);
+        let mut pair = Pair::of(Frontend::resume(wish(), saved).expect("a wish"), offer);
+        pair.run();
+        let protocol = pair.negotiated().protocol_features;
+        assert_eq!(protocol.contains(feature), with);
+        pair.lose();
+        saved = pair.front.saved().expect("negotiated");
+    }
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub enum Mode {
     Shell,
     /// The disk check.
     Check,
+    /// Discards a part of the disk.
+    Discard,
     /// Says that it runs, and powers off.
     Probe,
 }
@@ -199,6 +201,7 @@ fn arguments(
     let (mode_name, loglevel) = match mode {
         Mode::Shell => ("shell", 4),
         Mode::Check => ("check", 6),
+        Mode::Discard => ("discard", 6),
         Mode::Probe => ("probe", 6),
     };
     let mut args: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]
@@ -251,7 +254,7 @@ fn arguments(
 fn serial_ports(mode: Mode, console: &Path) -> Vec<String> {
     let options = match mode {
         Mode::Shell => vec![("-serial", "mon:stdio".into())],
-        Mode::Check | Mode::Probe => vec![
+        Mode::Check | Mode::Discard | Mode::Probe => vec![
             (
                 "-chardev",
                 format!("file,id=console,path={},append=on", comma_escaped(console)),

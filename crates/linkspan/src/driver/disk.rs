@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout};
-use linkspan_devices::block::driver::{Answer, Command, DiskInfo, WANTED};
-use linkspan_devices::block::{ID_BYTES, Status as Answered};
+use linkspan_devices::block::driver::{Answer, Command, DiskInfo, RangeLimits, WANTED};
+use linkspan_devices::block::{ID_BYTES, SECTOR, Status as Answered};
 use linkspan_engine::vhost_user::{Connection, Link, LinkError, LinkOptions};
 use linkspan_engine::{DriverMemory, queue_link};
 use linkspan_mem::Span;
@@ -241,12 +241,49 @@ struct Info {
     queues_in_config: u16,
     read_only: bool,
     flush: bool,
+    physical_block_size: u64,
+    discard: Option<Limits>,
+    write_zeroes: Option<Limits>,
     serial: String,
     features_offered: String,
     features_used: String,
     protocol_features: String,
     memory_slots: u64,
     in_flight_region: bool,
+}
+
+/// What the disk takes in one request without data.
+#[derive(Serialize)]
+struct Limits {
+    range_bytes_max: u64,
+    ranges_max: u32,
+    alignment_bytes: u64,
+    may_unmap: bool,
+}
+
+impl From<RangeLimits> for Limits {
+    fn from(limits: RangeLimits) -> Self {
+        Self {
+            range_bytes_max: u64::from(limits.sectors_max) * SECTOR,
+            ranges_max: limits.ranges_max,
+            alignment_bytes: limits.alignment,
+            may_unmap: limits.may_unmap,
+        }
+    }
+}
+
+impl Limits {
+    fn line(limits: Option<&Self>, more: impl Fn(&Self) -> String) -> String {
+        match limits {
+            None => "no".to_owned(),
+            Some(limits) => format!(
+                "at most {} ranges of {} bytes, {}",
+                limits.ranges_max,
+                limits.range_bytes_max,
+                more(limits)
+            ),
+        }
+    }
 }
 
 /// Says what the disk is.
@@ -297,6 +334,9 @@ impl Info {
             queues_in_config: disk.info.queues,
             read_only: disk.info.read_only,
             flush: disk.info.flush,
+            physical_block_size: disk.info.physical_block_size,
+            discard: disk.info.discard.map(Limits::from),
+            write_zeroes: disk.info.write_zeroes.map(Limits::from),
             serial,
             features_offered: format!("{:#x}", negotiated.offered),
             features_used: format!("{:#x}", negotiated.features),
@@ -319,11 +359,25 @@ impl Info {
         } else {
             "each write is durable"
         };
-        println!("size          {size} bytes in blocks of {block}");
+        let physical = self.physical_block_size;
+        let discard = Limits::line(self.discard.as_ref(), |limits| {
+            format!("multiples of {}", limits.alignment_bytes)
+        });
+        let zeroes = Limits::line(self.write_zeroes.as_ref(), |limits| {
+            let text = if limits.may_unmap {
+                "storage may be given back"
+            } else {
+                "storage is kept"
+            };
+            text.to_owned()
+        });
+        println!("size          {size} bytes in blocks of {block}, physically {physical}");
         println!("queues        at most {queues} (the disk says {config})");
         println!("serial        {}", self.serial);
         println!("access        {access}");
         println!("flush         {flush}");
+        println!("discard       {discard}");
+        println!("write zeroes  {zeroes}");
         println!("features      {} offered", self.features_offered);
         println!("              {} used", self.features_used);
         println!("protocol      {}", self.protocol_features);

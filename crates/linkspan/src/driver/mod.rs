@@ -8,6 +8,7 @@ mod verify;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+pub(crate) use linkspan_backends::image::parse_size as bytes;
 
 use crate::exit::Failure;
 
@@ -77,38 +78,5 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         BlkVerb::Write(verb) => transfer::write(&target, verb),
         BlkVerb::Verify(verb) => verify::run(&target, verb),
         BlkVerb::Bench(verb) => bench::run(&target, verb),
-    }
-}
-
-/// A number of bytes with an optional suffix.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.char_indices().last() {
-        Some((at, 'k' | 'K')) => (&text[..at], 10),
-        Some((at, 'm' | 'M')) => (&text[..at], 20),
-        Some((at, 'g' | 'G')) => (&text[..at], 30),
-        Some((at, 't' | 'T')) => (&text[..at], 40),
-        _ => (text, 0),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "a number of bytes such as 4096, 64K or 1G".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "more bytes than there are".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn sizes_have_suffixes() {
-        assert_eq!(bytes("512"), Ok(512));
-        assert_eq!(bytes("4k"), Ok(4096));
-        assert_eq!(bytes("3M"), Ok(3 << 20));
-        assert_eq!(bytes("1G"), Ok(1 << 30));
-        assert_eq!(bytes("2T"), Ok(2 << 40));
-        assert!(bytes("").is_err() && bytes("K").is_err() && bytes("1X").is_err());
-        assert!(bytes("99999999999T").is_err());
     }
 }
