@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{
@@ -139,14 +140,12 @@ fn read_only_disk_has_neither() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    let image = RawImage::open(
-        &path,
-        &OpenOptions {
-            read_only: true,
-            ..OpenOptions::default()
-        },
-    )
-    .unwrap();
+    let read_only = OpenOptions {
+        read_only: true,
+        lock_wait: Duration::ZERO,
+        ..OpenOptions::default()
+    };
+    let image = RawImage::open(&path, &read_only).unwrap();
     let device = BlockDevice::new(Arc::new(image), 1, 64).unwrap();
     let workers = Arc::new(Workers::new(1).unwrap());
     let served = Served::device(folder, Arc::new(device), workers);
@@ -209,11 +208,19 @@ fn huge_discard_lets_others_through() {
     disk.shut_down();
 }
 
-/// An image that counts slices and is done with each at once.
+/// An image that counts slices and is done with each at once, or in `launch`.
 #[derive(Clone, Default)]
-struct Counting(Arc<AtomicU64>);
+struct Counting {
+    count: Arc<AtomicU64>,
+    in_launch: bool,
+}
 
-struct CountingQueue(Arc<AtomicU64>, VecDeque<Completion>);
+#[derive(Default)]
+struct CountingQueue {
+    image: Counting,
+    begun: VecDeque<Completion>,
+    ended: VecDeque<Completion>,
+}
 
 impl Image for Counting {
     fn len(&self) -> u64 {
@@ -229,10 +236,10 @@ impl Image for Counting {
     }
 
     fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
-        Ok(Box::new(CountingQueue(
-            Arc::clone(&self.0),
-            VecDeque::new(),
-        )))
+        Ok(Box::new(CountingQueue {
+            image: self.clone(),
+            ..CountingQueue::default()
+        }))
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -245,18 +252,42 @@ impl ImageQueue for CountingQueue {
         if let Operation::Discard { len, .. } = operation {
             assert!(len <= SLICE);
         }
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.image.count.fetch_add(1, Ordering::SeqCst);
         let result = Ok(());
-        self.1.push_back(Completion { token, result });
+        self.begun.push_back(Completion { token, result });
+        if !self.image.in_launch {
+            self.launch();
+        }
+    }
+
+    fn launch(&mut self) {
+        self.ended.append(&mut self.begun);
     }
 
     fn completion(&mut self) -> Option<Completion> {
-        self.1.pop_front()
+        self.ended.pop_front()
     }
 
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+}
+
+/// A slice that is done by the end of the pass that began it is followed by the next,
+/// though nothing happens in between.
+#[test]
+fn slices_that_end_when_they_are_launched_go_on() {
+    let image = Counting {
+        in_launch: true,
+        ..Counting::default()
+    };
+    let served = Served::image_of(Arc::new(image.clone()), 1);
+    let mut disk = served.drive(1);
+    let done = disk.rings[0].request(Io::Discard(&[(0, RANGE_MAX, 0); 2]));
+    assert_eq!(done.status, 0);
+    let slices = 2 * u64::from(RANGE_MAX) * 512 / SLICE;
+    assert_eq!(image.count.load(Ordering::SeqCst), slices);
+    disk.shut_down();
 }
 
 /// A ring that stops in the middle of a request hands itself back when the request
@@ -270,10 +301,10 @@ fn ring_that_stops_finishes_its_slices() {
     let slices = 32 * u64::from(RANGE_MAX) * 512 / SLICE;
     let before = disk.rings[0].base();
     disk.rings[0].submit(Io::Discard(&all));
-    assert!(settled(|| image.0.load(Ordering::SeqCst) > 0));
+    assert!(settled(|| image.count.load(Ordering::SeqCst) > 0));
     let base = disk.front.stop(0).unwrap();
     assert_eq!(base, before.wrapping_add(1));
-    assert_eq!(image.0.load(Ordering::SeqCst), slices);
+    assert_eq!(image.count.load(Ordering::SeqCst), slices);
     assert_eq!(disk.rings[0].wait_polling().status, 0);
 }
 
@@ -284,7 +315,7 @@ fn broken_ring_with_slices_left_stops() {
     let served = Served::image_of(Arc::new(image.clone()), 1);
     let mut disk = served.drive(1);
     disk.rings[0].submit(Io::Discard(&[(0, RANGE_MAX, 0); 32]));
-    assert!(settled(|| image.0.load(Ordering::SeqCst) > 0));
+    assert!(settled(|| image.count.load(Ordering::SeqCst) > 0));
     // More available entries than the ring has.
     let raw = disk.rings[0].raw();
     raw.publish_available_index(1000);

@@ -242,6 +242,11 @@ impl Load {
     }
 }
 
+fn signal(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
 /// Our own back end, when it listens.
 fn serve(folder: &Path) -> Child {
     // What is written is counted from here on.
@@ -288,8 +293,14 @@ fn a_later_back_end_that_does_not_fit_is_named_and_waited_out() {
     let back = serve(load.folder.path());
     load.end(back);
     let mut last = serve(load.folder.path());
-    let pid = Pid::from_raw(i32::try_from(load.child.id()).unwrap()).unwrap();
-    kill_process(pid, Signal::TERM).unwrap();
+    // Its disk grows under the load, which is told.
+    let disk = load.folder.path().join("disk");
+    let image = File::options().write(true).open(disk).unwrap();
+    image.set_len(32 << 20).unwrap();
+    signal(&last, Signal::HUP);
+    load.expect_logged("the configuration space of the device changed");
+    load.expect_alive("a larger disk");
+    signal(&load.child, Signal::TERM);
     let log = load.log();
     let output = load.child.wait_with_output().unwrap();
     assert!(output.status.success(), "{} {log}", output.status);

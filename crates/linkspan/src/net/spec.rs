@@ -160,7 +160,7 @@ fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {
 }
 
 fn some(text: &str) -> Result<u64, String> {
-    match bytes(text)? {
+    match bytes(text).map_err(|error| error.to_string())? {
         0 => Err("at least 1".into()),
         number => Ok(number),
     }
