@@ -9,13 +9,16 @@ use anyhow::{Result, bail};
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
 /// Packages for all tests: the guest, a disk server that is not ours, the tools
-/// that make and check images, and the compiler for libFuzzer.
+/// that make and check images, the compiler for libFuzzer, and networks to talk
+/// through.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "qemu-system-common",
     "qemu-utils",
     "g++",
+    "iproute2",
+    "iputils-ping",
 ];
 
 /// Something is not there and cannot be installed by us.
@@ -123,6 +126,8 @@ fn is_installed(package: &str) -> bool {
         // The disk server is in the one or the other, by release.
         "qemu-system-common" => runs("qemu-storage-daemon"),
         "qemu-utils" => runs("qemu-img"),
+        "iproute2" => runs("ip"),
+        "iputils-ping" => runs("ping"),
         "g++" => runs("c++") || runs("g++"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),
