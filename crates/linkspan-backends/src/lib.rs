@@ -1,6 +1,7 @@
-//! What a device stands on: disk images and the block queue that serves them.
+//! What devices stand on, and disks and network devices from their drivers' side.
 #![forbid(unsafe_code)]
 
 pub mod block;
 pub mod disk;
 pub mod image;
+pub mod nic;

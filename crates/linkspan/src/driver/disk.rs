@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout};
-use linkspan_devices::block::driver::{Answer, Command, DiskInfo, WANTED};
+use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout, link_options};
+use linkspan_devices::block::driver::{Answer, Command, DiskInfo};
 use linkspan_devices::block::{ID_BYTES, Status as Answered};
-use linkspan_engine::vhost_user::{Connection, Link, LinkError, LinkOptions};
+use linkspan_engine::vhost_user::{Connection, Link, LinkError, Reach};
 use linkspan_engine::{DriverMemory, queue_link};
 use linkspan_mem::Span;
 use linkspan_sys::EventFd;
@@ -101,15 +101,8 @@ impl Target {
     }
 
     fn connect(&self, queues: u16) -> Result<Connection, Failure> {
-        let options = LinkOptions {
-            path: self.path.clone(),
-            connect_limit: self.connect_limit,
-            queues,
-            features: WANTED | self.queue_features,
-            required: self.queue_features
-                & (Features::VIRTIO_F_VERSION_1 | Features::VIRTIO_F_RING_PACKED),
-            config_size: 60,
-        };
+        let reach = Reach::Connect(self.path.clone());
+        let options = link_options(reach, self.connect_limit, queues, self.queue_features);
         Connection::open(options, Arc::clone(&self.cancel))
             .map_err(|error| self.link_failure(error))
     }
