@@ -74,6 +74,8 @@ struct Report {
     sent: u64,
     /// Frames that it gave to us.
     received: u64,
+    /// Bytes of those.
+    received_bytes: u64,
     /// With `tx` frames that it did not take, with `loop` those that did not come back.
     lost: u64,
     /// Frames that came and were not as they were sent.
@@ -91,7 +93,7 @@ struct Report {
 }
 
 /// How long to wait for frames that are still on the way.
-const DRAIN: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_secs(5);
 
 /// A loop in which nothing has moved for so long has lost its frames.
 const STALL: Duration = Duration::from_millis(200);
@@ -175,6 +177,7 @@ fn report(
         seconds,
         sent: total.sent,
         received: total.received,
+        received_bytes: total.bytes,
         lost,
         damaged: total.damaged,
         disordered: total.disordered,
