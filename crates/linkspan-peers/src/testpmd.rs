@@ -98,6 +98,10 @@ impl Testpmd {
     /// When it is not installed, or does not start.
     pub fn start(port: Port, path: &Path, queues: u16, mode: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        if matches!(port, Port::Vhost | Port::VirtioUserServer) {
+            // One that was killed leaves its socket, at which the next one fails.
+            drop(fs::remove_file(path));
+        }
         let output = folder.path().join("output");
         let last = std::thread::available_parallelism().map_or(0, |count| count.get() - 1);
         let log = || {
