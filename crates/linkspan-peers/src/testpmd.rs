@@ -179,6 +179,20 @@ impl Testpmd {
         }
     }
 
+    /// The same when this holds, or what it is if that never comes: it counts a
+    /// batch only after the other side has seen it.
+    ///
+    /// # Panics
+    /// When it does not say.
+    pub fn counts_when(&mut self, condition: impl Fn(&Counts) -> bool) -> Counts {
+        let mut counts = self.counts();
+        let _ = settled(|| {
+            counts = self.counts();
+            condition(&counts)
+        });
+        counts
+    }
+
     /// Its process.
     pub fn id(&self) -> u32 {
         self.child.id()

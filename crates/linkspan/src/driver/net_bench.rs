@@ -353,6 +353,7 @@ impl Work<'_> {
         let start = Instant::now();
         let mut round = Round {
             stamped: Stamped::new(self.args.size, self.number),
+            gone: 0,
             written_off: 0,
             next: 0,
             scratch: vec![0; usize::from(self.args.size)],
@@ -370,10 +371,12 @@ impl Work<'_> {
             }
             if pair.losses() != losses {
                 losses = pair.losses();
-                round.written_off = tally.sent.saturating_sub(tally.received);
+                round.gone = tally.sent.saturating_sub(tally.received);
+                round.written_off = round.gone;
             }
             let mut on_the_way = round.on_the_way(tally);
-            if over && (on_the_way == 0 || now - progress >= DRAIN) {
+            let all_came = tally.received + round.gone >= tally.sent;
+            if over && (all_came || now - progress >= DRAIN) {
                 tally.taken = tally.sent;
                 return Ok(());
             }
@@ -404,7 +407,9 @@ impl Work<'_> {
 /// Where a loop stands.
 struct Round {
     stamped: Stamped,
-    /// Frames that are not expected any more. Some may come nevertheless.
+    /// Frames that went with their device.
+    gone: u64,
+    /// Frames that are not waited for any more. Some may come nevertheless.
     written_off: u64,
     /// Number of the frame that comes next, if none is lost.
     next: u64,
