@@ -8,9 +8,9 @@ use anyhow::{Result, bail};
 /// Packages for a guest with a disk.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
-/// Packages for all tests: the guest, a disk server that is not ours, the tools
-/// that make and check images, the compiler for libFuzzer, and networks to talk
-/// through.
+/// Packages for all tests: the guest, a disk server and a network device that are
+/// not ours, the tools that make and check images, the compiler for libFuzzer, and
+/// networks to talk through.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -19,7 +19,11 @@ pub(crate) const TESTS: &[&str] = &[
     "g++",
     "iproute2",
     "iputils-ping",
+    "dpdk-dev",
 ];
+
+/// Packages for the figures of network devices.
+pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev"];
 
 /// Something is not there and cannot be installed by us.
 #[derive(Debug)]
@@ -129,6 +133,7 @@ fn is_installed(package: &str) -> bool {
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
         "g++" => runs("c++") || runs("g++"),
+        "dpdk-dev" => runs("dpdk-testpmd"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),
         _ => false,
