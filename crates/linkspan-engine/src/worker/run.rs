@@ -617,10 +617,7 @@ impl Slot {
             Work::Task(_) if self.stopping => (false, None, true, false),
             Work::Task(task) => {
                 let (worked, progress) = task.run(Budget::default(), neighbours);
-<<<<<<< HEAD
                 self.stopping = task.is_over();
-=======
->>>>>>> main
                 (worked, Some(progress), true, false)
             }
         };
