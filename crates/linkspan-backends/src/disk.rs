@@ -44,7 +44,7 @@ pub fn link_options(
         queue_unit: QueueUnit::Rings,
         features: WANTED | queue_features,
         required: queue_features & (Features::VIRTIO_F_VERSION_1 | Features::VIRTIO_F_RING_PACKED),
-        protocol_features: ProtocolFeatures::INFLIGHT_SHMFD,
+        protocol_features: ProtocolFeatures::CONFIG.union(ProtocolFeatures::INFLIGHT_SHMFD),
         // Without it the disk would be of no size.
         required_protocol_features: ProtocolFeatures::CONFIG,
         config_size: 60,

@@ -111,7 +111,8 @@ impl NicLayout {
 /// Bytes of a buffer for a frame with its header: an odd number of cache lines, so
 /// that the beginnings of buffers spread over all sets of a cache.
 fn slot_bytes(frame: u16) -> u32 {
-    let lines = (u32::from(frame) + HEADER_LEN_MAX as u32).div_ceil(64);
+    let header = u32::try_from(HEADER_LEN_MAX).expect("20");
+    let lines = (u32::from(frame) + header).div_ceil(64);
     (lines | 1).max(3) * 64
 }
 

@@ -80,7 +80,7 @@ impl QueueHandler for Mouth {
         neighbours: &mut Neighbours<'_>,
     ) -> Result<Progress, QueueError> {
         while ring.queue.pop(&ring.memory.guest, &mut self.chain)? {
-            assert!(neighbours.ring::<Mouth>(EAR).is_none(), "that is no mouth");
+            assert!(neighbours.ring::<Self>(EAR).is_none(), "that is no mouth");
             assert!(neighbours.ring::<Ear>(EAR + 1).is_none());
             if let Some((other, ear)) = neighbours.ring::<Ear>(EAR)
                 && other.queue.pop(&other.memory.guest, &mut ear.chain)?

@@ -392,9 +392,8 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
     };
     let frame = &came.frame;
     let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-    let offload = match plan(&came.offload, frame.head, len, &receiver) {
-        Plan::Forward(offload) => offload,
-        _ => return counts.dropped(DropCause::TooLong),
+    let Plan::Forward(offload) = plan(&came.offload, frame.head, len, &receiver) else {
+        return counts.dropped(DropCause::TooLong);
     };
     let header = Header::of(&offload).to_bytes();
     let header: &[u8; TAP_HEADER] = header.first_chunk().expect("20 bytes");
