@@ -255,6 +255,8 @@ impl Script {
             | Effect::SetFeatures(_)
             | Effect::RemoveRegion(_)
             | Effect::SetStatus(_)
+            | Effect::SendRarp { .. }
+            | Effect::SetMtu { .. }
             | Effect::CheckState => (0, 0, None),
         };
         assert!(fds <= self.fds, "{effect:?} with {} descriptors", self.fds);

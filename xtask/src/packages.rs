@@ -8,15 +8,22 @@ use anyhow::{Result, bail};
 /// Packages for a guest with a disk.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
-/// Packages for all tests: the guest, a disk server that is not ours, the tools
-/// that make and check images, and the compiler for libFuzzer.
+/// Packages for all tests: the guest, a disk server and a network device that are
+/// not ours, the tools that make and check images, the compiler for libFuzzer, and
+/// networks to talk through.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "qemu-system-common",
     "qemu-utils",
     "g++",
+    "iproute2",
+    "iputils-ping",
+    "dpdk-dev",
 ];
+
+/// Packages for the figures of network devices.
+pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev"];
 
 /// Something is not there and cannot be installed by us.
 #[derive(Debug)]
@@ -123,7 +130,10 @@ fn is_installed(package: &str) -> bool {
         // The disk server is in the one or the other, by release.
         "qemu-system-common" => runs("qemu-storage-daemon"),
         "qemu-utils" => runs("qemu-img"),
+        "iproute2" => runs("ip"),
+        "iputils-ping" => runs("ping"),
         "g++" => runs("c++") || runs("g++"),
+        "dpdk-dev" => runs("dpdk-testpmd"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),
         _ => false,

@@ -4,15 +4,18 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use linkspan_devices::block::driver::{Answer, BlockDriver, Command, DriverError, SLOT_BYTES};
+use linkspan_devices::block::driver::{
+    Answer, BlockDriver, Command, DriverError, SLOT_BYTES, WANTED,
+};
+use linkspan_engine::vhost_user::{LinkOptions, Reach};
 use linkspan_engine::{DriverMemory, LinkEnded, QueueLink, Resumed};
 use linkspan_mem::{Gpa, Span, Window};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
-use linkspan_virtio::{
-    AddError, Buffer, DriverQueue, Features, QueueLayout, StartError, UsedError,
-};
+use linkspan_vhost::ProtocolFeatures;
+use linkspan_vhost::frontend::QueueUnit;
+use linkspan_virtio::{AddError, Buffer, Features, StartError, UsedError};
 
 /// A queue of a disk.
 #[derive(Debug)]
@@ -24,6 +27,28 @@ pub struct DiskQueue {
     link: QueueLink,
     /// First byte of the buffers behind the rings, and how many bytes there are.
     buffers: (u64, u64),
+}
+
+/// What is wanted of the back end of a disk with `queues` queues like these
+/// ([`Features::SPLIT_QUEUE`] or [`Features::PACKED_QUEUE`]).
+pub fn link_options(
+    reach: Reach,
+    connect_limit: Duration,
+    queues: u16,
+    queue_features: Features,
+) -> LinkOptions {
+    LinkOptions {
+        reach,
+        connect_limit,
+        queues,
+        queue_unit: QueueUnit::Rings,
+        features: WANTED | queue_features,
+        required: queue_features & (Features::VIRTIO_F_VERSION_1 | Features::VIRTIO_F_RING_PACKED),
+        protocol_features: ProtocolFeatures::CONFIG.union(ProtocolFeatures::INFLIGHT_SHMFD),
+        // Without it the disk would be of no size.
+        required_protocol_features: ProtocolFeatures::CONFIG,
+        config_size: 60,
+    }
 }
 
 /// Why a queue cannot go on.
@@ -90,7 +115,7 @@ impl DiskQueue {
         let (address, place) = memory
             .rest(start, slots)
             .expect("the memory was made for it");
-        let queue = new_queue(&memory, index, features)?;
+        let queue = memory.new_queue(index, features)?;
         let driver = BlockDriver::new(queue, features, layout.depth, address, place)?;
         let first = start + layout.slots().next_multiple_of(4096);
         Ok(Self {
@@ -196,7 +221,7 @@ impl DiskQueue {
             None => return Ok(()),
             Some(Resumed::Continued) => {}
             Some(Resumed::Fresh) => {
-                let queue = new_queue(&self.memory, self.index, self.features)?;
+                let queue = self.memory.new_queue(self.index, self.features)?;
                 let table = self.memory.memory().table();
                 self.driver.resubmit(table, queue)?;
                 self.driver.queue().publish()?;
@@ -207,20 +232,8 @@ impl DiskQueue {
     }
 }
 
-/// A queue whose ring is all zero.
-fn new_queue(
-    memory: &DriverMemory,
-    index: u16,
-    features: Features,
-) -> Result<DriverQueue<Window>, StartError> {
-    let layout = QueueLayout::of(features);
-    let (parts, size) = (memory.parts(index, layout), memory.size(index));
-    DriverQueue::new(parts, size, features, layout.start())
-}
-
 #[cfg(test)]
 mod tests {
-
     use linkspan_devices::block::Status;
     use linkspan_engine::{Device, InProcess, QueueEvents, QueueHandle, Workers, queue_link};
 

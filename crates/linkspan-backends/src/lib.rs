@@ -1,6 +1,9 @@
-//! What a device stands on: disk images and the block queue that serves them.
+//! What devices stand on: disk images and the block queue that serves them, ports and
+//! the network between them; and disks and network devices from their drivers' side.
 #![forbid(unsafe_code)]
 
 pub mod block;
 pub mod disk;
 pub mod image;
+pub mod nic;
+pub mod port;

@@ -400,3 +400,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_table_says_what_others_should_hear_and_takes_over_what_they_say() {
+    let (mut own, mut other) = (switch(), switch());
+    let mut now_s = 0_u64;
+    let mut heard = |switch: &mut Switch, port, from, after_s: u64| {
+        now_s += after_s;
+        let before = switch.news();
+        let frame = frame(mac(from), Mac::BROADCAST, None);
+        switch.forward(port, &frame, now_s * 1000);
+        switch.news() - before
+    };
+    assert_eq!(heard(&mut own, 0, 1, 1), 1, "a new station");
+    assert_eq!(heard(&mut own, 0, 1, 0), 0, "the same again");
+    assert_eq!(heard(&mut own, 0, 1, 1), 0, "it is remembered for long");
+    assert_eq!(heard(&mut own, 2, 1, 0), 1, "it has moved");
+    // It speaks every second, and others never forget it.
+    let mut told = 0;
+    for _ in 0..1000 {
+        told += heard(&mut own, 2, 1, 1);
+    }
+    assert!((1000 / 300..1000 / 30).contains(&told), "{told} times");
+
+    other.note(2, 0, mac(1), 0);
+    assert_eq!(send(&mut other, 0, 9, 1), one(2));
+    // What makes no sense is not taken.
+    for (port, vlan, mac) in [(4, 0, mac(5)), (0, 4096, mac(5)), (0, 0, Mac::BROADCAST)] {
+        let before = other.news();
+        other.note(port, vlan, mac, 0);
+        assert_eq!(other.news(), before);
+    }
+}

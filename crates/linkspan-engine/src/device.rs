@@ -29,6 +29,33 @@ pub trait Device: Send + Sync + 'static {
     /// The largest size that a queue may have.
     fn queue_size_max(&self) -> u16;
 
+    /// The answer to a front end that asks how many queues there are
+    /// (`VHOST_USER_GET_QUEUE_NUM`): devices whose queues come in pairs mostly
+    /// count those.
+    fn queue_num(&self) -> u64 {
+        self.queues().into()
+    }
+
+    /// Whether it is a network device, to which [`set_mtu`](Self::set_mtu) and
+    /// [`announce`](Self::announce) mean something.
+    fn is_network(&self) -> bool {
+        false
+    }
+
+    /// The guest is to send no longer packets than this many bytes, without the
+    /// Ethernet header (`VHOST_USER_NET_SET_MTU`); `false` when that cannot be.
+    fn set_mtu(&self, mtu: u16) -> bool {
+        let _ = mtu;
+        false
+    }
+
+    /// Says to its network that a guest with this address is here from now on
+    /// (`VHOST_USER_SEND_RARP`); `false` when nobody has such an address.
+    fn announce(&self, mac: [u8; 6]) -> bool {
+        let _ = mac;
+        false
+    }
+
     /// Which worker is to have queue `index`, modulo their number: those that pass
     /// something on to each other need the same one.
     fn lane(&self, index: u16) -> u16 {
@@ -98,6 +125,15 @@ pub enum OpenQueueError {
     /// Memory, a descriptor or a thread was refused.
     #[error(transparent)]
     Refused(#[from] Injected),
+    /// The driver accepted features that do not go together, or starts a queue
+    /// that there is not with those it accepted.
+    #[error("queue {index} cannot be with the features {features:#x} of the driver")]
+    Features {
+        /// The queue.
+        index: u16,
+        /// What the driver accepted.
+        features: u64,
+    },
     /// The system said no.
     #[error("{what}: {source}")]
     System {
@@ -141,10 +177,11 @@ pub trait QueueHandler: Any + Send {
         None
     }
 
-    /// Said whenever it may have changed: whether the ring is served, or was stopped,
-    /// disabled or broken.
-    fn takes(&mut self, takes: bool) {
-        let _ = takes;
+    /// Said to a handler with an [`address`](Self::address) whenever it may have
+    /// changed: whether others may fill the ring. When not, since it was stopped,
+    /// disabled or is broken, it gives back what it holds of the ring.
+    fn takes(&mut self, ring: &mut ActiveRing, takes: bool) {
+        let _ = (ring, takes);
     }
 
     /// Requests taken and not yet pushed. A pass with a budget of no chains only

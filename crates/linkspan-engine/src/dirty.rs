@@ -29,9 +29,10 @@ const ENTRIES: u64 = 4;
 const ENTRY: u64 = 8;
 
 impl RingLog {
-    /// Logs a write to a buffer.
+    /// Logs a write to a buffer of this memory; for whoever has lent its ring, as
+    /// [`ActiveRing::log_write`](crate::ActiveRing::log_write).
     #[cold]
-    pub(crate) fn buffer(&self, memory: &GuestMemory, span: Span) {
+    pub fn buffer(&self, memory: &GuestMemory, span: Span) {
         if let Some(address) = memory.guest.address(span) {
             self.log.mark(address, u64::from(span.len()));
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
 use linkspan_sys::{EventFd, PeerMemory, memfd};
-use linkspan_virtio::QueueLayout;
+use linkspan_virtio::{DriverQueue, Features, QueueLayout, StartError};
 
 use crate::worker::signal;
 
@@ -152,6 +152,23 @@ impl DriverMemory {
         let [descriptors, driver, device] = self.parts(index, QueueLayout::Split);
         SplitRing::new(descriptors, driver, device, self.size(index))
             .expect("the ring was laid out for its size")
+    }
+
+    /// The driver's side of queue `index`, whose ring is all zero.
+    ///
+    /// # Errors
+    /// When private memory cannot be had.
+    ///
+    /// # Panics
+    /// When there is no such queue.
+    pub fn new_queue(
+        &self,
+        index: u16,
+        features: Features,
+    ) -> Result<DriverQueue<Window>, StartError> {
+        let layout = QueueLayout::of(features);
+        let parts = self.parts(index, layout);
+        DriverQueue::new(parts, self.size(index), features, layout.start())
     }
 
     /// Puts zeroes where the ring of queue `index` is, as a driver does before

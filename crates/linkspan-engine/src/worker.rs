@@ -185,15 +185,15 @@ pub trait Task: Any + Send {
         false
     }
 
-    /// Its descriptor cannot be watched, so it does not run.
-    fn refused(self: Box<Self>, error: io::Error) {
-        tracing::error!("a task cannot run: {error}");
+    /// Whether it has nothing to do any more, ever: it is dropped then.
+    fn is_over(&self) -> bool {
+        false
     }
 }
 
 enum Command {
     Start(Box<Ring>, EventSink),
-    Add(Box<dyn Task>),
+    Add(Box<dyn Task>, Sender<io::Result<()>>),
     Stop,
     Enable(bool),
     Kick(Option<PeerEventFd>),
@@ -213,6 +213,8 @@ pub struct WorkerOptions {
     /// The longest time that a worker without work looks for some before it
     /// sleeps. It looks only while that pays; zero: never.
     pub poll: Duration,
+    /// Whether they never sleep, and take a processor each.
+    pub busy: bool,
 }
 
 impl WorkerOptions {
@@ -227,6 +229,7 @@ impl Default for WorkerOptions {
             count: 1,
             cpus: Vec::new(),
             poll: Self::POLL,
+            busy: false,
         }
     }
 }
@@ -301,14 +304,19 @@ impl Workers {
     }
 
     /// Has a worker, modulo their number, do a task until it is [stopped](Self::stop):
-    /// it is dropped there.
-    pub fn add(&self, lane: u16, task: Box<dyn Task>) -> RingKey {
+    /// it is dropped there. Waits for the worker, so never call it on one.
+    ///
+    /// # Errors
+    /// When the worker cannot watch its descriptor; it is dropped then.
+    pub fn add(&self, lane: u16, task: Box<dyn Task>) -> io::Result<RingKey> {
         let key = RingKey {
             worker: usize::from(lane) % self.threads.len(),
             slot: self.next_slot.fetch_add(1, Ordering::Relaxed),
         };
-        self.send(key, Command::Add(task));
-        key
+        let (sender, answer) = mpsc::channel();
+        self.send(key, Command::Add(task, sender));
+        answer.recv().map_err(io::Error::other)??;
+        Ok(key)
     }
 
     /// Takes a ring back once it is quiet: [`RingEvent::Stopped`] follows.
@@ -369,10 +377,10 @@ impl Worker {
             commands: receiver,
         };
         let counted = Arc::clone(&counters);
-        let spin = Spin::new(options.poll);
+        let (spin, busy) = (Spin::new(options.poll), options.busy);
         let cpu = options.cpus.get(number).copied();
         let thread = spawn_on(cpu, format!("worker-{number}"), move || {
-            Loop::new(epoll, control, spin, counted).run();
+            Loop::new(epoll, control, (spin, busy), counted).run();
         })?;
         Ok(Self {
             commands: Some(commands),
@@ -471,6 +479,7 @@ impl Ring {
     /// Others fill this ring: its driver need not say that it has made buffers
     /// available.
     fn leave_to_others(&mut self, serves: bool) -> Result<Progress, RingFault> {
+        self.handler.takes(&mut self.active, serves);
         if serves {
             self.active.queue.disarm()?;
         }

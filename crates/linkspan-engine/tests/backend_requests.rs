@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{OpenOptions, RawImage};
-use linkspan_engine::vhost_user::{Connection, Link, LinkOptions, Server};
+use linkspan_engine::vhost_user::{Connection, Link, LinkOptions, Reach, Server};
 use linkspan_engine::{Phase, Workers};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::socket::Inherited;
@@ -19,6 +19,7 @@ use linkspan_testkit::driven::{answered, ask};
 use linkspan_testkit::served::{SECTORS, write_image};
 use linkspan_testkit::{BackEnd, Driven, PATIENCE, Served, logs};
 use linkspan_vhost::ProtocolFeatures;
+use linkspan_vhost::frontend::QueueUnit;
 use linkspan_vhost::message::{BACKEND_REQUESTS, BackendRequest, Reply, Request};
 use linkspan_vhost::wire::{self, ConfigHeader, HEADER_BYTES, Header};
 use linkspan_virtio::Features;
@@ -149,11 +150,18 @@ fn enable(caller: &Caller, says: &Says) {
 
 fn options(back: &BackEnd, config_size: u32) -> LinkOptions {
     LinkOptions {
-        path: back.path(),
+        reach: Reach::Connect(back.path()),
         connect_limit: PATIENCE,
         queues: 1,
+        queue_unit: QueueUnit::Rings,
         features: Features::SPLIT_QUEUE,
         required: Features::VIRTIO_F_VERSION_1,
+        protocol_features: ProtocolFeatures::CONFIG | ProtocolFeatures::INFLIGHT_SHMFD,
+        required_protocol_features: if config_size > 0 {
+            ProtocolFeatures::CONFIG
+        } else {
+            ProtocolFeatures::empty()
+        },
         config_size,
     }
 }

@@ -23,6 +23,7 @@ const SLOTS: Options = Options {
     reply_ack: true,
     mem_slots: true,
     without: 0,
+    packed: false,
 };
 
 fn negotiated(served: &Served) -> FrontEnd {

@@ -1,4 +1,4 @@
-//! Disk drivers and disk back ends that others wrote, for tests: the other side
+//! Drivers and back ends that others wrote, for tests: the other side
 //! of Linkspan's two ends of vhost-user is then code that cannot share our
 //! mistakes. Versions and findings are in docs/peers.md.
 //!
@@ -12,6 +12,7 @@ pub mod packed_bases;
 pub mod rust_vmm_back_end;
 pub mod rust_vmm_driver;
 pub mod storage_daemon;
+pub mod testpmd;
 pub mod virtio_driver_driver;
 
 pub use blkio_driver::Blkio;
@@ -20,4 +21,5 @@ pub use packed_bases::PackedBases;
 pub use rust_vmm_back_end::{Manner, RustVmmBackEnd};
 pub use rust_vmm_driver::RustVmm;
 pub use storage_daemon::StorageDaemon;
+pub use testpmd::Testpmd;
 pub use virtio_driver_driver::{SharedBytes, VirtioDriver};

@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use linkspan_backends::disk::{DiskQueue, DiskQueueLayout};
+use linkspan_backends::disk::{DiskQueue, DiskQueueLayout, link_options};
 use linkspan_devices::block::Status;
-use linkspan_devices::block::driver::{Command, DiskInfo, WANTED};
-use linkspan_engine::vhost_user::{Connection, Link, LinkOptions};
+use linkspan_devices::block::driver::{Command, DiskInfo};
+use linkspan_engine::vhost_user::{Connection, Link, Reach};
 use linkspan_engine::{DriverMemory, queue_link};
 use linkspan_peers::{StorageDaemon, storage_daemon};
 use linkspan_sys::EventFd;
@@ -33,14 +33,8 @@ const BLOCK: u32 = 4096;
 
 /// A link with its queues.
 fn open(socket: &Path) -> (Link, Vec<DiskQueue>) {
-    let options = LinkOptions {
-        path: socket.to_owned(),
-        connect_limit: PATIENCE,
-        queues: QUEUES,
-        features: WANTED | Features::SPLIT_QUEUE,
-        required: Features::VIRTIO_F_VERSION_1,
-        config_size: 60,
-    };
+    let reach = Reach::Connect(socket.to_owned());
+    let options = link_options(reach, PATIENCE, QUEUES, Features::SPLIT_QUEUE);
     let cancel = Arc::new(EventFd::new().unwrap());
     let connection = Connection::open(options, cancel).unwrap();
     let features = Features::from_bits_retain(connection.negotiated().features);

@@ -8,6 +8,7 @@
 mod inherited;
 mod stream;
 
+pub(crate) use inherited::inherit_any;
 pub use inherited::{Inherited, inherit};
 pub use stream::{ControlTruncated, PeerCredentials, Received, Stream};
 

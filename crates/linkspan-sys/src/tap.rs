@@ -6,7 +6,7 @@
 
 use std::ffi::{c_int, c_short};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use bitflags::bitflags;
 use linkspan_mem::fault::Site;
@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use crate::acquire;
+use crate::socket::inherit_any;
 
 /// Bytes of the header before each frame.
 pub const HEADER_LEN: usize = 12;
@@ -146,6 +147,15 @@ impl TapQueue {
         Self::with(fd, offloads)
     }
 
+    /// A queue of a tap interface whose descriptor this process was started with.
+    ///
+    /// # Errors
+    /// [`TapError::System`] when it was not, else as [`from_fd`](Self::from_fd).
+    pub fn inherit(fd: RawFd, offloads: Offloads) -> Result<Self, TapError> {
+        let fd = inherit_any(fd).map_err(system("the tap interface"))?;
+        Self::from_fd(fd, offloads)
+    }
+
     fn with(fd: OwnedFd, offloads: Offloads) -> Result<Self, TapError> {
         let mut len = c_int::try_from(HEADER_LEN).expect("12");
         let mut little = c_int::from(cfg!(target_endian = "big"));
@@ -212,7 +222,9 @@ impl TapQueue {
         }
     }
 
-    /// Sends a frame straight out of shared memory.
+    /// Sends a frame whose first bytes, `head`, lie in private memory, and the others
+    /// in shared memory, straight out of it: in `spans`, of which `skip` bytes are
+    /// left out.
     ///
     /// # Errors
     /// As [`send`](Self::send); `InvalidInput` for a frame of more than 63 pieces.
@@ -220,27 +232,35 @@ impl TapQueue {
     pub fn send_spans(
         &self,
         header: &[u8; HEADER_LEN],
+        head: &[u8],
         table: &RegionTable,
-        spans: &[Span],
+        (spans, skip): (&[Span], u64),
     ) -> io::Result<bool> {
         let mut slices = [libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
         }; SLICES];
-        let [first, rest @ ..] = &mut slices;
-        if spans.len() > rest.len() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let [first, second, rest @ ..] = &mut slices;
         first.iov_base = header.as_ptr().cast_mut().cast();
         first.iov_len = HEADER_LEN;
-        for (slice, span) in rest.iter_mut().zip(spans) {
-            let bytes = table.slice(*span);
+        second.iov_base = head.as_ptr().cast_mut().cast();
+        second.iov_len = head.len();
+        let (mut skip, mut used) = (skip, 0);
+        for span in spans {
+            let cut = u32::try_from(skip).map_or(span.len(), |skip| skip.min(span.len()));
+            skip -= u64::from(cut);
+            if cut == span.len() {
+                continue;
+            }
+            let bytes = table.slice(span.part(cut, span.len() - cut));
+            let slice: &mut libc::iovec = rest.get_mut(used).ok_or(io::ErrorKind::InvalidInput)?;
             slice.iov_base = bytes.as_ptr().cast();
             slice.iov_len = bytes.len();
+            used += 1;
         }
-        let count = c_int::try_from(spans.len() + 1).expect("64 at most");
-        // SAFETY: the kernel only reads; the header is borrowed, the table keeps the
-        // spans mapped, and `count` of the slices are filled in.
+        let count = c_int::try_from(used + 2).expect("64 at most");
+        // SAFETY: the kernel only reads; header and head are borrowed, the table keeps
+        // the spans mapped, and `count` of the slices are filled in.
         let sent = unsafe { libc::writev(self.fd.as_raw_fd(), slices.as_ptr(), count) };
         if sent >= 0 {
             return Ok(true);

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_backends::disk::{DiskQueue, DiskQueueLayout};
+use linkspan_backends::disk::{DiskQueue, DiskQueueLayout, link_options};
 use linkspan_devices::block::Status;
-use linkspan_devices::block::driver::{Command, WANTED};
-use linkspan_engine::vhost_user::{Connection, Link, LinkError, LinkOptions};
+use linkspan_devices::block::driver::Command;
+use linkspan_engine::vhost_user::{Connection, Link, LinkError, Reach};
 use linkspan_engine::{DriverMemory, Phase, queue_link};
 use linkspan_sys::EventFd;
 use linkspan_virtio::Features;
@@ -36,14 +36,8 @@ pub struct Driven {
 /// # Errors
 /// When the back end does not do, or no descriptor can be had.
 pub fn connect(path: &Path, queues: u16, limit: Duration) -> Result<Connection, LinkError> {
-    let options = LinkOptions {
-        path: path.to_owned(),
-        connect_limit: limit,
-        queues,
-        features: WANTED | Features::SPLIT_QUEUE,
-        required: Features::VIRTIO_F_VERSION_1,
-        config_size: 60,
-    };
+    let reach = Reach::Connect(path.to_owned());
+    let options = link_options(reach, limit, queues, Features::SPLIT_QUEUE);
     let cancel = EventFd::new().map_err(ours)?;
     Connection::open(options, Arc::new(cancel))
 }

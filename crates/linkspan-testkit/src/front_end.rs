@@ -33,6 +33,8 @@ pub struct Options {
     pub mem_slots: bool,
     /// Virtio features not to take.
     pub without: u64,
+    /// Whether packed rings are taken, if they are offered.
+    pub packed: bool,
 }
 
 impl Default for Options {
@@ -42,6 +44,7 @@ impl Default for Options {
             reply_ack: true,
             mem_slots: false,
             without: 0,
+            packed: false,
         }
     }
 }
@@ -205,9 +208,11 @@ impl FrontEnd {
     #[track_caller]
     pub fn negotiate(&mut self, options: &Options) -> Result<(), Refused> {
         let offered = number(&self.ask(Request::GetFeatures, &[], &[])?);
-        // The rings of this kit are split ones, and migration begins when
-        // somebody asks for it.
-        let not_yet = Features::VIRTIO_F_RING_PACKED.bits() | VHOST_F_LOG_ALL;
+        // Migration begins when somebody asks for it.
+        let mut not_yet = VHOST_F_LOG_ALL;
+        if !options.packed {
+            not_yet |= Features::VIRTIO_F_RING_PACKED.bits();
+        }
         let mut features = offered & !options.without & !not_yet;
         if offered & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
             let offered = number(&self.ask(Request::GetProtocolFeatures, &[], &[])?);

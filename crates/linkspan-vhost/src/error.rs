@@ -60,6 +60,12 @@ pub enum Cause {
     /// A message that the offer allows but that this crate does not do.
     #[error("not supported")]
     Unsupported,
+    /// An MTU that is none.
+    #[error("an MTU of {mtu} bytes is not 68 to 65535")]
+    Mtu {
+        /// What the message says.
+        mtu: u64,
+    },
     /// A body of the wrong length.
     #[error("a body of {got} bytes instead of {min} to {max}")]
     BodySize {

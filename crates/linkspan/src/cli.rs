@@ -7,7 +7,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 use tracing_subscriber::EnvFilter;
 
-use crate::{blk, demo, driver, exit};
+use crate::{blk, demo, driver, exit, net};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ struct Cli {
 enum Command {
     /// Serves a disk image to a virtual machine over vhost-user
     Blk(blk::Args),
+    /// Joins virtual machines and interfaces of this machine into a network
+    Net(net::Args),
     /// Drives a device from this process, without a guest
     Driver(driver::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     log_to_stderr(cli.verbose);
     exit::code(match cli.command {
         Command::Blk(args) => blk::run(&args),
+        Command::Net(args) => net::run(&args),
         Command::Driver(args) => driver::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })

@@ -8,4 +8,5 @@ pub mod demo;
 pub mod driver;
 pub mod exit;
 pub mod limits;
+pub mod net;
 pub mod workers;

@@ -32,6 +32,11 @@ pub struct WorkerArgs {
     /// before it sleeps, which it does only while that pays; 0: never
     #[arg(long, value_name = "N", default_value_t = default_poll(), value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     poll_us: u64,
+
+    /// Never sleep: each worker takes a whole processor, and drivers that poll are
+    /// answered without a wake-up
+    #[arg(long, conflicts_with = "poll_us")]
+    busy: bool,
 }
 
 /// Processors in the order of a list.
@@ -86,6 +91,7 @@ impl WorkerArgs {
             count: count.min(queues.into()),
             cpus: cpus.to_vec(),
             poll: Duration::from_micros(self.poll_us),
+            busy: self.busy,
         };
         let workers = Workers::with(&options).context("cannot start the worker threads")?;
         Ok(Arc::new(workers))

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::{Args, Folder, Series, Server, Turn, alternate, machine, median, pinned};
+use super::{
+    Args, Folder, Series, Server, Turn, alternate, answer, machine, median, number, pinned,
+};
 use crate::packages;
 use crate::project::{Project, cargo};
 use crate::run::build;
@@ -354,23 +356,6 @@ fn answers(socket: &Path) -> Result<()> {
     stream.write_all(request.as_flattened())?;
     stream.read_exact(&mut [0; 20])?;
     Ok(())
-}
-
-/// The JSON object that a command prints.
-fn answer(mut command: Command) -> Result<serde_json::Value> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", output.status);
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-fn number(value: &serde_json::Value, name: &str) -> Result<f64> {
-    value[name]
-        .as_f64()
-        .with_context(|| format!("no `{name}` in {value}"))
 }
 
 fn who_is(who: Contestant) -> &'static str {

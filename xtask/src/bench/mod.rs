@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::project::Project;
 
 mod blk;
+mod net;
 
 /// What every bench is told.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,13 +32,14 @@ pub(crate) struct Args {
 }
 
 /// The benches, for the help.
-pub(crate) const NAMES: &str =
-    "  blk          disks: against qemu-storage-daemon, vhost-user-backend and bare loops";
+pub(crate) const NAMES: &str = "  blk          disks: against qemu-storage-daemon, vhost-user-backend and bare loops\n  \
+     net          network devices and their driver: against DPDK's net_vhost and virtio-user";
 
 pub(crate) fn run(name: &str, args: &Args) -> Result<bool> {
     let project = Project::load()?;
     let text = match name {
         "blk" => blk::run(&project, args)?,
+        "net" => net::run(&project, args)?,
         _ => bail!("there is no bench `{name}`; there are:\n{NAMES}"),
     };
     println!("\n{text}");
@@ -189,6 +191,23 @@ fn pinned(cpu: usize, program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", &cpu.to_string()]).arg(program.as_ref());
     command
+}
+
+/// The JSON object that a command prints.
+fn answer(mut command: Command) -> Result<serde_json::Value> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn number(value: &serde_json::Value, name: &str) -> Result<f64> {
+    value[name]
+        .as_f64()
+        .with_context(|| format!("no `{name}` in {value}"))
 }
 
 /// A folder that ends with the value.

@@ -162,6 +162,7 @@ pub struct Switch {
     shift: u32,
     ports: Vec<Port>,
     moves: u64,
+    news: u64,
 }
 
 impl Switch {
@@ -200,6 +201,7 @@ impl Switch {
             buckets,
             ports: list,
             moves: 0,
+            news: 0,
         })
     }
 
@@ -211,6 +213,22 @@ impl Switch {
     /// How often a station was heard of at another port than before.
     pub fn moves(&self) -> u64 {
         self.moves
+    }
+
+    /// How often something was learned that other tables of the same ports should
+    /// [hear](Self::note): a station that is new or has moved, or that would be
+    /// forgotten there although it is heard of here.
+    #[inline]
+    pub fn news(&self) -> u64 {
+        self.news
+    }
+
+    /// Takes over what another table has learned: this station is at `port`.
+    pub fn note(&mut self, port: u16, vlan: u16, mac: Mac, now_ms: u64) {
+        if port < self.options.ports && vlan < VLANS && !mac.is_multicast() && !mac.is_zero() {
+            let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
+            self.learn(port, key(vlan, mac), now_s);
+        }
     }
 
     /// Stations that a port has in the table without being configured.
@@ -395,6 +413,9 @@ impl Switch {
         if entry.port == port {
             // A line that nobody changes stays with whoever reads it.
             if entry.seen_s != now_s && !entry.is_static {
+                // Other tables hear of it a few times while they would remember it.
+                let period = (self.options.ageing_s / 4).max(1);
+                self.news += u64::from(entry.seen_s / period != now_s / period);
                 entry.seen_s = now_s;
             }
             return true;
@@ -417,6 +438,7 @@ impl Switch {
         };
         self.ports[usize::from(entry.port)].learned -= 1;
         self.moves += 1;
+        self.news += 1;
         if room {
             (entry.port, entry.seen_s) = (port, now_s);
             self.ports[usize::from(port)].learned += 1;
@@ -461,6 +483,7 @@ impl Switch {
         if before.key != 0 {
             self.ports[usize::from(before.port)].learned -= 1;
         }
+        self.news += 1;
         self.ports[usize::from(port)].learned += 1;
     }
 

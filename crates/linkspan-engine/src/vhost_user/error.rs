@@ -102,6 +102,18 @@ pub enum Reason {
     /// The socket for requests to the front end.
     #[error("the socket for requests: {0}")]
     Socket(#[source] io::Error),
+    /// The device cannot have this MTU.
+    #[error("the device cannot have an MTU of {mtu} bytes")]
+    Mtu {
+        /// What was asked for.
+        mtu: u16,
+    },
+    /// Nobody has such an address.
+    #[error("a guest cannot have the address {mac:02x?}")]
+    Mac {
+        /// What was asked for.
+        mac: [u8; 6],
+    },
     /// Configuration space.
     #[error(transparent)]
     Config(#[from] crate::device::ConfigRange),
@@ -121,6 +133,7 @@ impl Reason {
             Self::InflightArea(InflightAreaError::Map(
                 mapping::Error::System { .. } | mapping::Error::TooMany { .. },
             )) => Failure::System,
+            Self::Device(OpenQueueError::Features { .. }) => Failure::Rejected,
             Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
             Self::Inflight(InflightError::Refused(_)) | Self::Start(StartError::Refused(_)) => {
                 Failure::System

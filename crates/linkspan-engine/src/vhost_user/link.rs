@@ -2,13 +2,12 @@
 //! that lives on when the back end dies and another one takes its place.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::thread::spawn;
 use linkspan_sys::{EventFd, Stream, mapping};
 use linkspan_vhost::frontend::{Frontend, Misfit, Negotiated, QueueUnit, Wish, WishError};
@@ -19,17 +18,13 @@ use linkspan_virtio::Features;
 use super::config::ConfigSpace;
 use super::frontend::{FrontendSession, Kept};
 use super::queues::Queues;
+use super::reach::{PAUSE_MIN, Reach, Source, wait_a_while};
 use super::server::chain;
 use crate::driver::{DriverMemory, QueueHandle};
 use crate::endpoint::{Endpoint, Phase};
 use crate::limit::LogLimit;
 use crate::session::{End, run_until};
 use crate::worker::signal;
-
-/// Pauses between attempts to reach a back end: they grow from the first to the
-/// last, and go on for ever.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a back end may take for one command of bring-up. Draining a ring that
 /// an earlier front end left takes the longest.
@@ -41,20 +36,27 @@ const NEGOTIATION_MIN: Duration = Duration::from_secs(1);
 /// What is wanted of a back end.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
-    /// Its socket.
-    pub path: PathBuf,
+    /// Its socket, and who listens there.
+    pub reach: Reach,
     /// How long the first back end may take to appear, and once more to say what
     /// it can, for which it has a second at least. Later ones may take as long as
     /// they like to appear.
     pub connect_limit: Duration,
     /// Queues to use, at least 1.
     pub queues: u16,
+    /// What the back end counts when it says how many it has.
+    pub queue_unit: QueueUnit,
     /// Features that the driver has: those of the device type and of its queues.
     pub features: Features,
     /// Features without which it does not work.
     pub required: Features,
-    /// Bytes of configuration space to read. With more than 0 of them a back end
-    /// without `VHOST_USER_PROTOCOL_F_CONFIG` does not fit.
+    /// Protocol features to use if they are offered, beside those that every link
+    /// uses: queues, acknowledgements and memory slots.
+    pub protocol_features: ProtocolFeatures,
+    /// Protocol features without which it does not work.
+    pub required_protocol_features: ProtocolFeatures,
+    /// Bytes of configuration space to read, where
+    /// `VHOST_USER_PROTOCOL_F_CONFIG` is used.
     pub config_size: u32,
 }
 
@@ -62,12 +64,20 @@ pub struct LinkOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkError {
-    /// Nobody serves at the path.
+    /// Nobody serves at the path, or nobody connected to it.
     #[error("{path}: no back end answers", path = path.display())]
     Unreachable {
         /// The socket.
         path: PathBuf,
         /// Why the last attempt failed.
+        source: io::Error,
+    },
+    /// Back ends cannot connect to us.
+    #[error("{path}: cannot listen", path = path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// The system's reason.
         source: io::Error,
     },
     /// The wish makes no sense.
@@ -142,6 +152,7 @@ impl LinkError {
 /// A negotiated connection of which no ring runs yet.
 pub struct Connection {
     options: LinkOptions,
+    source: Source,
     session: FrontendSession,
     stream: Stream,
     cancel: Arc<EventFd>,
@@ -149,19 +160,21 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects and negotiates. `cancel` ends the wait, and later the link.
+    /// Connects, or lets the back end connect, and negotiates. `cancel` ends the wait, and later the link.
     ///
     /// # Errors
     /// When no back end appears in time, or it does not fit.
     pub fn open(options: LinkOptions, cancel: Arc<EventFd>) -> Result<Self, LinkError> {
         let core = Frontend::new(wish(&options))?;
         let deadline = Instant::now() + options.connect_limit;
-        let stream = connect(&options, &cancel, Some(deadline))?;
+        let source = Source::open(&options.reach)?;
+        let stream = source.next(&cancel, Some(deadline))?;
         let mut session = FrontendSession::new(core, STEP_LIMIT);
         let limit = options.connect_limit.max(NEGOTIATION_MIN);
         session.finish(&stream, &cancel, limit)?;
         Ok(Self {
             options,
+            source,
             session,
             stream,
             cancel,
@@ -277,6 +290,7 @@ impl Drop for Link {
 fn keep_alive(connection: Connection, endpoint: &Endpoint) {
     let Connection {
         options,
+        source,
         mut session,
         mut stream,
         cancel,
@@ -284,6 +298,7 @@ fn keep_alive(connection: Connection, endpoint: &Endpoint) {
     } = connection;
     let again = Again {
         options,
+        source,
         cancel,
         step_limit,
     };
@@ -330,6 +345,7 @@ fn keep_alive(connection: Connection, endpoint: &Endpoint) {
 /// What every attempt at another connection needs.
 struct Again {
     options: LinkOptions,
+    source: Source,
     cancel: Arc<EventFd>,
     step_limit: Duration,
 }
@@ -347,7 +363,7 @@ impl Again {
         let saved = old.core.saved();
         let mut kept = std::mem::take(&mut old.kept);
         loop {
-            let stream = connect(&self.options, &self.cancel, None).ok()?;
+            let stream = self.source.next(&self.cancel, None).ok()?;
             endpoint.begin();
             let core = match saved.clone() {
                 Some(saved) => Frontend::resume(wish(&self.options), saved),
@@ -398,52 +414,18 @@ impl Again {
     }
 }
 
-/// Connects, again and again with growing pauses until `deadline`.
-fn connect(
-    options: &LinkOptions,
-    cancel: &EventFd,
-    deadline: Option<Instant>,
-) -> Result<Stream, LinkError> {
-    let mut pause = PAUSE_MIN;
-    loop {
-        match Stream::connect(&options.path) {
-            Ok(stream) => return Ok(stream),
-            Err(source) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                let path = options.path.clone();
-                return Err(LinkError::Unreachable { path, source });
-            }
-            Err(_) if wait_a_while(cancel, &mut pause) => {}
-            Err(_) => return Err(LinkError::Cancelled),
-        }
-    }
-}
-
-/// Pauses, each time longer; false when we are to end.
-fn wait_a_while(cancel: &EventFd, pause: &mut Duration) -> bool {
-    let deadline = Instant::now() + *pause;
-    *pause = (*pause * 2).min(PAUSE_MAX);
-    let woken = wait_for(cancel.as_fd(), Direction::Read, None, Some(deadline));
-    matches!(woken, Ok(Wake::Deadline))
-}
-
 fn wish(options: &LinkOptions) -> Wish {
     Wish {
         features: options.features.bits(),
         required_features: options.required.bits(),
         protocol_features: ProtocolFeatures::MQ
             | ProtocolFeatures::REPLY_ACK
-            | ProtocolFeatures::CONFIG
             | ProtocolFeatures::BACKEND_REQ
-            | ProtocolFeatures::INFLIGHT_SHMFD
-            | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
-        // Without it the device would be all zero, of no size for example.
-        required_protocol_features: if options.config_size > 0 {
-            ProtocolFeatures::CONFIG
-        } else {
-            ProtocolFeatures::empty()
-        },
+            | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | options.protocol_features,
+        required_protocol_features: options.required_protocol_features,
         queues: options.queues,
-        queue_unit: QueueUnit::Rings,
+        queue_unit: options.queue_unit,
         config_size: options.config_size,
         memory_slots: 1,
     }

@@ -12,6 +12,7 @@ mod log;
 mod memory;
 mod place;
 mod queues;
+mod reach;
 mod requests;
 mod rings;
 mod server;
@@ -20,5 +21,6 @@ mod transfer;
 
 pub use error::{Reason, SessionError};
 pub use link::{Connection, Link, LinkError, LinkOptions};
+pub use reach::Reach;
 pub use server::{Event, Server, StopError};
 pub use session::BackendSession;

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::socket::Inherited;
@@ -20,6 +21,10 @@ use crate::worker::{Workers, signal};
 
 /// How long to wait when the system has no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long to wait between attempts to connect, at first and at most.
+const CONNECT_PAUSE: Duration = Duration::from_millis(20);
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What happens to a served link, for whoever tells people or programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +76,33 @@ impl Server {
     /// When a thread or descriptor cannot be had; nothing is left behind.
     pub fn start(
         source: Inherited,
+        device: Arc<dyn Device>,
+        workers: Arc<Workers>,
+        report: impl Fn(Event) + Send + 'static,
+    ) -> io::Result<Self> {
+        let source = match source {
+            Inherited::Listener(listener) => Source::Listener(listener),
+            Inherited::Stream(stream) => Source::Stream(Some(stream)),
+        };
+        Self::begin(source, device, workers, report)
+    }
+
+    /// Begins to serve a front end that listens at `path`, whenever there is one: it
+    /// is connected to again and again.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn connect(
+        path: PathBuf,
+        device: Arc<dyn Device>,
+        workers: Arc<Workers>,
+        report: impl Fn(Event) + Send + 'static,
+    ) -> io::Result<Self> {
+        Self::begin(Source::Path(path), device, workers, report)
+    }
+
+    fn begin(
+        source: Source,
         device: Arc<dyn Device>,
         workers: Arc<Workers>,
         report: impl Fn(Event) + Send + 'static,
@@ -146,20 +178,17 @@ impl Drop for Server {
 }
 
 fn serve(
-    source: Inherited,
+    mut source: Source,
     open: &dyn Fn() -> io::Result<BackendSession>,
     cancel: &EventFd,
     endpoint: &Endpoint,
     report: &dyn Fn(Event),
 ) -> Result<(), NotQuiet> {
     report(Event::Listening);
-    let (listener, mut connected) = match source {
-        Inherited::Listener(listener) => (Some(listener), None),
-        Inherited::Stream(stream) => (None, Some(stream)),
-    };
-    let mut next = || match &listener {
-        Some(listener) => next_connection(listener, cancel),
-        None => connected.take(),
+    let mut next = || match &mut source {
+        Source::Listener(listener) => next_connection(listener, cancel),
+        Source::Stream(stream) => stream.take(),
+        Source::Path(path) => connection_to(path, cancel),
     };
     while let Some(stream) = next() {
         let generation = endpoint.begin();
@@ -179,6 +208,38 @@ fn serve(
     Ok(())
 }
 
+/// Where front ends come from.
+enum Source {
+    /// They connect.
+    Listener(Listener),
+    /// There is one, connected already.
+    Stream(Option<Stream>),
+    /// One listens here.
+    Path(PathBuf),
+}
+
+/// Tries to connect until there is a front end; `None` when the server is to stop.
+fn connection_to(path: &Path, cancel: &EventFd) -> Option<Stream> {
+    let mut pause = CONNECT_PAUSE;
+    loop {
+        // Before the first attempt too: one that closes at once is not asked at once.
+        let deadline = Instant::now() + pause;
+        match wait_for(cancel.as_fd(), Direction::Read, None, Some(deadline)) {
+            Ok(Wake::Ready) => return None,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!("waiting for a front end failed: {error}");
+                return None;
+            }
+        }
+        match Stream::connect(path) {
+            Ok(stream) => return Some(stream),
+            Err(error) => tracing::debug!("nobody at {}: {error}", path.display()),
+        }
+        pause = (2 * pause).min(CONNECT_PAUSE_MAX);
+    }
+}
+
 /// Waits for a front end; `None` when the server is to stop.
 fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
     loop {
@@ -196,7 +257,7 @@ fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
                 Err(error) => {
                     // Out of descriptors, most likely: others may give some back.
                     tracing::warn!("a front end could not be accepted: {error}");
-                    let deadline = std::time::Instant::now() + ACCEPT_PAUSE;
+                    let deadline = Instant::now() + ACCEPT_PAUSE;
                     let paused = wait_for(cancel.as_fd(), Direction::Read, None, Some(deadline));
                     if matches!(paused, Ok(Wake::Ready)) {
                         return None;

@@ -34,6 +34,24 @@ const INFLIGHT_FD: FdId = FdId(0);
 /// guest of many hot-plugged modules, and little enough to search and to map.
 const MEMORY_SLOTS: u64 = 32;
 
+/// What is offered of the protocol for this device.
+fn protocol_features(device: &dyn Device) -> ProtocolFeatures {
+    let mut features = ProtocolFeatures::MQ
+        | ProtocolFeatures::REPLY_ACK
+        | ProtocolFeatures::CONFIG
+        | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | ProtocolFeatures::LOG_SHMFD
+        | ProtocolFeatures::BACKEND_REQ
+        | ProtocolFeatures::INFLIGHT_SHMFD
+        | ProtocolFeatures::RESET_DEVICE
+        | ProtocolFeatures::STATUS
+        | ProtocolFeatures::DEVICE_STATE;
+    if device.is_network() {
+        features |= ProtocolFeatures::NET_MTU | ProtocolFeatures::RARP;
+    }
+    features
+}
+
 /// A device offered to one front end.
 pub struct BackendSession {
     pub(super) core: Backend,
@@ -85,18 +103,9 @@ impl BackendSession {
         let queues = device.queues();
         let offer = Offer {
             features: (device.features() | Features::PACKED_QUEUE).bits() | VHOST_F_LOG_ALL,
-            protocol_features: ProtocolFeatures::MQ
-                | ProtocolFeatures::REPLY_ACK
-                | ProtocolFeatures::CONFIG
-                | ProtocolFeatures::CONFIGURE_MEM_SLOTS
-                | ProtocolFeatures::LOG_SHMFD
-                | ProtocolFeatures::BACKEND_REQ
-                | ProtocolFeatures::INFLIGHT_SHMFD
-                | ProtocolFeatures::RESET_DEVICE
-                | ProtocolFeatures::STATUS
-                | ProtocolFeatures::DEVICE_STATE,
+            protocol_features: protocol_features(&*device),
             queues,
-            queue_num: queues.into(),
+            queue_num: device.queue_num(),
             queue_size_max: device.queue_size_max(),
             config_size: device.config_size(),
             memory_slots: MEMORY_SLOTS,
@@ -248,6 +257,16 @@ impl BackendSession {
             Effect::SetErr { ring, err } => return self.set_err(ring, err),
             Effect::EnableRing { ring, enabled } => {
                 return Ok(self.command(ring, |workers, key| workers.enable(key, enabled)));
+            }
+            Effect::SetMtu { mtu } => {
+                if !self.device.set_mtu(mtu) {
+                    return Err(Reason::Mtu { mtu });
+                }
+            }
+            Effect::SendRarp { mac } => {
+                if !self.device.announce(mac) {
+                    return Err(Reason::Mac { mac });
+                }
             }
             Effect::ReadConfig { offset, size } => {
                 let mut bytes = vec![0; size as usize];

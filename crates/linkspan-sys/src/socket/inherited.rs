@@ -69,6 +69,35 @@ pub fn inherit(fd: RawFd) -> io::Result<Inherited> {
     })
 }
 
+/// Takes over anything that has the number `fd` since we were started, once.
+///
+/// # Errors
+/// `InvalidInput` if there is no such descriptor, or it was not inherited.
+pub(crate) fn inherit_any(fd: RawFd) -> io::Result<OwnedFd> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let no = |why| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("descriptor {fd} {why}"),
+        )
+    };
+    if fd <= 2 {
+        return Err(no("is a standard stream or no descriptor at all"));
+    }
+    // SAFETY: the number is not negative. If no descriptor has it, each call
+    // below fails; the borrow ends before the descriptor gets an owner.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let flags = fcntl_getfd(borrowed).map_err(|_| no("is not open"))?;
+    if flags.contains(FdFlags::CLOEXEC) {
+        return Err(no("was not inherited"));
+    }
+    fcntl_setfd(borrowed, flags | FdFlags::CLOEXEC)?;
+    // SAFETY: the descriptor is open and was inherited, so no value of this
+    // process owned it; it has just been marked, so no second call gets here.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 fn refused(fd: RawFd, why: &str) -> io::Error {
     let text = format!("descriptor {fd} {why}: give the number of an inherited Unix stream socket");
     io::Error::new(io::ErrorKind::InvalidInput, text)

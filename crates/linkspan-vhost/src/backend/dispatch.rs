@@ -130,6 +130,8 @@ impl Backend {
             Request::SetStatus => self.set_status(read(body)?),
             Request::GetStatus => Ok(number(self.status().into())),
             Request::SetDeviceStateFd => self.set_device_state_fd(read(body)?),
+            Request::SendRarp => Ok(Self::send_rarp(read(body)?)),
+            Request::NetSetMtu => Self::set_mtu(read(body)?),
             Request::CheckDeviceState => Ok(Step::Ask(Effect::CheckState, Commit::StateMoved)),
             _ => Err(Cause::Unsupported),
         }
@@ -229,6 +231,21 @@ impl Backend {
         }
         self.protocol_features = ProtocolFeatures::from_bits_retain(bits);
         Ok(Step::Done)
+    }
+
+    /// vhost-user, `VHOST_USER_SEND_RARP`: the address is in the first 6 bytes.
+    fn send_rarp(payload: u64) -> Step {
+        let [a, b, c, d, e, f, _, _] = payload.to_ne_bytes();
+        let mac = [a, b, c, d, e, f];
+        Step::Ask(Effect::SendRarp { mac }, Commit::Nothing)
+    }
+
+    /// vhost-user, `VHOST_USER_NET_SET_MTU`. The field of configuration space has
+    /// 16 bits, and less than 68 is no MTU (virtio 1.3 5.1.4).
+    fn set_mtu(payload: u64) -> Result<Step, Cause> {
+        let mtu = u16::try_from(payload).ok().filter(|mtu| *mtu >= 68);
+        let mtu = mtu.ok_or(Cause::Mtu { mtu: payload })?;
+        Ok(Step::Ask(Effect::SetMtu { mtu }, Commit::Nothing))
     }
 
     fn set_mem_table(body: &[u8], fds: usize) -> Result<Step, Cause> {

@@ -160,6 +160,17 @@ pub enum Effect {
         /// The channel.
         fd: FdSlot,
     },
+    /// Announce that a guest with this address is here now: nobody else does.
+    SendRarp {
+        /// Its Ethernet address; unchecked.
+        mac: [u8; 6],
+    },
+    /// The guest is to send no longer packets than this. Refuse what the device
+    /// cannot do.
+    SetMtu {
+        /// Bytes without the Ethernet header, at least 68.
+        mtu: u16,
+    },
     /// Answer when the state was moved whole; a [`Failure`] if it was not.
     CheckState,
 }

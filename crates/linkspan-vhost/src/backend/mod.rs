@@ -189,6 +189,8 @@ impl Backend {
         .union(ProtocolFeatures::INFLIGHT_SHMFD)
         .union(ProtocolFeatures::RESET_DEVICE)
         .union(ProtocolFeatures::STATUS)
+        .union(ProtocolFeatures::RARP)
+        .union(ProtocolFeatures::NET_MTU)
         .union(ProtocolFeatures::DEVICE_STATE);
 
     /// A session before its first message.

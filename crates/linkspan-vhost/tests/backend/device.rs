@@ -409,3 +409,34 @@ fn half_a_reset_ends_the_session() {
         }
     }
 }
+
+/// vhost-user, `VHOST_USER_NET_SET_MTU` and `VHOST_USER_SEND_RARP`.
+#[test]
+fn a_network_is_told_an_mtu_and_who_has_come() {
+    let protocol = ProtocolFeatures::NET_MTU | ProtocolFeatures::RARP | ProtocolFeatures::REPLY_ACK;
+    let mut session = Session::ready_with(VERSION_1 | BIT_30, protocol);
+    for mtu in [68, 1500, 65535] {
+        let outcome = session.send(Request::NetSetMtu, &u64::from(mtu).to_ne_bytes());
+        assert_eq!(outcome.ok(), [Effect::SetMtu { mtu }]);
+    }
+    for mtu in [0, 67, 65536, u64::MAX] {
+        let error = session
+            .ask(Request::NetSetMtu, &mtu.to_ne_bytes(), 0)
+            .nacked();
+        assert_eq!(*error.cause(), Cause::Mtu { mtu });
+    }
+    let mac = [2, 3, 4, 5, 6, 7];
+    let outcome = session.send(Request::SendRarp, &[2, 3, 4, 5, 6, 7, 0, 0]);
+    assert_eq!(outcome.ok(), [Effect::SendRarp { mac }]);
+    session.failure = Some(Failure::Rejected);
+    let refused = session.ask(Request::SendRarp, &[0xFF; 8], 0);
+    assert_eq!(*refused.nacked().cause(), Cause::Failed(Failure::Rejected));
+}
+
+#[test]
+fn what_is_for_networks_needs_its_feature() {
+    for request in [Request::NetSetMtu, Request::SendRarp] {
+        let mut session = Session::ready_with(VERSION_1 | BIT_30, ProtocolFeatures::empty());
+        session.send(request, &1500_u64.to_ne_bytes()).closed();
+    }
+}

@@ -158,7 +158,8 @@ impl Engine {
             Effect::SetStatus(status) => {
                 assert!(*status != 0 || self.running == [false; 4]);
             }
-            Effect::CheckState => {}
+            Effect::CheckState | Effect::SendRarp { .. } => {}
+            Effect::SetMtu { mtu } => assert!(*mtu >= 68),
             other => panic!("{other:?}"),
         }
         Answer::Done

@@ -9,11 +9,11 @@ use linkspan_backends::disk::{DiskError, DiskQueue};
 use linkspan_devices::block::SECTOR;
 use linkspan_devices::block::Status as Answered;
 use linkspan_devices::block::driver::{Answer, Command};
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::bytes;
-use super::disk::Target;
+use super::figures::{Latency, check_seconds, cpu_seconds, new_histogram};
+use super::target::Target;
 use super::verify::Random;
 use crate::exit::{Failure, Status};
 
@@ -73,15 +73,6 @@ struct Report {
     cpu_seconds_per_million: f64,
 }
 
-#[derive(Serialize)]
-struct Latency {
-    mean: f64,
-    p50: f64,
-    p99: f64,
-    p999: f64,
-    max: f64,
-}
-
 /// Measures and reports.
 pub(super) fn run(target: &Target, args: &Args) -> Result<(), Failure> {
     let block_size = u32::try_from(args.block_size).unwrap_or(0);
@@ -92,12 +83,7 @@ pub(super) fn run(target: &Target, args: &Args) -> Result<(), Failure> {
         );
         return Err(Failure::new(Status::Usage, text));
     }
-    if args.seconds.is_nan() || args.seconds <= 0.0 || args.seconds > 1e6 {
-        return Err(Failure::new(
-            Status::Usage,
-            anyhow!("--seconds {}: how long?", args.seconds),
-        ));
-    }
+    check_seconds(args.seconds)?;
     let buffers = u64::from(args.depth) * u64::from(block_size);
     let disk = target.open(args.queues, args.depth, buffers)?;
     let blocks = disk.info.size_bytes / u64::from(block_size);
@@ -145,8 +131,6 @@ fn report(args: &Args, latency: &Histogram<u64>, seconds: f64, cpu: f64) -> Resu
     let count = operations as f64;
     #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
     let block_size = args.block_size as f64;
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-    let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1e3;
     let report = Report {
         op: args.op,
         block_size: args.block_size,
@@ -157,13 +141,7 @@ fn report(args: &Args, latency: &Histogram<u64>, seconds: f64, cpu: f64) -> Resu
         operations,
         iops: count / seconds,
         bytes_per_second: count * block_size / seconds,
-        latency_us: Latency {
-            mean: latency.mean() / 1e3,
-            p50: microseconds(latency.value_at_quantile(0.5)),
-            p99: microseconds(latency.value_at_quantile(0.99)),
-            p999: microseconds(latency.value_at_quantile(0.999)),
-            max: microseconds(latency.max()),
-        },
+        latency_us: Latency::of(latency),
         cpu_seconds_per_million: cpu / (count / 1e6),
     };
     if args.json {
@@ -175,16 +153,7 @@ fn report(args: &Args, latency: &Histogram<u64>, seconds: f64, cpu: f64) -> Resu
         report.iops,
         report.bytes_per_second / f64::from(1 << 20)
     );
-    let Latency {
-        mean,
-        p50,
-        p99,
-        p999,
-        max,
-    } = report.latency_us;
-    println!(
-        "latency in microseconds: mean {mean:.1}, 50% {p50:.1}, 99% {p99:.1}, 99.9% {p999:.1}, max {max:.1}"
-    );
+    println!("{}", report.latency_us);
     println!(
         "{:.2} processor seconds per million operations on this side",
         report.cpu_seconds_per_million
@@ -310,14 +279,4 @@ impl From<DiskError> for Ended {
     fn from(error: DiskError) -> Self {
         Self::Queue(error)
     }
-}
-
-/// Nanoseconds up to a minute, to three digits.
-fn new_histogram() -> Result<Histogram<u64>, Failure> {
-    Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3).context("a histogram")?)
-}
-
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::try_from(time).map_or(0.0, |time| time.as_secs_f64())
 }

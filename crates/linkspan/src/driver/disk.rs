@@ -1,42 +1,27 @@
 //! A disk as the commands of `linkspan driver blk` use it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout};
-use linkspan_devices::block::driver::{Answer, Command, DiskInfo, RangeLimits, WANTED};
+use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout, link_options};
+use linkspan_devices::block::driver::{Answer, Command, DiskInfo, RangeLimits};
 use linkspan_devices::block::{ID_BYTES, SECTOR, Status as Answered};
-use linkspan_engine::vhost_user::{Connection, Link, LinkError, LinkOptions};
+use linkspan_engine::vhost_user::Link;
 use linkspan_engine::{DriverMemory, queue_link};
 use linkspan_mem::Span;
-use linkspan_sys::EventFd;
-use linkspan_sys::poll::{Direction, wait_for};
-use linkspan_sys::signals::{Signal, Signals};
 use linkspan_vhost::ProtocolFeatures;
-use linkspan_vhost::frontend::{Misfit, Negotiated};
+use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
 use serde::Serialize;
-use std::os::fd::AsFd;
 
+use super::target::{Hints, Target, link_failure};
 use crate::exit::{Failure, Status};
 
-/// Which disk, and how a command is stopped.
-pub(super) struct Target {
-    path: PathBuf,
-    /// What the queues are to be like.
-    queue_features: Features,
-    connect_limit: Duration,
-    cancel: Arc<EventFd>,
-    stopped: Arc<AtomicBool>,
-    /// Whether requests are under way, which a stop lets end first.
-    running: Arc<AtomicBool>,
-}
-
-/// How long what is under way may take to end after a signal.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const HINTS: Hints = Hints {
+    serve: |path| format!("linkspan blk --socket-path {} --image FILE", path.display()),
+    unit: "queues",
+    rings: 1,
+};
 
 /// A disk with its queues, in use.
 pub(super) struct Disk {
@@ -48,45 +33,6 @@ pub(super) struct Disk {
 }
 
 impl Target {
-    pub(super) fn new(path: PathBuf, connect_seconds: u64, packed: bool) -> Result<Self, Failure> {
-        let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
-            .context("cannot watch for SIGINT and SIGTERM")?;
-        let target = Self {
-            path,
-            queue_features: if packed {
-                Features::PACKED_QUEUE
-            } else {
-                Features::SPLIT_QUEUE
-            },
-            connect_limit: Duration::from_secs(connect_seconds),
-            cancel: Arc::new(EventFd::new().context("no descriptor can be had")?),
-            stopped: Arc::new(AtomicBool::new(false)),
-            running: Arc::new(AtomicBool::new(false)),
-        };
-        let cancel = Arc::clone(&target.cancel);
-        let (stopped, running) = (Arc::clone(&target.stopped), Arc::clone(&target.running));
-        // Ends with the process: it has nothing to clean up.
-        let watch = move || {
-            if wait_for(signals.as_fd(), Direction::Read, None, None).is_err() {
-                return;
-            }
-            stopped.store(true, Ordering::Relaxed);
-            if running.load(Ordering::Relaxed) {
-                // A back end that is gone keeps nobody waiting for ever.
-                std::thread::sleep(STOP_LIMIT);
-            }
-            // It fails only when the counter is full, and then it is readable.
-            let _ = cancel.signal();
-        };
-        linkspan_sys::thread::spawn("signals", watch).context("no thread can be had")?;
-        Ok(target)
-    }
-
-    /// Whether a person or a service wants the command to end.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-    }
-
     /// An error of a queue as the end of the command.
     pub(super) fn failure(&self, error: DiskError) -> Failure {
         if self.is_stopped() {
@@ -100,54 +46,12 @@ impl Target {
         Failure::new(status, error)
     }
 
-    fn connect(&self, queues: u16) -> Result<Connection, Failure> {
-        let options = LinkOptions {
-            path: self.path.clone(),
-            connect_limit: self.connect_limit,
-            queues,
-            features: WANTED | self.queue_features,
-            required: self.queue_features
-                & (Features::VIRTIO_F_VERSION_1 | Features::VIRTIO_F_RING_PACKED),
-            config_size: 60,
-        };
-        Connection::open(options, Arc::clone(&self.cancel))
-            .map_err(|error| self.link_failure(error))
-    }
-
-    fn link_failure(&self, error: LinkError) -> Failure {
-        let status = match &error {
-            LinkError::Cancelled => return Failure::new(Status::Failed, anyhow!("interrupted")),
-            LinkError::Wish(_) => Status::Usage,
-            error if error.is_peer() => Status::PeerBroke,
-            LinkError::Unreachable { .. } | LinkError::Closed | LinkError::Silent { .. } => {
-                Status::PeerUnreachable
-            }
-            _ => Status::Failed,
-        };
-        let hint = match &error {
-            LinkError::Unreachable { .. } => Some(format!(
-                "is a back end running? for example: linkspan blk --socket-path {} --image FILE",
-                self.path.display()
-            )),
-            error if matches!(error.misfit(), Some(Misfit::Queues { .. })) => {
-                Some("fewer --queues, or a back end with more".into())
-            }
-            LinkError::Silent { .. } => {
-                Some("a back end serves one front end at a time; is another one connected?".into())
-            }
-            _ => None,
-        };
-        let failure = Failure::new(status, error);
-        match hint {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
-    }
-
     /// Opens the disk with `queues` queues, each for `depth` requests at a time
     /// and with `buffer_bytes` for their data.
     pub(super) fn open(&self, queues: u16, depth: u16, buffer_bytes: u64) -> Result<Disk, Failure> {
-        let connection = self.connect(queues)?;
+        let reach = self.reach.clone();
+        let options = link_options(reach, self.connect_limit, queues, self.queue_features);
+        let connection = self.connect(options, &HINTS)?;
         let negotiated = connection.negotiated().clone();
         let features = Features::from_bits_retain(negotiated.features);
         let info = DiskInfo::from_config(&negotiated.config, features);
@@ -186,8 +90,8 @@ impl Target {
         }
         let link = connection
             .start(memory, handles)
-            .map_err(|error| self.link_failure(error))?;
-        self.running.store(true, Ordering::Relaxed);
+            .map_err(|error| link_failure(error, &HINTS))?;
+        self.begins();
         Ok(Disk {
             info,
             negotiated,

@@ -2,6 +2,10 @@
 
 mod bench;
 mod disk;
+mod figures;
+mod net;
+mod net_bench;
+mod target;
 mod transfer;
 mod verify;
 
@@ -9,8 +13,10 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 pub(crate) use linkspan_backends::image::parse_size as bytes;
+use linkspan_engine::vhost_user::Reach;
 
 use crate::exit::Failure;
+use target::Target;
 
 /// Options of `linkspan driver`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +29,36 @@ pub struct Args {
 enum DeviceKind {
     /// Drives a disk
     Blk(BlkArgs),
+    /// Drives a network device
+    Net(net::Args),
+}
+
+/// Where the device is.
+#[derive(Debug, clap::Args)]
+struct ReachArgs {
+    /// Where the back end listens
+    #[arg(long, value_name = "PATH")]
+    socket_path: PathBuf,
+
+    /// Listen there ourselves, for a back end that connects
+    #[arg(long)]
+    server: bool,
+
+    /// Seconds that the back end may take to appear
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    connect_limit: u64,
+}
+
+impl ReachArgs {
+    fn target(&self, packed: bool) -> Result<Target, Failure> {
+        let path = self.socket_path.clone();
+        let reach = if self.server {
+            Reach::Listen(path)
+        } else {
+            Reach::Connect(path)
+        };
+        Target::new(reach, self.connect_limit, packed)
+    }
 }
 
 /// Options of `linkspan driver blk`.
@@ -35,13 +71,8 @@ enum DeviceKind {
     A back end that dies while a command runs is waited for: the command goes on with\n\
     the next one. Sizes take the suffixes K, M, G and T, powers of 1024.")]
 struct BlkArgs {
-    /// Where the back end listens
-    #[arg(long, value_name = "PATH")]
-    socket_path: PathBuf,
-
-    /// Seconds that the back end may take to appear
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-    connect_limit: u64,
+    #[command(flatten)]
+    reach: ReachArgs,
 
     /// Use packed rings; the back end must have them
     #[arg(long)]
@@ -70,8 +101,11 @@ enum BlkVerb {
 /// # Errors
 /// With the status that the program is to end with.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let DeviceKind::Blk(args) = &args.device;
-    let target = disk::Target::new(args.socket_path.clone(), args.connect_limit, args.packed)?;
+    let args = match &args.device {
+        DeviceKind::Net(args) => return net::run(args),
+        DeviceKind::Blk(args) => args,
+    };
+    let target = args.reach.target(args.packed)?;
     match &args.verb {
         BlkVerb::Info(verb) => disk::info(&target, verb),
         BlkVerb::Read(verb) => transfer::read(&target, verb),

@@ -13,7 +13,8 @@ use linkspan_devices::block::driver::Command;
 use linkspan_mem::Span;
 
 use super::bytes;
-use super::disk::{Disk, Target, next_answer};
+use super::disk::{Disk, next_answer};
+use super::target::Target;
 use crate::exit::{Failure, Status};
 
 /// Requests at a time, and bytes of each: enough to keep any disk busy.

@@ -12,7 +12,8 @@ use linkspan_devices::block::driver::{Answer, Command};
 use serde::Serialize;
 
 use super::bytes;
-use super::disk::{Target, next_answer};
+use super::disk::next_answer;
+use super::target::Target;
 use crate::exit::{Failure, Status};
 
 /// Bytes of a block: each is written and read whole.

@@ -1,0 +1,181 @@
+//! What is counted of the frames of a port: by each worker for itself, so that no
+//! two write the same count.
+
+use linkspan_devices::net::switch::DropReason;
+use linkspan_engine::Counter;
+
+/// Why a frame was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DropCause {
+    /// Its header does not fit it, or asks for what was not negotiated.
+    Header,
+    /// Not even an Ethernet header.
+    Malformed,
+    /// Its source is a group, or nobody.
+    Source,
+    /// Its source is configured for another port.
+    Spoofed,
+    /// For bridges, which do not pass it on.
+    Reserved,
+    /// The port has no part in the VLAN.
+    Vlan,
+    /// Its destination is at the port that it came from.
+    SamePort,
+    /// The port has flooded too much.
+    Flood,
+    /// The port has sent more than its limit.
+    Limit,
+    /// The receiver takes nothing now: it is not connected, or has no queue enabled.
+    Down,
+    /// The receiver has no buffers.
+    NoBuffers,
+    /// The receiver's buffers are too small.
+    SmallBuffers,
+    /// It is too long for the receiver, or cannot be cut for it.
+    TooLong,
+    /// The worker that has the receiver's queue has too many waiting.
+    Busy,
+    /// The receiver's queue is broken, or the system does not take the frame.
+    Broken,
+}
+
+impl DropCause {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::Header,
+        Self::Malformed,
+        Self::Source,
+        Self::Spoofed,
+        Self::Reserved,
+        Self::Vlan,
+        Self::SamePort,
+        Self::Flood,
+        Self::Limit,
+        Self::Down,
+        Self::NoBuffers,
+        Self::SmallBuffers,
+        Self::TooLong,
+        Self::Busy,
+        Self::Broken,
+    ];
+
+    /// What reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::Malformed => "malformed",
+            Self::Source => "source",
+            Self::Spoofed => "spoofed",
+            Self::Reserved => "reserved",
+            Self::Vlan => "vlan",
+            Self::SamePort => "same_port",
+            Self::Flood => "flood",
+            Self::Limit => "limit",
+            Self::Down => "down",
+            Self::NoBuffers => "no_buffers",
+            Self::SmallBuffers => "small_buffers",
+            Self::TooLong => "too_long",
+            Self::Busy => "busy",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+impl From<DropReason> for DropCause {
+    fn from(reason: DropReason) -> Self {
+        match reason {
+            DropReason::Malformed => Self::Malformed,
+            DropReason::Source => Self::Source,
+            DropReason::Spoofed => Self::Spoofed,
+            DropReason::Reserved => Self::Reserved,
+            DropReason::Vlan => Self::Vlan,
+            DropReason::SamePort => Self::SamePort,
+            DropReason::FloodLimit => Self::Flood,
+        }
+    }
+}
+
+/// What one worker counts of one port.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Counts {
+    frames_in: Counter,
+    bytes_in: Counter,
+    frames_out: Counter,
+    bytes_out: Counter,
+    flooded: Counter,
+    drops: [Counter; DropCause::ALL.len()],
+}
+
+impl Counts {
+    /// A frame came out of the port.
+    #[inline]
+    pub(super) fn came(&self, bytes: u64) {
+        self.frames_in.add(1);
+        self.bytes_in.add(bytes);
+    }
+
+    /// A frame went into the port.
+    #[inline]
+    pub(super) fn went(&self, bytes: u64) {
+        self.frames_out.add(1);
+        self.bytes_out.add(bytes);
+    }
+
+    /// A frame from the port went to all others.
+    #[inline]
+    pub(super) fn flooded(&self) {
+        self.flooded.add(1);
+    }
+
+    #[inline]
+    pub(super) fn dropped(&self, why: DropCause) {
+        self.drops[why as usize].add(1);
+    }
+}
+
+/// What was counted of a port since its fabric was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortCounts {
+    /// Frames that came from the port.
+    pub frames_in: u64,
+    /// Bytes of them.
+    pub bytes_in: u64,
+    /// Frames that went to the port. One that was cut counts as many.
+    pub frames_out: u64,
+    /// Bytes of them.
+    pub bytes_out: u64,
+    /// Frames from the port that went to all others.
+    pub flooded: u64,
+    /// Frames that were dropped, by [`DropCause::ALL`].
+    pub drops: [u64; DropCause::ALL.len()],
+}
+
+impl PortCounts {
+    pub(super) fn sum<'a>(counts: impl Iterator<Item = &'a Counts>) -> Self {
+        let mut sum = Self::default();
+        for counts in counts {
+            sum.frames_in += counts.frames_in.value();
+            sum.bytes_in += counts.bytes_in.value();
+            sum.frames_out += counts.frames_out.value();
+            sum.bytes_out += counts.bytes_out.value();
+            sum.flooded += counts.flooded.value();
+            for (sum, count) in sum.drops.iter_mut().zip(&counts.drops) {
+                *sum += count.value();
+            }
+        }
+        sum
+    }
+
+    /// Frames that were dropped for this reason: of frames from the port, or for a
+    /// reason of the receiver of frames to it.
+    pub fn dropped(&self, why: DropCause) -> u64 {
+        self.drops[why as usize]
+    }
+
+    /// Frames that were dropped for any reason.
+    pub fn dropped_all(&self) -> u64 {
+        self.drops.iter().sum()
+    }
+}

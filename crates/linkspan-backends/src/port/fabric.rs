@@ -1,0 +1,373 @@
+//! Ports joined on a set of workers: what all of them share. What a frame meets on
+//! its way is in `lane`.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Instant;
+
+use linkspan_devices::net::frame::Responder;
+use linkspan_devices::net::header::{FRAME_LEN_MAX, Offload};
+use linkspan_devices::net::switch::{FloodLimit, PortVlans, Switch, SwitchError, SwitchOptions};
+use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
+use linkspan_engine::{RateLimit, RingKey, Workers};
+use linkspan_sys::tap::TapQueue;
+
+use super::counters::{Counts, PortCounts};
+use super::lane::{Lane, LaneTask};
+use super::mailbox::{Address, Mailbox};
+use super::tap::TapTask;
+
+/// Bytes of the longest frame here: one may get a tag.
+pub(super) const BYTES_MAX: usize = FRAME_LEN_MAX as usize + VLAN_LEN;
+
+/// Queue pairs of a port at most: a vhost-user link has 256 rings at most, perhaps
+/// with a control queue.
+pub const PAIRS_MAX: u16 = 127;
+
+/// Ports at most.
+pub const PORTS_MAX: usize = 1024;
+
+/// What becomes of frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A learning switch.
+    Switch,
+    /// Two ports, each of which gets what the other sends.
+    Pair,
+    /// Frames are counted and dropped.
+    Sink,
+    /// Each guest gets as many frames as it takes; what it sends is dropped.
+    Source,
+    /// Each port gets back what it sends, with the two addresses swapped.
+    Echo,
+}
+
+/// What is behind a port.
+#[derive(Debug)]
+pub enum Kind {
+    /// A guest with so many queue pairs, offered by
+    /// [`NetDevice`](super::NetDevice).
+    Guest {
+        /// How many.
+        pairs: u16,
+    },
+    /// An interface of this machine.
+    Tap(Vec<TapQueue>),
+    /// Nobody: what a guest needs before it talks to anybody is answered here.
+    Responder(Responder),
+}
+
+/// A port that is to be.
+#[derive(Debug)]
+pub struct PortOptions {
+    /// What people call it.
+    pub name: String,
+    /// What is behind it.
+    pub kind: Kind,
+    /// Which VLANs it has to do with.
+    pub vlans: PortVlans,
+    /// Bytes of a packet to it at most, without Ethernet header.
+    pub mtu: u16,
+    /// What may come from it. A guest's frames wait in its queues, those of an
+    /// interface are dropped.
+    pub limit: Option<RateLimit>,
+}
+
+/// A port.
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) kind: Side,
+    pub(super) vlans: PortVlans,
+    pub(super) mtu: AtomicU16,
+    pub(super) limit: Option<RateLimit>,
+    /// By worker.
+    pub(super) counts: Vec<Counts>,
+}
+
+/// What is behind a port.
+pub(super) enum Side {
+    Guest(Pairs),
+    Tap(Vec<Arc<TapQueue>>),
+    Responder(Responder),
+}
+
+/// Which receive queues of a guest take frames.
+#[derive(Debug)]
+pub(super) struct Pairs {
+    pub(super) count: u16,
+    enabled: [AtomicU64; 2],
+}
+
+impl Pairs {
+    /// Said by the worker that has the pair.
+    pub(super) fn set(&self, pair: u16, takes: bool) {
+        let (word, bit) = (&self.enabled[usize::from(pair / 64)], 1 << (pair % 64));
+        if takes {
+            word.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+
+    /// All that do.
+    #[inline]
+    pub(super) fn enabled(&self) -> u128 {
+        let [low, high] = &self.enabled;
+        u128::from(low.load(Ordering::Relaxed)) | u128::from(high.load(Ordering::Relaxed)) << 64
+    }
+}
+
+/// Ports joined on a set of workers.
+pub struct Fabric {
+    pub(super) mode: Mode,
+    pub(super) ports: Vec<Port>,
+    pub(super) mailboxes: Vec<Mailbox>,
+    /// Pairs of the port that has most.
+    stride: u32,
+    start: Instant,
+}
+
+impl fmt::Debug for Fabric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fabric")
+            .field("mode", &self.mode)
+            .field("ports", &self.ports.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why ports cannot be joined.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FabricError {
+    /// None, or too many.
+    #[error("{ports} ports are not 1 to {PORTS_MAX}")]
+    Ports {
+        /// How many.
+        ports: usize,
+    },
+    /// A pair that is none.
+    #[error("{ports} ports are no pair")]
+    Pair {
+        /// How many.
+        ports: usize,
+    },
+    /// None, or too many.
+    #[error("{pairs} queue pairs are not 1 to {PAIRS_MAX}")]
+    Pairs {
+        /// How many.
+        pairs: usize,
+    },
+    /// A VLAN that there is not.
+    #[error("port {port} cannot have these VLANs: there are 1 to 4094")]
+    Vlans {
+        /// Which.
+        port: String,
+    },
+    /// The switch.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    /// A descriptor or memory could not be had.
+    #[error("joining ports: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Where others of its worker find what a [`Lane`] is in.
+pub(super) const LANE: u32 = 0;
+
+impl Fabric {
+    /// Joins ports on so many workers, which [`run`](Self::run) then begins.
+    ///
+    /// # Errors
+    /// When the options make none, or memory or a descriptor cannot be had.
+    pub fn new(
+        mode: Mode,
+        ports: Vec<PortOptions>,
+        workers: usize,
+    ) -> Result<Arc<Self>, FabricError> {
+        let count = ports.len();
+        if count == 0 || count > PORTS_MAX {
+            return Err(FabricError::Ports { ports: count });
+        }
+        if mode == Mode::Pair && count != 2 {
+            return Err(FabricError::Pair { ports: count });
+        }
+        let mut stride = 1;
+        for port in &ports {
+            let pairs = match &port.kind {
+                Kind::Guest { pairs } => usize::from(*pairs),
+                Kind::Tap(queues) => queues.len(),
+                Kind::Responder(_) => 1,
+            };
+            if pairs == 0 || pairs > usize::from(PAIRS_MAX) {
+                return Err(FabricError::Pairs { pairs });
+            }
+            stride = stride.max(u32::try_from(pairs).unwrap_or(u32::MAX));
+        }
+        let ports = ports.into_iter().map(|port| Port::new(port, workers));
+        let mailboxes = (0..workers).map(|_| Mailbox::new(workers == 1));
+        let fabric = Self {
+            mode,
+            ports: ports.collect(),
+            mailboxes: mailboxes.collect::<io::Result<_>>()?,
+            stride,
+            start: Instant::now(),
+        };
+        Ok(Arc::new(fabric))
+    }
+
+    /// Has the workers, as many as the fabric was made for, do what is to be done
+    /// beside the queues of guests, until the result is dropped. Guests are to be
+    /// served on the same workers.
+    ///
+    /// # Errors
+    /// When memory or a descriptor cannot be had; nothing is left behind then.
+    pub fn run(self: &Arc<Self>, workers: &Arc<Workers>) -> Result<Running, FabricError> {
+        let mut lanes = Vec::new();
+        let count = self.mailboxes.len();
+        for number in 0..count {
+            let lane = Lane::new((number, count), self.switch()?);
+            lanes.push(LaneTask::new(self, lane));
+        }
+        let mut running = Running {
+            workers: Arc::clone(workers),
+            keys: Vec::new(),
+        };
+        for (lane, task) in (0..).zip(lanes) {
+            running.keys.push(workers.add(lane, Box::new(task))?);
+        }
+        for (number, port) in (0..).zip(&self.ports) {
+            let Side::Tap(queues) = &port.kind else {
+                continue;
+            };
+            for (lane, queue) in (0..).zip(queues) {
+                let task = TapTask::new(self, number, Arc::clone(queue));
+                running.keys.push(workers.add(lane, Box::new(task))?);
+            }
+        }
+        Ok(running)
+    }
+
+    /// An empty table of stations.
+    fn switch(&self) -> Result<Switch, FabricError> {
+        let ports = u16::try_from(self.ports.len()).unwrap_or(u16::MAX);
+        let mut switch = Switch::new(SwitchOptions {
+            ports,
+            stations: 16384,
+            stations_per_port: 4096,
+            ageing_s: 300,
+            flood: Some(FloodLimit {
+                frames_per_s: 100_000,
+                burst: 10_000,
+            }),
+            seed: u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        })?;
+        for (number, port) in (0..).zip(&self.ports) {
+            if !switch.set_vlans(number, port.vlans.clone()) {
+                let port = port.name.clone();
+                return Err(FabricError::Vlans { port });
+            }
+        }
+        Ok(switch)
+    }
+
+    /// What people call a port.
+    pub fn name(&self, port: u16) -> &str {
+        let port = self.ports.get(usize::from(port));
+        port.map_or("", |port| &port.name)
+    }
+
+    /// How many ports there are.
+    pub fn ports(&self) -> u16 {
+        u16::try_from(self.ports.len()).unwrap_or(u16::MAX)
+    }
+
+    /// What was counted of a port since the fabric was made; `None` when there is no
+    /// such port.
+    pub fn counts(&self, port: u16) -> Option<PortCounts> {
+        let port = self.ports.get(usize::from(port))?;
+        Some(PortCounts::sum(port.counts.iter()))
+    }
+
+    /// Packets to a port have at most so many bytes from now on, without Ethernet
+    /// header.
+    pub(super) fn set_mtu(&self, port: u16, mtu: u16) {
+        self.ports[usize::from(port)]
+            .mtu
+            .store(mtu, Ordering::Relaxed);
+    }
+
+    pub(super) fn mtu(&self, port: u16) -> u16 {
+        self.ports[usize::from(port)].mtu.load(Ordering::Relaxed)
+    }
+
+    /// Says to all others that this station is at this port, as a reverse ARP request
+    /// (RFC 903) for itself: what hypervisors send for a guest that has come.
+    /// `false` when nobody has such an address.
+    pub fn announce(&self, port: u16, mac: Mac) -> bool {
+        if mac.is_multicast() || mac.is_zero() {
+            return false;
+        }
+        let mut frame = [0; 60];
+        frame[..6].copy_from_slice(&Mac::BROADCAST.0);
+        frame[6..12].copy_from_slice(&mac.0);
+        // Reverse ARP, Ethernet and IPv4, addresses of 6 and 4 bytes, a request.
+        frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        frame[22..28].copy_from_slice(&mac.0);
+        frame[32..38].copy_from_slice(&mac.0);
+        let from = Address::From(port);
+        if !self.mailboxes[0].send(from, &Offload::NONE, &Frame::private(&frame)) {
+            tracing::warn!("port {}: an announcement was lost", self.name(port));
+        }
+        true
+    }
+
+    /// The address of a receive queue on its worker.
+    #[inline]
+    pub(super) fn address(&self, port: u16, pair: u16) -> u32 {
+        LANE + 1 + u32::from(port) * self.stride + u32::from(pair)
+    }
+
+    /// Milliseconds since the fabric was made.
+    pub(super) fn millis(&self, now: Instant) -> u64 {
+        let passed = now.saturating_duration_since(self.start).as_millis();
+        u64::try_from(passed).unwrap_or(u64::MAX)
+    }
+}
+
+impl Port {
+    fn new(options: PortOptions, workers: usize) -> Self {
+        Self {
+            name: options.name,
+            kind: match options.kind {
+                Kind::Guest { pairs } => Side::Guest(Pairs {
+                    count: pairs,
+                    enabled: Default::default(),
+                }),
+                Kind::Tap(queues) => Side::Tap(queues.into_iter().map(Arc::new).collect()),
+                Kind::Responder(responder) => Side::Responder(responder),
+            },
+            vlans: options.vlans,
+            mtu: AtomicU16::new(options.mtu),
+            limit: options.limit,
+            counts: (0..workers).map(|_| Counts::default()).collect(),
+        }
+    }
+}
+
+/// A fabric at work; it rests when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    workers: Arc<Workers>,
+    keys: Vec<RingKey>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for key in &self.keys {
+            self.workers.stop(*key);
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! The way of a frame on one worker: from the port that sent it, by a decision, to
+//! the ports that get it. A guest's receive queue on the same worker is filled at
+//! once, straight from where the frame lies.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use linkspan_devices::net::frame::RESPONSE_MAX;
+use linkspan_devices::net::header::{Checksum, Header, Offload};
+use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
+use linkspan_devices::net::switch::{Egress, Forward, Switch};
+use linkspan_devices::net::{Body, Frame, HEAD_LEN, Mac, flow_hash, steer};
+use linkspan_engine::{Budget, Neighbours, Progress, Task};
+use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
+
+use super::counters::{Counts, DropCause};
+use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
+use super::guest::Receive;
+use super::mailbox::{Address, Mailbox, Note, split};
+use super::retag::Retagged;
+
+/// What handling a frame costs beside its bytes, in bytes: a pass has a budget of
+/// them, and one frame can become many.
+const FRAME_COST: u64 = 512;
+
+/// Frames that a source makes for one queue in a pass.
+const SOURCE_BATCH: u32 = 64;
+
+/// How long a source waits for buffers.
+const SOURCE_PAUSE: Duration = Duration::from_micros(50);
+
+/// What one worker has of a fabric for itself.
+pub(super) struct Lane {
+    number: usize,
+    /// The queue pairs of every guest that this worker has, as bits.
+    own: u128,
+    switch: Switch,
+    now: Instant,
+    now_ms: u64,
+    /// What was done in this pass, in bytes.
+    pub(super) cost: u64,
+    /// Room for a whole frame.
+    whole: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+/// A frame that came out of a port, with a header that was checked.
+#[derive(Clone, Copy)]
+pub(super) struct Came<'a> {
+    pub(super) port: u16,
+    pub(super) offload: Offload,
+    pub(super) frame: Frame<'a>,
+}
+
+impl Lane {
+    pub(super) fn new((number, workers): (usize, usize), switch: Switch) -> Self {
+        let own = (number..128).step_by(workers.max(1));
+        Self {
+            number,
+            own: own.fold(0, |own, pair| own | 1 << pair),
+            switch,
+            now: Instant::now(),
+            now_ms: 0,
+            cost: 0,
+            whole: vec![0; BYTES_MAX],
+            answer: vec![0; RESPONSE_MAX],
+        }
+    }
+
+    /// When the pass began.
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn mailbox<'f>(&self, fabric: &'f Fabric) -> &'f Mailbox {
+        &fabric.mailboxes[self.number]
+    }
+
+    /// What this worker counts of a port.
+    #[inline]
+    pub(super) fn counts<'f>(&self, fabric: &'f Fabric, port: u16) -> &'f Counts {
+        &fabric.ports[usize::from(port)].counts[self.number]
+    }
+
+    fn begin(&mut self, fabric: &Fabric) {
+        self.now = Instant::now();
+        self.now_ms = fabric.millis(self.now);
+        self.cost = 0;
+        while let Some(note) = self.mailbox(fabric).next_note() {
+            self.switch
+                .note(note.port, note.vlan, note.mac, self.now_ms);
+        }
+    }
+
+    /// Sends a frame to where it belongs.
+    #[inline]
+    pub(super) fn forward(
+        &mut self,
+        fabric: &Fabric,
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        self.counts(fabric, came.port).came(came.frame.len());
+        self.cost += FRAME_COST + came.frame.len();
+        match fabric.mode {
+            Mode::Switch => self.switch(fabric, came, neighbours, true),
+            Mode::Pair => self.deliver(fabric, 1 - came.port, came, neighbours, true),
+            Mode::Echo => self.echo(fabric, came, neighbours),
+            Mode::Sink | Mode::Source => {}
+        }
+    }
+
+    /// `answers`: whether responders hear of it.
+    fn switch(
+        &mut self,
+        fabric: &Fabric,
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+        answers: bool,
+    ) {
+        let (port, head) = (came.port, came.frame.head);
+        let news = self.switch.news();
+        let forward = self.switch.forward(port, head, self.now_ms);
+        match forward {
+            Forward::One { vlan, .. } | Forward::Flood { vlan } if news != self.switch.news() => {
+                self.tell(fabric, port, vlan, Mac::source(head));
+            }
+            _ => {}
+        }
+        match forward {
+            Forward::One { port: to, vlan } => {
+                if !self.leave(fabric, (to, vlan), came, neighbours, answers) {
+                    self.counts(fabric, port).dropped(DropCause::Vlan);
+                }
+            }
+            Forward::Flood { vlan } => {
+                self.counts(fabric, port).flooded();
+                for to in (0..fabric.ports()).filter(|to| *to != port) {
+                    self.leave(fabric, (to, vlan), came, neighbours, answers);
+                }
+            }
+            Forward::Drop(reason) => self.counts(fabric, port).dropped(reason.into()),
+        }
+    }
+
+    /// Tells the other workers where a station is.
+    #[cold]
+    fn tell(&self, fabric: &Fabric, port: u16, vlan: u16, mac: Mac) {
+        let others = fabric.mailboxes.iter().enumerate();
+        for (_, mailbox) in others.filter(|(number, _)| *number != self.number) {
+            mailbox.note(Note { port, vlan, mac });
+        }
+    }
+
+    /// Gives a frame to a port with the tag that it is to have there; `false` when
+    /// the port has no part in the VLAN.
+    #[inline]
+    fn leave(
+        &mut self,
+        fabric: &Fabric,
+        (to, vlan): (u16, u16),
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+        answers: bool,
+    ) -> bool {
+        match self.switch.egress(to, vlan, came.frame.head) {
+            Some(Egress::AsItIs) => self.deliver(fabric, to, came, neighbours, answers),
+            Some(egress) => {
+                let retagged = Retagged::new(&egress, came);
+                let came = retagged.came(came);
+                self.deliver(fabric, to, &came, neighbours, answers);
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Gives a frame back to its port.
+    fn echo(&mut self, fabric: &Fabric, came: &Came<'_>, neighbours: &mut Neighbours<'_>) {
+        let mut head = [0; HEAD_LEN];
+        let Some(head) = head.get_mut(..came.frame.head.len()) else {
+            return;
+        };
+        head.copy_from_slice(came.frame.head);
+        head[..6].copy_from_slice(&came.frame.head[6..12]);
+        head[6..12].copy_from_slice(&came.frame.head[..6]);
+        let body = came.frame.body;
+        let frame = Frame { head, body };
+        self.deliver(
+            fabric,
+            came.port,
+            &Came { frame, ..*came },
+            neighbours,
+            false,
+        );
+    }
+
+    /// Gives a frame to a port.
+    #[inline]
+    fn deliver(
+        &mut self,
+        fabric: &Fabric,
+        to: u16,
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+        answers: bool,
+    ) {
+        self.cost += FRAME_COST;
+        let port = &fabric.ports[usize::from(to)];
+        match &port.kind {
+            Side::Guest(pairs) => match self.pick(fabric, pairs, came.frame.head) {
+                Pick::Here(pair) => self.fill(fabric, (to, pair), came, neighbours),
+                Pick::There(pair, worker) => {
+                    let address = Address::Pair(to, pair);
+                    if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
+                        self.counts(fabric, to).dropped(DropCause::Busy);
+                    }
+                }
+                Pick::Nowhere => self.counts(fabric, to).dropped(DropCause::Down),
+            },
+            Side::Tap(queues) => {
+                let counts = self.counts(fabric, to);
+                send_to_tap(
+                    &queues[self.number % queues.len()],
+                    came,
+                    &mut self.whole,
+                    counts,
+                );
+            }
+            Side::Responder(responder) if answers => {
+                self.counts(fabric, to).went(came.frame.len());
+                let Some(bytes) = came.frame.read(&mut self.whole) else {
+                    return;
+                };
+                if let Offload::Whole(Checksum::Partial(partial)) = came.offload {
+                    complete_checksum(bytes, partial);
+                }
+                // Out of its place, so that the rest can be used to send it.
+                let mut answer = std::mem::take(&mut self.answer);
+                if let Some(len) = responder.respond(bytes, &mut answer) {
+                    self.respond(fabric, (to, came.port), &answer[..len], neighbours);
+                }
+                self.answer = answer;
+            }
+            Side::Responder(_) => {}
+        }
+    }
+
+    /// Sends what the responder at a port has to say; other responders do not hear it.
+    fn respond(
+        &mut self,
+        fabric: &Fabric,
+        (port, asker): (u16, u16),
+        answer: &[u8],
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        let came = Came {
+            port,
+            offload: Offload::NONE,
+            frame: split(answer),
+        };
+        self.counts(fabric, port).came(came.frame.len());
+        match fabric.mode {
+            Mode::Switch => self.switch(fabric, &came, neighbours, false),
+            _ => self.deliver(fabric, asker, &came, neighbours, false),
+        }
+    }
+
+    /// Which queue pair of a guest gets a frame: one of this worker if any is enabled,
+    /// and the same for all frames of a flow.
+    #[inline]
+    fn pick(&self, fabric: &Fabric, pairs: &Pairs, head: &[u8]) -> Pick {
+        let enabled = pairs.enabled();
+        let here = enabled & self.own;
+        if here != 0 {
+            return Pick::Here(one_of(here, head));
+        }
+        if enabled == 0 {
+            return Pick::Nowhere;
+        }
+        let pair = one_of(enabled, head);
+        Pick::There(pair, usize::from(pair) % fabric.mailboxes.len())
+    }
+
+    /// Puts a frame into a receive queue of this worker.
+    #[inline]
+    fn fill(
+        &mut self,
+        fabric: &Fabric,
+        (to, pair): (u16, u16),
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        let counts = self.counts(fabric, to);
+        let address = fabric.address(to, pair);
+        let Some((ring, receive)) = neighbours.ring::<Receive>(address) else {
+            return counts.dropped(DropCause::Down);
+        };
+        let mtu = fabric.ports[usize::from(to)].mtu.load(Ordering::Relaxed);
+        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, counts);
+    }
+
+    /// Takes what others have for this worker.
+    fn take_parcels(
+        &mut self,
+        fabric: &Fabric,
+        budget: Budget,
+        neighbours: &mut Neighbours<'_>,
+    ) -> (bool, Progress) {
+        for taken in 0..budget.chains {
+            if self.cost >= budget.bytes {
+                return (true, Progress::More);
+            }
+            let Some(parcel) = self.mailbox(fabric).next() else {
+                return (taken > 0, Progress::Idle);
+            };
+            let came = Came {
+                port: 0,
+                offload: parcel.offload,
+                frame: parcel.frame(),
+            };
+            match parcel.address {
+                Address::Pair(port, pair) => {
+                    self.cost += FRAME_COST;
+                    self.fill(fabric, (port, pair), &came, neighbours);
+                }
+                Address::From(port) => {
+                    self.forward(fabric, &Came { port, ..came }, neighbours);
+                }
+            }
+            self.mailbox(fabric).give_back(parcel);
+        }
+        (true, Progress::More)
+    }
+
+    /// Gives guests as many frames as they take.
+    fn make_frames(
+        &mut self,
+        fabric: &Fabric,
+        neighbours: &mut Neighbours<'_>,
+    ) -> (bool, Progress) {
+        let mut worked = false;
+        for (to, port) in (0..).zip(&fabric.ports) {
+            let Side::Guest(pairs) = &port.kind else {
+                continue;
+            };
+            let mut here = pairs.enabled() & self.own;
+            while here != 0 {
+                let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
+                here &= here - 1;
+                let counts = self.counts(fabric, to);
+                let address = fabric.address(to, pair);
+                if let Some((ring, receive)) = neighbours.ring::<Receive>(address) {
+                    worked |= receive.stuff(ring, SOURCE_BATCH, counts) > 0;
+                }
+            }
+        }
+        if worked {
+            return (true, Progress::More);
+        }
+        (false, Progress::Until(self.now + SOURCE_PAUSE))
+    }
+}
+
+enum Pick {
+    Here(u16),
+    There(u16, usize),
+    Nowhere,
+}
+
+/// One of these pairs, of which there is at least one, by the flow of a frame.
+#[inline]
+fn one_of(mut pairs: u128, head: &[u8]) -> u16 {
+    let count = pairs.count_ones();
+    if count > 1 {
+        // 128 at most.
+        let count = u16::try_from(count).unwrap_or(1);
+        for _ in 0..steer(flow_hash(head), count) {
+            pairs &= pairs - 1;
+        }
+    }
+    u16::try_from(pairs.trailing_zeros()).unwrap_or(0)
+}
+
+/// Gives a frame to the kernel, which does all offloads.
+fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Counts) {
+    let receiver = Receiver {
+        offloads: super::tap::TO_KERNEL,
+        mtu: u16::MAX,
+    };
+    let frame = &came.frame;
+    let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    let Plan::Forward(offload) = plan(&came.offload, frame.head, len, &receiver) else {
+        return counts.dropped(DropCause::TooLong);
+    };
+    let header = Header::of(&offload).to_bytes();
+    let header: &[u8; TAP_HEADER] = header.first_chunk().expect("20 bytes");
+    let sent = match frame.body {
+        Body::Shared {
+            table, spans, skip, ..
+        } if spans.len() < 62 => queue.send_spans(header, frame.head, table, (spans, skip)),
+        _ => match frame.read(whole) {
+            Some(bytes) => queue.send(header, bytes),
+            None => Ok(false),
+        },
+    };
+    match sent {
+        Ok(true) => counts.went(frame.len()),
+        Ok(false) => counts.dropped(DropCause::NoBuffers),
+        Err(_) => counts.dropped(DropCause::Broken),
+    }
+}
+
+/// What a worker does beside its queues: it has its [`Lane`], and empties its mailbox.
+pub(super) struct LaneTask {
+    fabric: Arc<Fabric>,
+    number: usize,
+    /// Out of its place while something of this worker has a pass.
+    lane: Option<Box<Lane>>,
+    asleep: bool,
+}
+
+impl LaneTask {
+    pub(super) fn new(fabric: &Arc<Fabric>, lane: Lane) -> Self {
+        Self {
+            fabric: Arc::clone(fabric),
+            number: lane.number,
+            lane: Some(Box::new(lane)),
+            asleep: false,
+        }
+    }
+}
+
+/// Does something with the lane of this worker; `None` when it has none, since its
+/// fabric rests.
+#[inline]
+pub(super) fn with_lane<R>(
+    fabric: &Fabric,
+    neighbours: &mut Neighbours<'_>,
+    work: impl FnOnce(&mut Lane, &mut Neighbours<'_>) -> R,
+) -> Option<R> {
+    let mut lane = neighbours.task::<LaneTask>(LANE)?.lane.take()?;
+    lane.begin(fabric);
+    let result = work(&mut lane, neighbours);
+    if let Some(task) = neighbours.task::<LaneTask>(LANE) {
+        task.lane = Some(lane);
+    }
+    Some(result)
+}
+
+impl Task for LaneTask {
+    fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
+        if std::mem::take(&mut self.asleep) {
+            self.fabric.mailboxes[self.number].wake_up();
+        }
+        let Some(lane) = &mut self.lane else {
+            return (false, Progress::Idle);
+        };
+        lane.begin(&self.fabric);
+        let taken = lane.take_parcels(&self.fabric, budget, neighbours);
+        if self.fabric.mode != Mode::Source {
+            return taken;
+        }
+        lane.make_frames(&self.fabric, neighbours)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fabric.mailboxes[self.number].wake.as_fd())
+    }
+
+    fn address(&self) -> Option<u32> {
+        Some(LANE)
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.fabric.mailboxes[self.number].has_parcels()
+    }
+
+    fn arm(&mut self) -> bool {
+        let waits = self.fabric.mailboxes[self.number].sleep();
+        self.asleep |= !waits;
+        waits
+    }
+}

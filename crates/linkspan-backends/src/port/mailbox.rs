@@ -1,0 +1,177 @@
+//! How a worker hands to another what that has to do: frames for queues that only
+//! the other one has, and stations that were learned. Nobody ever waits.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam_queue::ArrayQueue;
+use linkspan_devices::net::header::{FRAME_LEN_MAX, Offload};
+use linkspan_devices::net::{Frame, HEAD_LEN, Mac};
+use linkspan_mem::fault::{self, Injected};
+use linkspan_sys::EventFd;
+
+use super::fabric::BYTES_MAX;
+
+/// Frames that may wait for one worker. Their memory is touched as far as it is used.
+const PARCELS: usize = 256;
+
+/// Learned stations that may wait for one worker. What goes beyond is learned by
+/// flooding.
+const NOTES: usize = 1024;
+
+/// What is to be done with a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Address {
+    /// It goes to this queue pair of a port.
+    Pair(u16, u16),
+    /// It comes from this port, as if a guest had sent it.
+    From(u16),
+}
+
+/// A frame in memory of ours.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) address: Address,
+    pub(super) offload: Offload,
+    bytes: Vec<u8>,
+    len: usize,
+}
+
+impl Parcel {
+    /// The frame.
+    pub(super) fn frame(&self) -> Frame<'_> {
+        split(&self.bytes[..self.len])
+    }
+}
+
+/// A frame in private memory, its first bytes apart.
+pub(super) fn split(bytes: &[u8]) -> Frame<'_> {
+    let (head, rest) = bytes.split_at(bytes.len().min(HEAD_LEN));
+    let body = linkspan_devices::net::Body::Private(rest);
+    Frame { head, body }
+}
+
+/// A station that another worker has learned.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Note {
+    pub(super) port: u16,
+    pub(super) vlan: u16,
+    pub(super) mac: Mac,
+}
+
+/// What waits for one worker.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    free: ArrayQueue<Box<Parcel>>,
+    full: ArrayQueue<Box<Parcel>>,
+    notes: ArrayQueue<Note>,
+    pub(super) wake: EventFd,
+    asleep: AtomicBool,
+}
+
+impl Mailbox {
+    /// For a worker with others beside it, or not.
+    pub(super) fn new(alone: bool) -> io::Result<Self> {
+        // One that is alone gets nothing but announcements.
+        let (parcels, notes) = if alone { (4, 1) } else { (PARCELS, NOTES) };
+        let mailbox = Self {
+            free: ArrayQueue::new(parcels),
+            full: ArrayQueue::new(parcels),
+            notes: ArrayQueue::new(notes),
+            wake: EventFd::new()?,
+            asleep: AtomicBool::new(false),
+        };
+        for _ in 0..parcels {
+            let parcel = Parcel::new().map_err(io::Error::other)?;
+            mailbox.give_back(Box::new(parcel));
+        }
+        Ok(mailbox)
+    }
+
+    /// Hands a frame over; `false` when too many wait.
+    pub(super) fn send(&self, address: Address, offload: &Offload, frame: &Frame<'_>) -> bool {
+        let Some(mut parcel) = self.free.pop() else {
+            return false;
+        };
+        let len = frame.read(&mut parcel.bytes).map(|bytes| bytes.len());
+        let Some(len) = len else {
+            self.give_back(parcel);
+            return false;
+        };
+        (parcel.address, parcel.offload, parcel.len) = (address, *offload, len);
+        // There is room for all parcels.
+        let _ = self.full.push(parcel);
+        self.rouse();
+        true
+    }
+
+    /// Says where a station is, if there is room. Nobody is woken for it.
+    pub(super) fn note(&self, note: Note) {
+        let _ = self.notes.push(note);
+    }
+
+    #[inline]
+    pub(super) fn next_note(&self) -> Option<Note> {
+        self.notes.pop()
+    }
+
+    #[inline]
+    pub(super) fn next(&self) -> Option<Box<Parcel>> {
+        self.full.pop()
+    }
+
+    pub(super) fn give_back(&self, parcel: Box<Parcel>) {
+        // There is room for all parcels.
+        let _ = self.free.push(parcel);
+    }
+
+    #[inline]
+    pub(super) fn has_parcels(&self) -> bool {
+        !self.full.is_empty()
+    }
+
+    /// The worker is about to sleep: whether something waits already, so that it
+    /// must not. Else it is woken from now on.
+    pub(super) fn sleep(&self) -> bool {
+        self.asleep.store(true, Ordering::Relaxed);
+        // Whoever puts a parcel in sees that the worker sleeps, or is seen here.
+        fence(Ordering::SeqCst);
+        let waits = self.has_parcels();
+        if waits {
+            self.asleep.store(false, Ordering::Relaxed);
+        }
+        waits
+    }
+
+    /// The worker looks by itself again.
+    pub(super) fn wake_up(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+        if let Err(error) = self.wake.drain() {
+            panic!("our own eventfd cannot be read: {error}");
+        }
+    }
+
+    fn rouse(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed)
+            && self.asleep.swap(false, Ordering::Relaxed)
+            && let Err(error) = self.wake.signal()
+        {
+            panic!("our own eventfd cannot be signalled: {error}");
+        }
+    }
+}
+
+impl Parcel {
+    fn new() -> Result<Self, Injected> {
+        const { assert!(BYTES_MAX >= FRAME_LEN_MAX as usize) };
+        fault::point(fault::Site::Alloc)?;
+        Ok(Self {
+            address: Address::From(0),
+            offload: Offload::NONE,
+            // Zeroes come from the system as they are touched.
+            bytes: vec![0; BYTES_MAX],
+            len: 0,
+        })
+    }
+}

@@ -1,0 +1,21 @@
+//! Ports: guests, interfaces of this machine and a host that is not there, joined
+//! into a network.
+//!
+//! Worker `w` has queue pair `w` of every port, modulo their number, so a frame that
+//! a guest sends is copied once: from its buffers into those of the guest that
+//! receives it. Only a frame for a guest that has no queue enabled on that worker
+//! goes through memory of ours to another. A receiver that has no room loses
+//! frames, which are counted, and keeps nobody else from theirs.
+
+mod counters;
+mod fabric;
+mod guest;
+mod lane;
+mod mailbox;
+mod retag;
+mod tap;
+
+pub use counters::{DropCause, PortCounts};
+pub use fabric::{Fabric, FabricError, Kind, Mode, PAIRS_MAX, PORTS_MAX, PortOptions, Running};
+pub use guest::{Count, NetDevice, NetDeviceError};
+pub use tap::from_kernel;

@@ -1,0 +1,195 @@
+//! `linkspan driver net`: a network device, driven without a guest.
+
+use anyhow::anyhow;
+use clap::Subcommand;
+use linkspan_backends::nic::{Nic, NicError, NicLayout, NicOptions, NicPair, PAIRS_MAX};
+use linkspan_devices::net::NetInfo;
+use linkspan_engine::vhost_user::{Connection, Link};
+use linkspan_vhost::frontend::Negotiated;
+use linkspan_virtio::Features;
+use serde::Serialize;
+
+use super::target::{Hints, Target, link_failure};
+use super::{ReachArgs, net_bench};
+use crate::exit::{Failure, Status};
+
+/// Options of `linkspan driver net`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    linkspan driver net --socket-path /tmp/net.sock info\n  \
+    linkspan driver net --socket-path /tmp/net.sock bench --mode tx --size 64 --poll --seconds 5\n  \
+    linkspan driver net --socket-path /tmp/net.sock --server bench --mode loop --queues 2 --packed\n\n\
+    A back end that dies while a bench runs is waited for: all queue pairs go on with\n\
+    the next one, and the frames that were under way count as lost.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    reach: ReachArgs,
+
+    /// Queue pairs; a bench has a thread for each
+    #[arg(long, global = true, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(PAIRS_MAX)))]
+    queues: u16,
+
+    /// Use packed rings; the back end must have them
+    #[arg(long, global = true)]
+    packed: bool,
+
+    /// Have buffers used in order; the back end must do so
+    #[arg(long, global = true)]
+    in_order: bool,
+
+    /// Let no frame take several receive buffers
+    #[arg(long, global = true)]
+    no_mergeable: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Says what the network device is
+    Info(InfoArgs),
+    /// Measures it
+    Bench(net_bench::Args),
+}
+
+const HINTS: Hints = Hints {
+    serve: |path| format!("linkspan net --port vhost-user:{}", path.display()),
+    unit: "queue pairs",
+    rings: 2,
+};
+
+/// A network device in use.
+pub(super) struct Device {
+    pub(super) features: Features,
+    pub(super) pairs: Vec<NicPair>,
+    /// Ends when dropped, and the pairs with it.
+    pub(super) link: Link,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let target = args.reach.target(args.packed)?;
+    let options = NicOptions {
+        pairs: args.queues,
+        packed: args.packed,
+        in_order: args.in_order,
+        mergeable: !args.no_mergeable,
+    };
+    match &args.verb {
+        Verb::Info(verb) => info(&target, options, verb),
+        Verb::Bench(verb) => net_bench::run(&target, options, verb),
+    }
+}
+
+fn connect(target: &Target, options: NicOptions) -> Result<Connection, Failure> {
+    let wanted = options.link_options(target.reach.clone(), target.connect_limit);
+    target.connect(wanted, &HINTS)
+}
+
+/// Connects and starts all pairs.
+pub(super) fn open(
+    target: &Target,
+    options: NicOptions,
+    layout: NicLayout,
+) -> Result<Device, Failure> {
+    let connection = connect(target, options)?;
+    let features = Features::from_bits_retain(connection.negotiated().features);
+    let nic = Nic::new(options.pairs, layout, features).map_err(|error| failure(target, error))?;
+    let link = connection
+        .start(nic.memory, nic.handles)
+        .map_err(|error| link_failure(error, &HINTS))?;
+    target.begins();
+    Ok(Device {
+        features,
+        pairs: nic.pairs,
+        link,
+    })
+}
+
+/// An error of a pair as the end of the command.
+pub(super) fn failure(target: &Target, error: NicError) -> Failure {
+    if target.is_stopped() {
+        return Failure::new(Status::Failed, anyhow!("interrupted"));
+    }
+    let status = match &error {
+        error if error.is_peer() => Status::PeerBroke,
+        NicError::Link(_) => Status::PeerUnreachable,
+        _ => Status::Failed,
+    };
+    Failure::new(status, error)
+}
+
+/// Options of `info`.
+#[derive(Debug, clap::Args)]
+struct InfoArgs {
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Info {
+    queue_pairs_max: u64,
+    mac: Option<String>,
+    mtu: Option<u16>,
+    link_up: bool,
+    features_offered: String,
+    features_used: String,
+    protocol_features: String,
+    memory_slots: u64,
+}
+
+fn info(target: &Target, options: NicOptions, args: &InfoArgs) -> Result<(), Failure> {
+    let connection = connect(target, options)?;
+    let info = Info::new(connection.negotiated());
+    if args.json {
+        println!("{}", serde_json::to_string(&info)?);
+    } else {
+        info.print();
+    }
+    Ok(())
+}
+
+impl Info {
+    fn new(negotiated: &Negotiated) -> Self {
+        // Without a configuration space nothing in it is known.
+        let features = if negotiated.config.is_empty() {
+            Features::empty()
+        } else {
+            Features::from_bits_retain(negotiated.features)
+        };
+        let known = NetInfo::from_config(&negotiated.config, features);
+        let protocol = negotiated.protocol_features.iter_names();
+        let names: Vec<_> = protocol.map(|(name, _)| name).collect();
+        Self {
+            queue_pairs_max: negotiated.queues_max / 2,
+            mac: known.mac.map(|mac| mac.to_string()),
+            mtu: known.mtu,
+            link_up: known.link_up,
+            features_offered: format!("{:#x}", negotiated.offered),
+            features_used: format!("{:#x}", negotiated.features),
+            protocol_features: names.join(" "),
+            memory_slots: negotiated.memory_slots,
+        }
+    }
+
+    fn print(&self) {
+        println!("queue pairs   at most {}", self.queue_pairs_max);
+        println!(
+            "address       {}",
+            self.mac.as_deref().unwrap_or("not given")
+        );
+        match self.mtu {
+            Some(mtu) => println!("MTU           {mtu} bytes"),
+            None => println!("MTU           not given"),
+        }
+        println!("link          {}", if self.link_up { "up" } else { "down" });
+        println!(
+            "features      {} of {}",
+            self.features_used, self.features_offered
+        );
+        println!("protocol      {}", self.protocol_features);
+        println!("memory slots  {}", self.memory_slots);
+    }
+}

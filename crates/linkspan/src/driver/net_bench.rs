@@ -1,0 +1,569 @@
+//! `linkspan driver net bench`: how many frames a network device takes and gives.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use clap::ValueEnum;
+use hdrhistogram::Histogram;
+use linkspan_backends::nic::{NicError, NicLayout, NicOptions, NicPair, Side};
+use linkspan_devices::net::Frame;
+use linkspan_devices::net::driver::Received;
+use linkspan_virtio::Features;
+use serde::Serialize;
+
+use super::figures::{Latency, check_seconds, cpu_seconds, new_histogram};
+use super::net::{failure, open};
+use super::target::Target;
+use crate::exit::{Failure, Status};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// Frames to the device
+    Tx,
+    /// Frames from the device
+    Rx,
+    /// Frames to a device that sends them back
+    Loop,
+}
+
+/// Options of `bench`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to do
+    #[arg(long, value_enum, default_value_t = Mode::Tx)]
+    mode: Mode,
+    /// Bytes of each frame that is sent, without checksum
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u16).range(60..=9216))]
+    size: u16,
+    /// How long
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    seconds: f64,
+    /// Frames at a time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
+    batch: u16,
+    /// Entries of each ring; a power of two
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u16).range(64..=32768))]
+    ring: u16,
+    /// Frames on the way of each pair with --mode loop, half a ring unless this
+    /// says something else
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32768))]
+    window: Option<u16>,
+    /// Look at the rings all the time and never sleep
+    #[arg(long)]
+    poll: bool,
+    /// As one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    mode: Mode,
+    size: u16,
+    queues: u16,
+    batch: u16,
+    ring: u16,
+    poll: bool,
+    packed: bool,
+    in_order: bool,
+    mergeable: bool,
+    seconds: f64,
+    /// Frames that were given to the device.
+    sent: u64,
+    /// Frames that it gave to us.
+    received: u64,
+    /// Bytes of those.
+    received_bytes: u64,
+    /// With `tx` frames that it did not take, with `loop` those that did not come back.
+    lost: u64,
+    /// Frames that came and were not as they were sent.
+    damaged: u64,
+    /// Frames that came behind later ones.
+    disordered: u64,
+    /// How often a device took the place of a lost one.
+    reconnects: u64,
+    mpps: f64,
+    gbit_per_second: f64,
+    /// From the batch that a frame was sent with to the one that it came back with.
+    latency_us: Option<Latency>,
+    /// Processor time of this process, the driver's side alone.
+    cpu_seconds_per_million: f64,
+}
+
+/// How long to wait for frames that are still on the way.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A loop in which nothing has moved for so long has lost its frames.
+const STALL: Duration = Duration::from_millis(200);
+
+/// Passes without a look at the clock, where nothing else needs it.
+const PASSES: u32 = 64;
+
+/// Bytes of the longest frame that others send unasked.
+const FOREIGN: u16 = 1522;
+
+pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(), Failure> {
+    check_seconds(args.seconds)?;
+    if !args.ring.is_power_of_two() {
+        let error = anyhow!("--ring {} is not a power of two", args.ring);
+        return Err(Failure::new(Status::Usage, error));
+    }
+    let layout = NicLayout::new(args.ring, args.size, args.size.max(FOREIGN));
+    let device = open(target, options, layout)?;
+    let cpu_before = cpu_seconds();
+    let end = Instant::now() + Duration::from_secs_f64(args.seconds);
+    let results: Vec<Result<Tally, Failure>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..)
+            .zip(device.pairs)
+            .map(|(number, pair)| {
+                let work = Work {
+                    target,
+                    args,
+                    number,
+                    end,
+                };
+                scope.spawn(move || work.run(pair))
+            })
+            .collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined
+            .map(|result| result.unwrap_or_else(|_| Err(anyhow!("a thread panicked").into())))
+            .collect()
+    });
+    let cpu = cpu_seconds() - cpu_before;
+    drop(device.link);
+    let mut total = Tally::new()?;
+    for result in results {
+        total.add(&result?)?;
+    }
+    report(args, options, device.features, &total, cpu)
+}
+
+fn report(
+    args: &Args,
+    options: NicOptions,
+    features: Features,
+    total: &Tally,
+    cpu: f64,
+) -> Result<(), Failure> {
+    let (frames, bytes, lost) = match args.mode {
+        Mode::Tx => (
+            total.taken,
+            total.taken * u64::from(args.size),
+            total.sent.saturating_sub(total.taken),
+        ),
+        Mode::Rx => (total.received, total.bytes, 0),
+        Mode::Loop => (
+            total.received,
+            total.bytes,
+            total.sent.saturating_sub(total.received),
+        ),
+    };
+    let seconds = total.length.as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    let (million, bits) = (frames as f64 / 1e6, bytes as f64 * 8.0);
+    let report = Report {
+        mode: args.mode,
+        size: args.size,
+        queues: options.pairs,
+        batch: args.batch,
+        ring: args.ring,
+        poll: args.poll,
+        packed: features.contains(Features::VIRTIO_F_RING_PACKED),
+        in_order: features.contains(Features::VIRTIO_F_IN_ORDER),
+        mergeable: features.contains(linkspan_devices::net::features::VIRTIO_NET_F_MRG_RXBUF),
+        seconds,
+        sent: total.sent,
+        received: total.received,
+        received_bytes: total.bytes,
+        lost,
+        damaged: total.damaged,
+        disordered: total.disordered,
+        reconnects: total.losses,
+        mpps: million / seconds,
+        gbit_per_second: bits / seconds / 1e9,
+        latency_us: (args.mode == Mode::Loop).then(|| Latency::of(&total.latency)),
+        cpu_seconds_per_million: cpu / million,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+        return Ok(());
+    }
+    println!(
+        "{:.3} million frames a second, {:.3} Gbit/s ({frames} in {seconds:.2} s)",
+        report.mpps, report.gbit_per_second
+    );
+    println!(
+        "sent {}, received {}, lost {lost}, damaged {}, out of order {}, reconnects {}",
+        total.sent, total.received, total.damaged, total.disordered, total.losses
+    );
+    if let Some(latency) = &report.latency_us {
+        println!("{latency}");
+    }
+    println!(
+        "{:.3} processor seconds per million frames on this side",
+        report.cpu_seconds_per_million
+    );
+    Ok(())
+}
+
+/// What a pair did.
+struct Tally {
+    sent: u64,
+    taken: u64,
+    received: u64,
+    bytes: u64,
+    damaged: u64,
+    disordered: u64,
+    losses: u64,
+    length: Duration,
+    latency: Histogram<u64>,
+}
+
+impl Tally {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            sent: 0,
+            taken: 0,
+            received: 0,
+            bytes: 0,
+            damaged: 0,
+            disordered: 0,
+            losses: 0,
+            length: Duration::ZERO,
+            latency: new_histogram()?,
+        })
+    }
+
+    fn add(&mut self, other: &Self) -> Result<(), Failure> {
+        self.sent += other.sent;
+        self.taken += other.taken;
+        self.received += other.received;
+        self.bytes += other.bytes;
+        self.damaged += other.damaged;
+        self.disordered += other.disordered;
+        // Each pair sees each of them.
+        self.losses = self.losses.max(other.losses);
+        self.length = self.length.max(other.length);
+        self.latency.add(&other.latency).context("latencies")?;
+        Ok(())
+    }
+}
+
+/// What one thread is to do with its pair.
+struct Work<'a> {
+    target: &'a Target,
+    args: &'a Args,
+    number: u16,
+    end: Instant,
+}
+
+impl Work<'_> {
+    fn run(&self, mut pair: NicPair) -> Result<Tally, Failure> {
+        let mut tally = Tally::new()?;
+        let start = Instant::now();
+        let done = match self.args.mode {
+            Mode::Tx => self.transmit(&mut pair, &mut tally),
+            Mode::Rx => self.receive(&mut pair, &mut tally),
+            Mode::Loop => self.go_round(&mut pair, &mut tally),
+        };
+        tally.length = Instant::now().min(self.end.max(start)) - start;
+        tally.losses = pair.losses();
+        match done {
+            Err(NicError::Link(_)) if self.target.is_stopped() => Ok(tally),
+            Err(error) => Err(failure(self.target, error)),
+            Ok(()) => Ok(tally),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.end || self.target.is_stopped()
+    }
+
+    /// Sends as fast as the device takes frames.
+    fn transmit(&self, pair: &mut NicPair, tally: &mut Tally) -> Result<(), NicError> {
+        let mut stamped = Stamped::new(self.args.size, self.number);
+        'all: loop {
+            for _ in 0..PASSES {
+                tally.taken += u64::from(pair.reclaim()?);
+                let before = tally.sent;
+                for _ in 0..self.args.batch {
+                    if !pair.send(&stamped.next(tally.sent, 0))? {
+                        break;
+                    }
+                    tally.sent += 1;
+                }
+                pair.flush()?;
+                if tally.sent == before {
+                    if self.args.poll {
+                        std::hint::spin_loop();
+                    } else if !pair.wait(Side::Transmit, Some(self.end))? {
+                        break 'all;
+                    }
+                }
+            }
+            if self.is_over() {
+                break;
+            }
+        }
+        let mut progress = Instant::now();
+        while tally.taken < tally.sent && pair.losses() == 0 && progress.elapsed() < DRAIN {
+            match pair.reclaim()? {
+                0 => std::thread::yield_now(),
+                some => {
+                    tally.taken += u64::from(some);
+                    progress = Instant::now();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes whatever comes.
+    fn receive(&self, pair: &mut NicPair, tally: &mut Tally) -> Result<(), NicError> {
+        loop {
+            for _ in 0..PASSES {
+                let (mut frames, mut bytes) = (0, 0);
+                let batch = pair.receive(self.args.batch.into(), |received| {
+                    frames += 1;
+                    bytes += received.frame.len();
+                })?;
+                tally.received += frames;
+                tally.bytes += bytes;
+                tally.damaged += u64::from(batch.short + batch.buffers + batch.headers);
+                if frames > 0 {
+                    continue;
+                }
+                if self.args.poll {
+                    std::hint::spin_loop();
+                } else if !pair.wait(Side::Receive, Some(self.end))? {
+                    return Ok(());
+                }
+            }
+            if self.is_over() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Keeps a window of frames on the way and looks at each that comes back.
+    fn go_round(&self, pair: &mut NicPair, tally: &mut Tally) -> Result<(), NicError> {
+        let start = Instant::now();
+        let mut round = Round {
+            stamped: Stamped::new(self.args.size, self.number),
+            gone: 0,
+            written_off: 0,
+            next: 0,
+            scratch: vec![0; usize::from(self.args.size)],
+        };
+        let window = u64::from(self.args.window.unwrap_or(self.args.ring / 2));
+        let (mut progress, mut losses) = (start, 0);
+        loop {
+            let now = Instant::now();
+            let over = now >= self.end || self.target.is_stopped();
+            let elapsed = nanoseconds(now - start);
+            pair.reclaim()?;
+            let came = round.take(pair, tally, self.args.batch, elapsed)?;
+            if came {
+                progress = now;
+            }
+            if pair.losses() != losses {
+                losses = pair.losses();
+                round.gone = tally.sent.saturating_sub(tally.received);
+                round.written_off = round.gone;
+            }
+            let mut on_the_way = round.on_the_way(tally);
+            let all_came = tally.received + round.gone >= tally.sent;
+            if over && (all_came || now - progress >= DRAIN) {
+                tally.taken = tally.sent;
+                return Ok(());
+            }
+            if !over && now - progress >= STALL {
+                round.written_off += on_the_way;
+                (on_the_way, progress) = (0, now);
+            }
+            let mut room = window.saturating_sub(on_the_way);
+            room = if over {
+                0
+            } else {
+                room.min(self.args.batch.into())
+            };
+            let mut sent = 0;
+            while sent < room && pair.send(&round.stamped.next(tally.sent, elapsed))? {
+                tally.sent += 1;
+                sent += 1;
+            }
+            if sent > 0 {
+                pair.flush()?;
+            } else if !came && !self.args.poll {
+                pair.wait(Side::Receive, Some(now + STALL / 4))?;
+            }
+        }
+    }
+}
+
+/// Where a loop stands.
+struct Round {
+    stamped: Stamped,
+    /// Frames that went with their device.
+    gone: u64,
+    /// Frames that are not waited for any more. Some may come nevertheless.
+    written_off: u64,
+    /// Number of the frame that comes next, if none is lost.
+    next: u64,
+    scratch: Vec<u8>,
+}
+
+impl Round {
+    fn on_the_way(&mut self, tally: &Tally) -> u64 {
+        let open = tally.sent.saturating_sub(tally.received);
+        self.written_off = self.written_off.min(open);
+        open - self.written_off
+    }
+
+    /// Takes a batch of frames and looks at them; false when none came.
+    fn take(
+        &mut self,
+        pair: &mut NicPair,
+        tally: &mut Tally,
+        budget: u16,
+        now: u64,
+    ) -> Result<bool, NicError> {
+        let Self {
+            stamped,
+            next,
+            scratch,
+            ..
+        } = self;
+        // Frames of one batch that were sent with one batch have one latency.
+        let (mut frames, mut sent_at, mut alike) = (0_u64, 0, 0);
+        let batch = pair.receive(budget.into(), |received| {
+            frames += 1;
+            tally.bytes += received.frame.len();
+            match stamped.read(&received, scratch) {
+                Some((number, _)) if number >= tally.sent => tally.damaged += 1,
+                Some((number, at)) => {
+                    if number < *next {
+                        tally.disordered += 1;
+                    }
+                    *next = number + 1;
+                    if at != sent_at {
+                        record(&mut tally.latency, now, sent_at, alike);
+                        (sent_at, alike) = (at, 0);
+                    }
+                    alike += 1;
+                }
+                None => tally.damaged += 1,
+            }
+        })?;
+        record(&mut tally.latency, now, sent_at, alike);
+        tally.received += frames;
+        let dropped = u64::from(batch.short + batch.buffers + batch.headers);
+        tally.damaged += dropped;
+        Ok(frames + dropped > 0)
+    }
+}
+
+fn record(latency: &mut Histogram<u64>, now: u64, at: u64, count: u64) {
+    if count > 0 {
+        // Longer than a minute counts as a minute.
+        latency.saturating_record_n(now.saturating_sub(at).max(1), count);
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Frames of ours: Ethernet of a type for experiments, a mark, the number of the
+/// pair, then number and time of the frame, then bytes that stay the same.
+struct Stamped {
+    bytes: Vec<u8>,
+}
+
+/// Where the addresses end, and with them what a device that sends frames back may
+/// change.
+const ADDRESSES: usize = 12;
+const NUMBER: usize = 20;
+const TIME: usize = NUMBER + 8;
+const REST: usize = TIME + 8;
+
+impl Stamped {
+    fn new(size: u16, pair: u16) -> Self {
+        let mut bytes: Vec<u8> = (0..size).map(|at| at.to_le_bytes()[0]).collect();
+        bytes[..ADDRESSES].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+        // IEEE 802 local experimental EtherType 1.
+        bytes[ADDRESSES..][..6].copy_from_slice(&[0x88, 0xB5, b'l', b's', b'p', b'n']);
+        bytes[ADDRESSES + 6..NUMBER].copy_from_slice(&pair.to_be_bytes());
+        Self { bytes }
+    }
+
+    /// The frame with this number, sent at this time in nanoseconds.
+    #[inline]
+    fn next(&mut self, number: u64, time: u64) -> Frame<'_> {
+        self.bytes[NUMBER..TIME].copy_from_slice(&number.to_be_bytes());
+        self.bytes[TIME..REST].copy_from_slice(&time.to_be_bytes());
+        Frame::private(&self.bytes)
+    }
+
+    /// Number and time of a frame that came back; `None` when it is not as it was
+    /// sent.
+    #[inline]
+    fn read(&self, received: &Received<'_>, scratch: &mut [u8]) -> Option<(u64, u64)> {
+        let frame = &received.frame;
+        if frame.len() != self.bytes.len() as u64 {
+            return None;
+        }
+        let bytes = if frame.head.len() == self.bytes.len() {
+            frame.head
+        } else {
+            frame.read(scratch)?
+        };
+        let same = |from: usize, to: usize| bytes[from..to] == self.bytes[from..to];
+        if !same(ADDRESSES, NUMBER - 2) || !same(REST, self.bytes.len()) {
+            return None;
+        }
+        let number = |at: usize| Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
+        Some((number(NUMBER)?, number(TIME)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linkspan_devices::net::header::{Header, Offload};
+
+    use super::*;
+
+    fn read(stamped: &Stamped, bytes: &[u8]) -> Option<(u64, u64)> {
+        let received = Received {
+            offload: Offload::NONE,
+            header: &Header::default(),
+            frame: Frame::private(bytes),
+        };
+        stamped.read(&received, &mut vec![0; stamped.bytes.len()])
+    }
+
+    #[test]
+    fn a_frame_that_was_changed_is_noticed_and_its_addresses_may_change() {
+        for size in [60, 64, 1514] {
+            let mut stamped = Stamped::new(size, 3);
+            stamped.next(7, 11);
+            let sent = stamped.bytes.clone();
+            stamped.next(8, 12);
+            assert_eq!(read(&stamped, &sent), Some((7, 11)));
+            for at in 0..sent.len() {
+                let mut other = sent.clone();
+                other[at] ^= 1;
+                let found = read(&stamped, &other);
+                match at {
+                    0..ADDRESSES | 18..NUMBER => assert_eq!(found, Some((7, 11)), "byte {at}"),
+                    NUMBER..REST => assert!(found.is_some_and(|found| found != (7, 11))),
+                    _ => assert_eq!(found, None, "byte {at}"),
+                }
+            }
+            assert_eq!(read(&stamped, &sent[1..]), None);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! `linkspan net`: joins guests and interfaces of this machine into a network.
+
+mod report;
+mod spec;
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow};
+use clap::{ArgGroup, ValueEnum};
+use linkspan_backends::port::{
+    Fabric, FabricError, Kind, Mode, NetDevice, NetDeviceError, PortOptions, from_kernel,
+};
+use linkspan_devices::net::frame::{Lease, Responder};
+use linkspan_devices::net::switch::PortVlans;
+use linkspan_devices::net::{NetOptions, OFFLOADS, Speed};
+use linkspan_engine::vhost_user::Server;
+use linkspan_engine::{Device, Rate, RateLimit, Workers};
+use linkspan_sys::poll::{Interest, Ready};
+use linkspan_sys::signals::{Signal, Signals};
+use linkspan_sys::socket::{Inherited, inherit};
+use linkspan_sys::tap::{TapError, TapQueue, open_tap};
+use linkspan_sys::{Epoll, Listener};
+use serde::Serialize;
+
+use crate::exit::{Failure, Status};
+use crate::workers::WorkerArgs;
+use spec::{Behind, PortSpec, mac_of};
+
+/// Options of `linkspan net`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Ports:\n  \
+        vhost-user:PATH      a guest whose virtual machine monitor connects here\n  \
+        vhost-user-fd:N      the same over an inherited socket\n    \
+          queues=N           queue pairs [1]\n    \
+          queue-size=N       entries of each queue [1024]\n    \
+          mac=ADDRESS        [one that goes with PATH]\n    \
+          mtu=BYTES          [1500]\n    \
+          client             connect to PATH, where the monitor listens\n    \
+          count=pairs|rings  how queues are counted for the monitor: pairs for QEMU\n                       \
+          and DPDK, rings for Cloud Hypervisor [pairs]\n  \
+        tap:NAME             an interface of this machine, made if there is none\n    \
+          queues=N           [1]\n  \
+        tap-fd:N             an inherited queue of one\n  \
+        responder            answers ARP, ping and DHCP, for guests without a network\n    \
+          address=IP/BITS    its own address [10.0.2.2/24]\n    \
+          lease=IP           what it leases to a guest that asks [none]\n  \
+        Each, but for the responder, has\n    \
+          packets-per-second=N, bytes-per-second=N   what may come from it\n  \
+        and each has\n    \
+          vlan=N             the VLAN that it is in, without tags\n\n\
+        Example: two guests and this machine\n\n  \
+        linkspan net --port vhost-user:/tmp/a.sock,queues=2 \\\n    \
+          --port vhost-user:/tmp/b.sock,queues=2 --port tap:tap0,queues=2 &\n  \
+        ip addr add 192.168.7.1/24 dev tap0; ip link set tap0 up\n  \
+        qemu-system-x86_64 -m 1G \\\n    \
+          -object memory-backend-memfd,id=m,size=1G,share=on -machine q35,memory-backend=m \\\n    \
+          -chardev socket,id=c,path=/tmp/a.sock \\\n    \
+          -netdev vhost-user,id=n,chardev=c,queues=2 \\\n    \
+          -device virtio-net-pci,netdev=n,mq=on,vectors=6 …\n\n\
+        SIGHUP makes it say what was counted of each port, SIGINT or SIGTERM ends it.",
+    group = ArgGroup::new("what").args(["port", "print_capabilities"]).required(true)
+)]
+pub struct Args {
+    /// A port: what is behind it, and options after commas; see below
+    #[arg(long, value_name = "PORT[,OPTION]…")]
+    port: Vec<PortSpec>,
+
+    /// What becomes of frames
+    #[arg(long, value_enum, default_value = "switch")]
+    mode: ModeArg,
+
+    /// Print what this program can do, in the form that management software
+    /// expects of a vhost-user program, and exit
+    #[arg(long)]
+    print_capabilities: bool,
+
+    /// Print what happens to the ports on standard output, one JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    workers: WorkerArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ModeArg {
+    /// A learning switch
+    Switch,
+    /// Two ports, each of which gets what the other sends
+    Pair,
+    /// Frames are counted and dropped
+    Sink,
+    /// Each guest gets as many frames as it takes
+    Source,
+    /// Each port gets its frames back, with the addresses swapped
+    Echo,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Switch => Self::Switch,
+            ModeArg::Pair => Self::Pair,
+            ModeArg::Sink => Self::Sink,
+            ModeArg::Source => Self::Source,
+            ModeArg::Echo => Self::Echo,
+        }
+    }
+}
+
+/// What management software reads (docs/interop/vhost-user.json of QEMU).
+#[derive(Serialize)]
+struct Capabilities {
+    r#type: &'static str,
+    features: [&'static str; 0],
+}
+
+/// Joins the ports until a signal ends it, or until all guests are gone for good.
+///
+/// # Errors
+/// With the status that the program is to end with.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.print_capabilities {
+        let capabilities = Capabilities {
+            r#type: "net",
+            features: [],
+        };
+        println!("{}", serde_json::to_string_pretty(&capabilities)?);
+        return Ok(());
+    }
+    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
+        .context("cannot watch for signals")?;
+    let pairs = args.port.iter().map(|port| port.queues).max();
+    let workers = args.workers.start(pairs.unwrap_or(1))?;
+    let ports: Result<Vec<_>, Failure> = args
+        .port
+        .iter()
+        .map(|port| open_port(port, args.json))
+        .collect();
+    let fabric = Fabric::new(args.mode.into(), ports?, workers.count()).map_err(no_fabric)?;
+    let running = fabric.run(&workers).map_err(no_fabric)?;
+    let mut servers = Vec::new();
+    for (number, port) in (0..).zip(&args.port) {
+        servers.extend(serve(port, number, &fabric, &workers, args.json)?);
+    }
+    wait(&signals, &servers, &fabric, args.json)?;
+    tracing::info!("ending: finishing what is in flight");
+    for server in servers {
+        server.stop()?;
+    }
+    drop(running);
+    report::counts(&fabric, args.json);
+    Ok(())
+}
+
+/// Waits for a signal to end, or for the end of all guests.
+fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> Result<(), Failure> {
+    const SIGNALS: u64 = u64::MAX;
+    let epoll = Epoll::new().context("cannot wait for a signal")?;
+    epoll.add(signals.as_fd(), SIGNALS, Interest::READ)?;
+    for (number, server) in (0..).zip(servers) {
+        epoll.add(server.ended(), number, Interest::READ)?;
+    }
+    let mut left = servers.len();
+    let mut ready = Ready::with_capacity(16);
+    loop {
+        epoll
+            .wait(&mut ready, None)
+            .context("cannot wait for a signal")?;
+        for event in ready.iter() {
+            if let Some(server) = usize::try_from(event.token)
+                .ok()
+                .and_then(|at| servers.get(at))
+            {
+                epoll.delete(server.ended())?;
+                left -= 1;
+                if left == 0 {
+                    return Ok(());
+                }
+                continue;
+            }
+            let came = signals.take().context("cannot take a signal")?;
+            if came.contains(&Signal::Hangup) {
+                report::counts(fabric, json);
+            }
+            if came.iter().any(|signal| *signal != Signal::Hangup) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn no_fabric(error: FabricError) -> Failure {
+    let status = match error {
+        FabricError::System(_) | FabricError::Switch(_) => Status::Failed,
+        _ => Status::Usage,
+    };
+    Failure::new(status, error)
+}
+
+fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
+    let kind = match &port.behind {
+        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) => {
+            Kind::Guest { pairs: port.queues }
+        }
+        Behind::Tap(name) => {
+            let (name, queues) = open_tap(name, port.queues, from_kernel()).map_err(no_tap)?;
+            report::opened(&port.name, &name, json);
+            Kind::Tap(queues)
+        }
+        Behind::TapFd(fd) => {
+            let queue = TapQueue::inherit(*fd, from_kernel());
+            let queue = queue.map_err(|error| Failure::new(Status::Usage, error))?;
+            Kind::Tap(vec![queue])
+        }
+        Behind::Responder => Kind::Responder(responder(port)),
+    };
+    let rate = |tokens: u64| Rate::per_second(tokens, None);
+    Ok(PortOptions {
+        name: port.name.clone(),
+        kind,
+        vlans: port.vlan.map_or(PortVlans::Unaware, PortVlans::Access),
+        mtu: port.mtu,
+        limit: RateLimit::new(
+            Instant::now(),
+            port.packets_per_second.map(rate),
+            port.bytes_per_second.map(rate),
+        ),
+    })
+}
+
+fn responder(port: &PortSpec) -> Responder {
+    let address = port.address.octets();
+    Responder {
+        mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
+        address,
+        lease: port.lease.map(|client| Lease {
+            client: client.octets(),
+            prefix_len: port.prefix_len,
+            router: Some(address),
+            dns: None,
+            seconds: 3600,
+            mtu: port.mtu,
+        }),
+    }
+}
+
+fn no_tap(error: TapError) -> Failure {
+    let status = match error {
+        TapError::Name(_) => Status::Usage,
+        TapError::NoTun | TapError::Permission(_) => Status::Missing,
+        _ => Status::Failed,
+    };
+    Failure::new(status, error)
+}
+
+/// Serves the guest at a port, if there is to be one.
+fn serve(
+    port: &PortSpec,
+    number: u16,
+    fabric: &Arc<Fabric>,
+    workers: &Arc<Workers>,
+    json: bool,
+) -> Result<Option<Server>, Failure> {
+    let device = || -> Result<Arc<dyn Device>, NetDeviceError> {
+        let options = NetOptions {
+            mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
+            mtu: port.mtu,
+            pairs: port.queues,
+            queue_size: port.queue_size,
+            speed: Speed::default(),
+            to_device: OFFLOADS,
+            to_driver: OFFLOADS,
+            control_queue: false,
+        };
+        Ok(Arc::new(NetDevice::new(
+            fabric, number, options, port.count,
+        )?))
+    };
+    let (workers, report) = (
+        Arc::clone(workers),
+        report::reporter(port.name.clone(), json),
+    );
+    let usage = |error| Failure::new(Status::Usage, error);
+    let server = match &port.behind {
+        Behind::Listen(path) => {
+            let listener = Listener::bind(path)
+                .with_context(|| format!("cannot listen at {}", path.display()))?;
+            Server::start(Inherited::Listener(listener), device()?, workers, report)
+        }
+        Behind::GuestFd(fd) => {
+            let socket = inherit(*fd).map_err(|error| usage(anyhow!(error)))?;
+            Server::start(socket, device()?, workers, report)
+        }
+        Behind::Connect(path) => Server::connect(path.clone(), device()?, workers, report),
+        Behind::Tap(_) | Behind::TapFd(_) | Behind::Responder => return Ok(None),
+    };
+    Ok(Some(server.context("cannot start serving")?))
+}

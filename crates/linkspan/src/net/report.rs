@@ -1,0 +1,117 @@
+//! What `linkspan net` says of its ports: what happens to them, and what was counted.
+
+use linkspan_backends::port::{DropCause, Fabric, PortCounts};
+use linkspan_engine::vhost_user::Event;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Something that happened to a port, as a line of JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    event: &'static str,
+    port: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+/// Says what happens to the link of a port, to people or to programs.
+pub(super) fn reporter(port: String, json: bool) -> impl Fn(Event) + Send + 'static {
+    move |event| {
+        let port = port.as_str();
+        if json {
+            let (event, generation, reason) = match &event {
+                Event::Listening => ("listening", None, None),
+                Event::Connected { generation } => ("connected", Some(*generation), None),
+                Event::Ended {
+                    generation, reason, ..
+                } => ("ended", Some(*generation), Some(reason.as_str())),
+            };
+            print(&Line {
+                event,
+                port,
+                generation,
+                reason,
+            });
+        }
+        match event {
+            Event::Listening => tracing::info!(port, "ready for a front end"),
+            Event::Connected { generation } => {
+                tracing::info!(port, generation, "a front end connected");
+            }
+            Event::Ended {
+                generation,
+                reason,
+                fault: true,
+            } => tracing::warn!(port, generation, "the link ended: {reason}"),
+            Event::Ended {
+                generation, reason, ..
+            } => tracing::info!(port, generation, "the link ended: {reason}"),
+        }
+    }
+}
+
+/// An interface of this machine is a port now.
+pub(super) fn opened(port: &str, interface: &str, json: bool) {
+    tracing::info!(port, "the interface is {interface}");
+    if json {
+        print(&serde_json::json!({ "event": "opened", "port": port, "interface": interface }));
+    }
+}
+
+/// Says what was counted of each port until now.
+pub(super) fn counts(fabric: &Fabric, json: bool) {
+    for number in 0..fabric.ports() {
+        let Some(counts) = fabric.counts(number) else {
+            continue;
+        };
+        let port = fabric.name(number);
+        if json {
+            print(&value(port, &counts));
+            continue;
+        }
+        let drops = DropCause::ALL
+            .into_iter()
+            .map(|why| (why, counts.dropped(why)));
+        let drops = drops.filter(|(_, count)| *count > 0);
+        let drops: Vec<_> = drops
+            .map(|(why, count)| format!("{} {count}", why.name()))
+            .collect();
+        let drops = if drops.is_empty() {
+            "nothing".to_owned()
+        } else {
+            drops.join(", ")
+        };
+        tracing::info!(
+            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}",
+            counts.frames_in,
+            counts.bytes_in,
+            counts.frames_out,
+            counts.bytes_out,
+        );
+    }
+}
+
+fn value(port: &str, counts: &PortCounts) -> Value {
+    let drops = DropCause::ALL.into_iter().map(|why| {
+        let name = why.name().to_owned();
+        (name, Value::from(counts.dropped(why)))
+    });
+    serde_json::json!({
+        "event": "counts",
+        "port": port,
+        "frames_in": counts.frames_in,
+        "bytes_in": counts.bytes_in,
+        "frames_out": counts.frames_out,
+        "bytes_out": counts.bytes_out,
+        "flooded": counts.flooded,
+        "dropped": drops.collect::<Map<_, _>>(),
+    })
+}
+
+fn print(line: &impl Serialize) {
+    if let Ok(line) = serde_json::to_string(line) {
+        println!("{line}");
+    }
+}

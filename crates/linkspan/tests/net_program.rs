@@ -1,0 +1,272 @@
+//! `linkspan net` as people and management programs run it.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use linkspan_sys::Listener;
+use linkspan_testkit::FrontEnd;
+use linkspan_testkit::census::settled;
+use linkspan_testkit::net::{Card, CardOptions, frame, station};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    let program = env!("CARGO_BIN_EXE_linkspan");
+    Command::new(program)
+        .arg("net")
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A program that runs, and a folder for its sockets.
+struct Program {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Program {
+    /// `FOLDER` in an argument becomes the folder.
+    fn start(args: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(folder, args)
+    }
+
+    fn start_in(folder: TempDir, args: &[&str]) -> Self {
+        let place = folder.path().to_str().unwrap();
+        let args = args.iter().map(|arg| arg.replace("FOLDER", place));
+        let child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+            .arg("net")
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child, folder }
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    #[track_caller]
+    fn card(&self, name: &str) -> Card {
+        let socket = self.socket(name);
+        assert!(settled(|| socket.exists()), "it does not listen");
+        Card::bring_up(&socket, &CardOptions::default()).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the end: status, and the lines of standard output.
+    #[track_caller]
+    fn end(mut self) -> (Option<i32>, Vec<serde_json::Value>) {
+        let mut status = None;
+        let ended = settled(|| {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(ended, "it does not end");
+        let mut said = String::new();
+        let stdout = self.child.stdout.as_mut().unwrap();
+        stdout.read_to_string(&mut said).unwrap();
+        let lines = said.lines().map(|line| serde_json::from_str(line).unwrap());
+        (status.unwrap().code(), lines.collect())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It has ended already, or a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[track_caller]
+fn talk(a: &mut Card, b: &mut Card) {
+    for mark in 0..10 {
+        let there = frame(station(1), station(2), mark, 400);
+        a.send(0, &there);
+        assert_eq!(b.expect().1, there);
+        let back = frame(station(2), station(1), mark, 400);
+        b.send(0, &back);
+        assert_eq!(a.expect().1, back);
+    }
+}
+
+#[test]
+fn guests_talk_and_programs_hear_of_it() {
+    let program = Program::start(&[
+        "--json",
+        "--port",
+        "vhost-user:FOLDER/a,queues=2",
+        "--port",
+        "vhost-user:FOLDER/b",
+    ]);
+    let (mut a, mut b) = (program.card("a"), program.card("b"));
+    talk(&mut a, &mut b);
+    drop((a, b));
+    // The next ones are served as well.
+    let (mut a, mut b) = (program.card("a"), program.card("b"));
+    talk(&mut a, &mut b);
+    let (first, second) = (program.socket("a"), program.socket("b"));
+    program.signal(Signal::TERM);
+    let (status, lines) = program.end();
+    assert_eq!(status, Some(0));
+    assert!(!first.exists() && !second.exists());
+    let events = |name: &str| lines.iter().filter(|line| line["event"] == name).count();
+    assert_eq!(
+        (events("listening"), events("connected"), events("ended")),
+        (2, 4, 4)
+    );
+    let counts: Vec<_> = lines
+        .iter()
+        .filter(|line| line["event"] == "counts")
+        .collect();
+    assert_eq!(counts.len(), 2, "{lines:#?}");
+    for counts in counts {
+        assert_eq!(
+            (&counts["frames_in"], &counts["frames_out"]),
+            (&20.into(), &20.into())
+        );
+        assert_eq!(counts["dropped"]["no_buffers"], 0);
+        assert!(counts["port"].as_str().unwrap().starts_with("vhost-user:/"));
+    }
+}
+
+#[test]
+fn a_front_end_that_listens_is_connected_to_again_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("monitor");
+    let program = Program::start_in(
+        folder,
+        &[
+            "--mode",
+            "echo",
+            "--port",
+            "vhost-user:FOLDER/monitor,client",
+        ],
+    );
+    let listener = Listener::bind(&socket).unwrap();
+    for round in 0..2 {
+        let mut stream = None;
+        assert!(settled(|| {
+            stream = listener.accept().ok();
+            stream.is_some()
+        }));
+        let front = FrontEnd::over(stream.unwrap());
+        let mut card = Card::over(front, &CardOptions::default()).unwrap();
+        card.send(0, &frame(station(1), station(2), round, 100));
+        assert_eq!(card.expect().1, frame(station(2), station(1), round, 100));
+    }
+    program.signal(Signal::INT);
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn workers_that_never_sleep_serve_as_well() {
+    let args = [
+        "--busy",
+        "--mode",
+        "pair",
+        "--port",
+        "vhost-user:FOLDER/a",
+        "--port",
+        "vhost-user:FOLDER/b",
+    ];
+    let program = Program::start(&args);
+    let (mut a, mut b) = (program.card("a"), program.card("b"));
+    talk(&mut a, &mut b);
+    program.signal(Signal::TERM);
+    assert_eq!(program.end().0, Some(0));
+}
+
+#[test]
+fn help_and_capabilities_are_what_people_and_programs_read() {
+    let help = text(&run(["--help"]).stdout);
+    for part in [
+        "Example",
+        "vhost-user:PATH",
+        "tap:NAME",
+        "responder",
+        "-netdev vhost-user",
+    ] {
+        assert!(help.contains(part), "{part} is not in:\n{help}");
+    }
+    let output = run(["--print-capabilities"]);
+    assert_eq!(output.status.code(), Some(0));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["type"], "net");
+}
+
+#[test]
+fn wrong_usage_has_status_2_and_touches_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a");
+    let port = format!("vhost-user:{}", socket.display());
+    let bad = |option: &str| format!("{port},{option}");
+    let wrong = [
+        vec![],
+        vec!["--port".into()],
+        vec!["--port".into(), "nonsense".into()],
+        vec!["--port".into(), bad("queues=0")],
+        vec!["--port".into(), bad("mac=ff:ff:ff:ff:ff:ff")],
+        vec!["--port".into(), bad("nonsense=1")],
+        vec![
+            "--port".into(),
+            port.clone(),
+            "--mode".into(),
+            "pair".into(),
+        ],
+        vec![
+            "--port".into(),
+            port.clone(),
+            "--mode".into(),
+            "nonsense".into(),
+        ],
+        vec![
+            "--port".into(),
+            port.clone(),
+            "--busy".into(),
+            "--poll-us".into(),
+            "5".into(),
+        ],
+        vec!["--port".into(), "vhost-user-fd:0".into()],
+        vec!["--port".into(), "vhost-user-fd:99".into()],
+        vec!["--port".into(), "tap-fd:99".into()],
+        vec!["--port".into(), "tap:a/b".into()],
+    ];
+    for args in wrong {
+        let output = run(&args);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?}: {}",
+            text(&output.stderr)
+        );
+        assert!(output.stdout.is_empty(), "{args:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
+        assert!(!socket.exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_socket_that_is_in_use_has_status_1_and_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a");
+    let _taken = UnixListener::bind(&socket).unwrap();
+    let port = format!("vhost-user:{}", socket.display());
+    let output = run(["--port", &port]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(socket.to_str().unwrap()));
+}

@@ -1,0 +1,217 @@
+//! Interfaces of this machine as ports of `linkspan net`: the kernel's own network on
+//! both sides, in network namespaces that exist for the test only.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use linkspan_devices::net::{Mac, Sum};
+use linkspan_testkit::census::settled;
+use linkspan_testkit::net::{Card, CardOptions, frame, station};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// A network namespace.
+struct Namespace(String);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // One that is left behind is seen by whoever looks.
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+impl Namespace {
+    /// `None`, and a word, where it cannot be.
+    fn new(name: &str) -> Option<Self> {
+        let namespace = Self(format!("linkspan-{name}-{}", std::process::id()));
+        let made = Command::new("ip")
+            .args(["netns", "add", &namespace.0])
+            .output();
+        let tools = Command::new("ping").arg("-V").output();
+        match made {
+            Ok(made) if made.status.success() && tools.is_ok() => Some(namespace),
+            Ok(made) => {
+                let why = String::from_utf8_lossy(&made.stderr).into_owned();
+                println!("SKIP interfaces of this machine: {why} (root and ping are needed)");
+                None
+            }
+            Err(error) => {
+                println!("SKIP interfaces of this machine: ip: {error}");
+                None
+            }
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0, program]);
+        command
+    }
+
+    /// A thread of this process in the namespace.
+    fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let place = File::open(format!("/run/netns/{}", self.0)).unwrap();
+        thread::spawn(move || {
+            let network = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(place.as_fd(), network).unwrap();
+            work()
+        })
+    }
+
+    #[track_caller]
+    fn run(&self, line: &str) {
+        let mut words = line.split(' ');
+        let output = self
+            .command(words.next().unwrap())
+            .args(words)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {said}{errors}");
+    }
+}
+
+/// A program that runs in a namespace.
+struct Program {
+    child: Child,
+}
+
+impl Program {
+    /// Started, and its interfaces are there.
+    #[track_caller]
+    fn start(namespace: &Namespace, args: &[&str], interfaces: usize) -> Self {
+        let mut command = namespace.command(env!("CARGO_BIN_EXE_linkspan"));
+        command.args(["net", "--json"]).args(args);
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut program = Self { child };
+        let mut lines = BufReader::new(program.child.stdout.as_mut().unwrap()).lines();
+        for _ in 0..interfaces {
+            let line = lines.next().expect("it goes on").unwrap();
+            assert!(line.contains("\"opened\""), "{line}");
+        }
+        program
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_host_that_is_not_there_answers_a_ping_of_this_machine() {
+    let Some(here) = Namespace::new("ping") else {
+        return;
+    };
+    let ports = [
+        "--port",
+        "tap:ls0,queues=2",
+        "--port",
+        "responder,address=10.9.0.2/24",
+    ];
+    let _program = Program::start(&here, &ports, 1);
+    here.run("ip addr add 10.9.0.1/24 dev ls0");
+    here.run("ip link set ls0 up");
+    here.run("ping -c 3 -i 0.2 -W 20 10.9.0.2");
+    here.run("ping -c 2 -i 0.2 -W 20 -s 1400 10.9.0.2");
+}
+
+#[test]
+fn two_networks_of_the_kernel_are_joined() {
+    let (Some(here), Some(there)) = (Namespace::new("here"), Namespace::new("there")) else {
+        return;
+    };
+    let ports = ["--port", "tap:ls0,queues=2", "--port", "tap:ls1,queues=2"];
+    let _program = Program::start(&here, &ports, 2);
+    here.run(&format!("ip link set ls1 netns {}", there.0));
+    here.run("ip addr add 10.9.0.1/24 dev ls0");
+    here.run("ip link set ls0 up");
+    there.run("ip addr add 10.9.0.2/24 dev ls1");
+    there.run("ip link set ls1 up");
+    here.run("ping -c 3 -i 0.2 -W 20 10.9.0.2");
+    // In fragments.
+    there.run("ping -c 2 -i 0.2 -W 20 -s 9000 10.9.0.1");
+    // Large segments and checksums that are left to others.
+    let bytes: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let (listens, ready) = mpsc::channel();
+    let server = there.spawn(move || {
+        let listener = TcpListener::bind("10.9.0.2:7777").unwrap();
+        listens.send(()).unwrap();
+        let mut got = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut got).unwrap();
+        got
+    });
+    ready.recv().unwrap();
+    let sent = bytes.clone();
+    let client = here.spawn(move || {
+        let mut stream = TcpStream::connect("10.9.0.2:7777").unwrap();
+        stream.write_all(&sent).unwrap();
+    });
+    client.join().unwrap();
+    assert!(server.join().unwrap() == bytes, "the stream is another one");
+}
+
+/// A frame that lies in a guest's buffers goes to the kernel straight from them.
+#[test]
+fn a_guest_talks_to_the_kernel() {
+    let Some(here) = Namespace::new("guest") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("guest");
+    let guest = format!("vhost-user:{}", socket.display());
+    let _program = Program::start(&here, &["--port", "tap:ls0", "--port", &guest], 1);
+    here.run("ip addr add 10.9.0.1/24 dev ls0");
+    here.run("ip link set ls0 up");
+    assert!(settled(|| socket.exists()));
+    for slot_bytes in [256, 2048] {
+        let options = CardOptions {
+            slot_bytes,
+            ..CardOptions::default()
+        };
+        let mut card = Card::bring_up(&socket, &options).unwrap();
+        let mut request = frame(station(1), Mac::BROADCAST, 0, 28);
+        request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        request[22..28].copy_from_slice(&station(1).0);
+        request[28..32].copy_from_slice(&[10, 9, 0, 2]);
+        request[38..42].copy_from_slice(&[10, 9, 0, 1]);
+        card.send(0, &request);
+        let reply = expect(&mut card, |frame| {
+            frame[12..22] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 2]
+        });
+        let kernel = Mac::source(&reply);
+        let len = 1000;
+        let mut echo = frame(station(1), kernel, 3, 28 + len);
+        echo[12..26].copy_from_slice(&[8, 0, 0x45, 0, 4, 4, 0, 1, 0, 0, 64, 1, 0, 0]);
+        echo[26..34].copy_from_slice(&[10, 9, 0, 2, 10, 9, 0, 1]);
+        let checksum = Sum::default().with(&echo[14..34]).checksum();
+        echo[24..26].copy_from_slice(&checksum);
+        echo[34..38].copy_from_slice(&[8, 0, 0, 0]);
+        let checksum = Sum::default().with(&echo[34..]).checksum();
+        echo[36..38].copy_from_slice(&checksum);
+        card.send(0, &echo);
+        let reply = expect(&mut card, |frame| {
+            frame[12..14] == [8, 0] && frame[23] == 1 && frame[34] == 0
+        });
+        assert_eq!(reply.len(), 14 + 1028);
+        assert_eq!(reply[38..], echo[38..], "the kernel had all of it");
+    }
+}
+
+/// The next frame of this kind; the kernel says other things as well.
+#[track_caller]
+fn expect(card: &mut Card, kind: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+    loop {
+        let (_, frame) = card.expect();
+        if frame.len() >= 42 && kind(&frame) {
+            return frame;
+        }
+    }
+}

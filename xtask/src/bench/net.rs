@@ -1,0 +1,355 @@
+//! `cargo xtask bench net`: our network device in the place of DPDK's `net_vhost`
+//! under the same `virtio-user`, and our driver in the place of `virtio-user` on the
+//! same `net_vhost`.
+//!
+//! The device has processor 0 to itself and the driver processor 1; all of them poll.
+//! Rates are what the peer that does not change counts, or the driver of ours.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Args, Folder, Series, Turn, alternate, answer, machine, number, pinned};
+use crate::packages;
+use crate::project::Project;
+use crate::run::build;
+
+/// Which way frames go, seen from the driver.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToDevice,
+    FromDevice,
+    /// The device sends back what it gets.
+    Around,
+}
+
+/// Who takes part in a row.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// `linkspan net` and `net_vhost`, under `virtio-user`.
+    Device,
+    /// `linkspan driver net` and `virtio-user`, on `net_vhost`.
+    Driver,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Linkspan,
+    Dpdk,
+    /// Ours with one pair, where the row has more.
+    OnePair,
+}
+
+struct Row {
+    name: &'static str,
+    role: Role,
+    way: Way,
+    packed: bool,
+    pairs: u16,
+    against: Who,
+    target: f64,
+}
+
+#[rustfmt::skip]
+const ROWS: &[Row] = &[
+    Row { name: "device, guest to host, split", role: Role::Device, way: Way::ToDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "device, guest to host, packed", role: Role::Device, way: Way::ToDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "device, host to guest, split", role: Role::Device, way: Way::FromDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "device, host to guest, packed", role: Role::Device, way: Way::FromDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "device, loop, split", role: Role::Device, way: Way::Around, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "device, loop, packed", role: Role::Device, way: Way::Around, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "device, guest to host, two pairs on one worker", role: Role::Device, way: Way::ToDevice, packed: false, pairs: 2, against: Who::OnePair, target: 0.9 },
+    Row { name: "driver, guest to host, split", role: Role::Driver, way: Way::ToDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 0.8 },
+    Row { name: "driver, guest to host, packed", role: Role::Driver, way: Way::ToDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 0.8 },
+    Row { name: "driver, host to guest, split", role: Role::Driver, way: Way::FromDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 0.8 },
+    Row { name: "driver, host to guest, packed", role: Role::Driver, way: Way::FromDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 0.8 },
+];
+
+struct Bench<'a> {
+    args: &'a Args,
+    linkspan: PathBuf,
+    folder: Folder,
+}
+
+pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
+    packages::ensure(packages::NET_BENCH)?;
+    let bench = Bench {
+        args,
+        linkspan: build(project)?,
+        folder: Folder::new(Path::new("/dev/shm"))?,
+    };
+    let mut results = Vec::new();
+    let wanted = |row: &&Row| {
+        let only = args.only.as_deref().unwrap_or("");
+        row.name.contains(only)
+    };
+    for row in ROWS.iter().filter(wanted) {
+        let bench = &bench;
+        let turn = |who: Who| -> Box<dyn Fn() -> Result<Turn> + '_> {
+            Box::new(move || bench.turn(row, who))
+        };
+        let series = alternate(args.rounds, &[turn(Who::Linkspan), turn(row.against)])?;
+        eprintln!("{}", line(row, &series));
+        results.push((row, series));
+    }
+    Ok(page(args, &results))
+}
+
+impl Bench<'_> {
+    fn turn(&self, row: &Row, who: Who) -> Result<Turn> {
+        let socket = self.folder.0.join("socket");
+        drop(fs::remove_file(&socket));
+        let pairs = if who == Who::OnePair { 1 } else { row.pairs };
+        match (row.role, who) {
+            (Role::Device, Who::Dpdk) => {
+                let _device = self.net_vhost(row, pairs, &socket)?;
+                self.virtio_user(row, pairs, &socket)
+            }
+            (Role::Device, _) => {
+                let _device = self.our_device(row, pairs, &socket)?;
+                self.virtio_user(row, pairs, &socket)
+            }
+            (Role::Driver, Who::Dpdk) => {
+                let _device = self.net_vhost(row, pairs, &socket)?;
+                self.virtio_user(row, pairs, &socket)
+            }
+            (Role::Driver, _) => {
+                let _device = self.net_vhost(row, pairs, &socket)?;
+                self.our_driver(row, pairs, &socket)
+            }
+        }
+    }
+
+    fn net_vhost(&self, row: &Row, pairs: u16, socket: &Path) -> Result<Testpmd> {
+        let vdev = format!("net_vhost0,iface={},queues={pairs}", socket.display());
+        let mode = match row.way {
+            Way::ToDevice => "rxonly",
+            Way::FromDevice => "txonly",
+            Way::Around => "mac",
+        };
+        Testpmd::start(&self.folder.0, 0, &vdev, pairs, mode, &[])
+    }
+
+    fn our_device(&self, row: &Row, pairs: u16, socket: &Path) -> Result<super::Server> {
+        let mode = match row.way {
+            Way::ToDevice => "sink",
+            Way::FromDevice => "source",
+            Way::Around => "echo",
+        };
+        let mut command = pinned(0, &self.linkspan);
+        command
+            .args(["net", "--port", &format!("vhost-user:{}", socket.display())])
+            .args(["--mode", mode, "--queues", &pairs.to_string()])
+            .env("LINKSPAN_LOG", "warn");
+        super::Server::start(command, socket)
+    }
+
+    /// What `virtio-user` sends and receives on the device at `socket`.
+    fn virtio_user(&self, row: &Row, pairs: u16, socket: &Path) -> Result<Turn> {
+        let rings = if row.packed {
+            "packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1"
+        } else {
+            "mrg_rxbuf=1"
+        };
+        let vdev = format!(
+            "net_virtio_user0,path={},queues={pairs},queue_size=1024,{rings}",
+            socket.display()
+        );
+        let (mode, more): (_, &[&str]) = match row.way {
+            Way::ToDevice => ("txonly", &[]),
+            Way::FromDevice => ("rxonly", &[]),
+            Way::Around => ("mac", &["--tx-first"]),
+        };
+        let mut driver = Testpmd::start(&self.folder.0, 1, &vdev, pairs, mode, more)?;
+        // A turn to warm up, so that both ends have their memory.
+        std::thread::sleep(Duration::from_millis(200));
+        let before = driver.counts()?;
+        std::thread::sleep(Duration::from_secs_f64(self.args.seconds));
+        let after = driver.counts()?;
+        let frames = match row.way {
+            Way::ToDevice => after.sent - before.sent,
+            Way::FromDevice | Way::Around => after.received - before.received,
+        };
+        let seconds = (after.at - before.at).as_secs_f64();
+        turn(frames, seconds)
+    }
+
+    fn our_driver(&self, row: &Row, pairs: u16, socket: &Path) -> Result<Turn> {
+        let drive = |seconds: f64| {
+            let mut command = pinned(1, &self.linkspan);
+            command
+                .args(["driver", "net", "--socket-path"])
+                .arg(socket)
+                .args(["--queues", &pairs.to_string()]);
+            if row.packed {
+                command.args(["--packed", "--in-order", "--no-mergeable"]);
+            }
+            let mode = match row.way {
+                Way::ToDevice => "tx",
+                Way::FromDevice => "rx",
+                Way::Around => "loop",
+            };
+            command
+                .args(["bench", "--json", "--poll", "--mode", mode])
+                .args(["--seconds", &seconds.to_string()])
+                .env("LINKSPAN_LOG", "warn");
+            answer(command)
+        };
+        drive(0.2)?;
+        let report = drive(self.args.seconds)?;
+        turn(number(&report, "mpps")? * 1e6, 1.0)
+    }
+}
+
+/// Both ends poll, so a frame costs the time that it takes.
+fn turn(frames: f64, seconds: f64) -> Result<Turn> {
+    ensure!(frames > 0.0, "no frame moved");
+    let rate = frames / seconds;
+    Ok(Turn {
+        rate,
+        cpu: 1e6 / rate,
+    })
+}
+
+struct Counts {
+    at: Instant,
+    received: f64,
+    sent: f64,
+}
+
+/// DPDK's testpmd with one port, which ends with the value.
+struct Testpmd {
+    child: Child,
+    commands: ChildStdin,
+    output: PathBuf,
+}
+
+impl Testpmd {
+    fn start(
+        folder: &Path,
+        cpu: usize,
+        vdev: &str,
+        pairs: u16,
+        mode: &str,
+        more: &[&str],
+    ) -> Result<Self> {
+        let output = folder.join(format!("testpmd-{cpu}"));
+        let pairs = pairs.to_string();
+        let log = File::create(&output)?;
+        // Without `stdbuf` it keeps what it says to itself until the end.
+        let mut command = Command::new("stdbuf");
+        command
+            .args(["-oL", "dpdk-testpmd", "--no-pci", "--no-huge", "-m", "512"])
+            .args(["--no-telemetry", "--single-file-segments"])
+            .args([
+                &format!("--file-prefix=bench{cpu}"),
+                "--lcores",
+                &format!("0@{cpu},1@{cpu}"),
+            ])
+            .args(["--vdev", vdev, "--", "--interactive", "--nb-cores=1"])
+            .args(["--rxq", &pairs, "--txq", &pairs, "--rxd=1024", "--txd=1024"])
+            .args(["--total-num-mbufs=16384", &format!("--forward-mode={mode}")])
+            .args(if more.is_empty() {
+                &["--auto-start"]
+            } else {
+                more
+            })
+            .env("RUNTIME_DIRECTORY", folder)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut child = command.spawn().context("cannot start dpdk-testpmd")?;
+        let commands = child.stdin.take().context("no standard input")?;
+        let mut testpmd = Self {
+            child,
+            commands,
+            output,
+        };
+        testpmd.expect(0, "packets/burst")?;
+        Ok(testpmd)
+    }
+
+    fn counts(&mut self) -> Result<Counts> {
+        let from = fs::read(&self.output)?.len();
+        writeln!(self.commands, "show port stats 0")?;
+        let text = self.expect(from, "Tx-bps:")?;
+        let number = |name: &str| -> Result<f64> {
+            let (_, rest) = text.split_once(name).context("no such counter")?;
+            Ok(rest
+                .split_whitespace()
+                .next()
+                .context("no number")?
+                .parse()?)
+        };
+        Ok(Counts {
+            at: Instant::now(),
+            received: number("RX-packets:")?,
+            sent: number("TX-packets:")?,
+        })
+    }
+
+    /// Waits until it has said something after `from`; gives all since then.
+    fn expect(&mut self, from: usize, what: &str) -> Result<String> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let bytes = fs::read(&self.output)?;
+            let text = String::from_utf8_lossy(bytes.get(from..).unwrap_or_default());
+            if text.contains(what) {
+                return Ok(text.into_owned());
+            }
+            let ended = self.child.try_wait()?;
+            ensure!(
+                ended.is_none() && Instant::now() < deadline,
+                "no {what:?} in what testpmd says ({ended:?}):\n{text}"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Testpmd {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn line(row: &Row, series: &[Series]) -> String {
+    let (ours, theirs) = (&series[0], &series[1]);
+    let (low, high) = ours.spread(theirs);
+    let peer = match (row.against, row.role) {
+        (Who::OnePair, _) => "one pair",
+        (_, Role::Device) => "net_vhost",
+        (_, Role::Driver) => "virtio-user",
+    };
+    format!(
+        "| {} | {:.2} | {peer} | {:.2} | **{:.2}** ({low:.2}–{high:.2}) | {:.1} |",
+        row.name,
+        ours.rate() / 1e6,
+        theirs.rate() / 1e6,
+        ours.rate() / theirs.rate(),
+        row.target
+    )
+}
+
+fn page(args: &Args, results: &[(&Row, Vec<Series>)]) -> String {
+    let mut text = format!(
+        "`cargo xtask bench net --rounds {} --seconds {}` on {}. Frames of 64 bytes, DPDK's `dpdk-testpmd`\n\
+         at the other end; one processor a side, both ends poll, no huge pages. Split rings merge buffers; packed rings do not\n\
+         and are in order. Millions of frames a second: medians. The ratio is that of the medians, and in\n\
+         parentheses the lowest and highest of a round.\n\n\
+         | row | ours | peer | its rate | ratio | target |\n|---|---|---|---|---|---|\n",
+        args.rounds,
+        args.seconds,
+        machine()
+    );
+    for (row, series) in results {
+        let _ = writeln!(text, "{}", line(row, series));
+    }
+    text
+}
