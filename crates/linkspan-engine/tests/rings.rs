@@ -12,6 +12,7 @@ use linkspan_testkit::{
     Disk, DiskRing, FrontEnd, Io, Options, Refused, Served, SharedMemory, logs,
 };
 use linkspan_vhost::message::Request;
+use linkspan_virtio::Features;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use zerocopy::{FromBytes, IntoBytes};
@@ -270,6 +271,31 @@ fn base_is_where_the_driver_stands_and_the_ring_goes_on_there() {
         // Asked again, it says the same.
         assert_eq!(disk.front.stop(0).unwrap(), base);
         disk.front.start(&disk.rings[0]).unwrap();
+    }
+    disk.shut_down();
+}
+
+/// `VIRTIO_F_RING_RESET`: a ring that was reset begins anew, and the other one is
+/// served all the time.
+#[test]
+fn one_ring_is_reset_and_begins_anew_while_the_other_runs() {
+    let served = Served::disk(2);
+    let mut disk = served.drive(2);
+    let reset = Features::VIRTIO_F_RING_RESET.bits();
+    assert_eq!(disk.front.features() & reset, reset, "it is offered");
+    for round in 1..5 {
+        for sector in 0..round {
+            assert_eq!(disk.rings[0].read(sector, SECTOR), content(sector));
+        }
+        disk.rings[1].add(FIRST);
+        disk.front.stop(0).unwrap();
+        disk.rings[1].kick();
+        assert_eq!(disk.rings[1].wait().data, content(0));
+        disk.rings[0].raw().publish_used_index(0);
+        disk.rings[0].reset(0);
+        disk.front.start(&disk.rings[0]).unwrap();
+        assert_eq!(disk.rings[0].read(7, SECTOR), content(7));
+        assert_eq!(disk.rings[0].raw().used_index(), 1, "from the beginning");
     }
     disk.shut_down();
 }

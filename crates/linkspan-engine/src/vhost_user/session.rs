@@ -83,6 +83,10 @@ pub struct BackendSession {
     pub(super) closing: bool,
 }
 
+/// What is offered beside the bits of the device: either layout, and the reset of
+/// one ring (virtio 1.3 2.6.1), which is its stop and a start from the beginning.
+const RINGS: Features = Features::PACKED_QUEUE.union(Features::VIRTIO_F_RING_RESET);
+
 impl BackendSession {
     /// A session before its first message. Whoever signals `changes` says that
     /// the device's configuration space changed; the front end is told then.
@@ -102,7 +106,7 @@ impl BackendSession {
         changes.drain()?;
         let queues = device.queues();
         let offer = Offer {
-            features: (device.features() | Features::PACKED_QUEUE).bits() | VHOST_F_LOG_ALL,
+            features: (device.features() | RINGS).bits() | VHOST_F_LOG_ALL,
             protocol_features: protocol_features(&*device),
             queues,
             queue_num: device.queue_num(),
