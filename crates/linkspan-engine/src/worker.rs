@@ -28,6 +28,7 @@ use crate::dirty::RingLog;
 
 mod neighbours;
 mod run;
+mod slot;
 mod spin;
 
 pub use neighbours::Neighbours;

@@ -11,15 +11,15 @@ use linkspan_backends::block::{BlockDevice, DiskOptions};
 use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
 use linkspan_devices::block::ID_BYTES;
 use linkspan_engine::Device;
-use linkspan_engine::vhost_user::{Event, Server};
+use linkspan_engine::vhost_user::Server;
 use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
-use serde::Serialize;
 
 use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
+use crate::serving;
 use crate::workers::WorkerArgs;
 
 mod io;
@@ -140,25 +140,13 @@ fn serial(text: &str) -> Result<Serial, String> {
     Ok(serial)
 }
 
-/// What management software reads (docs/interop/vhost-user.json of QEMU).
-#[derive(Serialize)]
-struct Capabilities {
-    r#type: &'static str,
-    features: [&'static str; 2],
-}
-
 /// Serves the disk until a signal ends it.
 ///
 /// # Errors
 /// With the status that the program is to end with.
 pub fn run(args: &Args) -> Result<(), Failure> {
     if args.print_capabilities {
-        let capabilities = Capabilities {
-            r#type: "block",
-            features: ["blk-file", "read-only"],
-        };
-        println!("{}", serde_json::to_string_pretty(&capabilities)?);
-        return Ok(());
+        return serving::print_capabilities("block", &["blk-file", "read-only"]);
     }
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
         .context("cannot watch for signals")?;
@@ -175,7 +163,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         listener,
         Arc::clone(&device) as Arc<dyn Device>,
         workers,
-        reporter(args.json),
+        serving::reporter(None, args.json),
     )
     .context("cannot start serving")?;
     while let Wake::Cancelled =
@@ -265,52 +253,4 @@ fn listen(args: &Args) -> Result<Inherited, Failure> {
     let listener =
         Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
     Ok(Inherited::Listener(listener))
-}
-
-/// Says what happens to the link, to people or to programs.
-fn reporter(json: bool) -> impl Fn(Event) + Send + 'static {
-    move |event| {
-        if json && let Ok(line) = serde_json::to_string(&Line::from(&event)) {
-            println!("{line}");
-        }
-        match event {
-            Event::Listening => tracing::info!("listening"),
-            Event::Connected { generation } => tracing::info!(generation, "a front end connected"),
-            Event::Ended {
-                generation,
-                reason,
-                fault: true,
-            } => tracing::warn!(generation, "the link ended: {reason}"),
-            Event::Ended {
-                generation, reason, ..
-            } => tracing::info!(generation, "the link ended: {reason}"),
-        }
-    }
-}
-
-/// An event as a line of JSON.
-#[derive(Serialize)]
-struct Line {
-    event: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generation: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
-
-impl From<&Event> for Line {
-    fn from(event: &Event) -> Self {
-        let (event, generation, reason) = match event {
-            Event::Listening => ("listening", None, None),
-            Event::Connected { generation } => ("connected", Some(*generation), None),
-            Event::Ended {
-                generation, reason, ..
-            } => ("ended", Some(*generation), Some(reason.clone())),
-        };
-        Self {
-            event,
-            generation,
-            reason,
-        }
-    }
 }

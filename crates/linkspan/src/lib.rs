@@ -9,4 +9,5 @@ pub mod driver;
 pub mod exit;
 pub mod limits;
 pub mod net;
+mod serving;
 pub mod workers;

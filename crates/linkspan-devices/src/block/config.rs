@@ -89,13 +89,6 @@ impl Config {
     }
 
     pub(super) fn read(&self, offset: usize, target: &mut [u8]) -> bool {
-        let end = offset.checked_add(target.len());
-        match end.and_then(|end| self.as_bytes().get(offset..end)) {
-            Some(bytes) => {
-                target.copy_from_slice(bytes);
-                true
-            }
-            None => false,
-        }
+        crate::read_config(self.as_bytes(), offset, target)
     }
 }

@@ -6,7 +6,7 @@
 use std::any::Any;
 
 use super::Task;
-use super::run::{Slot, Work};
+use super::slot::{Slot, Work};
 use crate::device::{ActiveRing, QueueHandler};
 
 /// Places of a worker by address. Addresses are small numbers.

@@ -22,9 +22,9 @@ use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
 use linkspan_sys::tap::{TapError, TapQueue, open_tap};
 use linkspan_sys::{Epoll, Listener};
-use serde::Serialize;
 
 use crate::exit::{Failure, Status};
+use crate::serving;
 use crate::workers::WorkerArgs;
 use spec::{Behind, PortSpec, mac_of};
 
@@ -111,25 +111,13 @@ impl From<ModeArg> for Mode {
     }
 }
 
-/// What management software reads (docs/interop/vhost-user.json of QEMU).
-#[derive(Serialize)]
-struct Capabilities {
-    r#type: &'static str,
-    features: [&'static str; 0],
-}
-
 /// Joins the ports until a signal ends it, or until all guests are gone for good.
 ///
 /// # Errors
 /// With the status that the program is to end with.
 pub fn run(args: &Args) -> Result<(), Failure> {
     if args.print_capabilities {
-        let capabilities = Capabilities {
-            r#type: "net",
-            features: [],
-        };
-        println!("{}", serde_json::to_string_pretty(&capabilities)?);
-        return Ok(());
+        return serving::print_capabilities("net", &[]);
     }
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
         .context("cannot watch for signals")?;
@@ -282,7 +270,7 @@ fn serve(
     };
     let (workers, report) = (
         Arc::clone(workers),
-        report::reporter(port.name.clone(), json),
+        serving::reporter(Some(port.name.clone()), json),
     );
     let usage = |error| Failure::new(Status::Usage, error);
     let server = match &port.behind {

@@ -1,56 +1,9 @@
-//! What `linkspan net` says of its ports: what happens to them, and what was counted.
+//! What `linkspan net` says of its ports: what they are, and what was counted.
 
 use linkspan_backends::port::{DropCause, Fabric, PortCounts};
-use linkspan_engine::vhost_user::Event;
-use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Something that happened to a port, as a line of JSON.
-#[derive(Serialize)]
-struct Line<'a> {
-    event: &'static str,
-    port: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generation: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-}
-
-/// Says what happens to the link of a port, to people or to programs.
-pub(super) fn reporter(port: String, json: bool) -> impl Fn(Event) + Send + 'static {
-    move |event| {
-        let port = port.as_str();
-        if json {
-            let (event, generation, reason) = match &event {
-                Event::Listening => ("listening", None, None),
-                Event::Connected { generation } => ("connected", Some(*generation), None),
-                Event::Ended {
-                    generation, reason, ..
-                } => ("ended", Some(*generation), Some(reason.as_str())),
-            };
-            print(&Line {
-                event,
-                port,
-                generation,
-                reason,
-            });
-        }
-        match event {
-            Event::Listening => tracing::info!(port, "ready for a front end"),
-            Event::Connected { generation } => {
-                tracing::info!(port, generation, "a front end connected");
-            }
-            Event::Ended {
-                generation,
-                reason,
-                fault: true,
-            } => tracing::warn!(port, generation, "the link ended: {reason}"),
-            Event::Ended {
-                generation, reason, ..
-            } => tracing::info!(port, generation, "the link ended: {reason}"),
-        }
-    }
-}
+use crate::serving::print;
 
 /// An interface of this machine is a port now.
 pub(super) fn opened(port: &str, interface: &str, json: bool) {
@@ -108,10 +61,4 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         "flooded": counts.flooded,
         "dropped": drops.collect::<Map<_, _>>(),
     })
-}
-
-fn print(line: &impl Serialize) {
-    if let Ok(line) = serde_json::to_string(line) {
-        println!("{line}");
-    }
 }
