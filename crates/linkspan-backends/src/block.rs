@@ -12,8 +12,8 @@ use linkspan_devices::block::{
     SECTOR, Status,
 };
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError, Progress,
-    QueueHandler, RateLimit,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError,
+    Progress, QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
@@ -162,6 +162,10 @@ impl fmt::Debug for BlockDevice {
 impl Device for BlockDevice {
     fn name(&self) -> &'static str {
         "block"
+    }
+
+    fn device_id(&self) -> u32 {
+        BLOCK_DEVICE
     }
 
     fn features(&self) -> Features {

@@ -14,6 +14,7 @@
 mod anonymous;
 pub mod eventfd;
 pub mod file;
+pub mod kept;
 pub mod lock;
 pub mod mapping;
 pub mod memfd;
@@ -28,6 +29,7 @@ pub mod tap;
 mod testing;
 pub mod thread;
 pub mod uring;
+pub mod vduse;
 
 pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};

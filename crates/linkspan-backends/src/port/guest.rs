@@ -12,7 +12,8 @@ use linkspan_devices::net::{
     ReceiveQueue, take_transmit,
 };
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Device, Neighbours, OpenQueueError, Progress, QueueHandler,
+    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, Neighbours, OpenQueueError, Progress,
+    QueueHandler,
 };
 use linkspan_virtio::{Chain, Features, QueueError};
 
@@ -119,8 +120,8 @@ impl Device for NetDevice {
         }
     }
 
-    fn is_network(&self) -> bool {
-        true
+    fn device_id(&self) -> u32 {
+        NETWORK_DEVICE
     }
 
     fn set_mtu(&self, mtu: u16) -> bool {

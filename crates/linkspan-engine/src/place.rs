@@ -1,0 +1,71 @@
+//! Where a ring lies: from the addresses of its driver to windows onto memory.
+
+use linkspan_mem::{GuestMemory, SpaceError, Window, WindowError};
+use linkspan_vhost::backend::RingSetup;
+use linkspan_virtio::{DeviceQueue, Features, InflightError, QueueLayout, QueueState, StartError};
+
+use crate::inflight::{InflightArea, InflightAreaError};
+
+/// Why a ring cannot be where it is said to be, or cannot go on there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// A ring's address is outside the memory.
+    #[error("ring address: {0}")]
+    Address(#[from] SpaceError),
+    /// A ring does not fit where it is said to be.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// The ring cannot begin as its driver says.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The region of requests in flight.
+    #[error(transparent)]
+    Area(#[from] InflightAreaError),
+    /// What the region of requests in flight says.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
+}
+
+impl PlaceError {
+    /// Whether the system refused something, rather than the driver said what
+    /// cannot be.
+    pub(crate) fn is_system(&self) -> bool {
+        match self {
+            Self::Start(StartError::Refused(_)) | Self::Inflight(InflightError::Refused(_)) => true,
+            Self::Area(error) => error.is_system(),
+            _ => false,
+        }
+    }
+}
+
+/// The device's side of a ring in this memory. It goes on from `state`, or from
+/// what its driver says of a ring that starts; and it finishes what the region of
+/// requests in flight says an earlier life of the device began.
+pub(crate) fn place_queue(
+    index: u16,
+    setup: &RingSetup,
+    memory: &GuestMemory,
+    inflight: Option<&InflightArea>,
+    state: Option<QueueState>,
+) -> Result<DeviceQueue<Window>, PlaceError> {
+    let (size, features) = (setup.size, Features::from_bits_retain(setup.features));
+    let layout = QueueLayout::of(features);
+    let [descriptors, driver, device] = layout.part_lens(size);
+    let space = &memory.front_end;
+    let parts = [
+        space.window(setup.descriptor, descriptors)?,
+        space.window(setup.driver, driver)?,
+        space.window(setup.device, device)?,
+    ];
+    let queue = match state {
+        Some(state) => DeviceQueue::new(parts, size, features, state)?,
+        None => DeviceQueue::with_base(parts, size, features, setup.base)?,
+    };
+    match inflight {
+        Some(area) if area.covers(index) => {
+            Ok(queue.track(area.window(index, layout)?, area.queue_size())?)
+        }
+        _ => Ok(queue),
+    }
+}
