@@ -122,3 +122,32 @@ mdev_create() { # PARENT TYPE
 mdev_remove() { # UUID
     echo 1 >"/sys/bus/mdev/devices/$1/remove"
 }
+
+# --- inner guests; needs `pack qemu`
+
+# Makes an archive with busybox and an init (whose first line is #!/lab/busybox sh),
+# and whatever else is named.
+inner_archive() { # ARCHIVE INIT [FILES...]
+    inner_dir=$(mktemp -d) inner_to=$1
+    mkdir "$inner_dir/lab" "$inner_dir/proc" "$inner_dir/sys" "$inner_dir/dev" "$inner_dir/tmp"
+    cp /lab/busybox "$inner_dir/lab/"
+    cp "$2" "$inner_dir/init"
+    chmod +x "$inner_dir/init"
+    mknod "$inner_dir/dev/console" c 5 1
+    shift 2
+    [ $# = 0 ] || cp "$@" "$inner_dir/"
+    (cd "$inner_dir" && find . | cpio -o -H newc 2>/dev/null) >"$inner_to"
+    inner_status=$?
+    rm -r "$inner_dir"
+    return $inner_status
+}
+
+# Boots the lab's kernel with an archive; a panic ends it. More options follow, such as
+# -m 192M -serial file:/tmp/inner.log.
+inner_boot() { # ARCHIVE [OPTIONS...]
+    inner_from=$1
+    shift
+    qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
+        -machine pc -accel tcg -cpu max -kernel /lab/bzImage -initrd "$inner_from" \
+        -append "console=ttyS0 loglevel=5 panic=-1 oops=panic $INNER_APPEND" "$@"
+}

@@ -45,6 +45,19 @@ check "vgem" test -c /dev/dri/card0
 check "iommufd" test -c /dev/iommu
 
 check "FUSE" test -c /dev/fuse
+
+# The kernel's first request to a file system says what it can: flags2 is at byte 56,
+# and pass-through is its bit 5.
+fuse_passthrough() {
+    mkdir -p /tmp/fuse
+    exec 4<>/dev/fuse
+    mount -t fuse -o fd=4,rootmode=40000,user_id=0,group_id=0 lab /tmp/fuse || return 1
+    dd bs=64k count=1 <&4 >/tmp/fuse.init || return 1
+    byte=$(hexdump -s 56 -n 1 -e '1/1 "%u"' /tmp/fuse.init)
+    umount -l /tmp/fuse
+    [ $((byte & 32)) != 0 ]
+}
+check "FUSE offers pass-through" fuse_passthrough
 check "CUSE" test -c /dev/cuse
 check "ksmbd" test -d /sys/class/ksmbd-control
 check "cifs" grep -qw cifs /proc/filesystems
