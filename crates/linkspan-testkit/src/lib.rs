@@ -21,6 +21,7 @@ pub mod memory;
 pub mod net;
 pub mod served;
 pub mod sweep;
+pub mod vduse;
 
 pub use back_end::BackEnd;
 pub use census::Census;
@@ -30,6 +31,7 @@ pub use front_end::{FrontEnd, Options, Refused};
 pub use gated::GatedImage;
 pub use memory::SharedMemory;
 pub use served::Served;
+pub use vduse::ModelKernel;
 
 /// How long anything may take that is bound to happen. Far more than it needs on
 /// the slowest machine: only a test that fails waits for so long.

@@ -10,4 +10,5 @@ pub mod exit;
 pub mod limits;
 pub mod net;
 mod serving;
+mod vduse;
 pub mod workers;
