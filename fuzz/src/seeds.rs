@@ -6,8 +6,11 @@ mod packed;
 mod queue;
 mod replies;
 mod stream;
+mod vduse;
 
-use crate::{net as net_target, ring_memory, vhost_user_replies, vhost_user_stream};
+use crate::{
+    net as net_target, ring_memory, vduse as vduse_target, vhost_user_replies, vhost_user_stream,
+};
 
 /// One input of a corpus.
 #[derive(Clone, Debug)]
@@ -56,6 +59,18 @@ pub enum Expected {
         /// A part of the error, or nothing.
         error: Option<&'static str>,
     },
+    /// So many requests that were done and refused, rings that were started, and
+    /// processes that went on for one that died; the driver at the end included.
+    Vduse {
+        /// Requests done.
+        done: usize,
+        /// Requests refused.
+        refused: usize,
+        /// Rings started.
+        starts: usize,
+        /// Processes that went on.
+        restores: usize,
+    },
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -76,6 +91,7 @@ pub fn all() -> Vec<Seed> {
         packed::seeds(),
         driver::seeds(),
         net::seeds(),
+        vduse::seeds(),
     ]
     .concat()
 }
@@ -118,6 +134,20 @@ impl Seed {
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
+            }
+            Expected::Vduse {
+                done,
+                refused,
+                starts,
+                restores,
+            } => {
+                let expected = vduse_target::Outcome {
+                    done,
+                    refused,
+                    starts,
+                    restores,
+                };
+                assert_eq!(vduse_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Stream {
                 replies,

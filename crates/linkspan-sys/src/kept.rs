@@ -21,6 +21,7 @@ use crate::acquire;
 /// ours, or what the system reports.
 pub fn open_kept(path: &Path, len: u64) -> io::Result<(File, bool)> {
     acquire(Site::Fd)?;
+    acquire(Site::Alloc)?;
     if let Some(folder) = path.parent() {
         DirBuilder::new()
             .recursive(true)
@@ -40,10 +41,15 @@ pub fn open_kept(path: &Path, len: u64) -> io::Result<(File, bool)> {
         Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::WouldBlock.into()),
         Err(error) => return Err(error.into()),
     }
-    acquire(Site::Alloc)?;
     let before = u64::try_from(stat.st_size).unwrap_or(0);
-    if before < len {
-        ftruncate(&file, len)?;
+    if before < len
+        && let Err(error) = ftruncate(&file, len)
+    {
+        if before == 0 {
+            // Nobody else has it, since it is locked.
+            std::fs::remove_file(path)?;
+        }
+        return Err(error.into());
     }
     Ok((file.into(), before > 0))
 }

@@ -59,7 +59,7 @@ struct Queue {
     info: QueueInfo,
     kick: Option<PeerEventFd>,
     kicked: bool,
-    interrupt: Option<EventFd>,
+    interrupt: Option<Arc<EventFd>>,
     refused: u64,
 }
 
@@ -314,20 +314,31 @@ impl ModelKernel {
         self.with(name, |device| device.features = features);
     }
 
-    /// The driver says where a queue is, and that it is ready; `interrupt` is
-    /// signalled for it.
+    /// The driver says where a queue is, and that it is ready; the ring's call
+    /// descriptor is signalled for it.
+    ///
+    /// # Panics
+    /// When there is no descriptor for that.
     pub fn ready(&self, name: &str, ring: &DiskRing) {
+        let interrupt = ring.call.try_clone().expect("a descriptor");
+        self.ready_with(name, ring, &Arc::new(interrupt));
+    }
+
+    /// The same with a descriptor that there is already.
+    pub fn ready_with(&self, name: &str, ring: &DiskRing, interrupt: &Arc<EventFd>) {
         let [descriptor, driver, device] = ring.guest_addresses();
         let info = QueueInfo {
             size: ring.size().into(),
             descriptor,
             driver,
             device,
+            // It goes on, as after `VHOST_SET_VRING_BASE`; a new one begins at 0.
+            state: [ring.base(), 0, 0, 0],
             ready: 1,
             ..QueueInfo::default()
         };
         self.set_info(name, ring.index(), info);
-        let interrupt = ring.call.try_clone().expect("a descriptor");
+        let interrupt = Arc::clone(interrupt);
         self.with(name, |device| {
             device.queues[usize::from(ring.index())].interrupt = Some(interrupt);
         });

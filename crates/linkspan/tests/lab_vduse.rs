@@ -11,11 +11,15 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use linkspan::demo::process::supervised;
+use linkspan_peers::Blkio;
+use linkspan_peers::driver::exercise;
 use linkspan_testkit::PATIENCE;
 use linkspan_testkit::lab::{self, Vdpa, unique};
+use linkspan_testkit::served::write_image;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
@@ -307,4 +311,57 @@ fn a_card_reaches_the_responder() {
     drop(vdpa);
     daemon.stop();
     await_gone(&name);
+}
+
+/// An independent driver in user space, behind vhost_vdpa: its memory changes by
+/// messages, and its rings are split.
+#[test]
+fn libblkio_drives_our_disk_through_vhost_vdpa() {
+    if !lab::guest("libblkio_drives_our_disk_through_vhost_vdpa") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (name, image) = (unique("vd"), dir.path().join("disk"));
+    write_image(&image);
+    let mut daemon = serve_disk(dir.path(), &name, &image, &[]);
+    daemon.expect("offered");
+    let vdpa = Vdpa::add(&name, "vduse", &[]);
+    let node = vdpa.char_device();
+    for seed in 1..3 {
+        let mut driver = Blkio::open_vdpa(&node, 2);
+        daemon.expect("running");
+        exercise(&mut driver, &image, seed);
+        drop(driver);
+        daemon.expect("reset");
+    }
+    // Its server dies in the middle, again and again.
+    let mut driver = Blkio::open_vdpa(&node, 2);
+    daemon.expect("running");
+    let over = AtomicBool::new(false);
+    let deaths = std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let mut deaths = 0;
+            while !over.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(200));
+                daemon.kill();
+                daemon = serve_disk(dir.path(), &name, &image, &[]);
+                daemon.expect("taken-over");
+                daemon.expect("running");
+                deaths += 1;
+            }
+            (deaths, daemon)
+        });
+        for seed in 3..12 {
+            exercise(&mut driver, &image, seed);
+        }
+        over.store(true, Ordering::Release);
+        killer.join().unwrap()
+    });
+    let (deaths, mut daemon) = deaths;
+    println!("{deaths} deaths");
+    assert!(deaths > 2);
+    drop(driver);
+    daemon.expect("reset");
+    drop(vdpa);
+    daemon.stop();
 }

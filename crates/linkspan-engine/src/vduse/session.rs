@@ -20,7 +20,7 @@ use super::open::read_config;
 use super::record::Record;
 use crate::device::Device;
 use crate::inflight::InflightArea;
-use crate::rings::{Ground, Rings};
+use crate::rings::{Ground, Rings, StartRingError};
 use crate::worker::{Notify, Ring, RingEvent, RingFault};
 
 /// Pauses between attempts to interrupt a driver that the kernel does not yet hold
@@ -333,20 +333,15 @@ impl DeviceSession {
                 inflight: Some(&self.inflight),
                 log: None,
             };
-            match self.rings.go_on(ring, setup, ground) {
-                Ok(()) => left += 1,
-                Err(error) => self.lost(index, &error),
-            }
+            // One that cannot go on ends this session: the next one brings it back,
+            // with what it has in flight.
+            self.rings
+                .go_on(ring, setup, ground)
+                .map_err(StartRingError::from)?;
+            left += 1;
         }
         self.missed.clear();
         self.resumed(left, why)
-    }
-
-    /// A ring cannot go on, for want of a resource of ours, until the driver resets
-    /// the device.
-    fn lost(&mut self, ring: u16, why: &dyn std::error::Error) {
-        tracing::error!(ring, "lost until the driver resets the device: {why}");
-        self.core.ring_lost(ring);
     }
 
     /// `left` rings do not run again yet.
@@ -398,23 +393,21 @@ impl DeviceSession {
             RingEvent::Refused { ring, error, .. } => {
                 // Only a start is refused.
                 self.rings.slot(ring).run = None;
-                self.ring_done(Err((ring, error)))
+                self.ring_done(Err(error))
             }
             RingEvent::Stopped { ring } => self.ring_stopped(ring),
         }
     }
 
     /// A command to a ring has ended: one of several, or the one waited for.
-    fn ring_done(&mut self, result: Result<Answer, (u16, io::Error)>) -> Result<(), Reason> {
+    fn ring_done(&mut self, result: io::Result<Answer>) -> Result<(), Reason> {
         match self.waiting.take() {
             Some(Waiting::Resume { left, why }) => {
-                if let Err((ring, error)) = &result {
-                    self.lost(*ring, error);
-                }
+                result.map_err(Reason::Worker)?;
                 self.resumed(left - 1, why)
             }
             Some(Waiting::Ring) => {
-                let result = result.map_err(|(_, error)| Reason::Worker(error));
+                let result = result.map_err(Reason::Worker);
                 match result {
                     Err(reason) if self.ends(&reason) => return Err(reason),
                     result => self.answer(result),

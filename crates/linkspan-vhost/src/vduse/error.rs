@@ -45,7 +45,7 @@ pub enum Refusal {
         status: u8,
     },
     /// The driver accepted what was not offered, or lacks what the device needs:
-    /// `VIRTIO_F_VERSION_1` and `VIRTIO_F_ACCESS_PLATFORM`.
+    /// `VIRTIO_F_VERSION_1`.
     #[error(
         "the driver accepted features {accepted:#x} of {offered:#x}: {unknown:#x} was not offered, {missing:#x} is missing"
     )]

@@ -15,7 +15,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::backend::{Failure, RingSetup};
-use crate::features::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED};
+use crate::features::VIRTIO_F_RING_PACKED;
 
 mod effect;
 mod error;
@@ -150,8 +150,8 @@ impl Vduse {
         self.go_on(done)
     }
 
-    /// A ring that runs is lost: it could not go on after a change of memory.
-    pub fn ring_lost(&mut self, ring: u16) {
+    /// A ring does not run any more.
+    fn ring_lost(&mut self, ring: u16) {
         if let Some(running) = self.running.get_mut(usize::from(ring)) {
             *running = None;
         }

@@ -7,10 +7,7 @@ use linkspan_mem::UserVa;
 use super::effect::{Answer, Effect, RingInfo};
 use super::error::{Misuse, Refusal};
 use super::wire::{Ask, Request, State, response};
-use super::{
-    DRIVER_OK, FEATURES_OK, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
-    Vduse,
-};
+use super::{DRIVER_OK, FEATURES_OK, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, Vduse};
 use crate::backend::{Failure, RingSetup};
 use crate::ring::{Ring, RingError};
 
@@ -418,12 +415,13 @@ impl Vduse {
     }
 
     /// Virtio 1.3, 6: what the driver accepted is what was offered, or less. A
-    /// driver without `VIRTIO_F_VERSION_1` has other layouts, one without
-    /// `VIRTIO_F_ACCESS_PLATFORM` gives addresses that are not those of VDUSE.
+    /// driver without `VIRTIO_F_VERSION_1` has other layouts. One without
+    /// `VIRTIO_F_ACCESS_PLATFORM` gives the same addresses as any other: that it
+    /// has to be offered is a rule of the kernel, and there are drivers in user
+    /// space that do not know it.
     pub(super) fn check_features(&self, accepted: u64) -> Result<u64, Refusal> {
         let offered = self.offer.features;
-        let needed = VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM;
-        let (unknown, missing) = (accepted & !offered, needed & !accepted);
+        let (unknown, missing) = (accepted & !offered, VIRTIO_F_VERSION_1 & !accepted);
         if unknown | missing != 0 {
             return Err(Refusal::Features {
                 accepted,
