@@ -53,10 +53,12 @@ pub(crate) fn place_queue(
     let layout = QueueLayout::of(features);
     let [descriptors, driver, device] = layout.part_lens(size);
     let space = &memory.front_end;
+    // Used descriptors of a packed ring overwrite available ones.
+    let packed = layout == QueueLayout::Packed;
     let parts = [
-        space.window(setup.descriptor, descriptors)?,
+        space.window_for(setup.descriptor, descriptors, packed)?,
         space.window(setup.driver, driver)?,
-        space.window(setup.device, device)?,
+        space.window_for(setup.device, device, true)?,
     ];
     let queue = match state {
         Some(state) => DeviceQueue::new(parts, size, features, state)?,

@@ -11,6 +11,9 @@ use linkspan_sys::{EventFd, PeerMemory, mapping};
 /// for each queue; a virtual machine's memory a few.
 const REGIONS_MAX: usize = 512;
 
+/// `VDUSE_ACCESS_WO`, a bit of the access to a region.
+const WRITE: u8 = 2;
+
 /// Why the memory of a driver cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -75,7 +78,7 @@ pub(super) fn look_up(
     device: &VduseDevice,
     gone: &Arc<EventFd>,
 ) -> Result<Arc<GuestMemory>, MapError> {
-    let mut regions = Vec::new();
+    let (mut regions, mut read_only) = (Vec::new(), Vec::new());
     let mut from = Some(0);
     while let Some(start) = from {
         let Some(region) = device.region(start)? else {
@@ -98,8 +101,13 @@ pub(super) fn look_up(
         let mapped = PeerMemory::of_vduse(region.fd)
             .and_then(|memory| memory.map(record.offset, len, wake))
             .map_err(|error| MapError::Map { first, last, error })?;
+        if record.access & WRITE == 0 {
+            read_only.push(regions.len());
+        }
         regions.push((Region::new(Arc::new(mapped)), Gpa(first), UserVa(first)));
         from = last.checked_add(1);
     }
-    Ok(Arc::new(GuestMemory::new(regions)?))
+    Ok(Arc::new(
+        GuestMemory::new(regions)?.with_read_only(&read_only),
+    ))
 }

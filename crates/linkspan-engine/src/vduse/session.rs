@@ -74,6 +74,8 @@ pub(super) struct DeviceSession {
     waiting: Option<Waiting>,
     /// Rings that found an address outside memory, and which.
     missed: Vec<(u16, SpaceError)>,
+    /// What each ring missed last and was found since.
+    found: Vec<Option<SpaceError>>,
     proof: Option<Proof>,
     /// Rings of an earlier process are being brought back.
     resuming: bool,
@@ -89,6 +91,7 @@ impl DeviceSession {
         device: Arc<dyn Device>,
         (rings, events, wake): (Rings, Receiver<RingEvent>, Arc<EventFd>),
     ) -> Self {
+        let queues = usize::from(device.queues());
         Self {
             core,
             link: Arc::new(link),
@@ -101,6 +104,7 @@ impl DeviceSession {
             wake,
             waiting: None,
             missed: Vec::new(),
+            found: vec![None; queues],
             proof: None,
             resuming: true,
             closing: false,
@@ -200,6 +204,7 @@ impl DeviceSession {
             Effect::DropMemory => {
                 self.memory = nothing();
                 self.missed.clear();
+                self.found.fill(None);
                 self.proof = None;
             }
             Effect::ForgetInflight => self.record.forget()?,
@@ -261,6 +266,7 @@ impl DeviceSession {
     /// the kernel gets no answer.
     fn update_memory(&mut self, why: Why) -> Result<Option<Answer>, Reason> {
         let memory = look_up(&self.link, &self.wake)?;
+        self.found.fill(None);
         if self.rings.are_stopped() {
             self.memory = memory;
             return Ok(Some(Answer::Done));
@@ -297,12 +303,18 @@ impl DeviceSession {
         let there = |at: &SpaceError| {
             // Ranges of buffers have 32 bits.
             let len = u32::try_from(at.len).unwrap_or(u32::MAX);
-            let found = memory.guest.resolve(Gpa(at.address), len, |_| {});
+            let found = memory
+                .guest
+                .resolve_for(Gpa(at.address), len, at.write, |_| {});
             found.is_ok()
         };
+        let found = &mut self.found;
         self.missed.retain(|(ring, at)| {
-            let there = there(at);
-            if !there {
+            // Found once and missed again is not to be had.
+            let there = found[usize::from(*ring)] != Some(*at) && there(at);
+            if there {
+                found[usize::from(*ring)] = Some(*at);
+            } else {
                 tracing::warn!(ring, "retired: {at}");
             }
             there
