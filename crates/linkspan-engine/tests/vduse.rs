@@ -191,30 +191,16 @@ fn memory_that_comes_after_the_rings_is_found() {
     let rig = Rig::new();
     let (server, _events) = rig.serve();
     let mut driver = rig.prepare();
-    // Ring and buffers apart, and the buffers not mapped yet.
-    let buffers = SharedMemory::new(room(1, 64), Gpa(1 << 40), Sealing::Fixed);
+    // The rings are mapped, the buffers not yet.
     let all = driver.memory.len();
-    let rings = RegionRecord {
-        offset: 0,
-        first: 1 << 20,
-        last: (1 << 20) + 8191,
-        access: 3,
-        ..RegionRecord::default()
-    };
-    let rest = RegionRecord {
-        offset: 8192,
-        first: (1 << 20) + 8192,
-        last: (1 << 20) + all - 1,
-        ..rings
-    };
-    let at = |record| (record, Arc::clone(&driver.memory));
-    rig.kernel.set_regions(NAME, vec![at(rings)]);
+    let rings = || part(&driver, 0, 8192, 3);
+    rig.kernel.set_regions(NAME, vec![rings()]);
     assert!(rig.kernel.bring_up(NAME));
-    rig.kernel.set_regions(NAME, vec![at(rings), at(rest)]);
+    let both = vec![rings(), part(&driver, 8192, all, 3)];
+    rig.kernel.set_regions(NAME, both);
     for sector in 0..20 {
         assert_eq!(driver.read(sector), content(sector));
     }
-    drop(buffers);
     server.stop().unwrap();
 }
 
@@ -562,4 +548,68 @@ fn a_kernel_without_vduse_says_so() {
     let refused = Server::start(options, device, Arc::clone(&rig.workers), |_| {});
     assert!(matches!(refused, Err(OpenError::Kernel(Error::NoVduse))));
     assert!(!rig.state().exists());
+}
+
+/// A region of the memory of a driver.
+fn part(driver: &Driver, from: u64, to: u64, access: u8) -> (RegionRecord, Arc<SharedMemory>) {
+    let record = RegionRecord {
+        offset: from,
+        first: (1 << 20) + from,
+        last: (1 << 20) + to - 1,
+        access,
+        ..RegionRecord::default()
+    };
+    (record, Arc::clone(&driver.memory))
+}
+
+#[test]
+fn what_a_driver_lets_us_only_read_is_not_written() {
+    let rig = Rig::new();
+    let (server, _events) = rig.serve();
+    // Neither rings nor buffers.
+    let driver = rig.prepare();
+    let all = driver.memory.len();
+    rig.kernel.set_regions(NAME, vec![part(&driver, 0, all, 1)]);
+    assert!(!rig.kernel.bring_up(NAME));
+    assert!(rig.kernel.set_status(NAME, 0));
+    let mut driver = rig.prepare();
+    let parts = vec![part(&driver, 0, 8192, 3), part(&driver, 8192, all, 1)];
+    rig.kernel.set_regions(NAME, parts);
+    assert!(rig.kernel.bring_up(NAME));
+    driver.ring.add(Io::Read {
+        sector: 1,
+        len: SECTOR,
+    });
+    rig.kernel.kick(NAME, 0);
+    // The answer to this comes after the ring was given up.
+    assert!(rig.kernel.update_memory(NAME));
+    assert!(rig.kernel.set_status(NAME, 0));
+    assert_eq!(driver.ring.poll(), None);
+    let mut driver = rig.drive();
+    assert_eq!(driver.read(1), content(1));
+    server.stop().unwrap();
+}
+
+#[test]
+fn memory_that_is_taken_back_breaks_its_rings_until_a_reset() {
+    let rig = Rig::new();
+    let (server, events) = rig.serve();
+    let memory = SharedMemory::new(room(1, 64), Gpa(1 << 20), Sealing::Open);
+    let mut ring = DiskRing::new(&memory, 0, 64, NEEDED);
+    rig.kernel.accept(NAME, NEEDED);
+    rig.kernel.ready(NAME, &ring);
+    rig.kernel.map(NAME, &[&memory]);
+    assert!(rig.kernel.bring_up(NAME));
+    memory.truncate(0);
+    ring.add(Io::Flush);
+    rig.kernel.kick(NAME, 0);
+    assert!(rig.kernel.set_status(NAME, 0));
+    let mut driver = rig.drive();
+    assert_eq!(driver.read(1), content(1));
+    server.stop().unwrap();
+    assert!(
+        !events
+            .iter()
+            .any(|event| matches!(event, Event::Broken { .. }))
+    );
 }
