@@ -522,7 +522,7 @@ mod tests {
         assert!(space.resolve_for(Gpa(0x1_1000), 0x30, true, none).is_ok());
         let error = space.resolve_for(Gpa(0x1_0FF0), 0x30, true, none);
         let text = "guest address 0x10ff0 with 48 bytes is outside the peer's writable memory";
-        assert_eq!(error.unwrap_err().to_string(), text);
+        assert_eq!(std::format!("{}", error.unwrap_err()), text);
         let window = |at, write| memory.front_end.window_for(UserVa(at), 16, write);
         assert!(window(0x7000_0000, false).is_ok());
         assert!(window(0x7000_0000, true).is_err());

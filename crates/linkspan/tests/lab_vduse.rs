@@ -12,12 +12,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use linkspan::demo::process::supervised;
 use linkspan_peers::Blkio;
 use linkspan_peers::driver::exercise;
-use linkspan_testkit::PATIENCE;
+use linkspan_testkit::census::settled;
 use linkspan_testkit::lab::{self, Vdpa, unique};
 use linkspan_testkit::served::write_image;
 
@@ -68,6 +67,21 @@ impl Daemon {
         lab::run(Command::new("kill").args(["-s", name, &id]));
     }
 
+    /// Waits until it has worked for a while, by the time of a processor that it
+    /// took, or everything is over.
+    fn await_work(&self, mut over: impl FnMut() -> bool) {
+        const TICKS: u64 = 30;
+        let path = format!("/proc/{}/stat", self.child.id());
+        let ticks = || -> u64 {
+            let stat = fs::read_to_string(&path).unwrap();
+            let (_, fields) = stat.rsplit_once(") ").unwrap();
+            let times = fields.split(' ').skip(11).take(2);
+            times.map(|field| field.parse::<u64>().unwrap()).sum()
+        };
+        let before = ticks();
+        let _ = settled(|| over() || ticks() >= before + TICKS);
+    }
+
     /// Dies at once, with whatever it was doing.
     fn kill(mut self) {
         self.child.kill().unwrap();
@@ -98,11 +112,7 @@ fn serve_disk(dir: &Path, name: &str, image: &Path, more: &[&str]) -> Daemon {
 /// The device node of a device that no driver has any more.
 fn await_gone(name: &str) {
     let node = Path::new("/dev/vduse").join(name);
-    let deadline = Instant::now() + PATIENCE;
-    while node.exists() {
-        assert!(Instant::now() < deadline, "{} stays", node.display());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    assert!(settled(|| !node.exists()), "{} stays", node.display());
 }
 
 #[test]
@@ -178,8 +188,8 @@ fn a_file_system_survives_the_death_of_its_disk() {
             break status;
         }
         if kills < 8 {
-            // Anywhere in the middle of the load: what is looked for is what is lost.
-            std::thread::sleep(Duration::from_millis(300));
+            // Anywhere in the middle of the load.
+            daemon.await_work(|| load.try_wait().unwrap().is_some());
             daemon.kill();
             kills += 1;
             daemon = serve_disk(dir.path(), &name, &image, &[]);
@@ -229,11 +239,8 @@ fn a_disk_grows_under_its_driver() {
         .set_len(16 << 20)
         .unwrap();
     daemon.signal("HUP");
-    let deadline = Instant::now() + PATIENCE;
-    while size().trim() != "32768" {
-        assert!(Instant::now() < deadline, "{}: {}", size(), daemon.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let grown = settled(|| size().trim() == "32768");
+    assert!(grown, "{}: {}", size(), daemon.log());
     // What is behind the old end can be used.
     let disk = File::options().read(true).write(true).open(&node).unwrap();
     disk.write_all_at(&[0x5a; 4096], 12 << 20).unwrap();
@@ -342,7 +349,7 @@ fn libblkio_drives_our_disk_through_vhost_vdpa() {
         let killer = scope.spawn(|| {
             let mut deaths = 0;
             while !over.load(Ordering::Acquire) {
-                std::thread::sleep(Duration::from_millis(500));
+                daemon.await_work(|| over.load(Ordering::Acquire));
                 daemon.kill();
                 daemon = serve_disk(dir.path(), &name, &image, &[]);
                 daemon.expect("taken-over");
