@@ -4,9 +4,12 @@
 # What it does is chosen on the kernel's command line: linkspan.mode=shell gives
 # a person a shell, check tests the disk against /check/plan, discard gives back
 # the part of the disk that /check/discard names, probe only says that the machine
-# runs. Reports go to the second serial port, one
-# "LINKSPAN key=value" to a line, so that kernel messages, which go to the
-# first, cannot tear them.
+# runs, remote does what it is told on the second serial port, a line at a time.
+# Reports go to that port too, one "LINKSPAN key=value" to a line, so that kernel
+# messages, which go to the first, cannot tear them.
+#
+# linkspan.net=lease or linkspan.net=ADDRESS/BITS with linkspan.peer=ADDRESS is the
+# guest's place in a network.
 
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox mount -t proc proc /proc
@@ -145,6 +148,20 @@ banner() {
 TEXT
 }
 
+# Runs each line and reports its status after what it printed. The port stays open,
+# or what comes between two lines would be lost.
+remote() {
+    exec 3<>/dev/ttyS1
+    stty raw -echo <&3
+    report remote ready
+    while read -r line <&3; do
+        eval "$line" >/tmp/said 2>&1 3<&-
+        status=$?
+        cat /tmp/said >&3
+        report status $status
+    done
+}
+
 case "$(option mode)" in
 probe)
     report probe ok
@@ -154,6 +171,10 @@ check)
     load_modules
     await_disk || fail "no $disk after 10 s"
     check
+    ;;
+remote)
+    load_modules
+    remote
     ;;
 discard)
     load_modules

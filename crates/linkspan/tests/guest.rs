@@ -13,7 +13,7 @@ use linkspan::demo::check::{self, HostView, Server};
 use linkspan::demo::disk::{Base, Plan};
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{Accel, Disk, Event, Hardware, Machine, Mode};
+use linkspan::demo::machine::{Accel, Devices, Disk, Event, Hardware, Machine, Mode};
 use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
 use linkspan::demo::report::{self, Report};
 
@@ -134,7 +134,11 @@ impl Setup {
             queues,
             packed: self.packed,
         };
-        check::boot(&self.hardware, disk, plan, self.dir.path()).unwrap()
+        let devices = Devices {
+            disk: Some(disk),
+            nic: None,
+        };
+        check::boot(&self.hardware, devices, plan, self.dir.path()).unwrap()
     }
 
     /// Lets the guest finish its two boots and judges everything.
@@ -292,7 +296,11 @@ fn guest_that_discards_gives_storage_back() {
     let console = setup.path("console.log");
     let hardware = &setup.hardware;
     let mode = Mode::Discard;
-    let mut machine = Machine::start(hardware, Some(disk), mode, &archive, &console).unwrap();
+    let devices = Devices {
+        disk: Some(disk),
+        nic: None,
+    };
+    let mut machine = Machine::start(hardware, devices, mode, &archive, &console).unwrap();
     let deadline = Instant::now() + LIMIT;
     let mut reports = HashMap::new();
     loop {

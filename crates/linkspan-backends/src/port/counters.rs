@@ -1,6 +1,8 @@
 //! What is counted of the frames of a port: by each worker for itself, so that no
 //! two write the same count.
 
+use std::sync::Arc;
+
 use linkspan_devices::net::switch::DropReason;
 use linkspan_engine::Counter;
 
@@ -116,7 +118,7 @@ impl Counts {
         self.bytes_in.add(bytes);
     }
 
-    /// A frame went into the port.
+    /// A frame went into the port, which is no guest's: those have [`OfPair`].
     #[inline]
     pub(super) fn went(&self, bytes: u64) {
         self.frames_out.add(1);
@@ -135,6 +137,35 @@ impl Counts {
     }
 }
 
+/// What the worker of a guest's queue pair counts of it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct OfPair {
+    /// Frames out of the transmit queue, added once for each pass.
+    pub(super) sent: Counter,
+    /// Frames into the receive queue.
+    received: Counter,
+    received_bytes: Counter,
+}
+
+impl OfPair {
+    /// A frame went into the receive queue.
+    #[inline]
+    pub(super) fn went(&self, bytes: u64) {
+        self.received.add(1);
+        self.received_bytes.add(bytes);
+    }
+}
+
+/// What was counted of a queue pair of a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PairCounts {
+    /// Frames that came from its transmit queue.
+    pub frames_in: u64,
+    /// Frames that went to its receive queue.
+    pub frames_out: u64,
+}
+
 /// What was counted of a port since its fabric was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortCounts {
@@ -150,11 +181,22 @@ pub struct PortCounts {
     pub flooded: u64,
     /// Frames that were dropped, by [`DropCause::ALL`].
     pub drops: [u64; DropCause::ALL.len()],
+    /// By queue pair, where a guest is behind the port.
+    pub pairs: Vec<PairCounts>,
 }
 
 impl PortCounts {
-    pub(super) fn sum<'a>(counts: impl Iterator<Item = &'a Counts>) -> Self {
+    pub(super) fn sum(counts: &[Counts], pairs: &[Arc<OfPair>]) -> Self {
         let mut sum = Self::default();
+        for pair in pairs {
+            let frames_out = pair.received.value();
+            sum.frames_out += frames_out;
+            sum.bytes_out += pair.received_bytes.value();
+            sum.pairs.push(PairCounts {
+                frames_in: pair.sent.value(),
+                frames_out,
+            });
+        }
         for counts in counts {
             sum.frames_in += counts.frames_in.value();
             sum.bytes_in += counts.bytes_in.value();

@@ -14,7 +14,7 @@ use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
 use linkspan_engine::{RateLimit, RingKey, Workers};
 use linkspan_sys::tap::TapQueue;
 
-use super::counters::{Counts, PortCounts};
+use super::counters::{Counts, OfPair, PortCounts};
 use super::lane::{Lane, LaneTask};
 use super::mailbox::{Address, Mailbox};
 use super::tap::TapTask;
@@ -98,6 +98,8 @@ pub(super) enum Side {
 pub(super) struct Pairs {
     pub(super) count: u16,
     enabled: [AtomicU64; 2],
+    /// By pair.
+    pub(super) counts: Vec<Arc<OfPair>>,
 }
 
 impl Pairs {
@@ -288,7 +290,19 @@ impl Fabric {
     /// such port.
     pub fn counts(&self, port: u16) -> Option<PortCounts> {
         let port = self.ports.get(usize::from(port))?;
-        Some(PortCounts::sum(port.counts.iter()))
+        let pairs = match &port.kind {
+            Side::Guest(pairs) => &pairs.counts[..],
+            Side::Tap(_) | Side::Responder(_) => &[],
+        };
+        Some(PortCounts::sum(&port.counts, pairs))
+    }
+
+    /// What is counted of a queue pair of a guest.
+    pub(super) fn pair_counts(&self, port: u16, pair: u16) -> Option<Arc<OfPair>> {
+        match &self.ports.get(usize::from(port))?.kind {
+            Side::Guest(pairs) => pairs.counts.get(usize::from(pair)).cloned(),
+            Side::Tap(_) | Side::Responder(_) => None,
+        }
     }
 
     /// Packets to a port have at most so many bytes from now on, without Ethernet
@@ -345,6 +359,7 @@ impl Port {
                 Kind::Guest { pairs } => Side::Guest(Pairs {
                     count: pairs,
                     enabled: Default::default(),
+                    counts: (0..pairs).map(|_| Arc::default()).collect(),
                 }),
                 Kind::Tap(queues) => Side::Tap(queues.into_iter().map(Arc::new).collect()),
                 Kind::Responder(responder) => Side::Responder(responder),

@@ -16,7 +16,7 @@ use linkspan_engine::{
 };
 use linkspan_virtio::{Chain, Features, QueueError};
 
-use super::counters::{Counts, DropCause};
+use super::counters::{Counts, DropCause, OfPair};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
 
@@ -170,24 +170,31 @@ impl Device for NetDevice {
             return Err(refused);
         };
         let (fabric, port) = (Arc::clone(&self.fabric), self.port);
-        match self.net.role(index.into(), features) {
-            Some(QueueRole::Receive(pair)) => Ok(Box::new(Receive {
+        let counts = self.fabric.pair_counts(port, index / 2);
+        let (Some(role), Some(counts)) = (self.net.role(index.into(), features), counts) else {
+            return Err(refused);
+        };
+        match role {
+            QueueRole::Receive(pair) => Ok(Box::new(Receive {
                 address: fabric.address(port, pair),
                 fabric,
                 port,
                 pair,
                 queue: ReceiveQueue::new(features, SEGMENTS)?,
                 offloads: Offloads::to_driver(features),
+                counts,
             })),
-            Some(QueueRole::Transmit(_)) => Ok(Box::new(Transmit {
+            QueueRole::Transmit(_) => Ok(Box::new(Transmit {
                 fabric,
                 port,
+                counts,
+                sent: 0,
                 layout: HeaderLayout::of(features),
                 offloads: Offloads::to_device(features),
                 chain: Chain::new(SEGMENTS)?,
                 head: FrameHead::default(),
             })),
-            Some(QueueRole::Control) | None => Err(refused),
+            QueueRole::Control => Err(refused),
         }
     }
 }
@@ -196,6 +203,9 @@ impl Device for NetDevice {
 struct Transmit {
     fabric: Arc<Fabric>,
     port: u16,
+    counts: Arc<OfPair>,
+    /// Frames of this pass.
+    sent: u64,
     layout: HeaderLayout,
     offloads: Offloads,
     chain: Chain,
@@ -227,6 +237,7 @@ impl Transmit {
             let table = ring.memory.table();
             let taken = take_transmit(&mut self.chain, table, self.layout, &mut self.head)
                 .map_err(|error| ring.queue.retire(error))?;
+            self.sent += 1;
             if let Some(limit) = limit {
                 limit.charge(taken.len, lane.now());
             }
@@ -265,6 +276,7 @@ impl QueueHandler for Transmit {
         let done = with_lane(&fabric, neighbours, |lane, neighbours| {
             self.pass(ring, budget, lane, neighbours)
         });
+        self.counts.sent.add(std::mem::take(&mut self.sent));
         // Without a lane the fabric rests, and so does the queue.
         done.unwrap_or(Ok(Progress::Idle))
     }
@@ -278,6 +290,7 @@ pub(super) struct Receive {
     address: u32,
     queue: ReceiveQueue,
     offloads: Offloads,
+    counts: Arc<OfPair>,
 }
 
 impl Receive {
@@ -344,7 +357,7 @@ impl Receive {
         counts: &Counts,
     ) {
         match self.fill(ring, header, frame) {
-            Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
+            Ok(Filled::Delivered { .. }) => self.counts.went(frame.len()),
             Ok(Filled::NoBuffers) => counts.dropped(DropCause::NoBuffers),
             Ok(Filled::TooSmall) => counts.dropped(DropCause::SmallBuffers),
             // The worker retires the ring when it publishes it.
@@ -370,7 +383,7 @@ impl Receive {
     }
 
     /// Fills buffers with frames that mean nothing, at most so many; how many.
-    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, counts: &Counts) -> u32 {
+    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32) -> u32 {
         let mut bytes = [0; 60];
         bytes[..6].copy_from_slice(&Mac::BROADCAST.0);
         // A locally administered address; an Ethertype for experiments.
@@ -378,7 +391,7 @@ impl Receive {
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
             match self.fill(ring, &header, &frame) {
-                Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
+                Ok(Filled::Delivered { .. }) => self.counts.went(frame.len()),
                 _ => return made,
             }
         }

@@ -350,10 +350,9 @@ impl Lane {
             while here != 0 {
                 let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
                 here &= here - 1;
-                let counts = self.counts(fabric, to);
                 let address = fabric.address(to, pair);
                 if let Some((ring, receive)) = neighbours.ring::<Receive>(address) {
-                    worked |= receive.stuff(ring, SOURCE_BATCH, counts) > 0;
+                    worked |= receive.stuff(ring, SOURCE_BATCH) > 0;
                 }
             }
         }

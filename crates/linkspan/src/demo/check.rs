@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Error;
 use super::disk::{Base, ImageState, Plan};
 use super::initramfs;
-use super::machine::{Disk, Event, Hardware, Machine, Mode};
+use super::machine::{Devices, Event, Hardware, Machine, Mode};
 use super::process::{Process, Stop, tail};
 use super::report::{Boot, Report};
 
@@ -58,7 +58,7 @@ impl Server<'_> {
 /// Those of making the initramfs and of starting QEMU.
 pub fn boot(
     hardware: &Hardware,
-    disk: Disk<'_>,
+    devices: Devices<'_>,
     plan: &Plan,
     dir: &Path,
 ) -> Result<Machine, Error> {
@@ -69,7 +69,7 @@ pub fn boot(
     )?;
     Machine::start(
         hardware,
-        Some(disk),
+        devices,
         Mode::Check,
         &archive,
         &dir.join("console.log"),

@@ -27,7 +27,7 @@ pub use error::Error;
 use check::{Finding, HostView, Server};
 use disk::{Base, Plan};
 use kernel::Kernel;
-use machine::{Accel, Disk, Event, Hardware, Machine, Mode};
+use machine::{Accel, Devices, Disk, Event, Hardware, Machine, Mode};
 use process::{Process, Stop, await_socket, find_program, supervised};
 
 /// Size of the image that is made when none is given.
@@ -188,7 +188,10 @@ fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     };
     let mut machine = Machine::start(
         hardware,
-        Some(disk),
+        Devices {
+            disk: Some(disk),
+            nic: None,
+        },
         Mode::Shell,
         &archive,
         &dir.join("console.log"),
@@ -223,7 +226,11 @@ fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
         queues: args.queues,
         packed: args.packed,
     };
-    let mut machine = check::boot(hardware, disk, &plan, dir)?;
+    let devices = Devices {
+        disk: Some(disk),
+        nic: None,
+    };
+    let mut machine = check::boot(hardware, devices, &plan, dir)?;
     let limit = Duration::from_secs(args.timeout);
     let collected = check::collect(&mut machine, Some(blk.server()), limit, stop, show_progress);
     let report = collected.inspect_err(|_| blk.show_log())?;

@@ -36,12 +36,17 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         } else {
             drops.join(", ")
         };
+        let pairs = counts.pairs.iter().enumerate().map(|(number, pair)| {
+            let (came, went) = (pair.frames_in, pair.frames_out);
+            format!(", pair {number}: {came} came, {went} went")
+        });
         tracing::info!(
-            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}",
+            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}{}",
             counts.frames_in,
             counts.bytes_in,
             counts.frames_out,
             counts.bytes_out,
+            pairs.collect::<String>(),
         );
     }
 }
@@ -51,6 +56,9 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
+    let pairs = counts.pairs.iter().map(
+        |pair| serde_json::json!({ "frames_in": pair.frames_in, "frames_out": pair.frames_out }),
+    );
     serde_json::json!({
         "event": "counts",
         "port": port,
@@ -59,6 +67,7 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         "frames_out": counts.frames_out,
         "bytes_out": counts.bytes_out,
         "flooded": counts.flooded,
+        "pairs": pairs.collect::<Vec<_>>(),
         "dropped": drops.collect::<Map<_, _>>(),
     })
 }
