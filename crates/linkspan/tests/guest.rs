@@ -149,7 +149,8 @@ impl Setup {
             log: &log,
         };
         let stop = Stop::default();
-        let report = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap();
+        let report =
+            check::collect(&mut machine, &mut [running], LIMIT, &stop, |_, _| Ok(())).unwrap();
         server.stop().unwrap();
         self.judge(&report, plan, queues, &machine);
     }
@@ -243,16 +244,17 @@ fn guest_outlives_back_ends(test: &str, packed: bool) {
     let mut server = setup.serve(2);
     let mut machine = setup.boot(&plan, 2);
     let mut kills = 0;
-    let report = check::collect(&mut machine, None, LIMIT, &Stop::default(), |key, _| {
+    let report = check::collect(&mut machine, &mut [], LIMIT, &Stop::default(), |key, _| {
         // Once for each thing that the guest reports, so with requests of every
         // kind under way. Not when it resets its machine: QEMU 7.2 was seen
         // to hang for ever when a device is lost just while it starts.
         if key == "end" {
-            return;
+            return Ok(());
         }
         server.kill().unwrap();
         server = setup.serve(2);
         kills += 1;
+        Ok(())
     });
     let report = report.unwrap_or_else(|error| panic!("after {kills} kills: {error}"));
     assert!(kills >= 6, "the guest reported {kills} things");
@@ -356,7 +358,8 @@ fn back_end_that_dies_ends_the_check_at_once_with_its_name() {
         log: &log,
     };
     let stop = Stop::default();
-    let error = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap_err();
+    let error =
+        check::collect(&mut machine, &mut [running], LIMIT, &stop, |_, _| Ok(())).unwrap_err();
     assert!(
         error.to_string().starts_with("linkspan ended early"),
         "{error}"

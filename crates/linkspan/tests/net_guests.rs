@@ -147,19 +147,19 @@ impl Counts {
 }
 
 impl Switch {
-    fn start(bench: &Bench, sockets: &[&Path], taps: &[&str], here: Option<&Namespace>) -> Self {
+    fn start(bench: &Bench, sockets: &[&Path], others: &[&str], here: Option<&Namespace>) -> Self {
         let program = env!("CARGO_BIN_EXE_linkspan");
         let mut command = match here {
             Some(namespace) => namespace.command(program),
             None => Command::new(program),
         };
         command.args(["net", "--json"]);
-        for tap in taps {
-            command.args(["--port", &format!("tap:{tap},queues=2")]);
-        }
         for socket in sockets {
             let port = format!("vhost-user:{},queues=2", socket.display());
             command.args(["--port", &port]);
+        }
+        for port in others {
+            command.args(["--port", port]);
         }
         let log = bench.dir.path().join("switch.log");
         let errors = std::fs::OpenOptions::new()
@@ -179,7 +179,7 @@ impl Switch {
         Self {
             process,
             said: BufReader::new(stdout).lines(),
-            ports: sockets.len() + taps.len(),
+            ports: sockets.len() + others.len(),
         }
     }
 
@@ -389,15 +389,26 @@ fn pairs_change_under_traffic(switch: &mut Switch, guest: &mut Guest, other: &mu
     }
 }
 
-/// A guest's driver lets go of the card and takes it again: the device is reset.
+/// A guest's driver lets go of the card: the device is reset.
 #[track_caller]
-fn driver_leaves_and_returns(guest: &mut Guest, number: u8, other: &mut Guest) {
+fn take_card(guest: &mut Guest) {
     guest.run("basename $(readlink -f /sys/class/net/eth0/device) >/tmp/card");
     guest.run("cat /tmp/card >/sys/bus/virtio/drivers/virtio_net/unbind");
-    let (status, said) = other.try_run(&format!("ping -c 1 -W 1 10.9.0.{number}"));
-    assert_eq!(status, 1, "{said}");
+}
+
+/// It takes the card again.
+#[track_caller]
+fn give_card(guest: &mut Guest, number: u8) {
     guest.run("cat /tmp/card >/sys/bus/virtio/drivers/virtio_net/bind");
     guest.join(number);
+}
+
+#[track_caller]
+fn driver_leaves_and_returns(guest: &mut Guest, number: u8, other: &mut Guest) {
+    take_card(guest);
+    let (status, said) = other.try_run(&format!("ping -c 1 -W 1 10.9.0.{number}"));
+    assert_eq!(status, 1, "{said}");
+    give_card(guest, number);
     other.ping_until_answered(number);
 }
 
@@ -407,7 +418,9 @@ fn two_guests(test: &str, packed: [bool; 2]) {
     let sockets: [&Path; 2] = [&first, &second];
     let start = Instant::now();
     let said = |what: &str| println!("{test}: {what} after {:?}", start.elapsed());
-    let mut switch = Switch::start(&bench, &sockets, &[], None);
+    // Who answers guests that have nobody else.
+    let others = ["responder,address=10.9.0.254/24"];
+    let mut switch = Switch::start(&bench, &sockets, &others, None);
     let mut a = Guest::boot(&bench, "a", &first, 1, packed[0]);
     let mut b = Guest::boot(&bench, "b", &second, 2, packed[1]);
     a.settle(1);
@@ -442,11 +455,18 @@ fn two_guests(test: &str, packed: [bool; 2]) {
     until_both_pairs(&mut switch, 1, || a.send_flows(2, &bench));
     said("b returned");
 
-    // The switch is killed, and another one takes its place under both guests.
+    // The switch is killed, and another one takes its place under both guests. QEMU
+    // knows where a split ring stands, but not a packed one, whose driver begins anew.
     switch.process.kill().unwrap();
-    let mut switch = Switch::start(&bench, &sockets, &[], None);
+    let mut switch = Switch::start(&bench, &sockets, &others, None);
+    for (guest, number, packed) in [(&mut a, 1, packed[0]), (&mut b, 2, packed[1])] {
+        if packed {
+            take_card(guest);
+            give_card(guest, number);
+        }
+        guest.ping_until_answered(254);
+    }
     a.ping_until_answered(2);
-    b.ping_until_answered(1);
     until_both_pairs(&mut switch, 0, || b.send_flows(1, &bench));
     said("another switch");
     for counts in switch.counts() {
@@ -466,7 +486,7 @@ fn guest_and_tap(test: &str, packed: bool) {
         return;
     };
     let socket = bench.dir.path().join("a");
-    let mut switch = Switch::start(&bench, &[&socket], &["ls0"], Some(&here));
+    let mut switch = Switch::start(&bench, &[&socket], &["tap:ls0,queues=2"], Some(&here));
     let mut guest = Guest::boot(&bench, "a", &socket, 1, packed);
     here.run("ip addr add 10.9.0.9/24 dev ls0");
     here.run("ip link set ls0 up");
@@ -476,7 +496,7 @@ fn guest_and_tap(test: &str, packed: bool) {
     here.run("ping -c 2 -i 0.1 -W 20 -s 9000 10.9.0.1");
     // From there to the guest: the kernel puts flows on the queues of its interface.
     let want = sha256(&bench.payload);
-    until_both_pairs(&mut switch, 1, || {
+    until_both_pairs(&mut switch, 0, || {
         let flows: Vec<_> = (0..4)
             .map(|_| {
                 let payload = bench.payload.clone();
