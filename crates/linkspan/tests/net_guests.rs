@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
 use linkspan::demo::machine::{Accel, Devices, Event, Hardware, Machine, Mode, Nic, Place};
-use linkspan::demo::process::{Process, Stop, await_socket, find_program};
+use linkspan::demo::process::{Process, Stop, find_program, tail};
 use linkspan::demo::report;
 use linkspan_testkit::Namespace;
 use rustix::process::{Pid, Signal, kill_process};
@@ -173,12 +173,19 @@ impl Switch {
             .stderr(errors);
         let mut process = Process::spawn("linkspan net", &mut command).unwrap();
         let stdout = process.take_stdout().unwrap();
-        for socket in sockets {
-            await_socket(&mut process, socket, &log, LIMIT, &Stop::default()).unwrap();
+        let mut said = BufReader::new(stdout).lines();
+        // Not by the kernel's list of sockets, which is one of each namespace.
+        let mut listening = 0;
+        while listening < sockets.len() {
+            let line = said
+                .next()
+                .unwrap_or_else(|| panic!("{}", tail(&log)))
+                .unwrap();
+            listening += usize::from(line.contains("\"listening\""));
         }
         Self {
             process,
-            said: BufReader::new(stdout).lines(),
+            said,
             ports: sockets.len() + others.len(),
         }
     }

@@ -158,7 +158,7 @@ pub enum Error {
     },
     /// The check ran and something was not as it should be.
     #[error(
-        "the guest check failed: {failed} of {total} findings are wrong{}",
+        "the check failed: {failed} of {total} findings are wrong{}",
         tail_text(tail)
     )]
     CheckFailed {

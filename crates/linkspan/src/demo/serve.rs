@@ -249,7 +249,11 @@ impl Net {
     ) -> Result<(Served, PathBuf), Error> {
         let args = |socket: &Path| {
             let mode = if ports.is_empty() { "echo" } else { "switch" };
-            let mut args = vec!["--json".to_owned(), "--mode".into(), mode.into()];
+            // With a worker for each pair a frame stays on the pair that it came by.
+            let workers = pairs.to_string();
+            let mut args = ["--json", "--mode", mode, "--workers", &workers]
+                .map(str::to_owned)
+                .to_vec();
             let guest = format!("vhost-user:{},queues={pairs}", text(socket));
             for port in ports.into_iter().chain([guest]) {
                 args.extend(["--port".into(), port]);
