@@ -128,28 +128,39 @@ fn a_demo_that_is_interrupted_leaves_no_interface_and_no_address() {
     assert!(!has_address());
 }
 
-/// The whole check, in each kind of network.
-fn demo_passes(test: &str, args: &[&str], network: &str, looked: &[&str]) {
+/// The whole check, on a small disk, in a namespace. `through` is what starts it.
+#[track_caller]
+fn demo_passes(test: &str, through: &[&str], args: &[&str], looked: &[&str]) -> Option<Passed> {
     if !can_boot(test) {
-        return;
+        return None;
     }
-    let Some(here) = Namespace::new(test) else {
-        return;
-    };
+    let here = Namespace::new(test)?;
     // Somebody else has the first network that would be taken.
     here.run("ip link set lo up");
     here.run("ip addr add 172.31.254.2/31 dev lo");
-    let all = ["--check", "--json", "--accel", "tcg", "--timeout", "240"];
-    let mut command = here.command(PROGRAM);
-    command.arg("demo").args(all).args(args);
-    let output = command.stdin(Stdio::null()).output().unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(image.path(), vec![0xA5; 2 << 20]).unwrap();
+    let words = [through, &[PROGRAM]].concat();
+    let mut command = here.command(words[0]);
+    let output = command
+        .args(&words[1..])
+        .args(["demo", "--check", "--json", "--timeout", "240"])
+        .args(["--accel", "tcg", "--image"])
+        .arg(image.path())
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let summary = all_right(&output, 0, looked);
-    println!("{summary:#}");
-    assert_eq!(summary["network"]["form"], network);
     assert_eq!(summary["network"]["queue_pairs"], 2);
-    if network == "tap" {
-        assert_eq!(summary["network"]["guest"], "172.31.254.6");
-    }
+    let network = summary["network"].clone();
+    let said = text(&output.stderr);
+    Some(Passed { network, said })
+}
+
+struct Passed {
+    network: Value,
+    said: String,
 }
 
 #[test]
@@ -162,12 +173,20 @@ fn the_demo_reaches_this_machine_through_a_tap() {
         "interface removed",
         "every byte after",
     ];
-    demo_passes("tap", &[], "tap", &looked);
+    if let Some(passed) = demo_passes("tap", &[], &[], &looked) {
+        assert_eq!(passed.network["form"], "tap");
+        assert_eq!(passed.network["guest"], "172.31.254.6");
+    }
 }
 
 #[test]
-fn the_demo_gets_a_lease_from_the_responder() {
-    let args = ["--net", "responder", "--packed", "--queues", "1"];
+fn the_demo_gets_a_lease_from_the_responder_where_no_interface_may_be_made() {
+    let without = ["setpriv", "--bounding-set", "-net_admin"];
+    let args = ["--packed", "--queues", "1"];
     let looked = ["lease", "guest pings", "queue pairs used"];
-    demo_passes("lease", &args, "responder", &looked);
+    if let Some(passed) = demo_passes("lease", &without, &args, &looked) {
+        assert_eq!(passed.network["form"], "responder");
+        let why = "no permission for the tap interface";
+        assert!(passed.said.contains(why), "{}", passed.said);
+    }
 }

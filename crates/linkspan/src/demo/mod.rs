@@ -55,7 +55,9 @@ const DEMO_IMAGE_BYTES: u64 = 64 << 20;
 /// Where that is not allowed the guest gets a lease from a responder that answers its pings.
 /// Without QEMU the built-in driver tries the same links.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    group = clap::ArgGroup::new("report").args(["check", "no_guest"]).multiple(true),
+    after_help = "\
 Examples:
   linkspan demo                      a guest with a fresh 64 MiB disk, and a shell in it
   linkspan demo --image disk.img     the same with your image; the guest can change it
@@ -63,14 +65,15 @@ Examples:
   linkspan demo --check --net tap    the same, and fail if the guest cannot reach this machine
   linkspan demo --no-guest           the same links with the built-in driver, without QEMU
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 5 something is missing on this machine.")]
+Exit status: 0 done, 1 failed, 2 wrong usage, 5 something is missing on this machine."
+)]
 pub struct Args {
     /// Let the guest test its disk and network, compare, and report; no shell
     #[arg(long)]
     pub check: bool,
 
     /// Report as one JSON object on standard output, with --check or --no-guest
-    #[arg(long)]
+    #[arg(long, requires = "report")]
     pub json: bool,
 
     /// Try the links with the built-in driver in place of a guest
