@@ -292,9 +292,8 @@ impl Backend {
         Ok(Step::Ask(Effect::AddRegion(new), Commit::Regions(regions)))
     }
 
-    /// Whether the front end says what concerns the memory once for each queue pair:
-    /// QEMU before 8.0 does so for network devices, and gives the link up when the
-    /// second time is refused.
+    /// Whether the front end says what concerns the memory once for each queue pair, as
+    /// QEMU 7.2 does for network devices; it gives up when the second time is refused.
     fn repeats(&self) -> bool {
         self.protocol_features.contains(ProtocolFeatures::NET_MTU)
     }

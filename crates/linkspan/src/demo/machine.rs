@@ -292,26 +292,11 @@ fn arguments(
         "-object",
         format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
     );
-    if let Some(Disk {
-        socket,
-        queues,
-        packed,
-    }) = disk
-    {
-        add(
-            "-chardev",
-            // A back end that is gone may come back; the guest waits for it.
-            format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
-        );
-        add("-device", {
-            let packed = if packed { "on" } else { "off" };
-            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},packed={packed}")
-        });
+    for (option, value) in disk.iter().flat_map(drive) {
+        add(option, value);
     }
-    if let Some(nic) = nic {
-        for (option, value) in card(&nic, *accel) {
-            add(option, value);
-        }
+    for (option, value) in nic.iter().flat_map(|nic| card(nic, *accel)) {
+        add(option, value);
     }
     add("-kernel", kernel.vmlinuz.display().to_string());
     add("-initrd", initramfs.display().to_string());
@@ -326,6 +311,26 @@ fn arguments(
     );
     args.extend(serial_ports(mode, console));
     args
+}
+
+fn drive(disk: &Disk<'_>) -> [(&'static str, String); 2] {
+    let Disk {
+        socket,
+        queues,
+        packed,
+    } = disk;
+    let packed = if *packed { "on" } else { "off" };
+    [
+        (
+            "-chardev",
+            // A back end that is gone may come back; the guest waits for it.
+            format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
+        ),
+        (
+            "-device",
+            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},packed={packed}"),
+        ),
+    ]
 }
 
 /// A network card as docs/net.md has it.
