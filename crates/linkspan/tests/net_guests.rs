@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use linkspan::demo::initramfs::{self, GuestFile};
@@ -55,15 +56,20 @@ fn bench(test: &str) -> Option<Bench> {
         let qemu = find_program(Path::new("qemu-system-x86_64")).ok_or("QEMU is not installed")?;
         let ethtool = find_program(Path::new(ETHTOOL)).ok_or("ethtool is not installed")?;
         let payload = noise(FLOW_BYTES);
-        let mut files = with_libraries(&ethtool);
-        files.push(GuestFile {
-            path: "check/payload".into(),
-            data: payload.clone(),
-        });
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let archive = dir.path().join("initramfs.cpio");
-        let built = initramfs::build(&kernel, &files).map_err(|error| error.to_string())?;
-        initramfs::store(&built, &archive).map_err(|error| error.to_string())?;
+        // The same for all tests, and slow to make.
+        static BUILT: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
+        let built = BUILT.get_or_init(|| {
+            let mut files = with_libraries(&ethtool);
+            files.push(GuestFile {
+                path: "check/payload".into(),
+                data: payload.clone(),
+            });
+            initramfs::build(&kernel, &files).map_err(|error| error.to_string())
+        });
+        initramfs::store(built.as_ref().map_err(Clone::clone)?, &archive)
+            .map_err(|error| error.to_string())?;
         let hardware = Hardware {
             qemu,
             accel: Accel::Tcg,
@@ -219,6 +225,13 @@ impl Switch {
 struct Guest {
     name: &'static str,
     machine: Machine,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // QEMU would first wait for a switch that is gone.
+        let _ = self.machine.kill();
+    }
 }
 
 impl Guest {
