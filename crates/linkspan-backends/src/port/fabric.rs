@@ -36,7 +36,7 @@ pub enum Mode {
     Switch,
     /// Two ports, each of which gets what the other sends.
     Pair,
-    /// Frames are counted and dropped.
+    /// Each frame is copied out of its sender's memory, looked at, and dropped.
     Sink,
     /// Each guest gets as many frames as it takes; what it sends is dropped.
     Source,

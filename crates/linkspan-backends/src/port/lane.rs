@@ -11,7 +11,7 @@ use linkspan_devices::net::frame::RESPONSE_MAX;
 use linkspan_devices::net::header::{Checksum, Header, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::switch::{Egress, Forward, Switch};
-use linkspan_devices::net::{Body, Frame, HEAD_LEN, Mac, flow_hash, steer};
+use linkspan_devices::net::{Body, ETHERNET_LEN, Frame, HEAD_LEN, Mac, flow_hash, steer};
 use linkspan_engine::{Budget, Neighbours, Progress, Task};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
@@ -108,8 +108,28 @@ impl Lane {
             Mode::Switch => self.switch(fabric, came, neighbours, true),
             Mode::Pair => self.deliver(fabric, 1 - came.port, came, neighbours, true),
             Mode::Echo => self.echo(fabric, came, neighbours),
-            Mode::Sink | Mode::Source => {}
+            Mode::Sink => self.sink(fabric, came),
+            Mode::Source => {}
         }
+    }
+
+    /// Takes all of a frame out of its sender's memory and looks at it. A short one
+    /// was taken before.
+    #[inline]
+    fn sink(&mut self, fabric: &Fabric, came: &Came<'_>) {
+        let frame = &came.frame;
+        let bytes = if frame.len() == frame.head.len() as u64 {
+            Some(frame.head)
+        } else {
+            frame.read(&mut self.whole).map(|bytes| &*bytes)
+        };
+        let cause = match bytes {
+            None => DropCause::TooLong,
+            Some(bytes) if bytes.len() < ETHERNET_LEN => DropCause::Malformed,
+            Some(bytes) if Mac::source(bytes).is_multicast() => DropCause::Source,
+            Some(_) => return,
+        };
+        self.counts(fabric, came.port).dropped(cause);
     }
 
     /// `answers`: whether responders hear of it.
