@@ -1,6 +1,7 @@
 //! What is counted of the frames of a port: by each worker for itself, so that no
 //! two write the same count.
 
+use linkspan_devices::net::control::ControlError;
 use linkspan_devices::net::switch::DropReason;
 use linkspan_engine::Counter;
 
@@ -38,11 +39,13 @@ pub enum DropCause {
     Busy,
     /// The receiver's queue is broken, or the system does not take the frame.
     Broken,
+    /// The receiver's driver does not want it, as it said through its control queue.
+    Filtered,
 }
 
 impl DropCause {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Header,
         Self::Malformed,
         Self::Source,
@@ -58,6 +61,7 @@ impl DropCause {
         Self::TooLong,
         Self::Busy,
         Self::Broken,
+        Self::Filtered,
     ];
 
     /// What reports call it.
@@ -78,6 +82,7 @@ impl DropCause {
             Self::TooLong => "too_long",
             Self::Busy => "busy",
             Self::Broken => "broken",
+            Self::Filtered => "filtered",
         }
     }
 }
@@ -135,6 +140,23 @@ impl Counts {
     }
 }
 
+/// What is counted of the control queue of a guest, by the one worker that has it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct ControlCounts {
+    done: Counter,
+    refused: [Counter; ControlError::NAMES.len()],
+}
+
+impl ControlCounts {
+    pub(super) fn count(&self, outcome: Result<(), &ControlError>) {
+        match outcome {
+            Ok(()) => self.done.add(1),
+            Err(error) => self.refused[error.kind()].add(1),
+        }
+    }
+}
+
 /// What was counted of a port since its fabric was made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortCounts {
@@ -150,11 +172,22 @@ pub struct PortCounts {
     pub flooded: u64,
     /// Frames that were dropped, by [`DropCause::ALL`].
     pub drops: [u64; DropCause::ALL.len()],
+    /// Commands of the control queue that were done.
+    pub commands: u64,
+    /// Commands that were refused, by [`ControlError::NAMES`].
+    pub refused: [u64; ControlError::NAMES.len()],
 }
 
 impl PortCounts {
-    pub(super) fn sum<'a>(counts: impl Iterator<Item = &'a Counts>) -> Self {
-        let mut sum = Self::default();
+    pub(super) fn sum<'a>(
+        counts: impl Iterator<Item = &'a Counts>,
+        control: &ControlCounts,
+    ) -> Self {
+        let mut sum = Self {
+            commands: control.done.value(),
+            refused: control.refused.each_ref().map(Counter::value),
+            ..Self::default()
+        };
         for counts in counts {
             sum.frames_in += counts.frames_in.value();
             sum.bytes_in += counts.bytes_in.value();

@@ -14,7 +14,8 @@ use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
 use linkspan_engine::{RateLimit, RingKey, Workers};
 use linkspan_sys::tap::TapQueue;
 
-use super::counters::{Counts, PortCounts};
+use super::control::Asked;
+use super::counters::{ControlCounts, Counts, PortCounts};
 use super::lane::{Lane, LaneTask};
 use super::mailbox::{Address, Mailbox};
 use super::tap::TapTask;
@@ -84,6 +85,7 @@ pub(super) struct Port {
     pub(super) limit: Option<RateLimit>,
     /// By worker.
     pub(super) counts: Vec<Counts>,
+    pub(super) control: ControlCounts,
 }
 
 /// What is behind a port.
@@ -98,6 +100,7 @@ pub(super) enum Side {
 pub(super) struct Pairs {
     pub(super) count: u16,
     enabled: [AtomicU64; 2],
+    pub(super) asked: Asked,
 }
 
 impl Pairs {
@@ -228,7 +231,8 @@ impl Fabric {
         let mut lanes = Vec::new();
         let count = self.mailboxes.len();
         for number in 0..count {
-            let lane = Lane::new((number, count), self.switch()?);
+            let lane = Lane::new((number, count), self.ports.len(), self.switch()?);
+            let lane = lane.map_err(io::Error::other)?;
             lanes.push(LaneTask::new(self, lane));
         }
         let mut running = Running {
@@ -288,7 +292,7 @@ impl Fabric {
     /// such port.
     pub fn counts(&self, port: u16) -> Option<PortCounts> {
         let port = self.ports.get(usize::from(port))?;
-        Some(PortCounts::sum(port.counts.iter()))
+        Some(PortCounts::sum(port.counts.iter(), &port.control))
     }
 
     /// Packets to a port have at most so many bytes from now on, without Ethernet
@@ -345,6 +349,7 @@ impl Port {
                 Kind::Guest { pairs } => Side::Guest(Pairs {
                     count: pairs,
                     enabled: Default::default(),
+                    asked: Asked::default(),
                 }),
                 Kind::Tap(queues) => Side::Tap(queues.into_iter().map(Arc::new).collect()),
                 Kind::Responder(responder) => Side::Responder(responder),
@@ -353,6 +358,7 @@ impl Port {
             mtu: AtomicU16::new(options.mtu),
             limit: options.limit,
             counts: (0..workers).map(|_| Counts::default()).collect(),
+            control: ControlCounts::default(),
         }
     }
 }

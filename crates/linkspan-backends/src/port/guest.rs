@@ -2,9 +2,10 @@
 //! receive queues are filled by whoever has a frame for them.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
-use linkspan_devices::net::features::Offloads;
+use linkspan_devices::net::features::{Offloads, VIRTIO_NET_F_CTRL_VQ, settle};
 use linkspan_devices::net::header::{Header, HeaderLayout, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::{
@@ -14,8 +15,10 @@ use linkspan_devices::net::{
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Device, Neighbours, OpenQueueError, Progress, QueueHandler,
 };
+use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
+use super::control::{Asked, ControlQueue, Terms};
 use super::counters::{Counts, DropCause};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
@@ -39,6 +42,8 @@ pub struct NetDevice {
     count: Count,
     fabric: Arc<Fabric>,
     port: u16,
+    /// Signalled when configuration space changes.
+    changes: Arc<EventFd>,
 }
 
 impl fmt::Debug for NetDevice {
@@ -66,6 +71,9 @@ pub enum NetDeviceError {
     /// The options make no network device.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A descriptor cannot be had.
+    #[error("no descriptor can be had: {0}")]
+    System(#[from] io::Error),
 }
 
 impl NetDevice {
@@ -91,7 +99,16 @@ impl NetDevice {
             count,
             fabric: Arc::clone(fabric),
             port,
+            changes: Arc::new(EventFd::new()?),
         })
+    }
+
+    /// What its driver has asked for.
+    fn asked(&self) -> Option<&Asked> {
+        match &self.fabric.ports[usize::from(self.port)].kind {
+            Side::Guest(pairs) => Some(&pairs.asked),
+            _ => None,
+        }
     }
 }
 
@@ -129,7 +146,23 @@ impl Device for NetDevice {
     }
 
     fn announce(&self, mac: [u8; 6]) -> bool {
+        // It knows more of itself than one address, and may take its time.
+        if self.asked().is_some_and(Asked::ask_to_announce)
+            && let Err(error) = self.changes.signal()
+        {
+            panic!("our own eventfd cannot be signalled: {error}");
+        }
         self.fabric.announce(self.port, Mac(mac))
+    }
+
+    fn reset(&self) {
+        if let Some(asked) = self.asked() {
+            asked.forget();
+        }
+    }
+
+    fn config_changes(&self) -> Option<Arc<EventFd>> {
+        Some(Arc::clone(&self.changes))
     }
 
     fn lane(&self, index: u16) -> u16 {
@@ -147,7 +180,9 @@ impl Device for NetDevice {
             ..*self.net.options()
         });
         let net = net.unwrap_or(self.net);
-        if net.read_config(&net.live(), offset as usize, target) {
+        let live = self.asked().and_then(Asked::live);
+        let live = live.unwrap_or_else(|| net.live());
+        if net.read_config(&live, offset as usize, target) {
             return Ok(());
         }
         Err(ConfigRange {
@@ -166,10 +201,15 @@ impl Device for NetDevice {
             index,
             features: features.bits(),
         };
-        let Ok(features) = self.net.settle(features) else {
+        // A front end that keeps the control queue to itself accepts what needs it.
+        let control_queue = features.contains(VIRTIO_NET_F_CTRL_VQ);
+        let Ok(features) = settle(features, control_queue) else {
             return Err(refused);
         };
         let (fabric, port) = (Arc::clone(&self.fabric), self.port);
+        if let Some(asked) = self.asked() {
+            asked.expect(features);
+        }
         match self.net.role(index.into(), features) {
             Some(QueueRole::Receive(pair)) => Ok(Box::new(Receive {
                 address: fabric.address(port, pair),
@@ -187,7 +227,13 @@ impl Device for NetDevice {
                 chain: Chain::new(SEGMENTS)?,
                 head: FrameHead::default(),
             })),
-            Some(QueueRole::Control) | None => Err(refused),
+            Some(QueueRole::Control) => Ok(Box::new(ControlQueue::new(
+                (fabric, port),
+                (&self.net, features),
+                Chain::new(SEGMENTS)?,
+                Arc::clone(&self.changes),
+            ))),
+            None => Err(refused),
         }
     }
 }
@@ -287,20 +333,20 @@ impl Receive {
     pub(super) fn deliver(
         &mut self,
         ring: &mut ActiveRing,
-        came: &Came<'_>,
+        (came, terms): (&Came<'_>, Terms),
         mtu: u16,
         whole: &mut [u8],
         counts: &Counts,
     ) -> u64 {
         let frame = &came.frame;
         let receiver = Receiver {
-            offloads: self.offloads,
+            offloads: terms.offloads.unwrap_or(self.offloads),
             mtu,
         };
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         match plan(&came.offload, frame.head, len, &receiver) {
             Plan::Forward(offload) => {
-                self.count(ring, &Header::of(&offload), frame, counts);
+                self.count(ring, &header(&offload, terms), frame, counts);
                 frame.len()
             }
             Plan::Checksum(partial) => {
@@ -309,7 +355,7 @@ impl Receive {
                     return 0;
                 };
                 complete_checksum(bytes, partial);
-                let header = Header::of(&Offload::NONE);
+                let header = header(&Offload::NONE, terms);
                 self.count(ring, &header, &Frame::private(bytes), counts);
                 2 * frame.len()
             }
@@ -318,7 +364,7 @@ impl Receive {
                     counts.dropped(DropCause::TooLong);
                     return 0;
                 };
-                let header = Header::of(&Offload::NONE);
+                let header = header(&Offload::NONE, terms);
                 let mut segments = how.cut(bytes);
                 let mut cost = frame.len();
                 while let Some(segment) = segments.next() {
@@ -384,6 +430,16 @@ impl Receive {
         }
         most
     }
+}
+
+/// The header before a frame, with its hash where the driver wants it.
+#[inline]
+fn header(offload: &Offload, terms: Terms) -> Header {
+    let mut header = Header::of(offload);
+    if let Some(hash) = terms.hash {
+        (header.hash_value, header.hash_report) = (hash.value, hash.report);
+    }
+    header
 }
 
 impl QueueHandler for Receive {

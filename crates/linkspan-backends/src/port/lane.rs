@@ -13,8 +13,10 @@ use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::switch::{Egress, Forward, Switch};
 use linkspan_devices::net::{Body, ETHERNET_LEN, Frame, HEAD_LEN, Mac, flow_hash, steer};
 use linkspan_engine::{Budget, Neighbours, Progress, Task};
+use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
+use super::control::{Known, Terms};
 use super::counters::{Counts, DropCause};
 use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
 use super::guest::Receive;
@@ -41,6 +43,8 @@ pub(super) struct Lane {
     now_ms: u64,
     /// What was done in this pass, in bytes.
     pub(super) cost: u64,
+    /// What the drivers of guests have asked for, by port.
+    known: Vec<Known>,
     /// Room for a whole frame.
     whole: Vec<u8>,
     answer: Vec<u8>,
@@ -55,18 +59,25 @@ pub(super) struct Came<'a> {
 }
 
 impl Lane {
-    pub(super) fn new((number, workers): (usize, usize), switch: Switch) -> Self {
+    pub(super) fn new(
+        (number, workers): (usize, usize),
+        ports: usize,
+        switch: Switch,
+    ) -> Result<Self, Injected> {
+        let mut known = fault::try_with_capacity(ports)?;
+        known.resize(ports, None);
         let own = (number..128).step_by(workers.max(1));
-        Self {
+        Ok(Self {
             number,
             own: own.fold(0, |own, pair| own | 1 << pair),
             switch,
             now: Instant::now(),
             now_ms: 0,
             cost: 0,
+            known,
             whole: vec![0; BYTES_MAX],
             answer: vec![0; RESPONSE_MAX],
-        }
+        })
     }
 
     /// When the pass began.
@@ -230,16 +241,24 @@ impl Lane {
         self.cost += FRAME_COST;
         let port = &fabric.ports[usize::from(to)];
         match &port.kind {
-            Side::Guest(pairs) => match self.pick(fabric, pairs, came.frame.head) {
-                Pick::Here(pair) => self.fill(fabric, (to, pair), came, neighbours),
-                Pick::There(pair, worker) => {
-                    let address = Address::Pair(to, pair);
-                    if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
-                        self.counts(fabric, to).dropped(DropCause::Busy);
+            Side::Guest(pairs) => {
+                let head = came.frame.head;
+                let (pick, terms) = if pairs.asked.is_there() {
+                    self.pick_as_asked(fabric, (to, pairs), head)
+                } else {
+                    (self.pick(fabric, pairs.enabled(), head), Terms::default())
+                };
+                match pick {
+                    Pick::Here(pair) => self.fill(fabric, (to, pair), (came, terms), neighbours),
+                    Pick::There(pair, worker) => {
+                        let address = Address::Pair(to, pair);
+                        if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
+                            self.counts(fabric, to).dropped(DropCause::Busy);
+                        }
                     }
+                    Pick::Nowhere(why) => self.counts(fabric, to).dropped(why),
                 }
-                Pick::Nowhere => self.counts(fabric, to).dropped(DropCause::Down),
-            },
+            }
             Side::Tap(queues) => {
                 let counts = self.counts(fabric, to);
                 send_to_tap(
@@ -291,17 +310,62 @@ impl Lane {
     /// Which queue pair of a guest gets a frame: one of this worker if any is enabled,
     /// and the same for all frames of a flow.
     #[inline]
-    fn pick(&self, fabric: &Fabric, pairs: &Pairs, head: &[u8]) -> Pick {
-        let enabled = pairs.enabled();
+    fn pick(&self, fabric: &Fabric, enabled: u128, head: &[u8]) -> Pick {
         let here = enabled & self.own;
         if here != 0 {
             return Pick::Here(one_of(here, head));
         }
         if enabled == 0 {
-            return Pick::Nowhere;
+            return Pick::Nowhere(DropCause::Down);
         }
         let pair = one_of(enabled, head);
         Pick::There(pair, usize::from(pair) % fabric.mailboxes.len())
+    }
+
+    /// The same for a guest whose driver has a control queue: what it has asked for
+    /// decides.
+    fn pick_as_asked(
+        &mut self,
+        fabric: &Fabric,
+        (to, pairs): (u16, &Pairs),
+        head: &[u8],
+    ) -> (Pick, Terms) {
+        let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)]) else {
+            let pick = self.pick(fabric, pairs.enabled(), head);
+            return (pick, Terms::default());
+        };
+        if control.filter().check(head).is_err() {
+            return (Pick::Nowhere(DropCause::Filtered), Terms::default());
+        }
+        let (placed, hash) = control.placed(head);
+        let terms = Terms {
+            offloads: Some(control.offloads()),
+            hash,
+        };
+        let asked = match placed {
+            Some(pair) => 1 << pair,
+            // There are 127 at most.
+            None => (1_u128 << control.pairs().min(127)) - 1,
+        };
+        (self.pick(fabric, pairs.enabled() & asked, head), terms)
+    }
+
+    /// What the driver of a guest has to say of a frame that another worker sent here;
+    /// `None` when it does not use the queue any more.
+    fn terms(&mut self, fabric: &Fabric, (to, pair): (u16, u16), head: &[u8]) -> Option<Terms> {
+        let Side::Guest(pairs) = &fabric.ports[usize::from(to)].kind else {
+            return None;
+        };
+        if !pairs.asked.is_there() {
+            return Some(Terms::default());
+        }
+        let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)]) else {
+            return Some(Terms::default());
+        };
+        control.receives(pair).then(|| Terms {
+            offloads: Some(control.offloads()),
+            hash: control.placed(head).1,
+        })
     }
 
     /// Puts a frame into a receive queue of this worker.
@@ -310,7 +374,7 @@ impl Lane {
         &mut self,
         fabric: &Fabric,
         (to, pair): (u16, u16),
-        came: &Came<'_>,
+        came: (&Came<'_>, Terms),
         neighbours: &mut Neighbours<'_>,
     ) {
         let counts = self.counts(fabric, to);
@@ -344,7 +408,12 @@ impl Lane {
             match parcel.address {
                 Address::Pair(port, pair) => {
                     self.cost += FRAME_COST;
-                    self.fill(fabric, (port, pair), &came, neighbours);
+                    match self.terms(fabric, (port, pair), came.frame.head) {
+                        Some(terms) => {
+                            self.fill(fabric, (port, pair), (&came, terms), neighbours);
+                        }
+                        None => self.counts(fabric, port).dropped(DropCause::Down),
+                    }
                 }
                 Address::From(port) => {
                     self.forward(fabric, &Came { port, ..came }, neighbours);
@@ -367,6 +436,11 @@ impl Lane {
                 continue;
             };
             let mut here = pairs.enabled() & self.own;
+            if pairs.asked.is_there()
+                && let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)])
+            {
+                here &= (1_u128 << control.pairs().min(127)) - 1;
+            }
             while here != 0 {
                 let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
                 here &= here - 1;
@@ -387,7 +461,7 @@ impl Lane {
 enum Pick {
     Here(u16),
     There(u16, usize),
-    Nowhere,
+    Nowhere(DropCause),
 }
 
 /// One of these pairs, of which there is at least one, by the flow of a frame.

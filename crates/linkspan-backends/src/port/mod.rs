@@ -7,6 +7,7 @@
 //! goes through memory of ours to another. A receiver that has no room loses
 //! frames, which are counted, and keeps nobody else from theirs.
 
+mod control;
 mod counters;
 mod fabric;
 mod guest;

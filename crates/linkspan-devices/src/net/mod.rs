@@ -14,6 +14,7 @@ pub mod header;
 mod mac;
 pub mod offload;
 mod packet;
+pub mod pcapng;
 mod queue;
 mod segment;
 pub mod switch;

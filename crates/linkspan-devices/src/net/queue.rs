@@ -180,6 +180,25 @@ impl<'a> Frame<'a> {
         Some(target)
     }
 
+    /// Copies as many of its first bytes as `target` has room for; says how many.
+    pub fn read_front(&self, target: &mut [u8]) -> usize {
+        let len = usize::try_from(self.len()).unwrap_or(usize::MAX);
+        let len = len.min(target.len());
+        let (head, rest) = target[..len].split_at_mut(self.head.len().min(len));
+        head.copy_from_slice(&self.head[..head.len()]);
+        match self.body {
+            Body::Private(bytes) => rest.copy_from_slice(&bytes[..rest.len()]),
+            Body::Shared {
+                table, spans, skip, ..
+            } => {
+                if !rest.is_empty() && table.gather(spans, skip, rest).is_err() {
+                    return head.len();
+                }
+            }
+        }
+        len
+    }
+
     /// Copies the `len` bytes at `from` to `offset` in `spans`, which are known to
     /// hold them.
     #[inline]

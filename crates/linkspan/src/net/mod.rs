@@ -40,7 +40,8 @@ use spec::{Behind, PortSpec, mac_of};
           mtu=BYTES          [1500]\n    \
           client             connect to PATH, where the monitor listens\n    \
           count=pairs|rings  how queues are counted for the monitor: pairs for QEMU\n                       \
-          and DPDK, rings for Cloud Hypervisor [pairs]\n  \
+          and DPDK, rings for Cloud Hypervisor [pairs]\n    \
+          control-queue      have a control queue, for monitors that pass it on to us\n  \
         tap:NAME             an interface of this machine, made if there is none\n    \
           queues=N           [1]\n  \
         tap-fd:N             an inherited queue of one\n  \
@@ -262,7 +263,7 @@ fn serve(
             speed: Speed::default(),
             to_device: OFFLOADS,
             to_driver: OFFLOADS,
-            control_queue: false,
+            control_queue: port.control_queue,
         };
         Ok(Arc::new(NetDevice::new(
             fabric, number, options, port.count,

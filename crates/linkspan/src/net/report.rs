@@ -1,6 +1,7 @@
 //! What `linkspan net` says of its ports: what they are, and what was counted.
 
 use linkspan_backends::port::{DropCause, Fabric, PortCounts};
+use linkspan_devices::net::control::ControlError;
 use serde_json::{Map, Value};
 
 use crate::serving::print;
@@ -36,6 +37,19 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         } else {
             drops.join(", ")
         };
+        let refused = ControlError::NAMES.into_iter().zip(counts.refused);
+        let refused: Vec<_> = refused
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        if counts.commands > 0 || !refused.is_empty() {
+            tracing::info!(
+                "{port}: {} control commands were done, {} kinds refused: {}",
+                counts.commands,
+                refused.len(),
+                refused.join(", "),
+            );
+        }
         tracing::info!(
             "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}",
             counts.frames_in,
@@ -51,6 +65,8 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
+    let refused = ControlError::NAMES.into_iter().zip(counts.refused);
+    let refused = refused.map(|(name, count)| (name.to_owned(), Value::from(count)));
     serde_json::json!({
         "event": "counts",
         "port": port,
@@ -60,5 +76,7 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         "bytes_out": counts.bytes_out,
         "flooded": counts.flooded,
         "dropped": drops.collect::<Map<_, _>>(),
+        "commands": counts.commands,
+        "commands_refused": refused.collect::<Map<_, _>>(),
     })
 }

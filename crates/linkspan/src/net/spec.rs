@@ -22,6 +22,7 @@ pub(super) struct PortSpec {
     pub(super) mtu: u16,
     pub(super) vlan: Option<u16>,
     pub(super) count: Count,
+    pub(super) control_queue: bool,
     pub(super) packets_per_second: Option<u64>,
     pub(super) bytes_per_second: Option<u64>,
     pub(super) address: Ipv4Addr,
@@ -54,6 +55,7 @@ const GUEST: &[&str] = &[
     "mtu",
     "vlan",
     "count",
+    "control-queue",
     "client",
     "packets-per-second",
     "bytes-per-second",
@@ -97,6 +99,7 @@ impl FromStr for PortSpec {
             mtu: 1500,
             vlan: None,
             count: Count::Pairs,
+            control_queue: false,
             packets_per_second: None,
             bytes_per_second: None,
             address: Ipv4Addr::new(10, 0, 2, 2),
@@ -136,6 +139,8 @@ impl PortSpec {
                     _ => return Err("pairs or rings".into()),
                 }
             }
+            "control-queue" if value.is_empty() => self.control_queue = true,
+            "control-queue" => return Err("it takes no value".into()),
             "packets-per-second" => self.packets_per_second = Some(some(value)?),
             "bytes-per-second" => self.bytes_per_second = Some(some(value)?),
             "address" => {
@@ -212,6 +217,7 @@ mod tests {
         assert_eq!(port.mac, Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
         assert_eq!(port.count, Count::Rings);
         assert_eq!(port.name, "vhost-user:/tmp/a");
+        assert!(!port.control_queue && spec("vhost-user:s,control-queue").control_queue);
         let port = spec("vhost-user:s,client,packets-per-second=1000,bytes-per-second=1M");
         assert_eq!(port.behind, Behind::Connect("s".into()));
         assert_eq!(port.packets_per_second, Some(1000));
@@ -241,6 +247,7 @@ mod tests {
             ("vhost-user:a,vlan=4095", "from 1 to 4094"),
             ("vhost-user:a,speed=1", "no option \"speed\""),
             ("vhost-user-fd:3,client", "only a path"),
+            ("vhost-user:a,control-queue=1", "no value"),
             ("tap:x,mtu=1500", "no option \"mtu\""),
             ("tap-fd:x", "no descriptor"),
             ("responder,packets-per-second=0", "no option"),
