@@ -1,9 +1,15 @@
 //! What is counted of the frames of a port: by each worker for itself, so that no
 //! two write the same count.
 
+use std::time::Instant;
+
+use linkspan_devices::net::Frame;
 use linkspan_devices::net::control::ControlError;
+use linkspan_devices::net::pcapng::Way;
 use linkspan_devices::net::switch::DropReason;
 use linkspan_engine::Counter;
+
+use super::capture::Capture;
 
 /// Why a frame was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,20 +120,6 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// A frame came out of the port.
-    #[inline]
-    pub(super) fn came(&self, bytes: u64) {
-        self.frames_in.add(1);
-        self.bytes_in.add(bytes);
-    }
-
-    /// A frame went into the port.
-    #[inline]
-    pub(super) fn went(&self, bytes: u64) {
-        self.frames_out.add(1);
-        self.bytes_out.add(bytes);
-    }
-
     /// A frame from the port went to all others.
     #[inline]
     pub(super) fn flooded(&self) {
@@ -137,6 +129,43 @@ impl Counts {
     #[inline]
     pub(super) fn dropped(&self, why: DropCause) {
         self.drops[why as usize].add(1);
+    }
+}
+
+/// The books of a port, as a worker keeps them during a pass.
+#[derive(Clone, Copy)]
+pub(super) struct Books<'f> {
+    pub(super) counts: &'f Counts,
+    /// Who wants copies, of frames of which port, and when the pass began.
+    pub(super) capture: Option<&'f Capture>,
+    pub(super) port: u16,
+    pub(super) now: Instant,
+}
+
+impl Books<'_> {
+    /// A frame came out of the port.
+    #[inline]
+    pub(super) fn came(&self, frame: &Frame<'_>) {
+        self.counts.frames_in.add(1);
+        self.counts.bytes_in.add(frame.len());
+        if let Some(capture) = self.capture {
+            capture.take(self.port, Way::In, self.now, frame);
+        }
+    }
+
+    /// A frame went into the port.
+    #[inline]
+    pub(super) fn went(&self, frame: &Frame<'_>) {
+        self.counts.frames_out.add(1);
+        self.counts.bytes_out.add(frame.len());
+        if let Some(capture) = self.capture {
+            capture.take(self.port, Way::Out, self.now, frame);
+        }
+    }
+
+    #[inline]
+    pub(super) fn dropped(&self, why: DropCause) {
+        self.counts.dropped(why);
     }
 }
 

@@ -14,6 +14,7 @@ use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
 use linkspan_engine::{RateLimit, RingKey, Workers};
 use linkspan_sys::tap::TapQueue;
 
+use super::capture::Capture;
 use super::control::Asked;
 use super::counters::{ControlCounts, Counts, PortCounts};
 use super::lane::{Lane, LaneTask};
@@ -127,6 +128,7 @@ pub struct Fabric {
     pub(super) mode: Mode,
     pub(super) ports: Vec<Port>,
     pub(super) mailboxes: Vec<Mailbox>,
+    pub(super) capture: Option<Arc<Capture>>,
     /// Pairs of the port that has most.
     stride: u32,
     start: Instant,
@@ -190,6 +192,19 @@ impl Fabric {
         ports: Vec<PortOptions>,
         workers: usize,
     ) -> Result<Arc<Self>, FabricError> {
+        Self::captured(mode, ports, workers, None)
+    }
+
+    /// The same with somebody who gets copies of all frames.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn captured(
+        mode: Mode,
+        ports: Vec<PortOptions>,
+        workers: usize,
+        capture: Option<Arc<Capture>>,
+    ) -> Result<Arc<Self>, FabricError> {
         let count = ports.len();
         if count == 0 || count > PORTS_MAX {
             return Err(FabricError::Ports { ports: count });
@@ -215,6 +230,7 @@ impl Fabric {
             mode,
             ports: ports.collect(),
             mailboxes: mailboxes.collect::<io::Result<_>>()?,
+            capture,
             stride,
             start: Instant::now(),
         };
@@ -286,6 +302,11 @@ impl Fabric {
     /// How many ports there are.
     pub fn ports(&self) -> u16 {
         u16::try_from(self.ports.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Frames of a port that were captured, and those that found no room for that.
+    pub fn captures(&self, port: u16) -> Option<(u64, u64)> {
+        Some(self.capture.as_ref()?.counts(port))
     }
 
     /// What was counted of a port since the fabric was made; `None` when there is no

@@ -19,7 +19,7 @@ use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
 use super::control::{Asked, ControlQueue, Terms};
-use super::counters::{Counts, DropCause};
+use super::counters::{Books, DropCause};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
 
@@ -336,7 +336,7 @@ impl Receive {
         (came, terms): (&Came<'_>, Terms),
         mtu: u16,
         whole: &mut [u8],
-        counts: &Counts,
+        books: &Books<'_>,
     ) -> u64 {
         let frame = &came.frame;
         let receiver = Receiver {
@@ -346,22 +346,22 @@ impl Receive {
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         match plan(&came.offload, frame.head, len, &receiver) {
             Plan::Forward(offload) => {
-                self.count(ring, &header(&offload, terms), frame, counts);
+                self.count(ring, &header(&offload, terms), frame, books);
                 frame.len()
             }
             Plan::Checksum(partial) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(DropCause::TooLong);
+                    books.dropped(DropCause::TooLong);
                     return 0;
                 };
                 complete_checksum(bytes, partial);
                 let header = header(&Offload::NONE, terms);
-                self.count(ring, &header, &Frame::private(bytes), counts);
+                self.count(ring, &header, &Frame::private(bytes), books);
                 2 * frame.len()
             }
             Plan::Segment(how) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(DropCause::TooLong);
+                    books.dropped(DropCause::TooLong);
                     return 0;
                 };
                 let header = header(&Offload::NONE, terms);
@@ -370,12 +370,12 @@ impl Receive {
                 while let Some(segment) = segments.next() {
                     let frame = Frame::segment(segment);
                     cost += 512 + frame.len();
-                    self.count(ring, &header, &frame, counts);
+                    self.count(ring, &header, &frame, books);
                 }
                 cost
             }
             Plan::Drop(_) => {
-                counts.dropped(DropCause::TooLong);
+                books.dropped(DropCause::TooLong);
                 0
             }
         }
@@ -387,14 +387,14 @@ impl Receive {
         ring: &mut ActiveRing,
         header: &Header,
         frame: &Frame<'_>,
-        counts: &Counts,
+        books: &Books<'_>,
     ) {
         match self.fill(ring, header, frame) {
-            Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
-            Ok(Filled::NoBuffers) => counts.dropped(DropCause::NoBuffers),
-            Ok(Filled::TooSmall) => counts.dropped(DropCause::SmallBuffers),
+            Ok(Filled::Delivered { .. }) => books.went(frame),
+            Ok(Filled::NoBuffers) => books.dropped(DropCause::NoBuffers),
+            Ok(Filled::TooSmall) => books.dropped(DropCause::SmallBuffers),
             // The worker retires the ring when it publishes it.
-            Err(_) => counts.dropped(DropCause::Broken),
+            Err(_) => books.dropped(DropCause::Broken),
         }
     }
 
@@ -416,7 +416,7 @@ impl Receive {
     }
 
     /// Fills buffers with frames that mean nothing, at most so many; how many.
-    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, counts: &Counts) -> u32 {
+    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, books: &Books<'_>) -> u32 {
         let mut bytes = [0; 60];
         bytes[..6].copy_from_slice(&Mac::BROADCAST.0);
         // A locally administered address; an Ethertype for experiments.
@@ -424,7 +424,7 @@ impl Receive {
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
             match self.fill(ring, &header, &frame) {
-                Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
+                Ok(Filled::Delivered { .. }) => books.went(&frame),
                 _ => return made,
             }
         }

@@ -17,7 +17,7 @@ use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
 use super::control::{Known, Terms};
-use super::counters::{Counts, DropCause};
+use super::counters::{Books, Counts, DropCause};
 use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
 use super::guest::Receive;
 use super::mailbox::{Address, Mailbox, Note, split};
@@ -95,6 +95,17 @@ impl Lane {
         &fabric.ports[usize::from(port)].counts[self.number]
     }
 
+    /// The books that this worker keeps of a port.
+    #[inline]
+    fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
+        Books {
+            counts: self.counts(fabric, port),
+            capture: fabric.capture.as_deref(),
+            port,
+            now: self.now,
+        }
+    }
+
     fn begin(&mut self, fabric: &Fabric) {
         self.now = Instant::now();
         self.now_ms = fabric.millis(self.now);
@@ -113,7 +124,7 @@ impl Lane {
         came: &Came<'_>,
         neighbours: &mut Neighbours<'_>,
     ) {
-        self.counts(fabric, came.port).came(came.frame.len());
+        self.books(fabric, came.port).came(&came.frame);
         self.cost += FRAME_COST + came.frame.len();
         match fabric.mode {
             Mode::Switch => self.switch(fabric, came, neighbours, true),
@@ -260,16 +271,12 @@ impl Lane {
                 }
             }
             Side::Tap(queues) => {
-                let counts = self.counts(fabric, to);
-                send_to_tap(
-                    &queues[self.number % queues.len()],
-                    came,
-                    &mut self.whole,
-                    counts,
-                );
+                let books = self.books(fabric, to);
+                let queue = &queues[self.number % queues.len()];
+                send_to_tap(queue, came, &mut self.whole, &books);
             }
             Side::Responder(responder) if answers => {
-                self.counts(fabric, to).went(came.frame.len());
+                self.books(fabric, to).went(&came.frame);
                 let Some(bytes) = came.frame.read(&mut self.whole) else {
                     return;
                 };
@@ -300,7 +307,7 @@ impl Lane {
             offload: Offload::NONE,
             frame: split(answer),
         };
-        self.counts(fabric, port).came(came.frame.len());
+        self.books(fabric, port).came(&came.frame);
         match fabric.mode {
             Mode::Switch => self.switch(fabric, &came, neighbours, false),
             _ => self.deliver(fabric, asker, &came, neighbours, false),
@@ -377,13 +384,13 @@ impl Lane {
         came: (&Came<'_>, Terms),
         neighbours: &mut Neighbours<'_>,
     ) {
-        let counts = self.counts(fabric, to);
+        let books = self.books(fabric, to);
         let address = fabric.address(to, pair);
         let Some((ring, receive)) = neighbours.ring::<Receive>(address) else {
-            return counts.dropped(DropCause::Down);
+            return books.dropped(DropCause::Down);
         };
         let mtu = fabric.ports[usize::from(to)].mtu.load(Ordering::Relaxed);
-        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, counts);
+        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, &books);
     }
 
     /// Takes what others have for this worker.
@@ -444,10 +451,10 @@ impl Lane {
             while here != 0 {
                 let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
                 here &= here - 1;
-                let counts = self.counts(fabric, to);
+                let books = self.books(fabric, to);
                 let address = fabric.address(to, pair);
                 if let Some((ring, receive)) = neighbours.ring::<Receive>(address) {
-                    worked |= receive.stuff(ring, SOURCE_BATCH, counts) > 0;
+                    worked |= receive.stuff(ring, SOURCE_BATCH, &books) > 0;
                 }
             }
         }
@@ -479,7 +486,7 @@ fn one_of(mut pairs: u128, head: &[u8]) -> u16 {
 }
 
 /// Gives a frame to the kernel, which does all offloads.
-fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Counts) {
+fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Books<'_>) {
     let receiver = Receiver {
         offloads: super::tap::TO_KERNEL,
         mtu: u16::MAX,
@@ -487,7 +494,7 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
     let frame = &came.frame;
     let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     let Plan::Forward(offload) = plan(&came.offload, frame.head, len, &receiver) else {
-        return counts.dropped(DropCause::TooLong);
+        return books.dropped(DropCause::TooLong);
     };
     let header = Header::of(&offload).to_bytes();
     let header: &[u8; TAP_HEADER] = header.first_chunk().expect("20 bytes");
@@ -501,9 +508,9 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
         },
     };
     match sent {
-        Ok(true) => counts.went(frame.len()),
-        Ok(false) => counts.dropped(DropCause::NoBuffers),
-        Err(_) => counts.dropped(DropCause::Broken),
+        Ok(true) => books.went(frame),
+        Ok(false) => books.dropped(DropCause::NoBuffers),
+        Err(_) => books.dropped(DropCause::Broken),
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         };
         let port = fabric.name(number);
         if json {
-            print(&value(port, &counts));
+            print(&value(port, &counts, fabric.captures(number)));
             continue;
         }
         let drops = DropCause::ALL
@@ -42,6 +42,9 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
+        if let Some((captured, missing)) = fabric.captures(number) {
+            tracing::info!("{port}: {captured} frames were captured, {missing} were not");
+        }
         if counts.commands > 0 || !refused.is_empty() {
             tracing::info!(
                 "{port}: {} control commands were done, {} kinds refused: {}",
@@ -60,14 +63,14 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
     }
 }
 
-fn value(port: &str, counts: &PortCounts) -> Value {
+fn value(port: &str, counts: &PortCounts, captures: Option<(u64, u64)>) -> Value {
     let drops = DropCause::ALL.into_iter().map(|why| {
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
     let refused = ControlError::NAMES.into_iter().zip(counts.refused);
     let refused = refused.map(|(name, count)| (name.to_owned(), Value::from(count)));
-    serde_json::json!({
+    let mut value = serde_json::json!({
         "event": "counts",
         "port": port,
         "frames_in": counts.frames_in,
@@ -78,5 +81,10 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         "dropped": drops.collect::<Map<_, _>>(),
         "commands": counts.commands,
         "commands_refused": refused.collect::<Map<_, _>>(),
-    })
+    });
+    if let Some((captured, missing)) = captures {
+        value["captured"] = captured.into();
+        value["not_captured"] = missing.into();
+    }
+    value
 }

@@ -175,7 +175,8 @@ fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     text.parse().map_err(|_| "an IPv4 address".into())
 }
 
-fn mac(text: &str) -> Result<Mac, String> {
+/// An address of one station.
+pub(crate) fn mac(text: &str) -> Result<Mac, String> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
