@@ -10,7 +10,7 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
 /// Packages for all tests: the guest, a disk server and a network device that are
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
-/// networks to talk through.
+/// networks to talk through, and who reads captures.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[&str] = &[
     "iproute2",
     "iputils-ping",
     "dpdk-dev",
+    "tshark",
 ];
 
 /// Packages for the figures of network devices.

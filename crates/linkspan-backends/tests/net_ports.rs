@@ -313,6 +313,40 @@ fn buffers_that_did_not_suffice_go_back_when_the_queue_stops() {
     net.expect_dropped(1, DropCause::Down, 1);
 }
 
+/// rust-vmm vhost #375: such a ring was not seen before its driver kicked, and the
+/// driver of a receive queue has no reason to.
+#[test]
+fn a_receive_queue_that_starts_again_gets_frames_without_a_kick() {
+    let net = Net::new(Mode::Pair, 2, 1, 1);
+    let options = CardOptions::default();
+    let (mut a, mut b) = (net.card(0, &options), net.card(1, &options));
+    for mark in 0..5 {
+        let sent = frame(station(1), station(2), mark, 100);
+        a.send(0, &sent);
+        assert_eq!(b.expect().1, sent);
+        b.pairs[0].restart_receive(&b.front);
+    }
+}
+
+/// Two pieces behind each other make a frame; what is behind the first bytes is taken
+/// out as well.
+#[test]
+fn a_sink_looks_at_frames_of_any_length() {
+    let net = Net::new(Mode::Sink, 1, 1, 1);
+    let small = CardOptions {
+        slot_bytes: 256,
+        ..CardOptions::default()
+    };
+    let mut card = net.card(0, &small);
+    for len in [46, 100, 1500] {
+        card.send(0, &frame(station(1), station(2), 1, len));
+        card.send(0, &frame(EVERYBODY, station(2), 1, len));
+    }
+    net.expect_dropped(0, DropCause::Source, 3);
+    assert_eq!(net.counts(0).frames_in, 6);
+    assert_eq!(net.counts(0).dropped_all(), 3);
+}
+
 #[test]
 fn frames_that_cannot_be_are_counted_and_go_nowhere() {
     let net = Net::new(Mode::Switch, 2, 1, 1);

@@ -237,6 +237,19 @@ impl Pair {
         Ok(())
     }
 
+    /// Stops the receive ring and starts it where it stood, without a kick, as after a
+    /// migration.
+    ///
+    /// # Panics
+    /// When the layout is packed, or the back end refuses.
+    #[track_caller]
+    pub fn restart_receive(&self, front: &FrontEnd) {
+        let [rig, _] = &self.rings;
+        let base = front.stop(rig.index).expect("a base");
+        let started = rig.start_at(front, &self.memory, base.into());
+        started.expect("it starts again");
+    }
+
     /// Pair `index` in fresh memory, for a connection with these features.
     ///
     /// # Panics

@@ -80,10 +80,9 @@ impl Control {
         });
         assert!(answered, "a command is not answered");
         assert_eq!(written, Some(1));
-        let mut answer = [0];
-        self.memory.read(self.at + ROOM, &mut answer);
-        assert!(answer[0] <= 1, "no answer: {answer:?}");
-        accepted(answer[0])
+        let answer = self.memory.read(self.at + ROOM, 1)[0];
+        assert!(answer <= 1, "no answer: {answer:#x}");
+        accepted(answer)
     }
 
     /// A command without room for an answer.
