@@ -166,7 +166,10 @@ pub enum NicError {
         code: Code,
     },
     /// The device does not answer on its control queue.
-    #[error("the device does not answer a control command, {}", control::name(code))]
+    #[error(
+        "the device does not answer a control command, {}",
+        control::name(code)
+    )]
     Unanswered {
         /// Which.
         code: Code,

@@ -51,22 +51,25 @@ impl Net {
         let ports = vec![port("with"), port("without")];
         let fabric = Fabric::new(Mode::Pair, ports, 2).unwrap();
         let running = fabric.run(&workers).unwrap();
-        let guests = [true, false].into_iter().enumerate().map(|(port, control)| {
-            let options = NetOptions {
-                mac: station(u8::try_from(port).unwrap() + 1),
-                mtu: 1500,
-                pairs: PAIRS,
-                queue_size: 256,
-                speed: Speed::default(),
-                to_device: OFFLOADS,
-                to_driver: OFFLOADS,
-                control_queue: control,
-            };
-            let port = u16::try_from(port).unwrap();
-            let device = NetDevice::new(&fabric, port, options, count).unwrap();
-            let device: Arc<dyn Device> = Arc::new(device);
-            Served::device(tempfile::tempdir().unwrap(), device, Arc::clone(&workers))
-        });
+        let guests = [true, false]
+            .into_iter()
+            .enumerate()
+            .map(|(port, control)| {
+                let options = NetOptions {
+                    mac: station(u8::try_from(port).unwrap() + 1),
+                    mtu: 1500,
+                    pairs: PAIRS,
+                    queue_size: 256,
+                    speed: Speed::default(),
+                    to_device: OFFLOADS,
+                    to_driver: OFFLOADS,
+                    control_queue: control,
+                };
+                let port = u16::try_from(port).unwrap();
+                let device = NetDevice::new(&fabric, port, options, count).unwrap();
+                let device: Arc<dyn Device> = Arc::new(device);
+                Served::device(tempfile::tempdir().unwrap(), device, Arc::clone(&workers))
+            });
         let guests = guests.collect();
         Self {
             fabric,
@@ -350,7 +353,11 @@ fn what_a_driver_asked_for_ends_with_it_and_not_with_a_pause() {
     drop((card, control));
     let (mut card, _control) = net.receiver(false);
     sender.send(1, &foreign);
-    assert_eq!(card.expect(), (0, foreign.clone()), "one pair, and everything");
+    assert_eq!(
+        card.expect(),
+        (0, foreign.clone()),
+        "one pair, and everything"
+    );
     drop(card);
     // A driver without a control queue.
     let options = CardOptions {
@@ -485,7 +492,7 @@ fn a_driver_says_what_it_wants_to_each_device_that_comes() {
         let source = linkspan_sys::socket::Inherited::Listener(listener);
         Server::start(source, Arc::new(device), Arc::clone(&workers), |_| {}).unwrap()
     };
-    let mut server = serve();
+    let mut server = Some(serve());
     // Two of the three pairs, with the control queue behind all of them.
     let Driver {
         mut pairs,
@@ -511,8 +518,10 @@ fn a_driver_says_what_it_wants_to_each_device_that_comes() {
             })
         });
         for round in 1..4 {
-            server.stop().unwrap();
-            server = serve();
+            if let Some(server) = server.take() {
+                server.stop().unwrap();
+            }
+            server = Some(serve());
             // The threads that drive the pairs look now and then.
             let mut back = || {
                 for pair in &mut pairs {
@@ -527,6 +536,7 @@ fn a_driver_says_what_it_wants_to_each_device_that_comes() {
     });
     assert_eq!(announced.into_inner(), 0);
     // What it does not have.
+    assert!(server.is_some());
     let none = Wanted {
         pairs: PAIRS + 1,
         ..wanted

@@ -16,7 +16,7 @@ use linkspan_devices::net::frame::Responder;
 use linkspan_devices::net::header::{Checksum, Gso, GsoKind, Offload, PartialChecksum};
 use linkspan_devices::net::offload::pseudo_header_sum;
 use linkspan_devices::net::switch::PortVlans;
-use linkspan_devices::net::{Mac, NetOptions, OFFLOADS, Speed, Sum};
+use linkspan_devices::net::{Mac, NetOptions, OFFLOADS, Speed, Sum, VlanSet};
 use linkspan_engine::{Device, Rate, RateLimit, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
@@ -591,6 +591,43 @@ fn guests_of_different_vlans_do_not_hear_each_other() {
     cards[0].send(0, &all);
     assert_eq!(cards[1].expect().1, all);
     assert_eq!((cards[0].poll(), cards[2].poll()), (None, None));
+}
+
+/// Tags are put on and taken off on the way, by either kind of port.
+#[test]
+fn a_trunk_carries_the_tags_of_its_vlans() {
+    let mut allowed = VlanSet::NONE;
+    allowed.set(7, true);
+    let vlans = |port| match port {
+        0 => PortVlans::Access(7),
+        1 => PortVlans::Access(8),
+        _ => PortVlans::Trunk {
+            native: Some(8),
+            allowed: allowed.clone(),
+        },
+    };
+    let net = Net::with(Mode::Switch, 3, 1, 1, vlans);
+    let mut cards = [0, 1, 2].map(|port| net.card(port, &CardOptions::default()));
+    let tagged = |mut frame: Vec<u8>, vlan: u8| {
+        frame.splice(12..12, [0x81, 0, 0, vlan]);
+        frame
+    };
+    for (mark, len) in [(1, 60), (2, 110), (3, 1500)] {
+        let all = frame(station(1), EVERYBODY, mark, len);
+        cards[0].send(0, &all);
+        assert_eq!(cards[2].expect().1, tagged(all, 7));
+        let back = frame(station(3), station(1), mark, len);
+        cards[2].send(0, &tagged(back.clone(), 7));
+        assert_eq!(cards[0].expect().1, back);
+        // Its own VLAN goes without.
+        let all = frame(station(2), EVERYBODY, mark, len);
+        cards[1].send(0, &all);
+        assert_eq!(cards[2].expect().1, all);
+    }
+    // One that it does not carry.
+    cards[2].send(0, &tagged(frame(station(3), EVERYBODY, 1, 60), 9));
+    net.expect_dropped(2, DropCause::Vlan, 1);
+    assert_eq!((cards[0].poll(), cards[1].poll()), (None, None));
 }
 
 #[test]

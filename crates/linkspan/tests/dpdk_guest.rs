@@ -125,7 +125,10 @@ fn every_frame_of_a_dpdk_guest_arrives() {
         let arrived = number(&counts, "frames_in");
         let (pairs, _) = manner;
         assert!(arrived <= sent.sent, "{manner:?}: {counts} of {sent:?}");
-        assert!(arrived + 256 * u64::from(pairs) >= sent.sent, "{counts} of {sent:?}");
+        assert!(
+            arrived + 256 * u64::from(pairs) >= sent.sent,
+            "{counts} of {sent:?}"
+        );
         assert_eq!(number(&counts, "bytes_in"), 64 * arrived);
         let dropped = counts["dropped"].as_object().unwrap();
         assert!(dropped.values().all(|count| *count == 0), "{counts}");
@@ -143,7 +146,10 @@ fn a_dpdk_guest_receives_what_is_sent() {
         let counts = counts_when(&mut guest, |counts| counts.received > 20_000);
         drop(guest);
         let sent = end(program);
-        assert!(number(&sent, "frames_out") >= counts.received, "{manner:?}: {sent}");
+        assert!(
+            number(&sent, "frames_out") >= counts.received,
+            "{manner:?}: {sent}"
+        );
         assert_eq!(counts.received_bytes, 60 * counts.received);
     }
 }

@@ -128,7 +128,8 @@ pub(super) fn open(
     let mut connection = connect(target, options)?;
     let control = find_control(&mut connection, options)?;
     if control.is_none() && (wanted.mac.is_some() || wanted.promiscuous.is_some()) {
-        let error = anyhow!("the back end has no control queue, which --mac and --promiscuous need");
+        let error =
+            anyhow!("the back end has no control queue, which --mac and --promiscuous need");
         return Err(Failure::new(Status::PeerBroke, error));
     }
     let features = Features::from_bits_retain(connection.negotiated().features);
@@ -154,10 +155,7 @@ pub(super) fn open(
 
 /// The ring of the control queue, with which the connection has as many rings as it
 /// needs; without one, what needs it is given up.
-fn find_control(
-    connection: &mut Connection,
-    options: NicOptions,
-) -> Result<Option<u16>, Failure> {
+fn find_control(connection: &mut Connection, options: NicOptions) -> Result<Option<u16>, Failure> {
     let negotiated = connection.negotiated();
     let features = Features::from_bits_retain(negotiated.features);
     let ring = control_ring(features, &negotiated.config);

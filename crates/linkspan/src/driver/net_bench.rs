@@ -133,7 +133,9 @@ pub(super) fn run(
             let (link, stop, announced) = (&device.link, stop.as_fd(), &announced);
             scope.spawn(move || {
                 // Its own frames say where it is.
-                let announce = || drop(announced.fetch_add(1, Ordering::Relaxed));
+                let announce = || {
+                    announced.fetch_add(1, Ordering::Relaxed);
+                };
                 control.keep(link, stop, announce)
             })
         });

@@ -12,7 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use clap::{ArgGroup, ValueEnum};
 use linkspan_backends::port::{
-    Capture, CaptureFile, SNAP_LENGTH_MAX, Fabric, FabricError, Kind, Mode, NetDevice, NetDeviceError, PortOptions, from_kernel,
+    Capture, CaptureFile, Fabric, FabricError, Kind, Mode, NetDevice, NetDeviceError, PortOptions,
+    SNAP_LENGTH_MAX, from_kernel,
 };
 use linkspan_devices::net::frame::{Lease, Responder};
 use linkspan_devices::net::switch::PortVlans;
@@ -54,7 +55,10 @@ use spec::{Behind, PortSpec, mac_of};
         Each, but for the responder, has\n    \
           packets-per-second=N, bytes-per-second=N   what may come from it\n  \
         and each has\n    \
-          vlan=N             the VLAN that it is in, without tags\n\n\
+          vlan=N             the VLAN that it is in, without tags\n  \
+        and each, but for the responder,\n    \
+          trunk=5+7-9 or all the VLANs whose frames carry a tag; those without go to vlan=N,\n                       \
+          or nowhere\n\n\
         Example: two guests and this machine\n\n  \
         linkspan net --port vhost-user:/tmp/a.sock,queues=2 \\\n    \
           --port vhost-user:/tmp/b.sock,queues=2 --port tap:tap0,queues=2 &\n  \
@@ -244,7 +248,14 @@ fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
     Ok(PortOptions {
         name: port.name.clone(),
         kind,
-        vlans: port.vlan.map_or(PortVlans::Unaware, PortVlans::Access),
+        vlans: match (&port.trunk, port.vlan) {
+            (Some(allowed), native) => PortVlans::Trunk {
+                native,
+                allowed: allowed.clone(),
+            },
+            (None, Some(vlan)) => PortVlans::Access(vlan),
+            (None, None) => PortVlans::Unaware,
+        },
         mtu: port.mtu,
         limit: RateLimit::new(
             Instant::now(),

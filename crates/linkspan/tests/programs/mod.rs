@@ -1,8 +1,10 @@
 //! Our program as a process of its own.
+#![allow(dead_code, reason = "each test uses some of it")]
 
 use std::ffi::OsStr;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use linkspan_testkit::census::settled;
@@ -11,17 +13,41 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A program that runs, and what it says.
 pub struct Program {
     child: Child,
-    out: JoinHandle<String>,
-    errors: JoinHandle<String>,
+    out: Said,
+    errors: Said,
 }
 
-fn read(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
-    thread::spawn(move || {
-        let mut said = Vec::new();
-        // What came before an error counts.
-        let _ = from.read_to_end(&mut said);
-        String::from_utf8_lossy(&said).into_owned()
-    })
+/// What comes out of a pipe.
+struct Said {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Said {
+    fn new(mut from: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let reader = thread::spawn({
+            let text = Arc::clone(&text);
+            move || {
+                let mut bytes = [0; 4096];
+                // An error is an end.
+                while let Ok(len @ 1..) = from.read(&mut bytes) {
+                    text.lock().unwrap().extend_from_slice(&bytes[..len]);
+                }
+            }
+        });
+        Self { text, reader }
+    }
+
+    fn until_now(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
+    }
+
+    fn all(self) -> String {
+        self.reader.join().unwrap();
+        let text = self.text.lock().unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    }
 }
 
 impl Program {
@@ -35,14 +61,19 @@ impl Program {
             .spawn()
             .unwrap();
         Self {
-            out: read(child.stdout.take().unwrap()),
-            errors: read(child.stderr.take().unwrap()),
+            out: Said::new(child.stdout.take().unwrap()),
+            errors: Said::new(child.stderr.take().unwrap()),
             child,
         }
     }
 
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// What it has said until now on standard output.
+    pub fn said(&self) -> String {
+        self.out.until_now()
     }
 
     /// Waits for the end: status, the lines of standard output, standard error.
@@ -58,7 +89,7 @@ impl Program {
         if !ended {
             let _ = self.child.kill();
         }
-        let (out, errors) = (self.out.join().unwrap(), self.errors.join().unwrap());
+        let (out, errors) = (self.out.all(), self.errors.all());
         assert!(ended, "it does not end: {out}{errors}");
         let lines = out.lines().map(|line| serde_json::from_str(line).unwrap());
         let code = status.and_then(|status| status.code());
