@@ -324,8 +324,27 @@ fn a_receive_queue_that_starts_again_gets_frames_without_a_kick() {
         let sent = frame(station(1), station(2), mark, 100);
         a.send(0, &sent);
         assert_eq!(b.expect().1, sent);
-        b.pairs[0].restart_receive(&b.front);
+        b.pairs[0].restart(&b.front, 0, None);
     }
+}
+
+/// DPDK's virtio-user says 0 to a back end that takes the place of a lost one, and
+/// its own `net_vhost` goes on behind what was used.
+#[test]
+fn a_ring_whose_driver_does_not_know_where_it_stands_goes_on() {
+    let net = Net::new(Mode::Pair, 2, 1, 1);
+    let options = CardOptions::default();
+    let (mut a, mut b) = (net.card(0, &options), net.card(1, &options));
+    for mark in 0..200 {
+        let sent = frame(station(1), station(2), mark, 100);
+        a.send(0, &sent);
+        assert_eq!(b.expect().1, sent);
+        if mark % 50 == 49 {
+            a.pairs[0].restart(&a.front, 1, Some(0));
+            b.pairs[0].restart(&b.front, 0, Some(0));
+        }
+    }
+    assert_eq!(net.counts(0).dropped_all() + net.counts(1).dropped_all(), 0);
 }
 
 /// Two pieces behind each other make a frame; what is behind the first bytes is taken

@@ -237,16 +237,17 @@ impl Pair {
         Ok(())
     }
 
-    /// Stops the receive ring and starts it where it stood, without a kick, as after a
-    /// migration.
+    /// Stops one of the two rings (0: receive, 1: transmit) and starts it without a
+    /// kick, as after a migration: where it stood, or where `base` says.
     ///
     /// # Panics
     /// When the layout is packed, or the back end refuses.
     #[track_caller]
-    pub fn restart_receive(&self, front: &FrontEnd) {
-        let [rig, _] = &self.rings;
-        let base = front.stop(rig.index).expect("a base");
-        let started = rig.start_at(front, &self.memory, base.into());
+    pub fn restart(&self, front: &FrontEnd, ring: usize, base: Option<u16>) {
+        let rig = &self.rings[ring];
+        let stood = front.stop(rig.index).expect("a base");
+        let base = base.unwrap_or(stood).into();
+        let started = rig.start_at(front, &self.memory, base);
         started.expect("it starts again");
     }
 
