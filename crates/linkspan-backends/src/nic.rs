@@ -355,7 +355,8 @@ impl NicPair {
     #[inline]
     pub fn reclaim(&mut self) -> Result<u16, NicError> {
         self.look_at_links()?;
-        Ok(self.transmit.reclaim()?)
+        let table = self.memory.memory().table();
+        Ok(self.transmit.reclaim(table)?)
     }
 
     /// Gives at most `budget` received frames to `each`, and their buffers back to

@@ -360,11 +360,36 @@ impl<A: Address> AddressSpace<A> {
         Some(A::from_raw(range.start + (range.len - 1)))
     }
 
+    /// The same as [`resolve`](Self::resolve) for a range that lies in one region, and
+    /// is not empty; `None` for any other. `near` is where the last one was found: most
+    /// addresses of a queue are in one region.
+    #[inline]
+    pub fn resolve_one(&self, address: A, len: u32, near: &mut u32) -> Option<Span> {
+        let at = address.raw();
+        let range = match self.ranges.get(*near as usize) {
+            Some(range) if at.wrapping_sub(range.start) < range.len => range,
+            _ => self.find_near(at, near)?,
+        };
+        let skip = at - range.start;
+        (len != 0 && u64::from(len) <= range.len - skip).then_some(Span {
+            offset: range.offset + skip,
+            region: range.region,
+            len,
+        })
+    }
+
+    #[inline]
+    fn find_near(&self, at: u64, near: &mut u32) -> Option<&Range> {
+        let index = self.ranges.partition_point(|range| range.start <= at);
+        let index = index.checked_sub(1)?;
+        let range = self.ranges.get(index)?;
+        *near = u32::try_from(index).unwrap_or(0);
+        (at - range.start < range.len).then_some(range)
+    }
+
     #[inline]
     fn find(&self, at: u64) -> Option<&Range> {
-        let behind = self.ranges.partition_point(|range| range.start <= at);
-        let range = self.ranges.get(behind.checked_sub(1)?)?;
-        (at - range.start < range.len).then_some(range)
+        self.find_near(at, &mut 0)
     }
 }
 

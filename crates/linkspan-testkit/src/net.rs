@@ -318,7 +318,7 @@ impl Pair {
         };
         let transmit = &mut self.transmit;
         let room = settled(|| {
-            transmit.reclaim().expect("a sane device");
+            transmit.reclaim(table).expect("a sane device");
             let sent = transmit.send(table, offload, &frame);
             sent.expect("a frame that fits")
         });

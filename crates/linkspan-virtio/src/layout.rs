@@ -129,7 +129,9 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// As [`new`](Self::new), from a base in the form of [`QueueLayout::base`].
     /// The base of a split ring says nothing of the used ring: where that stands
-    /// is in the ring.
+    /// is in the ring. DPDK's `virtio-user` says nothing of it for a packed ring
+    /// either, which it always has begin at its start: taken at its word, all of the
+    /// ring would be in flight.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
@@ -151,7 +153,12 @@ impl<M: RingMemory> DeviceQueue<M> {
                 state.next_used = ring.used_index();
                 Self::Split(SplitDevice::new(ring, features, state)?)
             }
-            QueueLayout::Packed => Self::new([descriptors, driver, device], size, features, state)?,
+            QueueLayout::Packed => {
+                if base == u32::from(packed::START.next_available) {
+                    state = packed::START;
+                }
+                Self::new([descriptors, driver, device], size, features, state)?
+            }
         })
     }
 

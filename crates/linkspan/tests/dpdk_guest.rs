@@ -150,7 +150,7 @@ fn a_dpdk_guest_receives_what_is_sent() {
             number(&sent, "frames_out") >= counts.received,
             "{manner:?}: {sent}"
         );
-        assert_eq!(counts.received_bytes, 60 * counts.received);
+        assert_eq!(counts.received_bytes, 64 * counts.received);
     }
 }
 

@@ -15,6 +15,7 @@ use linkspan_devices::net::{
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Device, Neighbours, OpenQueueError, Progress, QueueHandler,
 };
+use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
@@ -224,7 +225,7 @@ impl Device for NetDevice {
                 port,
                 layout: HeaderLayout::of(features),
                 offloads: Offloads::to_device(features),
-                chain: Chain::new(SEGMENTS)?,
+                chains: some_chains()?,
                 head: FrameHead::default(),
             })),
             Some(QueueRole::Control) => Ok(Box::new(ControlQueue::new(
@@ -244,8 +245,21 @@ struct Transmit {
     port: u16,
     layout: HeaderLayout,
     offloads: Offloads,
-    chain: Chain,
+    /// As many as are taken at a time.
+    chains: Vec<Chain>,
     head: FrameHead,
+}
+
+/// Frames that are taken out of a queue at a time: the memory of all of them is on its
+/// way to the processor before the first is looked at.
+const AHEAD: usize = 16;
+
+fn some_chains() -> Result<Vec<Chain>, Injected> {
+    let mut chains = fault::try_with_capacity(AHEAD)?;
+    for _ in 0..AHEAD {
+        chains.push(Chain::new(SEGMENTS)?);
+    }
+    Ok(chains)
 }
 
 impl Transmit {
@@ -256,40 +270,77 @@ impl Transmit {
         lane: &mut Lane,
         neighbours: &mut Neighbours<'_>,
     ) -> Result<Progress, QueueError> {
-        let fabric = &*self.fabric;
-        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
-        for _ in 0..budget.chains {
-            if lane.cost >= budget.bytes {
-                return Ok(Progress::More);
-            }
-            if let Some(limit) = limit
-                && let Err(until) = limit.admit(lane.now())
-            {
-                return Ok(Progress::Until(until));
-            }
-            if !ring.queue.pop(&ring.memory.guest, &mut self.chain)? {
+        let mut left = budget.chains as usize;
+        while left > 0 {
+            let taken = self.take(ring, left)?;
+            if taken == 0 {
                 return Ok(Progress::Idle);
             }
-            let table = ring.memory.table();
-            let taken = take_transmit(&mut self.chain, table, self.layout, &mut self.head)
-                .map_err(|error| ring.queue.retire(error))?;
-            if let Some(limit) = limit {
-                limit.charge(taken.len, lane.now());
-            }
-            match taken.header.check(taken.len, self.offloads) {
-                Ok(offload) => {
-                    let came = Came {
-                        port: self.port,
-                        offload,
-                        frame: Frame::transmitted(&self.head, &self.chain, table),
-                    };
-                    lane.forward(fabric, &came, neighbours);
+            for at in 0..taken {
+                if let Some(stop) = self.holds(budget, lane) {
+                    for chain in self.chains[at..taken].iter().rev() {
+                        ring.queue.put_back(chain)?;
+                    }
+                    return Ok(stop);
                 }
-                Err(_) => lane.counts(fabric, self.port).dropped(DropCause::Header),
+                self.send(ring, at, lane, neighbours)?;
             }
-            ring.queue.push(&self.chain, 0)?;
+            left -= taken;
         }
         Ok(Progress::More)
+    }
+
+    /// Takes chains, as many as there are, but no more than have room and than `most`.
+    #[inline]
+    fn take(&mut self, ring: &mut ActiveRing, most: usize) -> Result<usize, QueueError> {
+        let space = &ring.memory.guest;
+        for (taken, chain) in self.chains.iter_mut().take(most).enumerate() {
+            if !ring.queue.pop(space, chain)? {
+                return Ok(taken);
+            }
+            chain.prefetch(space.table());
+        }
+        Ok(most.min(self.chains.len()))
+    }
+
+    /// Why no further frame is taken in this pass, if so.
+    #[inline]
+    fn holds(&self, budget: Budget, lane: &Lane) -> Option<Progress> {
+        if lane.cost >= budget.bytes {
+            return Some(Progress::More);
+        }
+        let limit = self.fabric.ports[usize::from(self.port)].limit.as_ref()?;
+        limit.admit(lane.now()).err().map(Progress::Until)
+    }
+
+    /// Passes on the frame in a chain that was taken.
+    #[inline]
+    fn send(
+        &mut self,
+        ring: &mut ActiveRing,
+        at: usize,
+        lane: &mut Lane,
+        neighbours: &mut Neighbours<'_>,
+    ) -> Result<(), QueueError> {
+        let (fabric, chain) = (&*self.fabric, &mut self.chains[at]);
+        let table = ring.memory.table();
+        let taken = take_transmit(chain, table, self.layout, &mut self.head)
+            .map_err(|error| ring.queue.retire(error))?;
+        if let Some(limit) = &fabric.ports[usize::from(self.port)].limit {
+            limit.charge(taken.len, lane.now());
+        }
+        match taken.header.check(taken.len, self.offloads) {
+            Ok(offload) => {
+                let came = Came {
+                    port: self.port,
+                    offload,
+                    frame: Frame::transmitted(&self.head, chain, table),
+                };
+                lane.forward(fabric, &came, neighbours);
+            }
+            Err(_) => lane.counts(fabric, self.port).dropped(DropCause::Header),
+        }
+        ring.queue.push(chain, 0)
     }
 }
 
@@ -417,7 +468,7 @@ impl Receive {
 
     /// Fills buffers with frames that mean nothing, at most so many; how many.
     pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, books: &Books<'_>) -> u32 {
-        let mut bytes = [0; 60];
+        let mut bytes = [0; 64];
         bytes[..6].copy_from_slice(&Mac::BROADCAST.0);
         // A locally administered address; an Ethertype for experiments.
         bytes[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 0x88, 0xB5]);

@@ -288,11 +288,14 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
     /// # Errors
     /// When the device has broken the queue.
     #[inline]
-    pub fn reclaim(&mut self) -> Result<u16, UsedError> {
+    pub fn reclaim(&mut self, table: &RegionTable) -> Result<u16, UsedError> {
         let mut frames = 0;
         self.queue.refresh()?;
         while let Some(used) = self.queue.pop()? {
             let first = self.first_of[usize::from(used.id)];
+            // It is the next that is written, or will soon be.
+            let place = self.slots.place(first, self.slots.bytes);
+            table.slice(place).prefetch_to_write(2);
             let mut slot = first;
             self.free_count += 1;
             while self.next[usize::from(slot)] != END {
@@ -361,10 +364,16 @@ pub struct ReceiveDriver<M, A> {
     free: Vec<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
+    /// Used buffers that were taken ahead, the next one last: slots and bytes.
+    ahead: Vec<(u16, u32)>,
     /// Places of the frame at hand, header included, and its slots.
     spans: Vec<Span>,
     taken: Vec<u16>,
 }
+
+/// Buffers that are taken at a time: the memory of all of them is on its way to the
+/// processor before the first is looked at.
+const AHEAD: usize = 16;
 
 impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// Drives `queue`, with buffers in these slots. Without mergeable buffers each
@@ -390,6 +399,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             slots,
             free,
             slot_of,
+            ahead: fault::try_with_capacity(AHEAD)?,
             spans: fault::try_with_capacity(MERGE_MAX)?,
             taken: fault::try_with_capacity(MERGE_MAX)?,
         })
@@ -436,9 +446,10 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         let mut batch = ReceiveBatch::default();
         self.queue.refresh()?;
         let mut bytes = [0; HEADER_LEN_MAX + HEAD_LEN];
-        for _ in 0..budget {
+        for left in (1..=budget).rev() {
             self.spans.clear();
-            if !self.take_buffer()? {
+            // Each frame takes one at least, so none is left when the budget is used up.
+            if !self.take_buffer(table, left)? {
                 break;
             }
             self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
@@ -476,7 +487,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         }
         for _ in 1..buffers {
             // The device shows all of a frame at once (5.1.6.4.1).
-            if !self.take_buffer()? {
+            if !self.take_buffer(table, 1)? {
                 batch.buffers += 1;
                 return Ok(());
             }
@@ -509,22 +520,42 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         Ok(())
     }
 
-    /// Takes the next used buffer; `false` when there is none.
+    /// Takes the next used buffer, and `most` ahead if none was; `false` when there is
+    /// none.
     #[inline]
-    fn take_buffer(&mut self) -> Result<bool, UsedError> {
-        let Some(used) = self.queue.pop()? else {
+    fn take_buffer(&mut self, table: &RegionTable, most: u32) -> Result<bool, UsedError> {
+        if self.ahead.is_empty() {
+            self.look_ahead(table, most)?;
+        }
+        let Some((slot, written)) = self.ahead.pop() else {
             return Ok(false);
         };
-        let slot = self.slot_of[usize::from(used.id)];
         self.taken.push(slot);
-        self.spans.push(self.slots.place(slot, used.written));
+        self.spans.push(self.slots.place(slot, written));
         Ok(true)
+    }
+
+    /// Takes at most so many used buffers.
+    #[inline]
+    fn look_ahead(&mut self, table: &RegionTable, most: u32) -> Result<(), UsedError> {
+        while self.ahead.len() < AHEAD.min(most as usize)
+            && let Some(used) = self.queue.pop()?
+        {
+            let slot = self.slot_of[usize::from(used.id)];
+            table
+                .slice(self.slots.place(slot, used.written))
+                .prefetch(2);
+            self.ahead.push((slot, used.written));
+        }
+        self.ahead.reverse();
+        Ok(())
     }
 
     /// Goes on with a new queue after the device was lost: all slots are free.
     pub fn restart(&mut self, queue: DriverQueue<M>) {
         self.queue = queue;
         self.slot_of.resize(usize::from(self.queue.size()), END);
+        self.ahead.clear();
         self.free.clear();
         self.free.extend((0..self.slots.count).rev());
     }

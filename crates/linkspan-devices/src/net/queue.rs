@@ -21,6 +21,10 @@ const HEAD_BYTES: usize = 128;
 /// in buffers of 1 KiB, and drivers make theirs larger.
 pub const MERGE_MAX: usize = 64;
 
+/// Buffers that are taken at a time. The memory of all of them is on its way to the
+/// processor before the first is written.
+const AHEAD: usize = 16;
+
 /// The beginning of a frame, in private memory. What was decided about it stays
 /// true, whatever the sender writes meanwhile: these bytes are what is delivered.
 #[derive(Clone, Debug)]
@@ -287,8 +291,8 @@ pub enum Filled {
 
 /// Delivers frames into the buffers of a receive queue.
 ///
-/// Buffers that were taken and did not suffice are held for the next frame: nothing
-/// is ever half delivered. Before the queue is stopped they go
+/// Buffers are taken ahead, and those that did not suffice for a frame are held for the
+/// next one: nothing is ever half delivered. Before the queue is stopped they go
 /// [back](Self::give_back).
 #[derive(Debug)]
 pub struct ReceiveQueue {
@@ -307,7 +311,7 @@ impl ReceiveQueue {
     /// When the memory cannot be had.
     pub fn new(accepted: Features, segments: usize) -> Result<Self, Injected> {
         let mergeable = accepted.contains(VIRTIO_NET_F_MRG_RXBUF);
-        let count = if mergeable { MERGE_MAX } else { 1 };
+        let count = if mergeable { MERGE_MAX } else { AHEAD };
         let mut chains = fault::try_with_capacity(count)?;
         for _ in 0..count {
             chains.push(Chain::new(segments)?);
@@ -376,7 +380,7 @@ impl ReceiveQueue {
         } else {
             self.fill_many(queue, table, (bytes, frame), count, wrote)?;
         }
-        self.first = (self.first + count) % self.chains.len();
+        self.first = self.place(count);
         self.held -= count;
         Ok(Filled::Delivered { buffers })
     }
@@ -427,35 +431,50 @@ impl ReceiveQueue {
         Ok(())
     }
 
+    /// Where the chain is that comes `index` behind the first that is held.
     #[inline]
-    fn chain(&self, index: usize) -> &Chain {
+    fn place(&self, index: usize) -> usize {
         let at = self.first + index;
-        // Both are below the number of chains.
-        let wrapped = at.checked_sub(self.chains.len()).unwrap_or(at);
-        &self.chains[wrapped]
+        // Both are at most the number of chains.
+        at.checked_sub(self.chains.len()).unwrap_or(at)
     }
 
-    /// Takes one more buffer; `false` when there is none.
+    #[inline]
+    fn chain(&self, index: usize) -> &Chain {
+        &self.chains[self.place(index)]
+    }
+
+    /// Takes more buffers, as many as there are, but no more than [`AHEAD`]; `false`
+    /// when there are none.
     #[inline]
     fn take<M: RingMemory, A: Address>(
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
     ) -> Result<bool, QueueError> {
-        let at = self.first + self.held;
-        let wrapped = at.checked_sub(self.chains.len()).unwrap_or(at);
-        let chain = &mut self.chains[wrapped];
-        if !queue.pop(space, chain)? && (queue.refresh()? == 0 || !queue.pop(space, chain)?) {
-            return Ok(false);
+        let before = self.held;
+        let most = self.chains.len().min(before + AHEAD);
+        let mut looked = false;
+        while self.held < most {
+            let place = self.place(self.held);
+            let chain = &mut self.chains[place];
+            if !queue.pop(space, chain)? {
+                if self.held > before || looked || queue.refresh()? == 0 {
+                    break;
+                }
+                looked = true;
+                continue;
+            }
+            let least = self.layout.len() as u64;
+            if chain.writable_len() < least {
+                // Cuts nothing off and says what is missing.
+                let error = chain.cut_writable_front(least);
+                return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+            }
+            chain.prefetch(space.table());
+            self.held += 1;
         }
-        let least = self.layout.len() as u64;
-        if chain.writable_len() < least {
-            // Cuts nothing off and says what is missing.
-            let error = chain.cut_writable_front(least);
-            return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
-        }
-        self.held += 1;
-        Ok(true)
+        Ok(self.held > before)
     }
 }
 
