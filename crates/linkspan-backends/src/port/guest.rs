@@ -220,9 +220,10 @@ impl Device for NetDevice {
                 queue: ReceiveQueue::new(features, SEGMENTS)?,
                 offloads: Offloads::to_driver(features),
             })),
-            Some(QueueRole::Transmit(_)) => Ok(Box::new(Transmit {
+            Some(QueueRole::Transmit(pair)) => Ok(Box::new(Transmit {
                 fabric,
                 port,
+                pair,
                 layout: HeaderLayout::of(features),
                 offloads: Offloads::to_device(features),
                 chains: some_chains()?,
@@ -243,6 +244,7 @@ impl Device for NetDevice {
 struct Transmit {
     fabric: Arc<Fabric>,
     port: u16,
+    pair: u16,
     layout: HeaderLayout,
     offloads: Offloads,
     /// As many as are taken at a time.
@@ -360,6 +362,7 @@ impl QueueHandler for Transmit {
         }
         let fabric = Arc::clone(&self.fabric);
         let done = with_lane(&fabric, neighbours, |lane, neighbours| {
+            lane.pair = self.pair;
             self.pass(ring, budget, lane, neighbours)
         });
         // Without a lane the fabric rests, and so does the queue.

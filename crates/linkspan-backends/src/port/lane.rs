@@ -38,6 +38,8 @@ pub(super) struct Lane {
     number: usize,
     /// The queue pairs of every guest that this worker has, as bits.
     own: u128,
+    /// The queue pair of the guest whose frames come in this pass.
+    pub(super) pair: u16,
     switch: Switch,
     now: Instant,
     now_ms: u64,
@@ -70,6 +72,7 @@ impl Lane {
         Ok(Self {
             number,
             own: own.fold(0, |own, pair| own | 1 << pair),
+            pair: 0,
             switch,
             now: Instant::now(),
             now_ms: 0,
@@ -230,13 +233,16 @@ impl Lane {
         head[6..12].copy_from_slice(&came.frame.head[..6]);
         let body = came.frame.body;
         let frame = Frame { head, body };
-        self.deliver(
-            fabric,
-            came.port,
-            &Came { frame, ..*came },
-            neighbours,
-            false,
-        );
+        let (port, came) = (came.port, Came { frame, ..*came });
+        // On the pair that it came on, where that is possible.
+        if let Side::Guest(pairs) = &fabric.ports[usize::from(port)].kind
+            && pairs.enabled() & self.own & 1 << self.pair != 0
+            && let Some(terms) = self.terms(fabric, (port, self.pair), head)
+        {
+            self.cost += FRAME_COST;
+            return self.fill(fabric, (port, self.pair), (&came, terms), neighbours);
+        }
+        self.deliver(fabric, port, &came, neighbours, false);
     }
 
     /// Gives a frame to a port.

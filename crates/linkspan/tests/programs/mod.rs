@@ -11,7 +11,7 @@ use linkspan_testkit::census::settled;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A program that runs, and what it says.
-pub struct Program {
+pub(crate) struct Program {
     child: Child,
     out: Said,
     errors: Said,
@@ -52,7 +52,7 @@ impl Said {
 
 impl Program {
     /// Starts `linkspan COMMAND ARGS`.
-    pub fn start<S: AsRef<OsStr>>(command: &str, args: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn start<S: AsRef<OsStr>>(command: &str, args: impl IntoIterator<Item = S>) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
             .arg(command)
             .args(args)
@@ -67,18 +67,18 @@ impl Program {
         }
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// What it has said until now on standard output.
-    pub fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         self.out.until_now()
     }
 
     /// Waits for the end: status, the lines of standard output, standard error.
     #[track_caller]
-    pub fn end(mut self) -> (Option<i32>, Vec<serde_json::Value>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, Vec<serde_json::Value>, String) {
         let mut status = None;
         let mut ended = || {
             status = self.child.try_wait().unwrap();
