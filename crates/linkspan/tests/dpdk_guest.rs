@@ -47,7 +47,7 @@ impl Place {
     #[track_caller]
     fn serve(&self, mode: &str, options: &str) -> Program {
         let port = format!("vhost-user:{},{options}", self.socket().display());
-        let program = Program::start("net", &["--json", "--mode", mode, "--port", &port]);
+        let program = Program::start("net", ["--json", "--mode", mode, "--port", &port]);
         let listens = options.contains("client") || settled(|| self.socket().exists());
         assert!(listens, "it does not listen");
         program
