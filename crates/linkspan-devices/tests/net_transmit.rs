@@ -38,7 +38,10 @@ fn frames_of_any_length_are_transmitted() {
                     assert_eq!(bytes, sent);
                 }
                 assert_eq!(taken.len(), sent.len());
-                assert_eq!(usize::from(driver.reclaim(rig.memory.table()).unwrap()), sent.len());
+                assert_eq!(
+                    usize::from(driver.reclaim(rig.memory.table()).unwrap()),
+                    sent.len()
+                );
             }
         }
     }
