@@ -24,7 +24,7 @@ pub(crate) const TESTS: &[&str] = &[
 ];
 
 /// Packages for the figures of network devices.
-pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev"];
+pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev", "iproute2", "iperf3"];
 
 /// Something is not there and cannot be installed by us.
 #[derive(Debug)]
@@ -133,6 +133,7 @@ fn is_installed(package: &str) -> bool {
         "qemu-utils" => runs("qemu-img"),
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
+        "iperf3" => runs("iperf3"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),
         _ if runs("dpkg-query") => dpkg_knows(package),

@@ -6,7 +6,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::copy::{copy, prefetch};
+use crate::copy::{copy, load_12, prefetch};
 use crate::fault::{self, Injected, Site};
 use crate::ring::{Window, WindowError};
 
@@ -190,6 +190,20 @@ impl SharedSlice<'_> {
         // overlap a region that the borrow keeps mapped.
         unsafe { copy(target.as_mut_ptr(), self.base.as_ptr(), len) };
         len
+    }
+
+    /// The first 12 bytes by value, in no memory of ours; `None` when there are fewer.
+    #[inline]
+    pub fn read_12(&self) -> Option<[u8; 12]> {
+        if self.len < 12 {
+            return None;
+        }
+        // SAFETY: 12 bytes are valid, which the borrow keeps mapped.
+        let (low, high) = unsafe { load_12(self.base.as_ptr()) };
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&low.to_ne_bytes());
+        bytes[8..].copy_from_slice(&high.to_ne_bytes());
+        Some(bytes)
     }
 
     /// Copies the first bytes in, as many as fit on both sides; returns how many.

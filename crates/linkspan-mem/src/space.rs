@@ -95,11 +95,19 @@ impl RegionTable {
     /// one, or none: never memory outside it.
     #[inline]
     pub fn slice(&self, span: Span) -> SharedSlice<'_> {
-        match self.regions.get(span.region as usize) {
-            Some(region) => region.slice(span.offset, u64::from(span.len)).ok(),
+        // Its parts are read one by one, as they were written: a span is mostly looked at
+        // right after it was made, and processors are slow to read in one piece what
+        // was just written in several.
+        let Span {
+            offset,
+            region,
+            len,
+        } = span;
+        match self.regions.get(region as usize) {
+            Some(region) => region.slice(offset, u64::from(len)).ok(),
             None => None,
         }
-        .unwrap_or_else(|| foreign_span(span))
+        .unwrap_or_else(|| foreign_span(offset, region, len))
     }
 
     /// Copies bytes out of spans taken as one run, beginning at `offset`.
@@ -196,7 +204,12 @@ fn short(missing: usize) -> Result<(), Short> {
 
 /// A span that does not belong to its table is our own mistake, never a peer's.
 #[cold]
-fn foreign_span(span: Span) -> ! {
+fn foreign_span(offset: u64, region: u32, len: u32) -> ! {
+    let span = Span {
+        offset,
+        region,
+        len,
+    };
     panic!("{span:?} belongs to another region table")
 }
 

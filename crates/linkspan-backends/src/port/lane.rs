@@ -224,25 +224,55 @@ impl Lane {
 
     /// Gives a frame back to its port.
     fn echo(&mut self, fabric: &Fabric, came: &Came<'_>, neighbours: &mut Neighbours<'_>) {
-        let mut head = [0; HEAD_LEN];
-        let Some(head) = head.get_mut(..came.frame.head.len()) else {
+        let old = came.frame.head;
+        let Some((addresses, rest)) = old.split_first_chunk::<12>() else {
             return;
         };
-        head.copy_from_slice(came.frame.head);
-        head[..6].copy_from_slice(&came.frame.head[6..12]);
-        head[6..12].copy_from_slice(&came.frame.head[..6]);
+        // In words, since it is written so right afterwards.
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = *addresses;
+        let mut swapped = [0; 12];
+        swapped[..8]
+            .copy_from_slice(&u64::from_ne_bytes([s0, s1, s2, s3, s4, s5, d0, d1]).to_ne_bytes());
+        swapped[8..].copy_from_slice(&u32::from_ne_bytes([d2, d3, d4, d5]).to_ne_bytes());
+        if old.len() as u64 == came.frame.len() {
+            // All of it is here.
+            let frame = Frame {
+                head: &swapped,
+                body: Body::Private(rest),
+            };
+            return self.give_back(fabric, came, frame, neighbours);
+        }
+        let mut head = [0; HEAD_LEN];
+        let head = &mut head[..old.len()];
+        head.copy_from_slice(old);
+        head[..12].copy_from_slice(&swapped);
         let body = came.frame.body;
-        let frame = Frame { head, body };
-        let (port, came) = (came.port, Came { frame, ..*came });
-        // On the pair that it came on, where that is possible.
+        self.give_back(fabric, came, Frame { head, body }, neighbours);
+    }
+
+    /// On the pair that it came on, where that is possible.
+    #[inline]
+    fn give_back(
+        &mut self,
+        fabric: &Fabric,
+        came: &Came<'_>,
+        frame: Frame<'_>,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        let (port, offload) = (came.port, came.offload);
+        let back = Came {
+            port,
+            offload,
+            frame,
+        };
         if let Side::Guest(pairs) = &fabric.ports[usize::from(port)].kind
             && pairs.enabled() & self.own & 1 << self.pair != 0
-            && let Some(terms) = self.terms(fabric, (port, self.pair), head)
+            && let Some(terms) = self.terms(fabric, (port, self.pair), came.frame.head)
         {
             self.cost += FRAME_COST;
-            return self.fill(fabric, (port, self.pair), (&came, terms), neighbours);
+            return self.fill(fabric, (port, self.pair), (&back, terms), neighbours);
         }
-        self.deliver(fabric, port, &came, neighbours, false);
+        self.deliver(fabric, port, &back, neighbours, false);
     }
 
     /// Gives a frame to a port.

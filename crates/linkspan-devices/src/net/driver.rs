@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
-use linkspan_mem::{Address, RegionTable, RingMemory, Span};
+use linkspan_mem::{Address, RegionTable, RingMemory, SharedSlice, Span};
 use linkspan_virtio::{AddError, Buffer, DriverQueue, Features, UsedError};
 
 use super::features::{
@@ -209,7 +209,10 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
             return Ok(false);
         }
         let first = self.free;
-        let header = Header::of(offload).to_bytes();
+        let header = match *offload {
+            Offload::NONE => &[0; HEADER_LEN_MAX],
+            _ => &Header::of(offload).to_bytes(),
+        };
         let place = self.slots.place(first, self.slots.bytes);
         table.slice(place).write(&header[..self.layout.len()]);
         if count > 1 {
@@ -445,7 +448,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     ) -> Result<ReceiveBatch, UsedError> {
         let mut batch = ReceiveBatch::default();
         self.queue.refresh()?;
-        let mut bytes = [0; HEADER_LEN_MAX + HEAD_LEN];
+        let mut bytes = [0; HEAD_LEN];
         for left in (1..=budget).rev() {
             self.spans.clear();
             // Each frame takes one at least, so none is left when the budget is used up.
@@ -453,7 +456,9 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
                 break;
             }
             self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
-            self.free.append(&mut self.taken);
+            while let Some(slot) = self.taken.pop() {
+                self.free.push(slot);
+            }
         }
         Ok(batch)
     }
@@ -463,19 +468,17 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     fn take_frame(
         &mut self,
         table: &RegionTable,
-        bytes: &mut [u8; HEADER_LEN_MAX + HEAD_LEN],
+        bytes: &mut [u8; HEAD_LEN],
         batch: &mut ReceiveBatch,
         each: &mut impl FnMut(Received<'_>),
     ) -> Result<(), UsedError> {
-        let first = self.spans[0];
-        let here = table.slice(first).read(bytes);
+        let first = table.slice(self.spans[0]);
         let header_len = self.layout.len();
-        if here < header_len {
+        let Some(header) = self.read_header(&first) else {
             batch.short += 1;
             return Ok(());
-        }
-        let start = bytes.first_chunk().expect("a header is shorter");
-        let header = Header::read(self.layout, start);
+        };
+        let mut end = first.part(header_len, HEAD_LEN).read(bytes);
         let buffers = if self.mergeable {
             usize::from(header.num_buffers)
         } else {
@@ -493,13 +496,14 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             }
         }
         let sum: u64 = self.spans.iter().map(|span| u64::from(span.len())).sum();
-        let mut end = here;
-        if buffers > 1 && here < bytes.len() {
-            end = usize::try_from(sum).map_or(bytes.len(), |sum| sum.min(bytes.len()));
-            let whole = table.gather(&self.spans, 0, &mut bytes[..end]).is_ok();
+        let len = sum - header_len as u64;
+        if buffers > 1 && end < bytes.len() {
+            end = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
+            let head = &mut bytes[..end];
+            let whole = table.gather(&self.spans, header_len as u64, head).is_ok();
             assert!(whole, "the spans hold what was counted");
         }
-        let Ok(offload) = header.check(sum - header_len as u64, self.offloads) else {
+        let Ok(offload) = header.check(len, self.offloads) else {
             batch.headers += 1;
             return Ok(());
         };
@@ -508,16 +512,27 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             offload,
             header: &header,
             frame: Frame {
-                head: &bytes[header_len..end],
+                head: &bytes[..end],
                 body: Body::Shared {
                     table,
                     spans: &self.spans,
-                    skip: end as u64,
-                    len: sum - end as u64,
+                    skip: (header_len + end) as u64,
+                    len: len - end as u64,
                 },
             },
         });
         Ok(())
+    }
+
+    /// The header at the beginning of a buffer; `None` when it is not all there.
+    #[inline]
+    fn read_header(&self, buffer: &SharedSlice<'_>) -> Option<Header> {
+        if self.layout.len() == 12 {
+            return buffer.read_12().map(Header::from_12);
+        }
+        let mut bytes = [0; HEADER_LEN_MAX];
+        let there = buffer.read(&mut bytes);
+        (there >= self.layout.len()).then(|| Header::read(self.layout, &bytes))
     }
 
     /// Takes the next used buffer, and `most` ahead if none was; `false` when there is

@@ -12,10 +12,8 @@ use super::header::{HEADER_LEN_MAX, Header, HeaderLayout};
 use super::segment::Segment;
 
 /// Bytes at the beginning of a frame that are copied before anything is decided
-/// about it: enough for all headers of most frames. With the longest header they
-/// fill two cache lines.
-pub const HEAD_LEN: usize = HEAD_BYTES - HEADER_LEN_MAX;
-const HEAD_BYTES: usize = 128;
+/// about it: enough for all headers of most frames.
+pub const HEAD_LEN: usize = 108;
 
 /// Receive buffers that one frame may take at most: enough for the longest frame
 /// in buffers of 1 KiB, and drivers make theirs larger.
@@ -29,16 +27,14 @@ const AHEAD: usize = 16;
 /// true, whatever the sender writes meanwhile: these bytes are what is delivered.
 #[derive(Clone, Debug)]
 pub struct FrameHead {
-    bytes: [u8; HEAD_BYTES],
-    start: usize,
+    bytes: [u8; HEAD_LEN],
     end: usize,
 }
 
 impl Default for FrameHead {
     fn default() -> Self {
         Self {
-            bytes: [0; HEAD_BYTES],
-            start: 0,
+            bytes: [0; HEAD_LEN],
             end: 0,
         }
     }
@@ -49,7 +45,7 @@ impl FrameHead {
     /// [`HEAD_LEN`].
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
+        &self.bytes[..self.end]
     }
 }
 
@@ -77,22 +73,36 @@ pub fn take_transmit(
 ) -> Result<Transmitted, QueueError> {
     let start = layout.len();
     let have = chain.readable_len();
-    let end = usize::try_from(have).map_or(HEAD_BYTES, |have| have.min(start + HEAD_LEN));
-    if start <= end {
-        let whole = match chain.readable() {
-            // One piece of memory, as most frames are.
-            [span] => table.slice(*span).read(&mut head.bytes[..end]) == end,
-            spans => table.gather(spans, 0, &mut head.bytes[..end]).is_ok(),
-        };
-        assert!(whole, "a chain holds the bytes it counts");
-    }
+    let header = match chain.readable() {
+        // One piece of memory, as most frames are.
+        [span] if start == 12 => table.slice(*span).read_12().map(Header::from_12),
+        _ => None,
+    };
+    let header = match header {
+        Some(header) => header,
+        None => read_header(chain, table, layout),
+    };
     chain.cut_readable_front(start as u64)?;
-    (head.start, head.end) = (start, end);
-    let header = head.bytes.first_chunk().expect("a header is shorter");
-    Ok(Transmitted {
-        header: Header::read(layout, header),
-        len: have - start as u64,
-    })
+    let len = have - start as u64;
+    head.end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
+    let target = &mut head.bytes[..head.end];
+    let whole = match chain.readable() {
+        [span] => table.slice(*span).read(target) == head.end,
+        spans => table.gather(spans, 0, target).is_ok(),
+    };
+    assert!(whole, "a chain holds the bytes it counts");
+    Ok(Transmitted { header, len })
+}
+
+/// The header at the beginning of a chain, whatever it consists of; bytes that are not
+/// there are zero.
+fn read_header(chain: &Chain, table: &RegionTable, layout: HeaderLayout) -> Header {
+    let mut bytes = [0; HEADER_LEN_MAX];
+    let have = usize::try_from(chain.readable_len()).unwrap_or(usize::MAX);
+    let end = layout.len().min(have);
+    let whole = table.gather(chain.readable(), 0, &mut bytes[..end]).is_ok();
+    assert!(whole, "a chain holds the bytes it counts");
+    Header::read(layout, &bytes)
 }
 
 /// A frame wherever it lies: first bytes in private memory, and what follows them.
@@ -363,7 +373,11 @@ impl ReceiveQueue {
             num_buffers: buffers,
             ..*header
         };
-        let bytes = header.to_bytes();
+        let bytes = if count == 1 && header.is_plain() {
+            &Header::PLAIN
+        } else {
+            &header.to_bytes()
+        };
         let table = space.table();
         let bytes = &bytes[..self.layout.len()];
         if count == 1
