@@ -340,13 +340,13 @@ fn a_guest_that_arrives_is_asked_to_announce_itself() {
 #[test]
 fn what_a_driver_asked_for_ends_with_it_and_not_with_a_pause() {
     let net = Net::new(Count::Pairs);
-    let (mut card, mut control) = net.receiver(false);
+    let (card, mut control) = net.receiver(false);
     let mut sender = net.sender();
     assert!(control.ask(&Command::Pairs(2)));
     assert!(control.ask(&mode(ReceiveModes::PROMISC, false)));
     let foreign = frame(station(2), station(9), 1, 100);
     // A machine that is paused stops its rings, and starts them as they were.
-    control.pause(&mut card);
+    control.pause(&card);
     sender.send(0, &foreign);
     net.expect_filtered(1);
     card.front.tell(Request::ResetDevice, &[], &[]).unwrap();
