@@ -5,12 +5,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-/// Packages for a guest with a disk.
+/// Packages for a guest.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
 /// Packages for all tests: the guest, a disk server and a network device that are
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
-/// networks to talk through, and who reads captures.
+/// networks to talk through, with what a guest changes its own with, and who reads
+/// captures.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -19,6 +20,7 @@ pub(crate) const TESTS: &[&str] = &[
     "g++",
     "iproute2",
     "iputils-ping",
+    "ethtool",
     "dpdk-dev",
     "tshark",
 ];
@@ -134,6 +136,7 @@ fn is_installed(package: &str) -> bool {
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
         "iperf3" => runs("iperf3"),
+        "ethtool" => runs("ethtool"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),
         _ if runs("dpkg-query") => dpkg_knows(package),

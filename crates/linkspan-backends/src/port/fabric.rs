@@ -16,7 +16,7 @@ use linkspan_sys::tap::TapQueue;
 
 use super::capture::Capture;
 use super::control::Asked;
-use super::counters::{ControlCounts, Counts, PortCounts};
+use super::counters::{ControlCounts, Counts, OfPair, PortCounts};
 use super::lane::{Lane, LaneTask};
 use super::mailbox::{Address, Mailbox};
 use super::tap::TapTask;
@@ -102,6 +102,8 @@ pub(super) struct Pairs {
     pub(super) count: u16,
     enabled: [AtomicU64; 2],
     pub(super) asked: Asked,
+    /// By pair.
+    pub(super) counts: Vec<Arc<OfPair>>,
 }
 
 impl Pairs {
@@ -313,7 +315,19 @@ impl Fabric {
     /// such port.
     pub fn counts(&self, port: u16) -> Option<PortCounts> {
         let port = self.ports.get(usize::from(port))?;
-        Some(PortCounts::sum(port.counts.iter(), &port.control))
+        let pairs = match &port.kind {
+            Side::Guest(pairs) => &pairs.counts[..],
+            Side::Tap(_) | Side::Responder(_) => &[],
+        };
+        Some(PortCounts::sum(&port.counts, pairs, &port.control))
+    }
+
+    /// What is counted of a queue pair of a guest.
+    pub(super) fn pair_counts(&self, port: u16, pair: u16) -> Option<Arc<OfPair>> {
+        match &self.ports.get(usize::from(port))?.kind {
+            Side::Guest(pairs) => pairs.counts.get(usize::from(pair)).cloned(),
+            Side::Tap(_) | Side::Responder(_) => None,
+        }
     }
 
     /// Packets to a port have at most so many bytes from now on, without Ethernet
@@ -371,6 +385,7 @@ impl Port {
                     count: pairs,
                     enabled: Default::default(),
                     asked: Asked::default(),
+                    counts: (0..pairs).map(|_| Arc::default()).collect(),
                 }),
                 Kind::Tap(queues) => Side::Tap(queues.into_iter().map(Arc::new).collect()),
                 Kind::Responder(responder) => Side::Responder(responder),

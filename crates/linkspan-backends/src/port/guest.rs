@@ -20,7 +20,7 @@ use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
 use super::control::{Asked, ControlQueue, Terms};
-use super::counters::{Books, DropCause};
+use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
 
@@ -211,31 +211,41 @@ impl Device for NetDevice {
         if let Some(asked) = self.asked() {
             asked.expect(features);
         }
-        match self.net.role(index.into(), features) {
-            Some(QueueRole::Receive(pair)) => Ok(Box::new(Receive {
+        let role = self.net.role(index.into(), features);
+        if role == Some(QueueRole::Control) {
+            return Ok(Box::new(ControlQueue::new(
+                (fabric, port),
+                (&self.net, features),
+                Chain::new(SEGMENTS)?,
+                Arc::clone(&self.changes),
+            )));
+        }
+        let counts = self.fabric.pair_counts(port, index / 2);
+        let (Some(role), Some(counts)) = (role, counts) else {
+            return Err(refused);
+        };
+        match role {
+            QueueRole::Receive(pair) => Ok(Box::new(Receive {
                 address: fabric.address(port, pair),
                 fabric,
                 port,
                 pair,
                 queue: ReceiveQueue::new(features, SEGMENTS)?,
                 offloads: Offloads::to_driver(features),
+                counts,
             })),
-            Some(QueueRole::Transmit(pair)) => Ok(Box::new(Transmit {
+            QueueRole::Transmit(pair) => Ok(Box::new(Transmit {
                 fabric,
                 port,
                 pair,
+                counts,
+                sent: 0,
                 layout: HeaderLayout::of(features),
                 offloads: Offloads::to_device(features),
                 chains: some_chains()?,
                 head: FrameHead::default(),
             })),
-            Some(QueueRole::Control) => Ok(Box::new(ControlQueue::new(
-                (fabric, port),
-                (&self.net, features),
-                Chain::new(SEGMENTS)?,
-                Arc::clone(&self.changes),
-            ))),
-            None => Err(refused),
+            QueueRole::Control => Err(refused),
         }
     }
 }
@@ -245,6 +255,9 @@ struct Transmit {
     fabric: Arc<Fabric>,
     port: u16,
     pair: u16,
+    counts: Arc<OfPair>,
+    /// Frames of this pass.
+    sent: u64,
     layout: HeaderLayout,
     offloads: Offloads,
     /// As many as are taken at a time.
@@ -328,6 +341,7 @@ impl Transmit {
         let table = ring.memory.table();
         let taken = take_transmit(chain, table, self.layout, &mut self.head)
             .map_err(|error| ring.queue.retire(error))?;
+        self.sent += 1;
         if let Some(limit) = &fabric.ports[usize::from(self.port)].limit {
             limit.charge(taken.len, lane.now());
         }
@@ -365,6 +379,7 @@ impl QueueHandler for Transmit {
             lane.pair = self.pair;
             self.pass(ring, budget, lane, neighbours)
         });
+        self.counts.sent.add(std::mem::take(&mut self.sent));
         // Without a lane the fabric rests, and so does the queue.
         done.unwrap_or(Ok(Progress::Idle))
     }
@@ -378,6 +393,7 @@ pub(super) struct Receive {
     address: u32,
     queue: ReceiveQueue,
     offloads: Offloads,
+    counts: Arc<OfPair>,
 }
 
 impl Receive {
@@ -444,7 +460,7 @@ impl Receive {
         books: &Books<'_>,
     ) {
         match self.fill(ring, header, frame) {
-            Ok(Filled::Delivered { .. }) => books.went(frame),
+            Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, frame),
             Ok(Filled::NoBuffers) => books.dropped(DropCause::NoBuffers),
             Ok(Filled::TooSmall) => books.dropped(DropCause::SmallBuffers),
             // The worker retires the ring when it publishes it.
@@ -478,7 +494,7 @@ impl Receive {
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
             match self.fill(ring, &header, &frame) {
-                Ok(Filled::Delivered { .. }) => books.went(&frame),
+                Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
                 _ => return made,
             }
         }

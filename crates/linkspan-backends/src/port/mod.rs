@@ -18,7 +18,7 @@ mod retag;
 mod tap;
 
 pub use capture::{Capture, CaptureFile, SNAP_LENGTH_MAX};
-pub use counters::{DropCause, PortCounts};
+pub use counters::{DropCause, PairCounts, PortCounts};
 pub use fabric::{Fabric, FabricError, Kind, Mode, PAIRS_MAX, PORTS_MAX, PortOptions, Running};
 pub use guest::{Count, NetDevice, NetDeviceError};
 pub use tap::from_kernel;

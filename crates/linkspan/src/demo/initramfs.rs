@@ -4,6 +4,7 @@
 //! Format "newc" as in the kernel's `Documentation/driver-api/early-userspace/buffer-format.rst`:
 //! a header of hexadecimal fields, the name, the data, each padded to 4 bytes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,11 @@ use super::Error;
 use super::kernel::Kernel;
 
 const INIT: &str = include_str!("../../../../lab/guest/init.sh");
+const LEASE: &str = include_str!("../../../../lab/guest/lease.sh");
 
-/// Modules that a demo guest needs, in the order of first use.
-const WANTED_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+/// Modules that a demo guest needs, in the order of first use: for its disk, its
+/// network card, and the sockets by which it asks for a lease.
+const WANTED_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "af_packet"];
 
 const S_IFDIR: u32 = 0o040_000;
 const S_IFCHR: u32 = 0o020_000;
@@ -22,14 +25,14 @@ const S_IFREG: u32 = 0o100_000;
 /// A file to put into the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFile {
-    /// Path from the root, without a leading slash; its folder must be one of the archive's.
+    /// Path from the root, without a leading slash.
     pub path: String,
     /// The content.
     pub data: Vec<u8>,
 }
 
-/// Makes the archive of a guest: busybox, init, the modules for its disk, and
-/// `extra` files below `check/`.
+/// Makes the archive of a guest: busybox, init, the modules for its devices, and
+/// `extra` files, which can be programs.
 ///
 /// # Errors
 /// [`Error::Busybox`] where there is no static busybox, [`Error::Module`] where
@@ -44,13 +47,14 @@ pub fn build(kernel: &Kernel, extra: &[GuestFile]) -> Result<Vec<u8>, Error> {
     archive.char_device("dev/console", 5, 1);
     archive.file("bin/busybox", 0o755, &busybox);
     archive.file("init", 0o755, INIT.as_bytes());
+    archive.file("lease", 0o755, LEASE.as_bytes());
     let modules = kernel.modules_for(&WANTED_MODULES, &busybox_path)?;
     for (index, module) in modules.iter().enumerate() {
         let path = format!("modules/{index:02}-{}.ko", module.name);
         archive.file(&path, 0o644, &module.image);
     }
     for file in extra {
-        archive.file(&file.path, 0o644, &file.data);
+        archive.file(&file.path, 0o755, &file.data);
     }
     Ok(archive.finish())
 }
@@ -100,14 +104,27 @@ fn is_static_elf(image: &[u8]) -> bool {
 struct Archive {
     bytes: Vec<u8>,
     entries: u32,
+    dirs: BTreeSet<String>,
 }
 
 impl Archive {
+    /// A folder, and those that it is in.
     fn dir(&mut self, path: &str) {
-        self.entry(path, S_IFDIR | 0o755, (0, 0), &[]);
+        if !self.dirs.contains(path) {
+            self.parents(path);
+            self.entry(path, S_IFDIR | 0o755, (0, 0), &[]);
+            self.dirs.insert(path.to_owned());
+        }
+    }
+
+    fn parents(&mut self, path: &str) {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.dir(parent);
+        }
     }
 
     fn file(&mut self, path: &str, mode: u32, data: &[u8]) {
+        self.parents(path);
         self.entry(path, S_IFREG | mode, (0, 0), data);
     }
 
@@ -198,17 +215,18 @@ mod tests {
     #[test]
     fn an_archive_reads_back_as_it_was_written() {
         let mut archive = Archive::default();
-        archive.dir("bin");
         archive.char_device("dev/console", 5, 1);
         for size in 0..9 {
-            archive.file(&format!("bin/{size}"), 0o755, &vec![0xa5; size]);
+            archive.file(&format!("usr/bin/{size}"), 0o755, &vec![0xa5; size]);
         }
         let read = entries(&archive.finish());
-        assert_eq!(read[0], ("bin".into(), 0o040_755, (0, 0), vec![]));
-        assert_eq!(read[1], ("dev/console".into(), 0o020_600, (5, 1), vec![]));
+        assert_eq!(read[0], ("dev/console".into(), 0o020_600, (5, 1), vec![]));
+        // The folders of a file come before it, and once.
+        assert_eq!(read[1], ("usr".into(), 0o040_755, (0, 0), vec![]));
+        assert_eq!(read[2], ("usr/bin".into(), 0o040_755, (0, 0), vec![]));
         for size in 0..9 {
-            let want = (format!("bin/{size}"), 0o100_755, (0, 0), vec![0xa5; size]);
-            assert_eq!(read[2 + size], want);
+            let name = format!("usr/bin/{size}");
+            assert_eq!(read[3 + size], (name, 0o100_755, (0, 0), vec![0xa5; size]));
         }
     }
 

@@ -53,12 +53,17 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
                 refused.join(", "),
             );
         }
+        let pairs = counts.pairs.iter().enumerate().map(|(number, pair)| {
+            let (came, went) = (pair.frames_in, pair.frames_out);
+            format!(", pair {number}: {came} came, {went} went")
+        });
         tracing::info!(
-            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}",
+            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}{}",
             counts.frames_in,
             counts.bytes_in,
             counts.frames_out,
             counts.bytes_out,
+            pairs.collect::<String>(),
         );
     }
 }
@@ -68,6 +73,9 @@ fn value(port: &str, counts: &PortCounts, captures: Option<(u64, u64)>) -> Value
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
+    let pairs = counts.pairs.iter().map(
+        |pair| serde_json::json!({ "frames_in": pair.frames_in, "frames_out": pair.frames_out }),
+    );
     let refused = ControlError::NAMES.into_iter().zip(counts.refused);
     let refused = refused.map(|(name, count)| (name.to_owned(), Value::from(count)));
     let mut value = serde_json::json!({
@@ -78,6 +86,7 @@ fn value(port: &str, counts: &PortCounts, captures: Option<(u64, u64)>) -> Value
         "frames_out": counts.frames_out,
         "bytes_out": counts.bytes_out,
         "flooded": counts.flooded,
+        "pairs": pairs.collect::<Vec<_>>(),
         "dropped": drops.collect::<Map<_, _>>(),
         "commands": counts.commands,
         "commands_refused": refused.collect::<Map<_, _>>(),
