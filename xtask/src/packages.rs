@@ -10,7 +10,8 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
 /// Packages for all tests: the guest, a disk server and a network device that are
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
-/// networks to talk through, with what a guest changes its own with.
+/// networks to talk through, with what a guest changes its own with, and who reads
+/// captures.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -21,10 +22,11 @@ pub(crate) const TESTS: &[&str] = &[
     "iputils-ping",
     "ethtool",
     "dpdk-dev",
+    "tshark",
 ];
 
 /// Packages for the figures of network devices.
-pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev"];
+pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev", "iproute2", "iperf3"];
 
 /// Packages for the lab's kernel: its source and what builds it.
 pub(crate) const LAB_KERNEL: &[&str] = &[
@@ -147,6 +149,7 @@ fn is_installed(package: &str) -> bool {
         "qemu-utils" => runs("qemu-img"),
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
+        "iperf3" => runs("iperf3"),
         "ethtool" => runs("ethtool"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),
