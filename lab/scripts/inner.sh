@@ -3,7 +3,7 @@
 #: about an inner guest boots under QEMU in the lab
 #: pack qemu vdpa
 #: memory 512
-#: limit 240
+#: limit 360
 . /lab/functions.sh
 
 inner_init() {
@@ -13,7 +13,7 @@ inner_init() {
 /lab/busybox mount -t devtmpfs devtmpfs /dev
 /lab/busybox echo "inner: kernel $(/lab/busybox uname -r)"
 /lab/busybox echo "inner: disk $(/lab/busybox head -c 12 /dev/vda)"
-/lab/busybox poweroff -f
+/lab/busybox reboot -f
 INIT
 }
 inner_init >/tmp/init

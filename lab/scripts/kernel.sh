@@ -1,7 +1,7 @@
 # What the lab's kernel carries: each peer by a check of its own.
 #: about each peer that the lab kernel carries is there
 #: pack vdpa rdma ip
-#: limit 60
+#: limit 120
 #: quick
 . /lab/functions.sh
 
@@ -35,7 +35,7 @@ check "rxe on an interface" rdma_over rxe0 rxe 198.51.100.1
 
 vfio_display() { # PARENT TYPE
     uuid=$(mdev_create "$1" "$2") &&
-        await 5 ls /dev/vfio/devices/vfio0 && ls /dev/vfio/[0-9]* && mdev_remove "$uuid"
+        await 30 ls /dev/vfio/devices/vfio0 && ls /dev/vfio/[0-9]* && mdev_remove "$uuid"
 }
 check "mdpy makes a display" vfio_display mdpy mdpy-vga
 check "mbochs makes a display" vfio_display mbochs mbochs-small

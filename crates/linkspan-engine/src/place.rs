@@ -6,6 +6,17 @@ use linkspan_virtio::{DeviceQueue, Features, InflightError, QueueLayout, QueueSt
 
 use crate::inflight::{InflightArea, InflightAreaError};
 
+/// Where a ring begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start {
+    /// Here.
+    At(QueueState),
+    /// Where its driver says.
+    AsTold,
+    /// Behind what was used, since the device loses nothing by doing things again.
+    BehindUsed,
+}
+
 /// Why a ring cannot be where it is said to be, or cannot go on there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -39,15 +50,14 @@ impl PlaceError {
     }
 }
 
-/// The device's side of a ring in this memory. It goes on from `state`, or from
-/// what its driver says of a ring that starts; and it finishes what the region of
+/// The device's side of a ring in this memory. It finishes what the region of
 /// requests in flight says an earlier life of the device began.
 pub(crate) fn place_queue(
     index: u16,
     setup: &RingSetup,
     memory: &GuestMemory,
     inflight: Option<&InflightArea>,
-    state: Option<QueueState>,
+    start: Start,
 ) -> Result<DeviceQueue<Window>, PlaceError> {
     let (size, features) = (setup.size, Features::from_bits_retain(setup.features));
     let layout = QueueLayout::of(features);
@@ -60,9 +70,10 @@ pub(crate) fn place_queue(
         space.window(setup.driver, driver)?,
         space.window_for(setup.device, device, true)?,
     ];
-    let queue = match state {
-        Some(state) => DeviceQueue::new(parts, size, features, state)?,
-        None => DeviceQueue::with_base(parts, size, features, setup.base)?,
+    let queue = match start {
+        Start::At(state) => DeviceQueue::new(parts, size, features, state)?,
+        Start::AsTold => DeviceQueue::with_base(parts, size, features, setup.base)?,
+        Start::BehindUsed => DeviceQueue::behind_used(parts, size, features, setup.base)?,
     };
     match inflight {
         Some(area) if area.covers(index) => {

@@ -11,10 +11,10 @@ use linkspan_vhost::backend::RingSetup;
 use linkspan_virtio::Features;
 
 use crate::counters::QueueCounters;
-use crate::device::{ActiveRing, Device, OpenQueueError};
+use crate::device::{ActiveRing, Device, NETWORK_DEVICE, OpenQueueError};
 use crate::dirty::RingLog;
 use crate::inflight::InflightArea;
-use crate::place::{PlaceError, place_queue};
+use crate::place::{PlaceError, Start, place_queue};
 use crate::worker::{EventSink, Notify, Ring, RingEvent, RingKey, Workers};
 
 /// What is known of a ring.
@@ -128,7 +128,12 @@ impl Rings {
         ground: Ground<'_>,
     ) -> Result<(), StartRingError> {
         let features = Features::from_bits_retain(setup.features);
-        let queue = place_queue(index, &setup, ground.memory, ground.inflight, None)?;
+        let start = if self.device.device_id() == NETWORK_DEVICE {
+            Start::BehindUsed
+        } else {
+            Start::AsTold
+        };
+        let queue = place_queue(index, &setup, ground.memory, ground.inflight, start)?;
         let handler = self.device.open_queue(index, features)?;
         let slot = &mut self.slots[usize::from(index)];
         let ring = Box::new(Ring {
@@ -165,8 +170,8 @@ impl Rings {
         setup: RingSetup,
         ground: Ground<'_>,
     ) -> Result<(), PlaceError> {
-        let state = Some(ring.active.queue.state());
-        match place_queue(ring.index, &setup, ground.memory, ground.inflight, state) {
+        let start = Start::At(ring.active.queue.state());
+        match place_queue(ring.index, &setup, ground.memory, ground.inflight, start) {
             Ok(queue) => {
                 ring.active = ActiveRing {
                     queue,

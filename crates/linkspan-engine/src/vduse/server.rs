@@ -77,7 +77,10 @@ impl Server {
     ) -> Result<Self, OpenError> {
         let cancel = Arc::new(EventFd::new()?);
         let ended = Arc::new(EventFd::new()?);
-        let changes = Arc::new(EventFd::new()?);
+        let changes = match device.config_changes() {
+            Some(changes) => changes,
+            None => Arc::new(EventFd::new()?),
+        };
         let endpoint = Arc::new(Endpoint::default());
         let opened = match open(&options, &*device) {
             Ok(opened) => Ok(opened),
@@ -225,6 +228,9 @@ impl Life {
                 return Err(error.into());
             }
         };
+        if anew {
+            device.reset();
+        }
         let session = DeviceSession::new(core, link, (record, inflight), device, rings);
         (self.report)(if anew {
             Event::Offered

@@ -201,7 +201,9 @@ impl DeviceSession {
                 return Ok(Some(Answer::Ring(self.ring_info(&info)?)));
             }
             Effect::UpdateMemory => return self.update_memory(Why::Asked),
+            // No ring runs, and the next driver begins anew.
             Effect::DropMemory => {
+                self.device.reset();
                 self.memory = nothing();
                 self.missed.clear();
                 self.found.fill(None);
