@@ -10,6 +10,7 @@ mod barrier;
 mod copy;
 mod dirty;
 pub mod fault;
+mod prefetch;
 mod region;
 mod ring;
 mod space;

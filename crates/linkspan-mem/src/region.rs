@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 
 use crate::copy::copy;
 use crate::fault::{self, Injected, Site};
+use crate::prefetch::prefetch;
 use crate::ring::{Window, WindowError};
 
 /// What keeps the bytes of a region alive.
@@ -179,6 +180,13 @@ impl SharedSlice<'_> {
         }
     }
 
+    /// Begins to fetch the first byte into the cache, for who reads it soon. Only a
+    /// hint: nothing is read.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self.base.as_ptr());
+    }
+
     /// Copies the first bytes out, as many as fit on both sides; returns how many.
     #[inline]
     pub fn read(&self, target: &mut [u8]) -> usize {
@@ -196,6 +204,17 @@ impl SharedSlice<'_> {
         // SAFETY: as in `read`.
         unsafe { copy(self.base.as_ptr(), source.as_ptr(), len) };
         len
+    }
+
+    /// Copies `bytes` in where other ones stand; what is the same already is not
+    /// written, so that its cache line stays with whoever reads it.
+    #[inline]
+    pub fn write_changed<const N: usize>(&self, bytes: [u8; N]) -> usize {
+        let mut now = [0; N];
+        if self.read(&mut now) == N && now == bytes {
+            return N;
+        }
+        self.write(&bytes)
     }
 
     /// Copies the first bytes to other shared memory, as many as fit on both
