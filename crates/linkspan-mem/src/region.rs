@@ -206,6 +206,19 @@ impl SharedSlice<'_> {
         len
     }
 
+    /// Copies `len` bytes in that are no region's, or as many as fit; returns how many.
+    ///
+    /// # Safety
+    /// `source` is valid for reads of `len` bytes, which do not overlap these. Others
+    /// may write to them meanwhile.
+    #[inline]
+    pub unsafe fn write_from(&self, source: *const u8, len: usize) -> usize {
+        let len = self.len.min(len);
+        // SAFETY: `len` bytes are valid on both sides, by contract without overlap.
+        unsafe { copy(self.base.as_ptr(), source, len) };
+        len
+    }
+
     /// Copies `bytes` in where other ones stand; what is the same already is not
     /// written, so that its cache line stays with whoever reads it.
     #[inline]
