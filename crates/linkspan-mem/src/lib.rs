@@ -10,7 +10,6 @@ mod barrier;
 mod copy;
 mod dirty;
 pub mod fault;
-mod prefetch;
 mod region;
 mod ring;
 mod space;

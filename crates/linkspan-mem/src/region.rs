@@ -8,7 +8,6 @@ use core::ptr::NonNull;
 
 use crate::copy::copy;
 use crate::fault::{self, Injected, Site};
-use crate::prefetch::prefetch;
 use crate::ring::{Window, WindowError};
 
 /// What keeps the bytes of a region alive.
@@ -178,13 +177,6 @@ impl SharedSlice<'_> {
             len: len.min(self.len - offset),
             region: PhantomData,
         }
-    }
-
-    /// Begins to fetch the first byte into the cache, for who reads it soon. Only a
-    /// hint: nothing is read.
-    #[inline]
-    pub fn prefetch(&self) {
-        prefetch(self.base.as_ptr());
     }
 
     /// Copies the first bytes out, as many as fit on both sides; returns how many.

@@ -18,7 +18,6 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::barrier::{observe, publish};
-use crate::prefetch::prefetch;
 use crate::region::{OutsideRegion, Region};
 
 /// Memory in which a ring lies. Real rings use a [`Window`]; under loom the
@@ -34,13 +33,6 @@ pub trait RingMemory: Send {
 
     /// Whether offsets that are multiples of `align` are aligned so in memory.
     fn is_aligned(&self, align: usize) -> bool;
-
-    /// Begins to fetch a byte into the cache, for who reads it soon. Only a hint:
-    /// nothing is read.
-    #[inline(always)]
-    fn prefetch(&self, offset: usize) {
-        let _ = offset;
-    }
 
     /// Reads 8 bits, relaxed.
     ///
@@ -180,11 +172,6 @@ impl RingMemory for Window {
 
     fn is_aligned(&self, align: usize) -> bool {
         self.base.addr().get().is_multiple_of(align)
-    }
-
-    #[inline(always)]
-    fn prefetch(&self, offset: usize) {
-        prefetch(self.base.as_ptr().wrapping_add(offset));
     }
 
     window_access!(load_u8, store_u8, u8, AtomicU8);
@@ -339,13 +326,6 @@ impl<M: RingMemory> SplitRing<M> {
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
         })
-    }
-
-    /// Begins to fetch descriptor `index` (taken modulo the size) into the cache.
-    #[inline]
-    pub fn prefetch_descriptor(&self, index: u16) {
-        let offset = Descriptor::SIZE * usize::from(index & self.mask);
-        self.descriptors.prefetch(offset);
     }
 
     /// Driver side: writes descriptor `index` (taken modulo the size).

@@ -326,35 +326,6 @@ impl<A: Address> AddressSpace<A> {
         Ok(())
     }
 
-    /// Begins to fetch what lies at an address into the cache; nothing happens when
-    /// nothing lies there. Only a hint, for an address that is not believed yet.
-    #[inline]
-    pub fn prefetch(&self, address: A) {
-        if let Some(place) = self.byte(address.raw()) {
-            place.prefetch();
-        }
-    }
-
-    /// The eight bytes at an address, if they lie in one region.
-    #[inline]
-    pub fn peek(&self, address: A) -> Option<[u8; 8]> {
-        let mut bytes = [0; 8];
-        let at = address.raw();
-        let range = self.find(at)?;
-        let region = self.table.regions.get(range.region as usize)?;
-        let slice = region.slice(range.offset + (at - range.start), 8).ok()?;
-        slice.read(&mut bytes);
-        Some(bytes)
-    }
-
-    /// The byte at an address.
-    #[inline]
-    fn byte(&self, at: u64) -> Option<SharedSlice<'_>> {
-        let range = self.find(at)?;
-        let region = self.table.regions.get(range.region as usize)?;
-        region.slice(range.offset + (at - range.start), 1).ok()
-    }
-
     /// A window onto `len` bytes that must lie in one region.
     ///
     /// # Errors

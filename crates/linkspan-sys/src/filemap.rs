@@ -29,9 +29,10 @@ pub const CHUNK: u64 = 64 << 10;
 /// Pages of a chunk, where pages are smallest.
 const PAGES: usize = 16;
 
-/// How long an answer counts, in milliseconds. A page that was in the cache is
-/// in use from then on, and the kernel takes those last.
-const COUNTS_MS: u32 = 100;
+/// How long an answer counts, in milliseconds: at least, when something that was
+/// cached was not the next time, which is when memory is short; and at most, when
+/// that was not so for long.
+const COUNTS_MS: [u32; 2] = [100, 1000];
 
 /// The first bytes of a file, mapped for reading until this is dropped. The mapping
 /// may go beyond the end, and what the file grows by is in it.
@@ -44,6 +45,8 @@ pub struct FileMap {
     /// For each chunk when it was last asked about, in milliseconds, and in the
     /// lowest bit whether it was cached; zero: never.
     asked: Box<[AtomicU32]>,
+    /// How long answers count now, in half milliseconds.
+    counts: AtomicU32,
     _pages: Pages,
 }
 
@@ -88,6 +91,7 @@ impl FileMap {
             start: start.cast(),
             len,
             asked,
+            counts: AtomicU32::new(COUNTS_MS[0] * 2),
             _pages: pages,
         })
     }
@@ -102,16 +106,35 @@ impl FileMap {
             return false;
         };
         let last = asked.load(Ordering::Relaxed);
-        if last != 0 && now.0.wrapping_sub(last) < COUNTS_MS * 2 {
+        let counts = self.counts.load(Ordering::Relaxed);
+        // A chunk that was not cached may be any moment.
+        let counts = if last & 1 != 0 {
+            counts
+        } else {
+            COUNTS_MS[0] * 2
+        };
+        if last != 0 && now.0.wrapping_sub(last & !1) < counts {
             return last & 1 != 0;
         }
+        self.ask_again(chunk, asked, now)
+    }
+
+    #[cold]
+    fn ask_again(&self, chunk: u64, asked: &AtomicU32, now: Now) -> bool {
         let cached = self.is_cached(chunk);
-        asked.store(now.0 | u32::from(cached), Ordering::Relaxed);
+        let last = asked.swap(now.0 | u32::from(cached), Ordering::Relaxed);
+        if last & 1 != 0 {
+            let counts = self.counts.load(Ordering::Relaxed);
+            let counts = match cached {
+                true => counts.saturating_add(1).min(COUNTS_MS[1] * 2),
+                false => COUNTS_MS[0] * 2,
+            };
+            self.counts.store(counts, Ordering::Relaxed);
+        }
         cached
     }
 
     /// Whether all of a chunk inside the mapping is in the page cache.
-    #[cold]
     fn is_cached(&self, chunk: u64) -> bool {
         let mut pages = [0; PAGES];
         let at = usize::try_from(chunk * CHUNK).expect("the chunk is in the mapping");
@@ -270,10 +293,29 @@ mod tests {
         map.forget(CHUNK + 5, 1);
         assert!(map.knows_cached(1, first));
         file.set_len(CHUNK).unwrap();
-        let later = Now(first.0.wrapping_add(COUNTS_MS * 2));
+        let later = Now(first.0.wrapping_add(COUNTS_MS[0] * 2));
         assert!(!map.knows_cached(1, later));
         map.forget(0, u64::MAX);
         map.forget(u64::MAX, 1);
+    }
+
+    /// While nothing leaves the cache one asks less and less; what has left makes
+    /// one ask often again.
+    #[test]
+    fn answers_count_longer_while_nothing_leaves_the_cache() {
+        let file = shm(&[7; CHUNK as usize]);
+        let map = FileMap::new(&file, CHUNK).unwrap();
+        let mut moment = Now(2);
+        for _ in 0..COUNTS_MS[1] * 2 {
+            assert!(map.knows_cached(0, moment));
+            moment = Now(moment.0 + COUNTS_MS[1] * 2);
+        }
+        assert!(map.knows_cached(0, moment));
+        file.set_len(0).unwrap();
+        // Just before the answer is too old, and just then.
+        assert!(map.knows_cached(0, Now(moment.0 + COUNTS_MS[1] * 2 - 2)));
+        assert!(!map.knows_cached(0, Now(moment.0 + COUNTS_MS[1] * 2)));
+        assert_eq!(map.counts.load(Ordering::Relaxed), COUNTS_MS[0] * 2);
     }
 
     #[test]

@@ -21,7 +21,6 @@ use super::inflight::Tracker;
 use super::walk::walk;
 use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::chain::Chain;
-use crate::descriptor::VIRTQ_DESC_F_INDIRECT;
 use crate::features::Features;
 use crate::inflight::InflightError;
 use crate::order::Order;
@@ -42,8 +41,6 @@ pub struct SplitDevice<M> {
     next_available: u16,
     /// The driver's index when it was last read.
     seen_available: u16,
-    /// How far the ring was looked at ahead of what is taken.
-    ahead: Ahead,
     next_used: u16,
     published_used: u16,
     /// Used elements published since `notify_wanted` last said what they mean.
@@ -59,37 +56,6 @@ pub struct SplitDevice<M> {
     run: Option<u16>,
     inflight: Option<Tracker<M>>,
     retired: Option<QueueError>,
-}
-
-/// Positions of the available ring up to which its chains were looked at.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ahead {
-    descriptors: Cursor,
-    /// Indirect tables, or the first buffers of chains that have none.
-    tables: Cursor,
-    /// What the first descriptors of indirect tables describe.
-    headers: Cursor,
-}
-
-/// A position that never lies far from where the device stands.
-#[derive(Clone, Copy, Debug, Default)]
-struct Cursor(u16);
-
-impl Cursor {
-    /// Moves on to `count` behind `next`, and says by which positions.
-    #[inline]
-    fn advance(&mut self, next: u16, count: u16, mut each: impl FnMut(u16)) {
-        let mut done = self.0.wrapping_sub(next);
-        if done > count {
-            // Behind, or anywhere.
-            done = 0;
-        }
-        while done < count {
-            each(next.wrapping_add(done));
-            done += 1;
-        }
-        self.0 = next.wrapping_add(count);
-    }
 }
 
 impl<M: RingMemory> SplitDevice<M> {
@@ -117,7 +83,6 @@ impl<M: RingMemory> SplitDevice<M> {
             indirect: features.contains(Features::VIRTIO_F_INDIRECT_DESC),
             next_available: state.next_available,
             seen_available: state.next_available,
-            ahead: Ahead::default(),
             next_used: state.next_used,
             published_used: state.next_used,
             unnotified: FIRST_NOTIFY,
@@ -225,12 +190,7 @@ impl<M: RingMemory> SplitDevice<M> {
         let head = match again {
             Some(head) => head,
             None if self.waiting() == 0 => return Ok(false),
-            None => {
-                if self.waiting() > 1 {
-                    self.look_ahead(space);
-                }
-                self.ring.available_entry(self.next_available)
-            }
+            None => self.ring.available_entry(self.next_available),
         };
         let size = self.ring.size();
         if head >= size {
@@ -457,33 +417,6 @@ impl<M: RingMemory> SplitDevice<M> {
     pub fn restore(ring: SplitRing<M>, bytes: &[u8]) -> Result<Self, RestoreError> {
         let saved = load(saved::SPLIT_DEVICE, ring.size(), bytes)?;
         Ok(Self::new(ring, saved.features, saved.state)?)
-    }
-
-    /// Begins to fetch what the next chains of the batch consist of, each part when
-    /// the one that it is found by should have arrived, so that one waits for many
-    /// cache lines of the driver at the same time. Nothing that is read here is
-    /// believed, or kept.
-    #[inline]
-    fn look_ahead<A: Address>(&mut self, space: &AddressSpace<A>) {
-        let (next, waiting) = (self.next_available, self.waiting());
-        let (ring, indirect) = (&self.ring, self.indirect);
-        self.ahead.descriptors.advance(next, waiting.min(8), |at| {
-            ring.prefetch_descriptor(ring.available_entry(at));
-        });
-        self.ahead.tables.advance(next, waiting.min(5), |at| {
-            if let Some(found) = ring.descriptor(ring.available_entry(at)) {
-                space.prefetch(A::from_raw(found.address));
-            }
-        });
-        self.ahead.headers.advance(next, waiting.min(3), |at| {
-            if let Some(found) = ring.descriptor(ring.available_entry(at))
-                && indirect
-                && found.flags & VIRTQ_DESC_F_INDIRECT != 0
-                && let Some(first) = space.peek(A::from_raw(found.address))
-            {
-                space.prefetch(A::from_raw(u64::from_le_bytes(first)));
-            }
-        });
     }
 
     #[inline]
