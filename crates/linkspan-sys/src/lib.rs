@@ -15,6 +15,7 @@ mod anonymous;
 pub mod eventfd;
 pub mod file;
 pub mod filemap;
+pub mod interface;
 pub mod lock;
 pub mod mapping;
 pub mod memfd;
