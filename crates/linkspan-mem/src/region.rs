@@ -375,6 +375,24 @@ mod tests {
         assert_eq!(slice.part(9, 1).len(), 0);
     }
 
+    #[test]
+    fn what_differs_is_written_and_what_is_no_regions_is_copied_in() {
+        let region = region(&[1; 24]);
+        let slice = region.slice(4, 16).unwrap();
+        for new in [[1; 16], [2; 16], [2; 16]] {
+            assert_eq!(slice.write_changed(new), 16);
+        }
+        // Less room than bytes.
+        assert_eq!(slice.part(12, 4).write_changed([3; 16]), 4);
+        // SAFETY: an array of 3 bytes, of which that many are asked for.
+        assert_eq!(unsafe { slice.write_from([9; 3].as_ptr(), 3) }, 3);
+        let mut expected = [1; 24];
+        expected[4..16].fill(2);
+        expected[16..20].fill(3);
+        expected[4..7].fill(9);
+        assert_eq!(bytes(&region), expected);
+    }
+
     fn region(bytes: &[u8]) -> Region {
         let region = Region::heap(bytes.len()).unwrap();
         region.slice(0, bytes.len() as u64).unwrap().write(bytes);

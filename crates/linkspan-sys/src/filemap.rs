@@ -24,7 +24,8 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 const LOCAL: [u64; 4] = [0x0102_1994, 0xEF53, 0x5846_5342, 0x9123_683E];
 
 /// Bytes that are asked about at a time: as many as the kernel maps with one fault.
-pub const CHUNK: u64 = 64 << 10;
+pub const CHUNK: u64 = CHUNK_LEN as u64;
+const CHUNK_LEN: usize = 64 << 10;
 
 /// Pages of a chunk, where pages are smallest.
 const PAGES: usize = 16;
@@ -69,13 +70,13 @@ impl FileMap {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let page = rustix::param::page_size();
-        if page * PAGES < CHUNK as usize {
+        if !(CHUNK_LEN / PAGES..=CHUNK_LEN).contains(&page) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         let span = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
         crate::acquire(linkspan_mem::fault::Site::Alloc)?;
         // Zeroes without a page behind them: what is never asked about takes nothing.
-        let asked = Box::<[AtomicU32]>::new_zeroed_slice(span / CHUNK as usize);
+        let asked = Box::<[AtomicU32]>::new_zeroed_slice(span / CHUNK_LEN);
         // SAFETY: all bits zero is an atomic zero.
         let asked = unsafe { asked.assume_init() };
         let pages = Pages::map(fd, 0, span, ProtFlags::READ).map_err(into_io)?;
@@ -142,9 +143,9 @@ impl FileMap {
         // for each of its pages.
         let status = unsafe {
             let start = self.start.as_ptr().add(at);
-            libc::mincore(start.cast(), CHUNK as usize, pages.as_mut_ptr())
+            libc::mincore(start.cast(), CHUNK_LEN, pages.as_mut_ptr())
         };
-        let count = CHUNK as usize / rustix::param::page_size();
+        let count = CHUNK_LEN / rustix::param::page_size();
         status == 0 && pages[..count].iter().all(|page| page & 1 != 0)
     }
 
@@ -268,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_is_cached_is_known_and_a_hole_is_left_alone() {
-        let file = shm(&[7; CHUNK as usize]);
+        let file = shm(&[7; CHUNK_LEN]);
         file.set_len(3 * CHUNK).unwrap();
         file.write_at(&[8; 4096], CHUNK + 4096).unwrap();
         let map = FileMap::new(&file, 4 * CHUNK).unwrap();
@@ -288,7 +289,7 @@ mod tests {
         let map = FileMap::new(&file, 2 * CHUNK).unwrap();
         let first = now();
         assert!(!map.knows_cached(1, first));
-        file.write_at(&[1; CHUNK as usize], CHUNK).unwrap();
+        file.write_at(&[1; CHUNK_LEN], CHUNK).unwrap();
         assert!(!map.knows_cached(1, first));
         map.forget(CHUNK + 5, 1);
         assert!(map.knows_cached(1, first));
@@ -303,7 +304,7 @@ mod tests {
     /// one ask often again.
     #[test]
     fn answers_count_longer_while_nothing_leaves_the_cache() {
-        let file = shm(&[7; CHUNK as usize]);
+        let file = shm(&[7; CHUNK_LEN]);
         let map = FileMap::new(&file, CHUNK).unwrap();
         let mut moment = Now(2);
         for _ in 0..COUNTS_MS[1] * 2 {
@@ -320,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_file_that_shrinks_is_noticed_by_the_read_that_meets_it() {
-        let file = shm(&[7; 2 * CHUNK as usize]);
+        let file = shm(&[7; 2 * CHUNK_LEN]);
         let map = FileMap::new(&file, 4 * CHUNK).unwrap();
         assert_eq!(read(&map, CHUNK), Some(vec![7; 4096]));
         file.set_len(CHUNK).unwrap();
@@ -332,11 +333,11 @@ mod tests {
 
     #[test]
     fn what_others_write_is_seen_and_what_the_file_grows_by() {
-        let file = shm(&[7; CHUNK as usize]);
+        let file = shm(&[7; CHUNK_LEN]);
         let map = FileMap::new(&file, 4 * CHUNK).unwrap();
         file.write_at(&[1; 4096], 0).unwrap();
         assert_eq!(read(&map, 0), Some(vec![1; 4096]));
-        file.write_at(&[2; CHUNK as usize], 2 * CHUNK).unwrap();
+        file.write_at(&[2; CHUNK_LEN], 2 * CHUNK).unwrap();
         assert_eq!(read(&map, 2 * CHUNK), Some(vec![2; 4096]));
         assert_eq!(read(&map, 4 * CHUNK - 4095), None);
         assert_eq!(read(&map, u64::MAX - 4095), None);

@@ -4,7 +4,8 @@ use linkspan_sys::file::Transfer;
 
 use super::*;
 
-const CHUNK: u64 = 64 << 10;
+const CHUNK: u64 = CHUNK_LEN as u64;
+const CHUNK_LEN: usize = 64 << 10;
 
 /// An image of these bytes on memory or on a disk, served by each engine.
 fn each_engine(bytes: &[u8], test: impl Fn(Way, Rig)) {
@@ -54,7 +55,7 @@ fn read_at(queue: &mut dyn ImageQueue, offset: u64) -> io::Result<Vec<u8>> {
 
 #[test]
 fn a_hole_is_read_without_storage_for_it() {
-    each_engine(&[7; CHUNK as usize], |way, rig| {
+    each_engine(&[7; CHUNK_LEN], |way, rig| {
         rig.file.as_file().set_len(4 * CHUNK).unwrap();
         rig.image.measure().unwrap();
         rig.file.as_file().sync_all().unwrap();
@@ -77,7 +78,7 @@ fn a_hole_is_read_without_storage_for_it() {
 
 #[test]
 fn an_image_that_shrinks_fails_its_requests_and_goes_on() {
-    each_engine(&[7; 4 * CHUNK as usize], |way, rig| {
+    each_engine(&[7; 4 * CHUNK_LEN], |way, rig| {
         let mut queue = rig.image.open_queue(2).unwrap();
         assert!(is_mapped(&rig, 2 * CHUNK) && is_mapped(&rig, 0), "{way:?}");
         rig.file.as_file().set_len(CHUNK).unwrap();
@@ -96,7 +97,7 @@ fn an_image_that_shrinks_fails_its_requests_and_goes_on() {
 
 #[test]
 fn what_is_written_by_each_engine_and_by_others_is_read() {
-    each_engine(&[7; 2 * CHUNK as usize], |way, rig| {
+    each_engine(&[7; 2 * CHUNK_LEN], |way, rig| {
         let mut queue = rig.image.open_queue(2).unwrap();
         let memory = memory();
         let data = spans(&memory, &[(0, 4096)]);
@@ -117,7 +118,7 @@ fn what_is_written_by_each_engine_and_by_others_is_read() {
 
 #[test]
 fn what_is_given_back_reads_as_zeroes_and_takes_no_room_again() {
-    each_engine(&[7; 4 * CHUNK as usize], |way, rig| {
+    each_engine(&[7; 4 * CHUNK_LEN], |way, rig| {
         let mut queue = rig.image.open_queue(2).unwrap();
         let memory = memory();
         let blocks = || rig.file.as_file().metadata().unwrap().blocks();
@@ -155,12 +156,12 @@ fn what_is_given_back_reads_as_zeroes_and_takes_no_room_again() {
 
 #[test]
 fn an_image_that_grew_is_read_to_its_new_end() {
-    each_engine(&[7; CHUNK as usize], |way, rig| {
+    each_engine(&[7; CHUNK_LEN], |way, rig| {
         let mut queue = rig.image.open_queue(2).unwrap();
         assert!(is_mapped(&rig, 0), "{way:?}");
         rig.file
             .as_file()
-            .write_all_at(&[8; CHUNK as usize], CHUNK)
+            .write_all_at(&[8; CHUNK_LEN], CHUNK)
             .unwrap();
         // Until it is measured the image ends where it did.
         assert!(!is_mapped(&rig, CHUNK), "{way:?}");
@@ -178,7 +179,7 @@ fn nothing_is_mapped_past_the_cache_or_unasked() {
             mapped,
             ..way.options()
         };
-        if let Some(rig) = way.rig_with(&[1; CHUNK as usize], &options) {
+        if let Some(rig) = way.rig_with(&[1; CHUNK_LEN], &options) {
             assert!(rig.image.file.mapped.is_none());
         }
     }
