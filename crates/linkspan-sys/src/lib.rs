@@ -14,6 +14,7 @@
 mod anonymous;
 pub mod eventfd;
 pub mod file;
+pub mod filemap;
 pub mod interface;
 pub mod kept;
 pub mod lock;

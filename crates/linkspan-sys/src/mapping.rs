@@ -186,7 +186,8 @@ impl PeerMemory {
             return Err(outside);
         };
         let start = offset - offset % self.page_size;
-        let pages = Pages::map(self.fd.as_fd(), start, span)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let pages = Pages::map(self.fd.as_fd(), start, span, access)?;
         // SAFETY: `lead` is below the page size and so within the mapping.
         let base = unsafe { pages.start.cast::<u8>().add(lead) };
         // SAFETY: the pages stay mapped until `Mapping` is dropped, which drops
@@ -274,19 +275,23 @@ unsafe impl Backing for Mapping {
 
 /// Whole pages, unmapped on drop.
 #[derive(Debug)]
-struct Pages {
+pub(crate) struct Pages {
     start: NonNull<c_void>,
     span: usize,
 }
 
 impl Pages {
-    fn map(fd: BorrowedFd<'_>, offset: u64, span: usize) -> Result<Self, Error> {
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        span: usize,
+        access: ProtFlags,
+    ) -> Result<Self, Error> {
         let system = |source| Error::System {
             what: "map the memory",
             source,
         };
         acquire(Site::Map).map_err(system)?;
-        let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a free address range, so no memory in use
         // is replaced.
@@ -294,6 +299,10 @@ impl Pages {
         let start = start.map_err(|errno| system(errno.into()))?;
         let start = NonNull::new(start).expect("the kernel never maps address zero unasked");
         Ok(Self { start, span })
+    }
+
+    pub(crate) fn start(&self) -> NonNull<c_void> {
+        self.start
     }
 }
 
