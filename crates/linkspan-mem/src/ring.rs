@@ -1,6 +1,7 @@
 //! Windows onto rings in shared memory: each field read and written by value,
 //! with the ordering that its meaning asks for, bounds checked once.
 
+mod channel;
 mod inflight;
 #[cfg(loom)]
 pub mod model;
@@ -8,6 +9,7 @@ mod mortal;
 mod packed;
 mod raced;
 
+pub use channel::ChannelRing;
 pub use inflight::{InflightPacked, InflightPackedEntry, InflightSplit, InflightSplitEntry};
 pub use mortal::{Life, Mortal};
 pub use packed::{EventSuppression, PackedDescriptor, PackedRing};
@@ -18,6 +20,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::barrier::{observe, publish};
+use crate::copy::copy;
 use crate::region::{OutsideRegion, Region};
 
 /// Memory in which a ring lies. Real rings use a [`Window`]; under loom the
@@ -81,6 +84,19 @@ pub trait RingMemory: Send {
     /// # Safety
     /// As for [`load_u64`](Self::load_u64).
     unsafe fn store_u64(&self, offset: usize, value: u64);
+
+    /// Copies bytes out, in any order: what a peer writes meanwhile arrives in
+    /// any mix of old and new.
+    ///
+    /// # Safety
+    /// `offset + target.len() <= len()`.
+    unsafe fn copy_out(&self, offset: usize, target: &mut [u8]);
+
+    /// Copies bytes in, in any order.
+    ///
+    /// # Safety
+    /// As for [`copy_out`](Self::copy_out), with `source`.
+    unsafe fn copy_in(&self, offset: usize, source: &[u8]);
 }
 
 /// A window that cannot hold its ring.
@@ -99,6 +115,16 @@ pub enum WindowError {
         need: usize,
         /// Bytes that there are.
         len: usize,
+    },
+    /// A ring of a VMBus channel whose parts cannot be one.
+    #[error(
+        "a channel's ring has a header of {header} bytes and {data} bytes of data, a multiple of 8"
+    )]
+    Channel {
+        /// Bytes of its header.
+        header: usize,
+        /// Bytes of its data.
+        data: usize,
     },
     /// The ring does not begin where the specification allows (virtio 1.3 2.7).
     #[error("this part of a ring must be aligned to {align} bytes")]
@@ -178,6 +204,33 @@ impl RingMemory for Window {
     window_access!(load_u16, store_u16, u16, AtomicU16);
     window_access!(load_u32, store_u32, u32, AtomicU32);
     window_access!(load_u64, store_u64, u64, AtomicU64);
+
+    #[inline]
+    unsafe fn copy_out(&self, offset: usize, target: &mut [u8]) {
+        debug_assert!(offset + target.len() <= self.len);
+        // SAFETY: in bounds by contract, alive through `region`; private memory
+        // cannot overlap it.
+        unsafe {
+            copy(
+                target.as_mut_ptr(),
+                self.base.as_ptr().add(offset),
+                target.len(),
+            );
+        }
+    }
+
+    #[inline]
+    unsafe fn copy_in(&self, offset: usize, source: &[u8]) {
+        debug_assert!(offset + source.len() <= self.len);
+        // SAFETY: as in `copy_out`.
+        unsafe {
+            copy(
+                self.base.as_ptr().add(offset),
+                source.as_ptr(),
+                source.len(),
+            );
+        }
+    }
 }
 
 /// A descriptor as it stood in shared memory at one moment (virtio 1.3 2.7.5):
