@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+pub mod channel;
 pub mod fcopy;
 mod guid;
 pub mod ic;

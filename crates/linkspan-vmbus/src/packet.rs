@@ -356,12 +356,23 @@ impl GpaRange<'_> {
 }
 
 impl<'a> GpaRanges<'a> {
-    fn parse(count: u32, bytes: &'a [u8]) -> Result<Self, PacketError> {
+    pub(crate) fn parse(count: u32, bytes: &'a [u8]) -> Result<Self, PacketError> {
         let mut rest = bytes;
         for range in 0..count {
             rest = split_range(range, rest)?.1;
         }
         Ok(Self(&bytes[..bytes.len() - rest.len()]))
+    }
+
+    /// Bytes that they take, all together.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Pages of all of them.
+    #[must_use]
+    pub fn page_count(&self) -> usize {
+        self.iter().map(|range| range.pages.len()).sum()
     }
 
     /// Each of them.

@@ -162,8 +162,11 @@ impl IcHeader {
     }
 }
 
+/// Versions of the frame, and versions of the service.
+pub(crate) type Lists<'a> = (&'a [[u8; 4]], &'a [[u8; 4]]);
+
 /// The lists of versions in a negotiation, or in the answer to one.
-pub(crate) fn versions(body: &[u8]) -> Result<(&[[u8; 4]], &[[u8; 4]]), FrameError> {
+pub(crate) fn versions(body: &[u8]) -> Result<Lists<'_>, FrameError> {
     let Some(([f0, f1, v0, v1, ..], lists)) = body.split_first_chunk::<NEGOTIATION_BYTES>() else {
         return Err(FrameError::Versions {
             frameworks: 0,
