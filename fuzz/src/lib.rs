@@ -7,6 +7,7 @@ pub mod ring_memory;
 pub mod seeds;
 pub mod vhost_user_replies;
 pub mod vhost_user_stream;
+pub mod vmbus;
 
 /// A function that takes any bytes and panics upon a fault of ours.
 pub type Target = fn(&[u8]);
@@ -17,6 +18,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("ring_memory", ring_memory::target),
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
+    ("vmbus_channel", vmbus::channel::target),
+    ("vmbus_ring", vmbus::ring::target),
+    ("vmbus_services", vmbus::services::target),
 ];
 
 /// The target of this name.

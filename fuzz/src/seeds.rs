@@ -6,8 +6,11 @@ mod packed;
 mod queue;
 mod replies;
 mod stream;
+mod vmbus;
 
-use crate::{net as net_target, ring_memory, vhost_user_replies, vhost_user_stream};
+use crate::{
+    net as net_target, ring_memory, vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
+};
 
 /// One input of a corpus.
 #[derive(Clone, Debug)]
@@ -56,6 +59,15 @@ pub enum Expected {
         /// A part of the error, or nothing.
         error: Option<&'static str>,
     },
+    /// So many things that were done and refused, and an error that says this.
+    Vmbus {
+        /// Things done.
+        done: usize,
+        /// Things refused.
+        refused: usize,
+        /// A part of the last error, or nothing.
+        error: Option<&'static str>,
+    },
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -76,6 +88,7 @@ pub fn all() -> Vec<Seed> {
         packed::seeds(),
         driver::seeds(),
         net::seeds(),
+        vmbus::seeds(),
     ]
     .concat()
 }
@@ -115,6 +128,21 @@ impl Seed {
                 error,
             } => {
                 let outcome = vhost_user_replies::run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
+            Expected::Vmbus {
+                done,
+                refused,
+                error,
+            } => {
+                let run = match self.target {
+                    "vmbus_ring" => vmbus_target::ring::run,
+                    "vmbus_services" => vmbus_target::services::run,
+                    _ => vmbus_target::channel::run,
+                };
+                let outcome = run(&self.bytes);
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);

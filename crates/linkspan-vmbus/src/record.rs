@@ -96,6 +96,12 @@ impl<'a> Reader<'a> {
         Ok(*first)
     }
 
+    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], RestoreError> {
+        let (first, rest) = self.rest.split_at_checked(len).ok_or(self.length())?;
+        self.rest = rest;
+        Ok(first)
+    }
+
     pub(crate) fn u8(&mut self) -> Result<u8, RestoreError> {
         Ok(u8::from_le_bytes(self.array()?))
     }

@@ -222,7 +222,11 @@ impl Sender {
     /// Whether an answer of the guest is due, for whoever has a clock.
     #[must_use]
     pub fn awaiting(&self) -> bool {
-        self.phase == Phase::Negotiating || self.host.outstanding() > 0
+        match self.phase {
+            Phase::Negotiating => true,
+            Phase::Over => false,
+            _ => self.host.outstanding() > 0,
+        }
     }
 
     /// Bytes that were sent of the file.

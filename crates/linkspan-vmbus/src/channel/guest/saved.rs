@@ -11,6 +11,10 @@ use crate::record::{NotQuiet, Reader, RestoreError, Writer};
 
 const MAGIC: [u8; 8] = *b"LSchgst1";
 
+/// Bytes of a channel and of a GPADL.
+const CHANNEL_LEAST: usize = size_of::<OfferBody>() + 10;
+const GPADL_LEAST: usize = 13;
+
 /// GPADLs that a saved state can have.
 const GPADLS_MAX: usize = 1 << 16;
 
@@ -79,10 +83,10 @@ impl Guest {
             _ => return Err(nonsense("the state of the connection")),
         };
         guest.next_gpadl = reader.u32()?;
-        for _ in 0..reader.count("the number of channels", 198, limits.channels)? {
+        for _ in 0..reader.count("the number of channels", CHANNEL_LEAST, limits.channels)? {
             guest.load_channel(&mut reader)?;
         }
-        for _ in 0..reader.count("the number of GPADLs", 13, GPADLS_MAX)? {
+        for _ in 0..reader.count("the number of GPADLs", GPADL_LEAST, GPADLS_MAX)? {
             guest.load_gpadl(&mut reader)?;
         }
         reader.end()?;

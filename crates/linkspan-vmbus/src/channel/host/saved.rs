@@ -12,6 +12,10 @@ use crate::record::{NotQuiet, Reader, RestoreError, Writer};
 
 const MAGIC: [u8; 8] = *b"LSchhst1";
 
+/// Bytes of a channel and of a GPADL, at least.
+const CHANNEL_LEAST: usize = size_of::<OfferBody>() + 3;
+const GPADL_LEAST: usize = 19;
+
 impl Host {
     /// The control path as bytes. A channel that is being opened and memory that is
     /// being released are to be answered for by the next life as well.
@@ -66,10 +70,10 @@ impl Host {
             return Err(nonsense("the version"));
         }
         host.asked = reader.flag("whether offers were asked for")?;
-        for _ in 0..reader.count("the number of channels", 199, CHANNELS_MAX)? {
+        for _ in 0..reader.count("the number of channels", CHANNEL_LEAST, CHANNELS_MAX)? {
             host.load_channel(&mut reader)?;
         }
-        for _ in 0..reader.count("the number of GPADLs", 19, limits.gpadls)? {
+        for _ in 0..reader.count("the number of GPADLs", GPADL_LEAST, limits.gpadls)? {
             host.load_gpadl(&mut reader)?;
         }
         reader.end()?;
@@ -117,9 +121,7 @@ impl Host {
         let len = reader.count("bytes of a GPADL", 1, want.min(usize::from(u16::MAX)))?;
         let room = self.room_for(gpadl, want);
         let mut bytes = room.map_err(|_| nonsense("the size of a GPADL"))?;
-        for _ in 0..len {
-            bytes.push(reader.u8()?);
-        }
+        bytes.extend_from_slice(reader.bytes(len)?);
         let coming = state == GpadlState::Coming;
         let parsed = GpaRanges::parse(ranges.into(), &bytes);
         if coming != (len < want) || !coming && parsed.is_err() {
