@@ -132,7 +132,7 @@ impl Run {
             }
             (Err(error), None) => {
                 self.retired[side] = Some(error);
-                self.outcome.count::<(), _>(Err(error))
+                self.outcome.count(Err(error))
             }
         }
     }

@@ -40,8 +40,11 @@ pub(crate) mod step {
     pub(crate) const SAVE: u8 = 3;
     /// The channel goes away.
     pub(crate) const END: u8 = 4;
+    /// START: bytes of the file's name, 8 bits; those; the same of the path; bytes of the
+    /// file, 64 bits.
+    pub(crate) const START: u8 = 5;
     /// How many there are.
-    pub(crate) const COUNT: u8 = 5;
+    pub(crate) const COUNT: u8 = 6;
 }
 
 /// Steps against a host's end, the first byte of each.
@@ -145,6 +148,20 @@ fn framed(kind: u8, size: u16, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// The body of START. Its flags are the low bits of its size.
+fn start(input: &mut Input<'_>) -> Option<Vec<u8>> {
+    let mut body = vec![0; 1088];
+    for at in [36, 556] {
+        let len = input.u8()?;
+        let name = input.bytes(len.into());
+        body[at..at + name.len()].copy_from_slice(name);
+    }
+    let size: [u8; 8] = *input.bytes(8).first_chunk()?;
+    body[1076] = size[0] & 3;
+    body[1080..].copy_from_slice(&size);
+    Some(body)
+}
+
 fn guest<S: GuestService>(
     input: &mut Input<'_>,
     make: impl Fn() -> S,
@@ -168,6 +185,7 @@ fn guest<S: GuestService>(
                         &body[..body.len().min(usize::from(size % 16_000))],
                     )
                 }
+                step::START => framed(7, 1088, &start(input)?),
                 step::ANSWER => {
                     answer = STATUSES[usize::from(input.u8()?) % STATUSES.len()];
                     continue;
@@ -200,7 +218,7 @@ fn guest<S: GuestService>(
                 assert!(effects <= 3, "one request has an end");
                 reaction = guest.answer(answer, &mut payload);
             }
-            assert_eq!(reaction, Reaction::Reply(len));
+            assert!(matches!(reaction, Reaction::Reply(sent) if sent == len));
             assert_eq!(payload[25], 5);
             let status = u32::from_le_bytes(payload[20..24].try_into().expect("4 bytes"));
             if status == 0 {
