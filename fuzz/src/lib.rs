@@ -8,6 +8,7 @@ pub mod seeds;
 pub mod vduse;
 pub mod vhost_user_replies;
 pub mod vhost_user_stream;
+pub mod vmbus;
 
 /// A function that takes any bytes and panics upon a fault of ours.
 pub type Target = fn(&[u8]);
@@ -19,6 +20,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("vduse", vduse::target),
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
+    ("vmbus_channel", vmbus::channel::target),
+    ("vmbus_ring", vmbus::ring::target),
+    ("vmbus_services", vmbus::services::target),
 ];
 
 /// The target of this name.

@@ -7,9 +7,11 @@ mod queue;
 mod replies;
 mod stream;
 mod vduse;
+mod vmbus;
 
 use crate::{
     net as net_target, ring_memory, vduse as vduse_target, vhost_user_replies, vhost_user_stream,
+    vmbus as vmbus_target,
 };
 
 /// One input of a corpus.
@@ -71,6 +73,15 @@ pub enum Expected {
         /// Processes that went on.
         restores: usize,
     },
+    /// So many things that were done and refused, and an error that says this.
+    Vmbus {
+        /// Things done.
+        done: usize,
+        /// Things refused.
+        refused: usize,
+        /// A part of the last error, or nothing.
+        error: Option<&'static str>,
+    },
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -92,6 +103,7 @@ pub fn all() -> Vec<Seed> {
         driver::seeds(),
         net::seeds(),
         vduse::seeds(),
+        vmbus::seeds(),
     ]
     .concat()
 }
@@ -148,6 +160,21 @@ impl Seed {
                     restores,
                 };
                 assert_eq!(vduse_target::run(&self.bytes), expected, "{name}");
+            }
+            Expected::Vmbus {
+                done,
+                refused,
+                error,
+            } => {
+                let run = match self.target {
+                    "vmbus_ring" => vmbus_target::ring::run,
+                    "vmbus_services" => vmbus_target::services::run,
+                    _ => vmbus_target::channel::run,
+                };
+                let outcome = run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
             }
             Expected::Stream {
                 replies,

@@ -21,7 +21,7 @@ pub use region::{Backing, OutsideRegion, Region, SharedSlice};
 #[cfg(loom)]
 pub use ring::model;
 pub use ring::{
-    Descriptor, EventSuppression, InflightPacked, InflightPackedEntry, InflightSplit,
+    ChannelRing, Descriptor, EventSuppression, InflightPacked, InflightPackedEntry, InflightSplit,
     InflightSplitEntry, Life, Mortal, PackedDescriptor, PackedRing, Raced, RingMemory, SplitRing,
     UsedElement, Window, WindowError,
 };

@@ -82,4 +82,20 @@ impl RingMemory for ModelMemory {
     model_access!(load_u16, store_u16, u16, Half);
     model_access!(load_u32, store_u32, u32, Word);
     model_access!(load_u64, store_u64, u64, Double);
+
+    /// In cells of 8 bytes only.
+    unsafe fn copy_out(&self, offset: usize, target: &mut [u8]) {
+        for (at, bytes) in (offset..).step_by(8).zip(target.chunks_exact_mut(8)) {
+            // SAFETY: model memory checks everything.
+            bytes.copy_from_slice(&unsafe { self.load_u64(at) }.to_ne_bytes());
+        }
+    }
+
+    unsafe fn copy_in(&self, offset: usize, source: &[u8]) {
+        for (at, bytes) in (offset..).step_by(8).zip(source.chunks_exact(8)) {
+            let value = u64::from_ne_bytes(bytes.try_into().expect("8 bytes"));
+            // SAFETY: model memory checks everything.
+            unsafe { self.store_u64(at, value) }
+        }
+    }
 }

@@ -54,4 +54,15 @@ impl<M: RingMemory> RingMemory for Raced<M> {
     raced_access!(load_u16, store_u16, u16);
     raced_access!(load_u32, store_u32, u32);
     raced_access!(load_u64, store_u64, u64);
+
+    unsafe fn copy_out(&self, offset: usize, target: &mut [u8]) {
+        (self.peer)();
+        // SAFETY: the contract is passed on unchanged.
+        unsafe { self.memory.copy_out(offset, target) }
+    }
+
+    unsafe fn copy_in(&self, offset: usize, source: &[u8]) {
+        // SAFETY: the contract is passed on unchanged.
+        unsafe { self.memory.copy_in(offset, source) }
+    }
 }

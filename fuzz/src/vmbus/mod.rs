@@ -1,0 +1,33 @@
+//! VMBus: rings, services and the control path against peers that may do anything.
+
+pub mod channel;
+pub mod ring;
+pub mod services;
+
+/// What came of a script, for tests that seeds do what they say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Packets received, requests answered with success, messages taken.
+    pub done: usize,
+    /// What was refused, or dropped.
+    pub refused: usize,
+    /// The last error.
+    pub error: Option<String>,
+}
+
+impl Outcome {
+    fn count<T, E: ToString>(&mut self, result: Result<T, E>) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.done += 1;
+                Some(value)
+            }
+            Err(error) => {
+                self.refused += 1;
+                self.error = Some(error.to_string());
+                assert_ne!(self.error.as_deref(), Some(""));
+                None
+            }
+        }
+    }
+}
