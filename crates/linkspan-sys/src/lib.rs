@@ -28,6 +28,7 @@ pub mod tap;
 mod testing;
 pub mod thread;
 pub mod uring;
+pub mod vdpa;
 
 pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};
