@@ -25,6 +25,20 @@ pub(crate) const TESTS: &[&str] = &[
 /// Packages for the figures of network devices.
 pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev"];
 
+/// Packages for the lab's kernel: its source and what builds it.
+pub(crate) const LAB_KERNEL: &[&str] = &[
+    "linux-source-6.12",
+    "gcc",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "xz-utils",
+    "patch",
+];
+
 /// Something is not there and cannot be installed by us.
 #[derive(Debug)]
 pub(crate) struct Missing(pub(crate) String);
@@ -134,6 +148,8 @@ fn is_installed(package: &str) -> bool {
         "iputils-ping" => runs("ping"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),
+        "gcc" | "make" | "flex" | "bison" | "bc" | "patch" => runs(package),
+        "xz-utils" => runs("xz"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),
         _ => false,

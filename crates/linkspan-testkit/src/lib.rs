@@ -15,6 +15,7 @@ pub mod disk;
 pub mod driven;
 pub mod front_end;
 pub mod gated;
+pub mod lab;
 pub mod logs;
 pub mod memory;
 pub mod net;
