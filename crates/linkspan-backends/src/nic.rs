@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use linkspan_devices::net::features::{
 };
 use linkspan_devices::net::header::{HEADER_LEN_MAX, Offload};
 use linkspan_devices::net::{CONFIG_LEN, Frame};
+use linkspan_engine::vdpa::{Opener, VdpaOptions};
 use linkspan_engine::vhost_user::{LinkOptions, Reach};
 use linkspan_engine::{DriverMemory, LinkEnded, QueueHandle, QueueLink, Resumed, queue_link};
 use linkspan_mem::{Gpa, Window};
@@ -70,6 +72,22 @@ impl NicOptions {
             protocol_features: ProtocolFeatures::CONFIG,
             required_protocol_features: ProtocolFeatures::empty(),
             config_size: u32::try_from(CONFIG_LEN).expect("24"),
+        }
+    }
+}
+
+impl NicOptions {
+    /// The same of a vDPA device. Without the control queue it has one pair.
+    pub fn vdpa_options(&self, open: Opener) -> VdpaOptions {
+        let options = self.link_options(Reach::Connect(PathBuf::new()), Duration::ZERO);
+        let mut features = options.features;
+        features.remove(VIRTIO_NET_F_MQ);
+        VdpaOptions {
+            open,
+            queues: options.queues,
+            features,
+            required: options.required,
+            config_size: options.config_size,
         }
     }
 }

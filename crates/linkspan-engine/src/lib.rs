@@ -4,6 +4,7 @@
 //! resources. Threads live here and nowhere below.
 #![forbid(unsafe_code)]
 
+mod config_space;
 mod counters;
 mod device;
 mod dirty;
@@ -11,8 +12,11 @@ mod driver;
 mod endpoint;
 mod in_process;
 mod limit;
+mod link;
+mod queues;
 mod rate;
 pub mod session;
+pub mod vdpa;
 pub mod vhost_user;
 mod worker;
 

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod net;
 pub mod served;
 pub mod sweep;
+pub mod vdpa;
 
 pub use back_end::BackEnd;
 pub use census::Census;

@@ -15,6 +15,7 @@ mod memory;
 pub mod message;
 mod record;
 mod ring;
+pub mod vdpa;
 pub mod wire;
 
 pub use area::{AreaError, Direction, Inflight, Log};

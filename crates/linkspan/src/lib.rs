@@ -10,4 +10,5 @@ pub mod exit;
 pub mod limits;
 pub mod net;
 mod serving;
+pub mod vdpa;
 pub mod workers;

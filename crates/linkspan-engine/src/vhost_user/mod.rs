@@ -3,24 +3,23 @@
 
 mod asked;
 mod channel;
-mod config;
 mod error;
 mod frontend;
 mod inflight;
 mod link;
 mod log;
-mod memory;
+pub(crate) mod memory;
 mod place;
-mod queues;
 mod reach;
-mod requests;
+pub(crate) mod requests;
 mod rings;
 mod server;
 mod session;
 mod transfer;
 
 pub use error::{Reason, SessionError};
-pub use link::{Connection, Link, LinkError, LinkOptions};
+pub use crate::link::Link;
+pub use link::{Connection, LinkError, LinkOptions};
 pub use reach::Reach;
 pub use server::{Event, Server, StopError};
 pub use session::BackendSession;

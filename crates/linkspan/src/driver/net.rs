@@ -4,12 +4,12 @@ use anyhow::anyhow;
 use clap::Subcommand;
 use linkspan_backends::nic::{Nic, NicError, NicLayout, NicOptions, NicPair, PAIRS_MAX};
 use linkspan_devices::net::NetInfo;
-use linkspan_engine::vhost_user::{Connection, Link};
+use linkspan_engine::vhost_user::Link;
 use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
 use serde::Serialize;
 
-use super::target::{Hints, Target, link_failure};
+use super::target::{Connection, Hints, Target, Wanted};
 use super::{ReachArgs, net_bench};
 use crate::exit::{Failure, Status};
 
@@ -18,7 +18,8 @@ use crate::exit::{Failure, Status};
 #[command(after_help = "Examples:\n  \
     linkspan driver net --socket-path /tmp/net.sock info\n  \
     linkspan driver net --socket-path /tmp/net.sock bench --mode tx --size 64 --poll --seconds 5\n  \
-    linkspan driver net --socket-path /tmp/net.sock --server bench --mode loop --queues 2 --packed\n\n\
+    linkspan driver net --socket-path /tmp/net.sock --server bench --mode loop --queues 2 --packed\n  \
+    linkspan driver net --vdpa /dev/vhost-vdpa-0 info\n\n\
     A back end that dies while a bench runs is waited for: all queue pairs go on with\n\
     the next one, and the frames that were under way count as lost.")]
 pub(super) struct Args {
@@ -83,8 +84,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn connect(target: &Target, options: NicOptions) -> Result<Connection, Failure> {
-    let wanted = options.link_options(target.reach.clone(), target.connect_limit);
-    target.connect(wanted, &HINTS)
+    let wanted = Wanted {
+        socket: &|reach| options.link_options(reach, target.connect_limit),
+        vdpa: &|open| options.vdpa_options(open),
+    };
+    target.connect(&wanted, &HINTS)
 }
 
 /// Connects and starts all pairs.
@@ -95,10 +99,10 @@ pub(super) fn open(
 ) -> Result<Device, Failure> {
     let connection = connect(target, options)?;
     let features = Features::from_bits_retain(connection.negotiated().features);
+    let mut layout = layout;
+    layout.queue_size = connection.queue_size(options.pairs * 2, layout.queue_size, 1)?;
     let nic = Nic::new(options.pairs, layout, features).map_err(|error| failure(target, error))?;
-    let link = connection
-        .start(nic.memory, nic.handles)
-        .map_err(|error| link_failure(error, &HINTS))?;
+    let link = connection.start(nic.memory, nic.handles, &HINTS)?;
     target.begins();
     Ok(Device {
         features,
