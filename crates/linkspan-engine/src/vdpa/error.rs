@@ -32,7 +32,9 @@ pub enum VdpaError {
         source: io::Error,
     },
     /// The device did not take the features.
-    #[error("the vDPA device does not accept the features {features:#x}; its status is {status:#x}")]
+    #[error(
+        "the vDPA device does not accept the features {features:#x}; its status is {status:#x}"
+    )]
     Refused {
         /// The features.
         features: u64,
@@ -122,7 +124,9 @@ impl VdpaError {
             Self::Step { what, source }
                 if source.kind() == io::ErrorKind::ResourceBusy && what == "VHOST_SET_OWNER" =>
             {
-                Some("the descriptor belongs to the process that used it first; open the device anew")
+                Some(
+                    "the descriptor belongs to the process that used it first; open the device anew",
+                )
             }
             _ => None,
         }

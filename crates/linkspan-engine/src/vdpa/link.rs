@@ -108,7 +108,8 @@ impl Connection {
         };
         let queues = Queues::new(memory, queues).map_err(no_descriptor)?;
         let changes = EventFd::new().map_err(no_descriptor)?;
-        let config = ConfigSpace::new(self.ready.negotiated.config.clone()).map_err(no_descriptor)?;
+        let config =
+            ConfigSpace::new(self.ready.negotiated.config.clone()).map_err(no_descriptor)?;
         let epoll = Epoll::new().map_err(no_descriptor)?;
         let watched = [
             (queues.bell(), BELL),
@@ -116,7 +117,9 @@ impl Connection {
             (self.again.cancel.as_fd(), CANCEL),
         ];
         for (fd, token) in watched {
-            epoll.add(fd, token, Interest::READ).map_err(no_descriptor)?;
+            epoll
+                .add(fd, token, Interest::READ)
+                .map_err(no_descriptor)?;
         }
         let mut running = Running {
             ready: Some(self.ready),
@@ -272,7 +275,9 @@ impl Running {
             rings: rings.collect(),
             config_call: true,
         };
-        ready.device.start(plan, &LinkWires(&self.queues, &self.changes))
+        ready
+            .device
+            .start(plan, &LinkWires(&self.queues, &self.changes))
     }
 
     /// Waits for changes of the device, and brings it up anew when it breaks.
@@ -283,7 +288,11 @@ impl Running {
                 Err(error) => error,
             };
             if let Some(more) = self.losses.allow() {
-                tracing::warn!(more, "the device is lost: {}; opening it again", chain(&reason));
+                tracing::warn!(
+                    more,
+                    "the device is lost: {}; opening it again",
+                    chain(&reason)
+                );
             }
             endpoint.enter(Phase::Reconnecting);
             let features = self.ready.take().map_or(0, |lost| lost.negotiated.features);

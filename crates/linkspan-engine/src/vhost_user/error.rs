@@ -36,7 +36,9 @@ pub enum SessionError {
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
     /// The vDPA device that is passed on broke.
-    #[error("the vDPA device is broken, its status is {status:#x}; it is opened anew for the next front end")]
+    #[error(
+        "the vDPA device is broken, its status is {status:#x}; it is opened anew for the next front end"
+    )]
     DeviceLost {
         /// Its status.
         status: u8,

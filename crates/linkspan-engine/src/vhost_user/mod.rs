@@ -17,8 +17,8 @@ mod server;
 mod session;
 mod transfer;
 
-pub use error::{Reason, SessionError};
 pub use crate::link::Link;
+pub use error::{Reason, SessionError};
 pub use link::{Connection, LinkError, LinkOptions};
 pub use reach::Reach;
 pub use server::{Event, Server, StopError};

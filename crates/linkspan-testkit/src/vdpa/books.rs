@@ -1,7 +1,7 @@
 //! What the kernel knows of one device.
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 

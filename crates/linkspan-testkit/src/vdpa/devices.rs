@@ -58,7 +58,8 @@ impl QueueHandler for EntropyQueue {
             let table = ring.memory.table();
             let whole = table.scatter(self.chain.writable(), 0, &bytes[..wanted as usize]);
             assert!(whole.is_ok());
-            ring.queue.push(&self.chain, wanted.try_into().expect("64"))?;
+            ring.queue
+                .push(&self.chain, wanted.try_into().expect("64"))?;
         }
         Ok(Progress::More)
     }
@@ -132,11 +133,7 @@ impl Device for Card {
         Ok(())
     }
 
-    fn open_queue(
-        &self,
-        index: u16,
-        _: Features,
-    ) -> Result<Box<dyn QueueHandler>, OpenQueueError> {
+    fn open_queue(&self, index: u16, _: Features) -> Result<Box<dyn QueueHandler>, OpenQueueError> {
         let control = index == 2 * self.pairs;
         Ok(Box::new(CardQueue {
             chain: Chain::new(64)?,

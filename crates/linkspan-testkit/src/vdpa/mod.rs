@@ -97,7 +97,12 @@ struct Log {
 
 impl Machine {
     /// A device of this virtio type behind a kernel with these quirks.
-    pub fn new(device_id: u32, device: Arc<dyn Device>, workers: Arc<Workers>, quirks: Quirks) -> Self {
+    pub fn new(
+        device_id: u32,
+        device: Arc<dyn Device>,
+        workers: Arc<Workers>,
+        quirks: Quirks,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 device,
@@ -219,11 +224,17 @@ impl Machine {
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
-        self.inner.books.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .books
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.inner.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a call; fails it if that is wanted.
@@ -231,8 +242,13 @@ impl Machine {
         let mut log = self.log();
         log.count += 1;
         let nth = log.fail.filter(|(nth, _)| *nth == log.count);
-        let named = log.refuse.as_ref().filter(|(name, _)| call.starts_with(name));
-        let errno = nth.map(|(_, errno)| errno).or(named.map(|(_, errno)| *errno));
+        let named = log
+            .refuse
+            .as_ref()
+            .filter(|(name, _)| call.starts_with(name));
+        let errno = nth
+            .map(|(_, errno)| errno)
+            .or(named.map(|(_, errno)| *errno));
         log.calls.push(call);
         match errno {
             Some(errno) => Err(io::Error::from_raw_os_error(errno)),

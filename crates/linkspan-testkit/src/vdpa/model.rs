@@ -218,7 +218,8 @@ impl Vdpa for ModelVdpa {
     }
 
     fn set_backend_features(&self, features: u64) -> io::Result<()> {
-        self.machine.enter(format!("SET_BACKEND_FEATURES {features:#x}"))?;
+        self.machine
+            .enter(format!("SET_BACKEND_FEATURES {features:#x}"))?;
         if features & !self.machine.inner.quirks.backend_features.bits() != 0 {
             return error(EOPNOTSUPP);
         }
@@ -306,7 +307,10 @@ impl Vdpa for ModelVdpa {
     fn queues(&self) -> io::Result<u32> {
         self.machine.enter("GET_VQS_COUNT".into())?;
         let inner = &self.machine.inner;
-        Ok(inner.quirks.queues.unwrap_or_else(|| inner.device.queues().into()))
+        Ok(inner
+            .quirks
+            .queues
+            .unwrap_or_else(|| inner.device.queues().into()))
     }
 
     fn queue_size_max(&self) -> io::Result<u16> {
@@ -380,17 +384,21 @@ impl Vdpa for ModelVdpa {
     }
 
     fn set_ring_base(&self, ring: u16, base: u32) -> io::Result<()> {
-        self.ring(format!("SET_VRING_BASE {ring} {base:#x}"), ring, |books, at| {
-            if books.status & DRIVER_OK != 0 && !books.suspended {
-                return error(EINVAL);
-            }
-            let packed = books.features & 1 << 34 != 0;
-            if !packed && base > 0xffff {
-                return error(EINVAL);
-            }
-            books.rings[at].base = base;
-            Ok(())
-        })
+        self.ring(
+            format!("SET_VRING_BASE {ring} {base:#x}"),
+            ring,
+            |books, at| {
+                if books.status & DRIVER_OK != 0 && !books.suspended {
+                    return error(EINVAL);
+                }
+                let packed = books.features & 1 << 34 != 0;
+                if !packed && base > 0xffff {
+                    return error(EINVAL);
+                }
+                books.rings[at].base = base;
+                Ok(())
+            },
+        )
     }
 
     fn ring_base(&self, ring: u16) -> io::Result<u32> {
@@ -436,13 +444,17 @@ impl Vdpa for ModelVdpa {
 
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()> {
         let machine = &self.machine;
-        self.ring(format!("SET_VRING_ENABLE {ring} {enabled}"), ring, |books, at| {
-            books.rings[at].enabled = enabled;
-            if !machine.inner.quirks.deaf_to_late_enable {
-                machine.start_rings(books);
-            }
-            Ok(())
-        })
+        self.ring(
+            format!("SET_VRING_ENABLE {ring} {enabled}"),
+            ring,
+            |books, at| {
+                books.rings[at].enabled = enabled;
+                if !machine.inner.quirks.deaf_to_late_enable {
+                    machine.start_rings(books);
+                }
+                Ok(())
+            },
+        )
     }
 
     fn suspend(&self) -> io::Result<()> {

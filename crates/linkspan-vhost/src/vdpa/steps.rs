@@ -247,12 +247,14 @@ pub enum Misuse {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Closed,
+    New,
     Open,
     /// It runs.
     Live,
     /// It runs and is suspended.
     Paused,
+    /// It was given back; an owner lasts as long as the descriptor, so this is over.
+    Closed,
 }
 
 /// How failures of the steps of a command are taken.
@@ -295,7 +297,7 @@ impl Consumer {
     pub fn new(backend_features: u64) -> Self {
         Self {
             backend_features: backend_features & backend::WANTED,
-            state: State::Closed,
+            state: State::New,
             mapped: Vec::new(),
             memory: Vec::new(),
             standing: Vec::new(),
@@ -333,8 +335,8 @@ impl Consumer {
             return Err(Misuse::Busy);
         }
         let (steps, then) = match (command, self.state) {
-            (Command::Open, State::Closed) => (self.open(), State::Open),
-            (Command::SetMemory(memory), state) if state != State::Closed => {
+            (Command::Open, State::New) => (self.open(), State::Open),
+            (Command::SetMemory(memory), state @ (State::Open | State::Live | State::Paused)) => {
                 (self.set_memory(memory), state)
             }
             (Command::TryFeatures(features), State::Open) => {
@@ -432,9 +434,11 @@ impl Consumer {
             self.state = then;
         } else {
             outcome.bases.clear();
-            // A failed start leaves no ring.
-            if self.state == State::Open {
-                self.rings.clear();
+            match self.state {
+                // A failed start leaves no ring.
+                State::Open => self.rings.clear(),
+                State::New => self.state = State::Closed,
+                _ => {}
             }
         }
         self.was_reset = false;
@@ -559,7 +563,7 @@ impl Consumer {
             steps = self.stop();
         }
         self.mode = Mode::Back;
-        if state != State::Closed {
+        if state != State::New {
             let left = self.mapped.iter().rev().copied().map(Step::Unmap);
             let left: Vec<_> = left.filter(|step| !steps.contains(step)).collect();
             steps.extend(left);

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::disk::{
-    DiskError, DiskQueue, DiskQueueLayout, link_options, vdpa_options,
-};
+use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout, link_options, vdpa_options};
 use linkspan_devices::block::driver::{Answer, Command, DiskInfo, RangeLimits};
 use linkspan_devices::block::{ID_BYTES, SECTOR, Status as Answered};
 use linkspan_engine::vhost_user::Link;

@@ -69,7 +69,9 @@ impl Connection {
         };
         if size < least {
             let text = anyhow!("{least} entries are needed in a queue, it has {size}");
-            return Err(Failure::new(Status::Failed, text).hint("less --depth, or a larger --queue-size"));
+            return Err(
+                Failure::new(Status::Failed, text).hint("less --depth, or a larger --queue-size")
+            );
         }
         Ok(size)
     }
@@ -160,7 +162,11 @@ impl Target {
     }
 
     /// Reaches the device, or waits until it connects, and negotiates.
-    pub(super) fn connect(&self, wanted: &Wanted<'_>, hints: &Hints) -> Result<Connection, Failure> {
+    pub(super) fn connect(
+        &self,
+        wanted: &Wanted<'_>,
+        hints: &Hints,
+    ) -> Result<Connection, Failure> {
         let cancel = Arc::clone(&self.cancel);
         match &self.place {
             Place::Socket(reach) => {

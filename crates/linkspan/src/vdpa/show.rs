@@ -120,7 +120,10 @@ pub(super) fn list(args: &ListArgs) -> Result<(), Failure> {
         let what = match (&entry.device, &entry.reason) {
             (Some(told), _) => {
                 let queues = told.queues.map_or_else(none, |queues| queues.to_string());
-                format!("{}, {queues} queues of {}", told.device_type, told.queue_size_max)
+                format!(
+                    "{}, {queues} queues of {}",
+                    told.device_type, told.queue_size_max
+                )
             }
             (None, Some(reason)) => reason.clone(),
             (None, None) => String::new(),
@@ -144,7 +147,10 @@ fn entry(listed: Listed) -> Entry {
     let (device, reason) = match told {
         Some(Ok(told)) => (Some(told), None),
         Some(Err(error)) => (None, Some(error.to_string())),
-        None => (None, Some("no character device; bind it to vhost_vdpa".into())),
+        None => (
+            None,
+            Some("no character device; bind it to vhost_vdpa".into()),
+        ),
     };
     Entry {
         name: listed.name,
@@ -222,8 +228,13 @@ impl Told {
             println!("management    {management}");
         }
         println!("type          {} ({})", self.device_type, self.device_id);
-        let queues = self.queues.map_or_else(unknown, |queues| queues.to_string());
-        println!("queues        {queues}, of at most {} entries", self.queue_size_max);
+        let queues = self
+            .queues
+            .map_or_else(unknown, |queues| queues.to_string());
+        println!(
+            "queues        {queues}, of at most {} entries",
+            self.queue_size_max
+        );
         println!("queue sizes   {}", each(&self.queue_sizes));
         println!(
             "groups        {} in {} address spaces; of each queue: {}",
@@ -317,7 +328,10 @@ fn names(raw: &Raw) -> Vec<String> {
 
 fn backend_names(bits: u64) -> Vec<String> {
     let known = BackendFeatures::from_bits_retain(bits);
-    known.iter_names().map(|(name, _)| name.to_owned()).collect()
+    known
+        .iter_names()
+        .map(|(name, _)| name.to_owned())
+        .collect()
 }
 
 fn each(numbers: &[Option<u32>]) -> String {

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use linkspan_mem::{Iova, SplitRing, UserVa};
 use linkspan_sys::PeerEventFd;
-use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::backend::RingSetup;
 use linkspan_vhost::vdpa::{ControlCommand, Plan, RingPlan, Wire, status};
 use linkspan_virtio::{Features, QueueLayout};
@@ -174,11 +173,10 @@ impl BridgeSession {
         })
     }
 
-    /// Whether the device should run at all: with `STATUS` the driver says so.
+    /// Whether the device should run at all. Where the front end passes the driver's
+    /// status on, that says it; there are some that negotiate it and do not.
     fn should_run(&self) -> bool {
-        let protocol = self.core.protocol_features();
-        let says = !protocol.contains(ProtocolFeatures::STATUS)
-            || self.status & status::DRIVER_OK != 0;
+        let says = self.status.is_none_or(|now| now & status::DRIVER_OK != 0);
         says && self.features.is_some() && self.slots.iter().any(Slot::is_wanted)
     }
 
@@ -348,7 +346,11 @@ impl BridgeSession {
     pub(super) fn halt(&mut self) {
         let bases = self.device().stop();
         for (ring, base) in bases {
-            let Some(setup) = self.slots.get(usize::from(ring)).and_then(|slot| slot.setup) else {
+            let Some(setup) = self
+                .slots
+                .get(usize::from(ring))
+                .and_then(|slot| slot.setup)
+            else {
                 continue;
             };
             // The used ring says it of a device that cannot: what was used is done,

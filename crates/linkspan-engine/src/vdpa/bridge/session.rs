@@ -43,8 +43,8 @@ pub(crate) struct BridgeSession {
     pub(super) control: Option<ControlQueue>,
     /// What the device gets of features, once they are agreed upon.
     pub(super) features: Option<u64>,
-    /// What the driver wrote last.
-    pub(super) status: u8,
+    /// The driver's status, once it was told.
+    pub(super) status: Option<u8>,
     /// The address that the front end gave the device.
     pub(super) mac: Option<[u8; MAC_LEN]>,
     /// Queue pairs that the device has in use.
@@ -72,14 +72,16 @@ impl BridgeSession {
         match Parts::new(&home, &changes) {
             Ok(parts) => Ok(Self {
                 core: parts.core,
-                slots: (0..home.bridge().data_rings()).map(|_| Slot::default()).collect(),
+                slots: (0..home.bridge().data_rings())
+                    .map(|_| Slot::default())
+                    .collect(),
                 home,
                 device: Some(device),
                 table: parts.table,
                 memory: parts.memory,
                 control: parts.control,
                 features: None,
-                status: 0,
+                status: None,
                 mac: None,
                 pairs: 1,
                 settle_by: None,
@@ -171,7 +173,7 @@ impl BridgeSession {
             Effect::ResetDevice => {
                 self.halt();
                 self.features = None;
-                self.status = 0;
+                self.status = None;
                 self.mac = None;
                 self.slots.fill_with(Slot::default);
             }
@@ -251,12 +253,12 @@ impl BridgeSession {
 
     /// The status of the device itself follows from what is to run.
     fn set_status(&mut self, new: u8) -> Result<(), Reason> {
-        let old = std::mem::replace(&mut self.status, new);
+        let old = self.status.replace(new);
         if new == 0 {
             self.halt();
             return Ok(());
         }
-        if (old ^ new) & status::DRIVER_OK != 0
+        if (old.unwrap_or(0) ^ new) & status::DRIVER_OK != 0
             && let Err(reason) = self.settle()
         {
             self.status = old;
@@ -308,7 +310,12 @@ impl BridgeSession {
     /// are zeroes.
     fn read_config(&mut self, offset: u32, size: u32) -> Result<Vec<u8>, Reason> {
         let mut bytes = vec![0; size as usize];
-        let there = self.device().facts().config_size.saturating_sub(offset).min(size);
+        let there = self
+            .device()
+            .facts()
+            .config_size
+            .saturating_sub(offset)
+            .min(size);
         if there > 0 {
             let target = &mut bytes[..there as usize];
             let read = self.device().kernel().read_config(offset, target);
@@ -447,7 +454,9 @@ impl Session for BridgeSession {
             self.settle_by = None;
             if let Err(reason) = self.settle() {
                 let waiting = self.slots.iter().position(Slot::is_wanted);
-                let ring = waiting.and_then(|ring| u16::try_from(ring).ok()).unwrap_or(0);
+                let ring = waiting
+                    .and_then(|ring| u16::try_from(ring).ok())
+                    .unwrap_or(0);
                 return Err(SessionError::RingLost { ring, reason });
             }
         }
@@ -508,7 +517,9 @@ impl Parts {
         // What changed before nobody has read yet.
         changes.drain()?;
         let control = if home.bridge().drives_control() {
-            Some(ControlQueue::new(home.facts().queue_size(home.facts().queues, 0).unwrap_or(2))?)
+            Some(ControlQueue::new(
+                home.facts().queue_size(home.facts().queues, 0).unwrap_or(2),
+            )?)
         } else {
             None
         };
