@@ -427,7 +427,7 @@ fn a_device_type_without_a_driver_of_ours_runs_the_whole_way() {
     front.start(&ring).unwrap();
     front.enable(0, true).unwrap();
     // A disk's identity is a request for bytes as far as this device can tell.
-    ring.add(Io::Id);
+    ring.add(Io::GetId);
     ring.kick();
     let done = ring.wait();
     assert_eq!(done.data[..4], [1, 2, 3, 4]);
