@@ -1,7 +1,7 @@
 # What the lab's kernel carries: each peer by a check of its own.
 #: about each peer that the lab kernel carries is there
 #: pack vdpa rdma ip
-#: limit 60
+#: limit 120
 #: quick
 . /lab/functions.sh
 
@@ -35,7 +35,7 @@ check "rxe on an interface" rdma_over rxe0 rxe 198.51.100.1
 
 vfio_display() { # PARENT TYPE
     uuid=$(mdev_create "$1" "$2") &&
-        await 5 ls /dev/vfio/devices/vfio0 && ls /dev/vfio/[0-9]* && mdev_remove "$uuid"
+        await 30 ls /dev/vfio/devices/vfio0 && ls /dev/vfio/[0-9]* && mdev_remove "$uuid"
 }
 check "mdpy makes a display" vfio_display mdpy mdpy-vga
 check "mbochs makes a display" vfio_display mbochs mbochs-small
@@ -45,6 +45,19 @@ check "vgem" test -c /dev/dri/card0
 check "iommufd" test -c /dev/iommu
 
 check "FUSE" test -c /dev/fuse
+
+# The kernel's first request to a file system says what it can: flags2 is at byte 56,
+# and pass-through is its bit 5.
+fuse_passthrough() {
+    mkdir -p /tmp/fuse
+    exec 4<>/dev/fuse
+    mount -t fuse -o fd=4,rootmode=40000,user_id=0,group_id=0 lab /tmp/fuse || return 1
+    dd bs=64k count=1 <&4 >/tmp/fuse.init || return 1
+    byte=$(hexdump -s 56 -n 1 -e '1/1 "%u"' /tmp/fuse.init)
+    umount -l /tmp/fuse
+    [ $((byte & 32)) != 0 ]
+}
+check "FUSE offers pass-through" fuse_passthrough
 check "CUSE" test -c /dev/cuse
 check "ksmbd" test -d /sys/class/ksmbd-control
 check "cifs" grep -qw cifs /proc/filesystems

@@ -31,7 +31,7 @@ fn our_disk_serves_our_driver() {
     await_socket(&mut server, &socket, &log, PATIENCE, &Stop::default()).unwrap();
     let mut driver = Command::new(PROGRAM);
     let driver = driver.args(["driver", "blk", "--socket-path"]).arg(&socket);
-    lab::run(driver.args(["verify", "--seconds", "1"]));
+    lab::run(driver.args(["verify", "--seconds", "1", "--overwrite"]));
     server.stop().unwrap();
 }
 

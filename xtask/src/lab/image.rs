@@ -150,6 +150,7 @@ impl Image {
             "/etc/hosts",
             Entry::Text("127.0.0.1 localhost\n".to_owned()),
         );
+        self.add("/var/run", Entry::Link("/run".to_owned()));
         for dir in MERGED {
             self.entries
                 .insert(dir.to_owned(), Entry::Link(format!("usr/{dir}")));
