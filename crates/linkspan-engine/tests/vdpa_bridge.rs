@@ -311,7 +311,7 @@ fn memory_is_mapped_as_it_comes_and_goes_under_running_rings() {
             ring.read(2, SECTOR);
         }
         // A change that makes no sense leaves all as it was.
-        machine.refuse("IOTLB_UPDATE", 12);
+        machine.refuse("IOTLB_UPDATE 0 0x1000000", 12);
         front.add(&more).unwrap_err();
         machine.allow();
         ring.read(3, SECTOR);

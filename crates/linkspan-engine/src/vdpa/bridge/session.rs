@@ -114,10 +114,6 @@ impl BridgeSession {
         self.device = Some(device);
     }
 
-    pub(super) fn all_mappings(&self) -> Vec<(u32, Iova, linkspan_mem::Region)> {
-        self.mappings(&self.table)
-    }
-
     /// Carries out effects until none is left.
     fn proceed(&mut self) -> Result<(), SessionError> {
         while let Some(effect) = self.core.poll_effect() {
@@ -279,26 +275,34 @@ impl BridgeSession {
                 self.halt();
             }
         }
-        let wanted = self.mappings(&table);
-        let done = self.device().set_memory(wanted);
-        if done.is_ok() {
-            self.table = table;
-            self.memory = memory;
-        }
-        // With the old memory, if the new one cannot be.
-        let goes_on = if self.device().is_live() {
-            self.device().resume().map_err(Reason::from)
-        } else if was_live {
-            self.settle()
-        } else {
-            Ok(())
+        let before = (
+            std::mem::replace(&mut self.table, table),
+            std::mem::replace(&mut self.memory, memory),
+        );
+        let Err(reason) = self.remap(was_live) else {
+            return Ok(());
         };
-        done?;
-        goes_on
+        (self.table, self.memory) = before;
+        if let Err(error) = self.remap(was_live) {
+            tracing::warn!("nor does the device go on with the memory of before: {error}");
+            // Whoever waits for its rings is told by the end of the session.
+            self.settle_by = Some(Instant::now());
+        }
+        Err(reason)
     }
 
-    fn mappings(&self, table: &MemoryTable) -> Vec<(u32, Iova, linkspan_mem::Region)> {
-        let theirs = table.regions().map(|(known, region)| {
+    /// Maps what the table says, and lets rings that ran go on.
+    fn remap(&mut self, was_live: bool) -> Result<(), Reason> {
+        let wanted = self.all_mappings();
+        self.device().set_memory(wanted)?;
+        if self.device().is_live() {
+            return Ok(self.device().resume()?);
+        }
+        if was_live { self.settle() } else { Ok(()) }
+    }
+
+    pub(super) fn all_mappings(&self) -> Vec<(u32, Iova, linkspan_mem::Region)> {
+        let theirs = self.table.regions().map(|(known, region)| {
             let iova = Iova(known.guest_address.0);
             (0, iova, region.clone())
         });
