@@ -15,7 +15,8 @@ pub struct Listed {
     pub driver: Option<String>,
     /// Its character device, if `vhost_vdpa` has it.
     pub node: Option<PathBuf>,
-    /// What manages it: the device that it was made of.
+    /// The device that it was made of, such as that of a PCI slot; the simulators
+    /// have none.
     pub management: Option<String>,
 }
 
@@ -51,7 +52,11 @@ fn list(bus: &Path) -> io::Result<Option<Vec<Listed>>> {
             name: entry.file_name().to_string_lossy().into_owned(),
             driver: driver.as_deref().and_then(last),
             node: node(&place),
-            management: real.as_deref().and_then(Path::parent).and_then(last),
+            management: real
+                .as_deref()
+                .and_then(Path::parent)
+                .filter(|parent| !parent.ends_with("sys/devices"))
+                .and_then(last),
         });
     }
     devices.sort_by(|a, b| a.name.cmp(&b.name));
