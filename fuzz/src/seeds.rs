@@ -6,8 +6,11 @@ mod packed;
 mod queue;
 mod replies;
 mod stream;
+mod vdpa;
 
-use crate::{net as net_target, ring_memory, vhost_user_replies, vhost_user_stream};
+use crate::{
+    net as net_target, ring_memory, vdpa as vdpa_target, vhost_user_replies, vhost_user_stream,
+};
 
 /// One input of a corpus.
 #[derive(Clone, Debug)]
@@ -56,6 +59,8 @@ pub enum Expected {
         /// A part of the error, or nothing.
         error: Option<&'static str>,
     },
+    /// What a device and its kernel answered came to this.
+    Vdpa(vdpa_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -76,6 +81,7 @@ pub fn all() -> Vec<Seed> {
         packed::seeds(),
         driver::seeds(),
         net::seeds(),
+        vdpa::seeds(),
     ]
     .concat()
 }
@@ -118,6 +124,9 @@ impl Seed {
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
+            }
+            Expected::Vdpa(expected) => {
+                assert_eq!(vdpa_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Stream {
                 replies,

@@ -371,6 +371,30 @@ fn a_device_that_breaks_is_there_for_the_next_front_end() {
     assert!(machine.is_empty());
 }
 
+/// QEMU b276524386 and 9ed62809b6 lost the call descriptor; it can be another one
+/// under a ring that runs, and outlives a restart of the device.
+#[test]
+fn the_last_call_descriptor_counts_whatever_restarts() {
+    let (_machine, served) = disk(2);
+    let mut disk = served.drive(2);
+    disk.rings[1].read(0, SECTOR);
+    let call = linkspan_sys::EventFd::new().unwrap();
+    disk.front
+        .set_event(Request::SetVringCall, 1, &call)
+        .unwrap();
+    disk.rings[1].call = call;
+    disk.rings[1].read(1, SECTOR);
+    // The other ring stops, so the device is started anew without it.
+    disk.front.stop(0).unwrap();
+    disk.rings[1].read(2, SECTOR);
+    let kick = linkspan_sys::EventFd::new().unwrap();
+    disk.front
+        .set_event(Request::SetVringKick, 1, &kick)
+        .unwrap();
+    disk.rings[1].kick = kick;
+    disk.rings[1].read(3, SECTOR);
+}
+
 /// The front end takes its memory back (hostile-peer rule 1).
 #[test]
 fn memory_that_shrinks_ends_the_connection() {
@@ -411,6 +435,20 @@ fn a_ring_outside_the_memory_is_refused() {
         .unwrap_err();
     assert!(matches!(error, Refused::Nack { .. }));
     assert_eq!(machine.calls(), Vec::<String>::new());
+}
+
+/// QEMU 77812aa7b1 leaves out what is no whole pages; the kernel would map others.
+#[test]
+fn memory_that_is_no_whole_pages_is_refused_and_not_left_out() {
+    let (machine, served) = disk(1);
+    let mut front = served.connect();
+    front.negotiate(&Options::default()).unwrap();
+    for guest in [0x10_0008, 0x10_0800] {
+        let memory = SharedMemory::new(room(1, 64), Gpa(guest), Sealing::Fixed);
+        let error = front.share(std::slice::from_ref(&memory)).unwrap_err();
+        assert!(matches!(error, Refused::Nack { .. }));
+    }
+    assert!(machine.mapped().is_empty());
 }
 
 /// A device type that no driver of ours knows: entropy.

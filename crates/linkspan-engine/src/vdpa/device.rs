@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use linkspan_mem::{Iova, Region};
-use linkspan_sys::vdpa::{RingAddress, RingFd, Vdpa};
+use linkspan_sys::vdpa::{RingAddress, RingFd, Vdpa, page_size};
 use linkspan_vhost::vdpa::{
     Command, Consumer, Facts, Mapping, Outcome, Plan, Raw, Reply, Step, Wire,
 };
@@ -121,6 +121,11 @@ impl VdpaDevice {
         for (asid, iova, region) in memory {
             let len = region.len() as u64;
             self.facts.check_range(iova, len)?;
+            // The kernel maps pages, and would map others than these.
+            let start = start(&region) as u64;
+            if (start | iova.0 | len) % page_size() != 0 {
+                return Err(VdpaError::NoPages { iova: iova.0, len });
+            }
             let known = self.regions.iter().find(|(mapping, old)| {
                 (mapping.asid, mapping.iova) == (asid, iova) && same(old, &region)
             });
@@ -277,8 +282,14 @@ pub(super) fn ring_fd(wire: Wire) -> RingFd {
 
 /// Whether both are the same mapping of this process.
 fn same(a: &Region, b: &Region) -> bool {
-    let start = |region: &Region| region.slice(0, 0).map(|bytes| bytes.as_ptr() as usize);
     a.len() == b.len() && start(a) == start(b)
+}
+
+/// Where it is in this process.
+fn start(region: &Region) -> usize {
+    region
+        .slice(0, 0)
+        .map_or(0, |bytes| bytes.as_ptr() as usize)
 }
 
 fn probing(what: &'static str) -> impl FnOnce(io::Error) -> VdpaError {

@@ -72,6 +72,16 @@ pub enum VdpaError {
         /// The address.
         address: u64,
     },
+    /// Memory that is no whole pages.
+    #[error(
+        "{len:#x} bytes of memory at address {iova:#x} are no whole pages, here or for the device"
+    )]
+    NoPages {
+        /// Where it would be.
+        iova: u64,
+        /// How much.
+        len: u64,
+    },
     /// The device refused a command on its control queue.
     #[error("the vDPA device refused {command} on its control queue: {reason}")]
     Control {
@@ -113,7 +123,7 @@ impl VdpaError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Step { what, source }
-                if source.raw_os_error() == Some(rustix_nomem())
+                if source.raw_os_error() == Some(ENOMEM)
                     && what.starts_with("VHOST_IOTLB_UPDATE") =>
             {
                 Some(
@@ -133,10 +143,8 @@ impl VdpaError {
     }
 }
 
-/// `ENOMEM`.
-fn rustix_nomem() -> i32 {
-    12
-}
+/// What the kernel says where memory cannot be pinned.
+const ENOMEM: i32 = 12;
 
 /// A call as people know it.
 pub(super) fn name(step: &Step) -> String {

@@ -65,6 +65,12 @@ pub enum RingFd {
     Err,
 }
 
+/// Bytes of a page: what memory for a device is mapped in.
+#[must_use]
+pub fn page_size() -> u64 {
+    u64::try_from(rustix::param::page_size()).unwrap_or(4096)
+}
+
 /// What a vhost-vdpa descriptor can be asked (linux/vhost.h). What a method is
 /// named after is in capital letters there; errors are the kernel's own.
 ///

@@ -4,6 +4,9 @@
 //! type, and are hidden if they belong to queues or transports: nobody knows yet
 //! what those would ask of a bridge.
 
+use alloc::format;
+use alloc::string::String;
+
 use thiserror::Error;
 
 use super::{Facts, control_ring, device};
@@ -217,6 +220,29 @@ pub const FEATURE_TABLE: &[FeatureRow] = &[
         "the VMM alone knows of the other device",
     ),
 ];
+
+/// The table as a page of the book has it.
+#[must_use]
+pub fn feature_markdown() -> String {
+    let mut text =
+        String::from("| device | bit | feature | the bridge | because |\n|---|---|---|---|---|\n");
+    for row in FEATURE_TABLE {
+        let device = row.device.map_or("any", super::device_type);
+        let does = match row.treatment {
+            Treatment::Passes => "passes it",
+            Treatment::Needed => "passes and needs it",
+            Treatment::Hidden => "hides it",
+            Treatment::Device => "gives it to the device alone",
+            Treatment::Ours => "adds it",
+            Treatment::Control => "passes it if it drives the control queue",
+        };
+        text += &format!(
+            "| {device} | {} | {} | {does} | {} |\n",
+            row.bit, row.name, row.why
+        );
+    }
+    text
+}
 
 /// `VIRTIO_NET_F_CTRL_VQ`.
 const CTRL_VQ: u64 = 1 << 17;

@@ -10,7 +10,7 @@ mod steps;
 
 pub use control::{ControlCommand, PAIRS_MAX, control_ring};
 pub use facts::{Facts, FactsError, MAX_QUEUES, Raw};
-pub use features::{Bridge, FEATURE_TABLE, FeatureError, FeatureRow, Treatment};
+pub use features::{Bridge, FEATURE_TABLE, FeatureError, FeatureRow, Treatment, feature_markdown};
 pub use names::{device_type, feature_name};
 pub use steps::{
     Command, Consumer, Failure, Mapping, Misuse, Outcome, Plan, Reply, RingPlan, Step, StepError,
