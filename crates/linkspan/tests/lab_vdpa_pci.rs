@@ -9,7 +9,7 @@
 //: qemu -device intel-iommu,snoop-control=on
 //: qemu -device virtio-rng-pci,iommu_platform=on,disable-legacy=on
 //: qemu -blockdev driver=null-co,size=67108864,node-name=n,read-zeroes=on
-//: qemu -device virtio-blk-pci,drive=n,iommu_platform=on,disable-legacy=on,num-queues=4
+//: qemu -device virtio-blk-pci,drive=n,iommu_platform=on,disable-legacy=on,num-queues=4,packed=on
 //: append intel_iommu=on
 
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ fn entropy_runs_the_whole_way_through_the_bridge() {
         let memory = SharedMemory::new(room(1, 64), Gpa(0x10_0000), Sealing::Fixed);
         front.negotiate(&Options::default()).unwrap();
         front.share(std::slice::from_ref(&memory)).unwrap();
-        let mut ring = DiskRing::new(&memory, 0, 64, front.features());
+        let mut ring = DiskRing::new(&memory, 0, 8, front.features());
         front.start(&ring).unwrap();
         front.enable(0, true).unwrap();
         let mut seen = Vec::new();

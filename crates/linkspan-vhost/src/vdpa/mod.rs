@@ -2,20 +2,21 @@
 //! says of itself, checked; the order of the calls that bring it up and down; and
 //! what a bridge to vhost-user makes of its features.
 
+mod command;
 mod control;
 mod facts;
 mod features;
 mod names;
 mod steps;
 
+pub use command::{
+    Command, Failure, Mapping, Misuse, Outcome, Plan, Reply, RingPlan, Step, StepError, Wire,
+};
 pub use control::{ControlCommand, PAIRS_MAX, control_ring};
 pub use facts::{Facts, FactsError, MAX_QUEUES, Raw};
 pub use features::{Bridge, FEATURE_TABLE, FeatureError, FeatureRow, Treatment, feature_markdown};
 pub use names::{device_type, feature_name};
-pub use steps::{
-    Command, Consumer, Failure, Mapping, Misuse, Outcome, Plan, Reply, RingPlan, Step, StepError,
-    Wire,
-};
+pub use steps::Consumer;
 
 /// Bits of the device status (virtio 1.3, 2.1).
 pub mod status {

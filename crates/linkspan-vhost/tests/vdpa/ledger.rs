@@ -170,7 +170,6 @@ impl Ledger {
                 let known = self.bases.iter().find(|(known, _)| known == ring);
                 return Reply::Base(known.expect("it was set").1 + 7);
             }
-            other => panic!("a step that nobody knows: {other:?}"),
         }
         Reply::Done
     }
