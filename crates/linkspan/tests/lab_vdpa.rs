@@ -298,7 +298,9 @@ fn a_driver_of_others_runs_over_the_bridge_which_sleeps_meanwhile() {
     let bridge = Bridge::new(&vdpa.char_device());
     let mut driver = Blkio::connect(&bridge.socket(), 1);
     assert_eq!(driver.capacity(), 128 << 20);
-    let data: Vec<u8> = (0..CHUNK * 64).map(|at| (at * 7 / 5) as u8).collect();
+    let data: Vec<u8> = (0..CHUNK * 64)
+        .map(|at| (at * 7 / 5).to_le_bytes()[0])
+        .collect();
     driver.write(0, 4096, &data);
     driver.flush(0);
     let mut read = vec![0; data.len()];

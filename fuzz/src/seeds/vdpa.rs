@@ -28,8 +28,8 @@ fn memory(mask: u8, fail: u8) -> [u8; 4] {
     [1, mask, fail, 0]
 }
 
-pub(super) fn seeds() -> Vec<Seed> {
-    let seed = |name: &str, head: Vec<u8>, steps: &[&[u8]], counts: (usize, usize, usize)| Seed {
+fn seed(name: &str, head: Vec<u8>, steps: &[&[u8]], counts: (usize, usize, usize)) -> Seed {
+    Seed {
         target: "vdpa",
         name: name.into(),
         bytes: [head, steps.concat()].concat(),
@@ -39,8 +39,14 @@ pub(super) fn seeds() -> Vec<Seed> {
             failed: counts.1,
             senseless: counts.2,
         }),
-    };
-    let disk = |kind| facts(kind, 2, 1);
+    }
+}
+
+fn disk(kind: u8) -> Vec<u8> {
+    facts(kind, 2, 1)
+}
+
+pub(super) fn seeds() -> Vec<Seed> {
     let up: [&[u8]; 3] = [&OPEN, &memory(0x31, 0), &START];
     let life: [&[u8]; 4] = [up[0], up[1], up[2], &STOP];
     vec![
@@ -65,6 +71,14 @@ pub(super) fn seeds() -> Vec<Seed> {
             (4, 0, 0),
         ),
         seed("left_running", disk(ALL), &up, (3, 0, 0)),
+    ]
+    .into_iter()
+    .chain(failures(&up))
+    .collect()
+}
+
+fn failures(up: &[&[u8]; 3]) -> Vec<Seed> {
+    vec![
         seed("open_fails", disk(ALL), &[&[0, 2, 0], &OPEN], (0, 1, 1)),
         seed(
             "map_fails",

@@ -123,7 +123,7 @@ impl VdpaDevice {
             self.facts.check_range(iova, len)?;
             // The kernel maps pages, and would map others than these.
             let start = start(&region) as u64;
-            if (start | iova.0 | len) % page_size() != 0 {
+            if !(start | iova.0 | len).is_multiple_of(page_size()) {
                 return Err(VdpaError::NoPages { iova: iova.0, len });
             }
             let known = self.regions.iter().find(|(mapping, old)| {

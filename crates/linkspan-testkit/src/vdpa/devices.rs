@@ -58,8 +58,7 @@ impl QueueHandler for EntropyQueue {
             let table = ring.memory.table();
             let whole = table.scatter(self.chain.writable(), 0, &bytes[..wanted as usize]);
             assert!(whole.is_ok());
-            ring.queue
-                .push(&self.chain, wanted.try_into().expect("64"))?;
+            ring.queue.push(&self.chain, wanted)?;
         }
         Ok(Progress::More)
     }

@@ -374,7 +374,7 @@ impl Vdpa for ModelVdpa {
     fn set_ring_address(&self, ring: u16, address: RingAddress) -> io::Result<()> {
         self.ring(format!("SET_VRING_ADDR {ring}"), ring, |books, at| {
             let live = books.status & DRIVER_OK != 0 && !books.suspended;
-            let aligned = address.driver.0 % 2 == 0 && address.device.0 % 4 == 0;
+            let aligned = address.driver.0.is_multiple_of(2) && address.device.0.is_multiple_of(4);
             if live || !aligned {
                 return error(EINVAL);
             }

@@ -132,6 +132,33 @@ impl Ledger {
                     "it was not mapped: {mapping:x?}"
                 );
             }
+            step @ (Step::SetSize { .. }
+            | Step::SetBase { .. }
+            | Step::SetAddress { .. }
+            | Step::Wire { .. }
+            | Step::ConfigCall { .. }
+            | Step::Enable { .. }) => self.carry_out_of_ring(step),
+            Step::Suspend => {
+                assert!(live && self.can_suspend && !self.suspended);
+                self.suspended = true;
+            }
+            Step::Resume => {
+                assert!(live && self.suspended);
+                self.suspended = false;
+            }
+            Step::ReadBase { ring } => {
+                assert!(live && self.suspended, "it is no base before that");
+                let known = self.bases.iter().find(|(known, _)| known == ring);
+                return Reply::Base(known.expect("it was set").1 + 7);
+            }
+        }
+        Reply::Done
+    }
+
+    /// Steps about one ring.
+    fn carry_out_of_ring(&mut self, step: &Step) {
+        let live = self.is_live();
+        match step {
             Step::SetSize { .. } => assert!(self.owned && !live, "EPERM, EBUSY"),
             Step::SetBase { ring, base } => {
                 assert!(self.owned && !live, "EPERM, EINVAL");
@@ -157,21 +184,8 @@ impl Ledger {
                 self.config_call = *bind;
             }
             Step::Enable { .. } => assert!(self.owned, "EPERM"),
-            Step::Suspend => {
-                assert!(live && self.can_suspend && !self.suspended);
-                self.suspended = true;
-            }
-            Step::Resume => {
-                assert!(live && self.suspended);
-                self.suspended = false;
-            }
-            Step::ReadBase { ring } => {
-                assert!(live && self.suspended, "it is no base before that");
-                let known = self.bases.iter().find(|(known, _)| known == ring);
-                return Reply::Base(known.expect("it was set").1 + 7);
-            }
+            other => panic!("{other:?} is about no ring"),
         }
-        Reply::Done
     }
 
     fn in_batch(&self, asid: u32) {

@@ -27,7 +27,7 @@ use crate::vhost_user::{Reason, SessionError};
 
 /// Where the MAC address and the MTU of a network device are (virtio 1.3, 5.1.4).
 const MAC_LEN: usize = 6;
-const MTU_AT: usize = 10;
+const MTU_AT: u32 = 10;
 /// `VIRTIO_NET_F_MTU`.
 const NET_F_MTU: u64 = 1 << 3;
 
@@ -166,13 +166,7 @@ impl BridgeSession {
         match effect {
             Effect::SetFeatures(features) => self.set_features(features)?,
             Effect::SetStatus(status) => self.set_status(status)?,
-            Effect::ResetDevice => {
-                self.halt();
-                self.features = None;
-                self.status = None;
-                self.mac = None;
-                self.slots.fill_with(Slot::default);
-            }
+            Effect::ResetDevice => self.reset(),
             Effect::SetMemory(regions) => {
                 let fds = self.fds.drain(..).flatten().collect();
                 let table = MemoryTable::replaced(regions, fds, &self.gone)?;
@@ -214,16 +208,7 @@ impl BridgeSession {
             }
             Effect::WriteConfig { offset, bytes, .. } => self.write_config(offset, &bytes)?,
             Effect::SetMtu { mtu } => self.set_mtu(mtu)?,
-            Effect::SetRequestSocket { fd } => {
-                let fd = self.take_fd(fd)?;
-                let features = self.core.protocol_features();
-                let socket = RequestSocket::open(fd, features, &self.watch);
-                let socket = socket.map_err(Reason::Socket)?;
-                if let Some(before) = self.requests.replace(socket) {
-                    before.close(&self.watch);
-                }
-                self.announce();
-            }
+            Effect::SetRequestSocket { fd } => self.set_request_socket(fd)?,
             Effect::Send { .. }
             | Effect::SetRingLog { .. }
             | Effect::SetLog { .. }
@@ -235,6 +220,26 @@ impl BridgeSession {
             | Effect::SendRarp { .. } => return Err(Reason::NotOffered),
         }
         Ok(Answer::Done)
+    }
+
+    fn reset(&mut self) {
+        self.halt();
+        self.features = None;
+        self.status = None;
+        self.mac = None;
+        self.slots.fill_with(Slot::default);
+    }
+
+    fn set_request_socket(&mut self, fd: FdSlot) -> Result<(), Reason> {
+        let fd = self.take_fd(fd)?;
+        let features = self.core.protocol_features();
+        let socket = RequestSocket::open(fd, features, &self.watch);
+        let socket = socket.map_err(Reason::Socket)?;
+        if let Some(before) = self.requests.replace(socket) {
+            before.close(&self.watch);
+        }
+        self.announce();
+        Ok(())
     }
 
     /// The device is asked at once whether it agrees, so that the answer is true.
@@ -369,7 +374,7 @@ impl BridgeSession {
         if self.device().facts().features & NET_F_MTU == 0 {
             return Ok(());
         }
-        let bytes = self.read_config(MTU_AT as u32, 2)?;
+        let bytes = self.read_config(MTU_AT, 2)?;
         let most = u16::from_le_bytes([bytes[0], bytes[1]]);
         if mtu > most {
             return Err(Reason::Mtu { mtu });
