@@ -42,8 +42,8 @@ pub(super) struct Wanted<'a> {
 
 /// A device that was negotiated with, wherever it is.
 pub(super) enum Connection {
-    Socket(vhost_user::Connection),
-    Vdpa(vdpa::Connection, Option<u32>),
+    Socket(Box<vhost_user::Connection>),
+    Vdpa(Box<vdpa::Connection>, Option<u32>),
 }
 
 impl Connection {
@@ -173,12 +173,12 @@ impl Target {
                 let options = (wanted.socket)(reach.clone());
                 let connection = vhost_user::Connection::open(options, cancel);
                 let connection = connection.map_err(|error| link_failure(error, hints))?;
-                Ok(Connection::Socket(connection))
+                Ok(Connection::Socket(Box::new(connection)))
             }
             Place::Vdpa { open, queue_size } => {
                 let options = (wanted.vdpa)(Arc::clone(open));
                 let connection = vdpa::Connection::open(options, cancel).map_err(vdpa_failure)?;
-                Ok(Connection::Vdpa(connection, *queue_size))
+                Ok(Connection::Vdpa(Box::new(connection), *queue_size))
             }
         }
     }
