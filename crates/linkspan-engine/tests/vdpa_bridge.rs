@@ -7,7 +7,7 @@ use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::vdpa::BackendFeatures;
 use linkspan_testkit::census::settled;
-use linkspan_testkit::disk::{SECTOR, room};
+use linkspan_testkit::disk::{SECTOR, expect_signal, room};
 use linkspan_testkit::driven::{answered, ask};
 use linkspan_testkit::front_end::state;
 use linkspan_testkit::vdpa::{Card, Entropy, Machine, Quirks};
@@ -393,6 +393,25 @@ fn the_last_call_descriptor_counts_whatever_restarts() {
         .unwrap();
     disk.rings[1].kick = kick;
     disk.rings[1].read(3, SECTOR);
+}
+
+/// QEMU 1ba9a52203: a front end that does not wait for SET_VRING_CALL loses what went
+/// to the old descriptor meanwhile.
+#[test]
+fn another_call_descriptor_is_signalled_once() {
+    let (_machine, served) = disk(1);
+    let mut disk = served.drive(1);
+    disk.rings[0].read(0, SECTOR);
+    disk.rings[0].add(FIRST);
+    disk.rings[0].kick();
+    // Its answer may go here or there.
+    let call = linkspan_sys::EventFd::new().unwrap();
+    disk.front
+        .set_event(Request::SetVringCall, 0, &call)
+        .unwrap();
+    expect_signal(&call, "it was not signalled");
+    disk.rings[0].call = call;
+    disk.rings[0].wait();
 }
 
 /// The front end takes its memory back (hostile-peer rule 1).

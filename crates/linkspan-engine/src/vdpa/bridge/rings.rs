@@ -141,6 +141,11 @@ impl BridgeSession {
         call: Option<Arc<PeerEventFd>>,
     ) -> Result<(), Reason> {
         self.rewire(ring, Wire::Call, call.as_ref())?;
+        // QEMU did not wait until this is done, and lost what went to the
+        // old one meanwhile (fixed in 1ba9a52203). A call too many does no harm.
+        if let Some(call) = &call {
+            ring_once(call);
+        }
         self.slots[usize::from(ring)].call = call;
         Ok(())
     }
@@ -251,10 +256,13 @@ impl BridgeSession {
             return Err(error.into());
         }
         for ring in data {
-            if let Some(kick) = &self.slots[usize::from(ring)].kick {
-                // Whatever came before the device ran (QEMU ef02c6becf).
-                ring_once(kick);
-            }
+            // Whatever came before the device ran (QEMU ef02c6becf), or was answered
+            // before it stopped.
+            let slot = &self.slots[usize::from(ring)];
+            slot.kick
+                .iter()
+                .chain(&slot.call)
+                .for_each(|event| ring_once(event));
         }
         Ok(())
     }
@@ -386,9 +394,9 @@ impl BridgeSession {
     }
 }
 
-/// Kicks a ring once. A counter that is full is signalled already.
-fn ring_once(kick: &PeerEventFd) {
-    if let Err(error) = kick.signal() {
-        tracing::debug!("a kick descriptor cannot be written: {error}");
+/// Signals a descriptor of the front end once. A counter that is full is signalled already.
+fn ring_once(event: &PeerEventFd) {
+    if let Err(error) = event.signal() {
+        tracing::debug!("a descriptor of the front end cannot be written: {error}");
     }
 }
