@@ -35,7 +35,7 @@ check "the inner guest's archive" inner_archive /tmp/inner.cpio /tmp/init
 check "the disk is passed on" serve "$node" /tmp/disk.sock /tmp/disk.log
 
 through_qemu() { # LOG
-    inner_boot /tmp/inner.cpio -serial "file:$1" \
+    INNER_APPEND=quiet inner_boot /tmp/inner.cpio -serial "file:$1" \
         -object memory-backend-memfd,id=m,size=192M,share=on -m 192M -machine memory-backend=m \
         -chardev socket,id=c,path=/tmp/disk.sock -device vhost-user-blk-pci,chardev=c
 }
