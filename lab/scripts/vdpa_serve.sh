@@ -3,7 +3,7 @@
 #: about vDPA devices passed on to QEMU and DPDK
 #: pack linkspan qemu vdpa dpdk-testpmd
 #: memory 1024
-#: limit 480
+#: limit 900
 . /lab/functions.sh
 
 serve() { # NODE SOCKET LOG
