@@ -22,7 +22,3 @@ check "a disk becomes a character device" character_device blk0 2
 check "a network card becomes a character device" character_device net0 1
 vdpa dev show
 check "the disk has 4 queues" sh -c 'vdpa dev show blk0 | grep -q "max_vqs 4"'
-kernel_disk() {
-    vdpa_bind blk0 virtio_vdpa && dd if="$(vdpa_disk blk0)" of=/dev/null bs=4k count=16
-}
-check "the disk is one of the kernel over vDPA" kernel_disk

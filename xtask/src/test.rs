@@ -90,7 +90,8 @@ fn pack(project: &Project, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// The README's second command, with several numbers of queues.
+/// The README's second command, with several numbers of queues, packed rings, and
+/// each kind of network.
 fn demo(project: &Project, tally: &mut Tally, kernel: Option<&Path>, quick: bool) -> Result<()> {
     headline("the program as a user gets it");
     let program = match build(project) {
@@ -101,12 +102,18 @@ fn demo(project: &Project, tally: &mut Tally, kernel: Option<&Path>, quick: bool
             return Ok(());
         }
     };
-    let queue_counts: &[u16] = if quick { &[4] } else { &[1, 2, 4] };
-    for queues in queue_counts {
-        let name = format!("demo --check --queues {queues}");
+    let all = [
+        "--check --queues 4",
+        "--check --queues 1 --net responder",
+        "--check --queues 2 --packed",
+        "--no-guest",
+    ];
+    for options in if quick { &all[..1] } else { &all[..] } {
+        let name = format!("demo {options}");
         headline(&name);
         let mut demo = Command::new(&program);
-        demo.args(["demo", "--check", "--queues", &queues.to_string()])
+        demo.arg("demo")
+            .args(options.split(' '))
             .stdin(Stdio::null());
         if let Some(kernel) = kernel {
             demo.env(KERNEL_ENV, kernel);

@@ -1,7 +1,7 @@
 //! Packs a guest: busybox, our init, what its header names, the libraries of all
 //! that, and what runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -193,11 +193,22 @@ impl Image {
         }
         // Without /dev/console the first process has no standard output.
         archive.char_device("dev/console", 5, 1)?;
+        // What is one file here is one there, whatever its names: the loader knows
+        // by that whether it has a library already.
+        let mut written: HashMap<PathBuf, &str> = HashMap::new();
         for (path, entry) in &self.entries {
             match entry {
                 Entry::Copy(from) => {
-                    let data = fs::read(from).with_context(|| format!("{}", from.display()))?;
-                    archive.file(path, 0o755, &data)
+                    let from = fs::canonicalize(from)
+                        .with_context(|| format!("cannot find {}", from.display()))?;
+                    if let Some(first) = written.get(&from) {
+                        archive.symlink(path, &format!("/{first}"))
+                    } else {
+                        let data =
+                            fs::read(&from).with_context(|| format!("{}", from.display()))?;
+                        written.insert(from, path);
+                        archive.file(path, 0o755, &data)
+                    }
                 }
                 Entry::Text(text) => archive.file(path, 0o755, text.as_bytes()),
                 Entry::Link(target) => archive.symlink(path, target),

@@ -198,6 +198,7 @@ fn make(source: &Path) -> Command {
     command
         .current_dir(source)
         .env("KBUILD_BUILD_TIMESTAMP", "2025-01-01")
+        .env("KBUILD_BUILD_VERSION", "1")
         .env("KBUILD_BUILD_USER", "lab")
         .env("KBUILD_BUILD_HOST", "linkspan")
         // What runs us may have its own ideas of how to make things.

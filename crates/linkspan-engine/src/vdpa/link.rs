@@ -86,6 +86,23 @@ impl Connection {
         &self.ready.negotiated
     }
 
+    /// Wishes for so many queues instead, and gives up these features, as
+    /// [`vhost_user::Connection::revise`](crate::vhost_user::Connection::revise).
+    ///
+    /// # Errors
+    /// When the device has fewer queues.
+    pub fn revise(&mut self, queues: u16, without: Features) -> Result<(), VdpaError> {
+        let (wanted, max) = (queues, self.ready.device.facts().queues);
+        if wanted > max {
+            return Err(VdpaError::Queues { wanted, max });
+        }
+        self.again.options.queues = queues;
+        self.again.options.features.remove(without);
+        self.ready.features &= !without.bits();
+        self.ready.negotiated.features &= !without.bits();
+        Ok(())
+    }
+
     /// The device.
     pub fn device(&self) -> &VdpaDevice {
         &self.ready.device

@@ -85,7 +85,8 @@ impl Server {
             Inherited::Listener(listener) => Source::Listener(listener),
             Inherited::Stream(stream) => Source::Stream(Some(stream)),
         };
-        Self::begin(source, served(device, workers), report)
+        let changes = device.config_changes();
+        Self::begin(source, changes, served(device, workers), report)
     }
 
     /// Begins to pass a vDPA device on, as [`start`](Self::start) does a device of
@@ -102,7 +103,7 @@ impl Server {
             Inherited::Listener(listener) => Source::Listener(listener),
             Inherited::Stream(stream) => Source::Stream(Some(stream)),
         };
-        Self::begin(source, move |changes| device.session(changes), report)
+        Self::begin(source, None, move |changes| device.session(changes), report)
     }
 
     /// Begins to serve a front end that listens at `path`, whenever there is one: it
@@ -116,17 +117,23 @@ impl Server {
         workers: Arc<Workers>,
         report: impl Fn(Event) + Send + 'static,
     ) -> io::Result<Self> {
-        Self::begin(Source::Path(path), served(device, workers), report)
+        let changes = device.config_changes();
+        let source = Source::Path(path);
+        Self::begin(source, changes, served(device, workers), report)
     }
 
     fn begin<S: Session>(
         source: Source,
+        changes: Option<Arc<EventFd>>,
         session: impl Fn(Arc<EventFd>) -> io::Result<S> + Send + 'static,
         report: impl Fn(Event) + Send + 'static,
     ) -> io::Result<Self> {
         let cancel = Arc::new(EventFd::new()?);
         let ended = Arc::new(EventFd::new()?);
-        let changes = Arc::new(EventFd::new()?);
+        let changes = match changes {
+            Some(changes) => changes,
+            None => Arc::new(EventFd::new()?),
+        };
         let endpoint = Arc::new(Endpoint::default());
         let thread = spawn("vhost-user", {
             let (cancel, endpoint) = (Arc::clone(&cancel), Arc::clone(&endpoint));

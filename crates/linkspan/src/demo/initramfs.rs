@@ -9,9 +9,11 @@ use super::Error;
 use super::kernel::{Kernel, Module};
 
 const INIT: &str = include_str!("../../../../lab/guest/init.sh");
+const LEASE: &str = include_str!("../../../../lab/guest/lease.sh");
 
-/// Modules that a demo guest needs, in the order of first use.
-const WANTED_MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
+/// Modules that a demo guest needs, in the order of first use: for its disk, its
+/// network card, and the sockets by which it asks for a lease.
+const WANTED_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "af_packet"];
 
 /// A file to put into the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +24,8 @@ pub struct GuestFile {
     pub data: Vec<u8>,
 }
 
-/// Makes the archive of a guest: busybox, init, the modules for its disk, and
-/// `extra` files below `check/`.
+/// Makes the archive of a guest: busybox, init, the modules for its devices, and
+/// `extra` files, which can be programs.
 ///
 /// # Errors
 /// [`Error::Busybox`] where there is no static busybox, [`Error::Module`] where
@@ -45,12 +47,13 @@ fn pack(busybox: &[u8], modules: &[Module], extra: &[GuestFile]) -> std::io::Res
     archive.char_device("dev/console", 5, 1)?;
     archive.file("bin/busybox", 0o755, busybox)?;
     archive.file("init", 0o755, INIT.as_bytes())?;
+    archive.file("lease", 0o755, LEASE.as_bytes())?;
     for (index, module) in modules.iter().enumerate() {
         let path = format!("modules/{index:02}-{}.ko", module.name);
         archive.file(&path, 0o644, &module.image)?;
     }
     for file in extra {
-        archive.file(&file.path, 0o644, &file.data)?;
+        archive.file(&file.path, 0o755, &file.data)?;
     }
     archive.finish()
 }

@@ -14,7 +14,7 @@ use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
 use serde::Serialize;
 
-use super::target::{Hints, Target, Wanted};
+use super::target::{Hints, Target, Ways};
 use crate::exit::{Failure, Status};
 
 const HINTS: Hints = Hints {
@@ -50,7 +50,7 @@ impl Target {
     /// and with `buffer_bytes` for their data.
     pub(super) fn open(&self, queues: u16, depth: u16, buffer_bytes: u64) -> Result<Disk, Failure> {
         let kind = self.queue_features;
-        let wanted = Wanted {
+        let wanted = Ways {
             socket: &|reach| link_options(reach, self.connect_limit, queues, kind),
             vdpa: &|open| vdpa_options(open, queues, kind),
         };

@@ -33,7 +33,7 @@ pub(super) enum Place {
 }
 
 /// What is wanted of a device, wherever it is.
-pub(super) struct Wanted<'a> {
+pub(super) struct Ways<'a> {
     /// Over a socket.
     pub(super) socket: &'a dyn Fn(Reach) -> LinkOptions,
     /// In the kernel.
@@ -52,6 +52,21 @@ impl Connection {
         match self {
             Self::Socket(connection) => connection.negotiated(),
             Self::Vdpa(connection, _) => connection.negotiated(),
+        }
+    }
+
+    /// Wishes for so many queues instead, and gives up these features.
+    pub(super) fn revise(
+        &mut self,
+        queues: u16,
+        without: Features,
+        hints: &Hints,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Socket(connection) => connection
+                .revise(queues, without)
+                .map_err(|error| link_failure(error, hints)),
+            Self::Vdpa(connection, _) => connection.revise(queues, without).map_err(vdpa_failure),
         }
     }
 
@@ -162,11 +177,7 @@ impl Target {
     }
 
     /// Reaches the device, or waits until it connects, and negotiates.
-    pub(super) fn connect(
-        &self,
-        wanted: &Wanted<'_>,
-        hints: &Hints,
-    ) -> Result<Connection, Failure> {
+    pub(super) fn connect(&self, wanted: &Ways<'_>, hints: &Hints) -> Result<Connection, Failure> {
         let cancel = Arc::clone(&self.cancel);
         match &self.place {
             Place::Socket(reach) => {
