@@ -5,6 +5,7 @@ mod input;
 pub mod net;
 pub mod ring_memory;
 pub mod seeds;
+pub mod vdpa;
 pub mod vduse;
 pub mod vhost_user_replies;
 pub mod vhost_user_stream;
@@ -18,6 +19,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("net", net::target),
     ("ring_memory", ring_memory::target),
     ("vduse", vduse::target),
+    ("vdpa", vdpa::target),
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
     ("vmbus_channel", vmbus::channel::target),

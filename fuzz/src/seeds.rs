@@ -6,12 +6,13 @@ mod packed;
 mod queue;
 mod replies;
 mod stream;
+mod vdpa;
 mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, ring_memory, vduse as vduse_target, vhost_user_replies, vhost_user_stream,
-    vmbus as vmbus_target,
+    net as net_target, ring_memory, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
+    vhost_user_stream, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.
@@ -82,6 +83,8 @@ pub enum Expected {
         /// A part of the last error, or nothing.
         error: Option<&'static str>,
     },
+    /// What a device and its kernel answered came to this.
+    Vdpa(vdpa_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -104,6 +107,7 @@ pub fn all() -> Vec<Seed> {
         net::seeds(),
         vduse::seeds(),
         vmbus::seeds(),
+        vdpa::seeds(),
     ]
     .concat()
 }
@@ -175,6 +179,9 @@ impl Seed {
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
+            }
+            Expected::Vdpa(expected) => {
+                assert_eq!(vdpa_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Stream {
                 replies,

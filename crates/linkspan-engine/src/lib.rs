@@ -4,6 +4,7 @@
 //! resources. Threads live here and nowhere below.
 #![forbid(unsafe_code)]
 
+mod config_space;
 mod counters;
 mod device;
 mod dirty;
@@ -12,10 +13,13 @@ mod endpoint;
 mod in_process;
 mod inflight;
 mod limit;
+mod link;
 mod place;
+mod queues;
 mod rate;
 mod rings;
 pub mod session;
+pub mod vdpa;
 pub mod vduse;
 pub mod vhost_user;
 mod worker;

@@ -31,6 +31,7 @@ pub mod tap;
 mod testing;
 pub mod thread;
 pub mod uring;
+pub mod vdpa;
 pub mod vduse;
 
 pub use anonymous::AnonymousMemory;

@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod net;
 pub mod served;
 pub mod sweep;
+pub mod vdpa;
 pub mod vduse;
 
 pub use back_end::BackEnd;

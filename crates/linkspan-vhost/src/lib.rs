@@ -15,6 +15,7 @@ mod memory;
 pub mod message;
 mod record;
 mod ring;
+pub mod vdpa;
 pub mod vduse;
 pub mod wire;
 

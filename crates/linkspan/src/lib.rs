@@ -10,5 +10,6 @@ pub mod exit;
 pub mod limits;
 pub mod net;
 mod serving;
+pub mod vdpa;
 mod vduse;
 pub mod workers;

@@ -14,6 +14,7 @@ use crate::device::OpenQueueError;
 use crate::inflight::InflightAreaError;
 use crate::place::PlaceError;
 use crate::rings::StartRingError;
+use crate::vdpa::VdpaError;
 
 /// Why a session with a front end ended, or a message of it was refused.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,14 @@ pub enum SessionError {
     /// The front end took back memory that it had shared.
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
+    /// The vDPA device that is passed on broke.
+    #[error(
+        "the vDPA device is broken, its status is {status:#x}; it is opened anew for the next front end"
+    )]
+    DeviceLost {
+        /// Its status.
+        status: u8,
+    },
     /// The front end waited for requests in flight, which did not end. They are
     /// stuck in the system, and so would be the front end.
     #[error("requests in flight did not end within {} seconds", limit.as_secs())]
@@ -108,11 +117,22 @@ pub enum Reason {
     /// Configuration space.
     #[error(transparent)]
     Config(#[from] crate::device::ConfigRange),
+    /// The vDPA device that is passed on.
+    #[error("{}", crate::vdpa::chain(.0))]
+    Vdpa(#[from] VdpaError),
+    /// A bridge has no part in the data path, so it cannot poll.
+    #[error("a ring without a kick descriptor; the vDPA device does not poll")]
+    NoKick,
+    /// Nothing of the kind is offered.
+    #[error("this is not offered")]
+    NotOffered,
 }
 
 impl Reason {
-    pub(super) fn failure(&self) -> Failure {
+    pub(crate) fn failure(&self) -> Failure {
         match self {
+            Self::Vdpa(VdpaError::Step { .. } | VdpaError::System { .. }) => Failure::System,
+            Self::NoKick | Self::NotOffered => Failure::Unsupported,
             Self::Memory(MemoryError::Map(error)) | Self::Log(LogError::Map(error))
                 if matches!(
                     error,
