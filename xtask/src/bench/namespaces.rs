@@ -48,7 +48,9 @@ impl Place {
         for (side, address) in [("a", 1), ("b", 2)] {
             let (space, link) = (named(side), named(&format!("i{side}")));
             ip(&format!("link set {link} netns {space}"))?;
-            ip(&format!("-n {space} addr add 10.99.0.{address}/24 dev {link}"))?;
+            ip(&format!(
+                "-n {space} addr add 10.99.0.{address}/24 dev {link}"
+            ))?;
             ip(&format!("-n {space} link set {link} up"))?;
         }
         Ok(())
