@@ -65,7 +65,7 @@ fn everything_is_offered_that_the_options_allow() {
         ..without
     };
     let net = Net::new(bare).unwrap();
-    assert_eq!(net.features().bits(), bits(&[3, 5, 15, 16, 21, 63]));
+    assert_eq!(net.features().bits(), bits(&[3, 5, 15, 16, 21, 35, 63]));
 }
 
 #[test]
