@@ -585,7 +585,7 @@ fn frames_come_back_go_nowhere_or_come_by_themselves() {
         let mut got = [0; 2];
         while got[0] < 100 || got[1] < 100 {
             let (pair, frame) = card.expect();
-            assert_eq!(frame.len(), 60);
+            assert_eq!(frame.len(), 64);
             got[pair] += 1;
         }
     }
