@@ -162,6 +162,32 @@ impl<M: RingMemory> DeviceQueue<M> {
         })
     }
 
+    /// The same for a device that uses whatever it takes in order and may do it twice,
+    /// as frames are sent again: a split ring goes on behind what was used, whatever
+    /// the base says. Drivers that outlive their device may not know more than that
+    /// themselves; DPDK's virtio-user always says 0.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn behind_used(
+        parts: [M; 3],
+        size: u16,
+        features: Features,
+        base: u32,
+    ) -> Result<Self, StartError> {
+        if QueueLayout::of(features) == QueueLayout::Packed {
+            return Self::with_base(parts, size, features, base);
+        }
+        let [descriptors, driver, device] = parts;
+        let ring = SplitRing::new(descriptors, driver, device, size)?;
+        let used = ring.used_index();
+        let state = QueueState {
+            next_available: used,
+            next_used: used,
+        };
+        Ok(Self::Split(SplitDevice::new(ring, features, state)?))
+    }
+
     /// Writes down in `memory`, an in-flight region for queues of at most `size`
     /// entries, what is in flight from now on. What an earlier life left there in
     /// flight is popped first, and the queue goes on from where that life stood.

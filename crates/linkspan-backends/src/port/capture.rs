@@ -138,10 +138,8 @@ impl Capture {
         let Some(counts) = self.counts.get(usize::from(port)) else {
             return;
         };
-        let slot = match self.broken.load(Ordering::Relaxed) {
-            true => None,
-            false => self.free.pop(),
-        };
+        let takes = !self.broken.load(Ordering::Relaxed);
+        let slot = takes.then(|| self.free.pop()).flatten();
         let Some(mut slot) = slot else {
             counts.missing.fetch_add(1, Ordering::Relaxed);
             return;
@@ -210,8 +208,8 @@ impl Capture {
             self.sleep()?;
         }
         let now = self.nanos(Instant::now());
-        for (port, _) in (0..).zip(&self.counts) {
-            pcapng::counts(&mut bytes, port, now, self.counts(port as u16));
+        for (port, _) in (0_u16..).zip(&self.counts) {
+            pcapng::counts(&mut bytes, port.into(), now, self.counts(port));
         }
         self.put(&mut file, &mut bytes)
     }

@@ -20,7 +20,7 @@ use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
 use super::control::{Asked, ControlQueue, Terms};
-use super::counters::{Counts, DropCause};
+use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
 
@@ -211,30 +211,41 @@ impl Device for NetDevice {
         if let Some(asked) = self.asked() {
             asked.expect(features);
         }
-        match self.net.role(index.into(), features) {
-            Some(QueueRole::Receive(pair)) => Ok(Box::new(Receive {
+        let role = self.net.role(index.into(), features);
+        if role == Some(QueueRole::Control) {
+            return Ok(Box::new(ControlQueue::new(
+                (fabric, port),
+                (&self.net, features),
+                Chain::new(SEGMENTS)?,
+                Arc::clone(&self.changes),
+            )));
+        }
+        let counts = self.fabric.pair_counts(port, index / 2);
+        let (Some(role), Some(counts)) = (role, counts) else {
+            return Err(refused);
+        };
+        match role {
+            QueueRole::Receive(pair) => Ok(Box::new(Receive {
                 address: fabric.address(port, pair),
                 fabric,
                 port,
                 pair,
                 queue: ReceiveQueue::new(features, SEGMENTS)?,
                 offloads: Offloads::to_driver(features),
+                counts,
             })),
-            Some(QueueRole::Transmit(_)) => Ok(Box::new(Transmit {
+            QueueRole::Transmit(pair) => Ok(Box::new(Transmit {
                 fabric,
                 port,
+                pair,
+                counts,
+                sent: 0,
                 layout: HeaderLayout::of(features),
                 offloads: Offloads::to_device(features),
                 chains: some_chains()?,
                 head: FrameHead::default(),
             })),
-            Some(QueueRole::Control) => Ok(Box::new(ControlQueue::new(
-                (fabric, port),
-                (&self.net, features),
-                Chain::new(SEGMENTS)?,
-                Arc::clone(&self.changes),
-            ))),
-            None => Err(refused),
+            QueueRole::Control => Err(refused),
         }
     }
 }
@@ -243,6 +254,10 @@ impl Device for NetDevice {
 struct Transmit {
     fabric: Arc<Fabric>,
     port: u16,
+    pair: u16,
+    counts: Arc<OfPair>,
+    /// Frames of this pass.
+    sent: u64,
     layout: HeaderLayout,
     offloads: Offloads,
     /// As many as are taken at a time.
@@ -330,6 +345,7 @@ impl Transmit {
         let table = ring.memory.table();
         let taken = take_transmit(chain, table, self.layout, &mut self.head)
             .map_err(|error| ring.queue.retire(error))?;
+        self.sent += 1;
         if let Some(limit) = &fabric.ports[usize::from(self.port)].limit {
             limit.charge(taken.len, lane.now());
         }
@@ -364,8 +380,10 @@ impl QueueHandler for Transmit {
         }
         let fabric = Arc::clone(&self.fabric);
         let done = with_lane(&fabric, neighbours, |lane, neighbours| {
+            lane.pair = self.pair;
             self.pass(ring, budget, lane, neighbours)
         });
+        self.counts.sent.add(std::mem::take(&mut self.sent));
         // Without a lane the fabric rests, and so does the queue.
         done.unwrap_or(Ok(Progress::Idle))
     }
@@ -379,6 +397,7 @@ pub(super) struct Receive {
     address: u32,
     queue: ReceiveQueue,
     offloads: Offloads,
+    counts: Arc<OfPair>,
 }
 
 impl Receive {
@@ -391,7 +410,7 @@ impl Receive {
         (came, terms): (&Came<'_>, Terms),
         mtu: u16,
         whole: &mut [u8],
-        counts: &Counts,
+        books: &Books<'_>,
     ) -> u64 {
         let frame = &came.frame;
         let receiver = Receiver {
@@ -401,22 +420,22 @@ impl Receive {
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         match plan(&came.offload, frame.head, len, &receiver) {
             Plan::Forward(offload) => {
-                self.count(ring, &header(&offload, terms), frame, counts);
+                self.count(ring, &header(&offload, terms), frame, books);
                 frame.len()
             }
             Plan::Checksum(partial) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(DropCause::TooLong);
+                    books.dropped(DropCause::TooLong);
                     return 0;
                 };
                 complete_checksum(bytes, partial);
                 let header = header(&Offload::NONE, terms);
-                self.count(ring, &header, &Frame::private(bytes), counts);
+                self.count(ring, &header, &Frame::private(bytes), books);
                 2 * frame.len()
             }
             Plan::Segment(how) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(DropCause::TooLong);
+                    books.dropped(DropCause::TooLong);
                     return 0;
                 };
                 let header = header(&Offload::NONE, terms);
@@ -425,12 +444,12 @@ impl Receive {
                 while let Some(segment) = segments.next() {
                     let frame = Frame::segment(segment);
                     cost += 512 + frame.len();
-                    self.count(ring, &header, &frame, counts);
+                    self.count(ring, &header, &frame, books);
                 }
                 cost
             }
             Plan::Drop(_) => {
-                counts.dropped(DropCause::TooLong);
+                books.dropped(DropCause::TooLong);
                 0
             }
         }
@@ -442,14 +461,14 @@ impl Receive {
         ring: &mut ActiveRing,
         header: &Header,
         frame: &Frame<'_>,
-        counts: &Counts,
+        books: &Books<'_>,
     ) {
         match self.fill(ring, header, frame) {
-            Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
-            Ok(Filled::NoBuffers) => counts.dropped(DropCause::NoBuffers),
-            Ok(Filled::TooSmall) => counts.dropped(DropCause::SmallBuffers),
+            Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, frame),
+            Ok(Filled::NoBuffers) => books.dropped(DropCause::NoBuffers),
+            Ok(Filled::TooSmall) => books.dropped(DropCause::SmallBuffers),
             // The worker retires the ring when it publishes it.
-            Err(_) => counts.dropped(DropCause::Broken),
+            Err(_) => books.dropped(DropCause::Broken),
         }
     }
 
@@ -471,7 +490,7 @@ impl Receive {
     }
 
     /// Fills buffers with frames that mean nothing, at most so many; how many.
-    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, counts: &Counts) -> u32 {
+    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, books: &Books<'_>) -> u32 {
         let mut bytes = [0; 64];
         bytes[..6].copy_from_slice(&Mac::BROADCAST.0);
         // A locally administered address; an Ethertype for experiments.
@@ -479,7 +498,7 @@ impl Receive {
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
             match self.fill(ring, &header, &frame) {
-                Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
+                Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
                 _ => return made,
             }
         }

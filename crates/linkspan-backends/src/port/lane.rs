@@ -17,7 +17,7 @@ use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
 use super::control::{Known, Terms};
-use super::counters::{Counts, DropCause};
+use super::counters::{Books, Counts, DropCause};
 use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
 use super::guest::Receive;
 use super::mailbox::{Address, Mailbox, Note, split};
@@ -38,6 +38,8 @@ pub(super) struct Lane {
     number: usize,
     /// The queue pairs of every guest that this worker has, as bits.
     own: u128,
+    /// The queue pair of the guest whose frames come in this pass.
+    pub(super) pair: u16,
     switch: Switch,
     now: Instant,
     now_ms: u64,
@@ -70,6 +72,7 @@ impl Lane {
         Ok(Self {
             number,
             own: own.fold(0, |own, pair| own | 1 << pair),
+            pair: 0,
             switch,
             now: Instant::now(),
             now_ms: 0,
@@ -95,6 +98,17 @@ impl Lane {
         &fabric.ports[usize::from(port)].counts[self.number]
     }
 
+    /// The books that this worker keeps of a port.
+    #[inline]
+    fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
+        Books {
+            counts: self.counts(fabric, port),
+            capture: fabric.capture.as_deref(),
+            port,
+            now: self.now,
+        }
+    }
+
     fn begin(&mut self, fabric: &Fabric) {
         self.now = Instant::now();
         self.now_ms = fabric.millis(self.now);
@@ -113,7 +127,7 @@ impl Lane {
         came: &Came<'_>,
         neighbours: &mut Neighbours<'_>,
     ) {
-        self.counts(fabric, came.port).came(came.frame.len());
+        self.books(fabric, came.port).came(&came.frame);
         self.cost += FRAME_COST + came.frame.len();
         match fabric.mode {
             Mode::Switch => self.switch(fabric, came, neighbours, true),
@@ -236,6 +250,7 @@ impl Lane {
         self.give_back(fabric, came, Frame { head, body }, neighbours);
     }
 
+    /// On the pair that it came on, where that is possible.
     #[inline]
     fn give_back(
         &mut self,
@@ -250,6 +265,13 @@ impl Lane {
             offload,
             frame,
         };
+        if let Side::Guest(pairs) = &fabric.ports[usize::from(port)].kind
+            && pairs.enabled() & self.own & 1 << self.pair != 0
+            && let Some(terms) = self.terms(fabric, (port, self.pair), came.frame.head)
+        {
+            self.cost += FRAME_COST;
+            return self.fill(fabric, (port, self.pair), (&back, terms), neighbours);
+        }
         self.deliver(fabric, port, &back, neighbours, false);
     }
 
@@ -285,16 +307,12 @@ impl Lane {
                 }
             }
             Side::Tap(queues) => {
-                let counts = self.counts(fabric, to);
-                send_to_tap(
-                    &queues[self.number % queues.len()],
-                    came,
-                    &mut self.whole,
-                    counts,
-                );
+                let books = self.books(fabric, to);
+                let queue = &queues[self.number % queues.len()];
+                send_to_tap(queue, came, &mut self.whole, &books);
             }
             Side::Responder(responder) if answers => {
-                self.counts(fabric, to).went(came.frame.len());
+                self.books(fabric, to).went(&came.frame);
                 let Some(bytes) = came.frame.read(&mut self.whole) else {
                     return;
                 };
@@ -325,7 +343,7 @@ impl Lane {
             offload: Offload::NONE,
             frame: split(answer),
         };
-        self.counts(fabric, port).came(came.frame.len());
+        self.books(fabric, port).came(&came.frame);
         match fabric.mode {
             Mode::Switch => self.switch(fabric, &came, neighbours, false),
             _ => self.deliver(fabric, asker, &came, neighbours, false),
@@ -402,13 +420,13 @@ impl Lane {
         came: (&Came<'_>, Terms),
         neighbours: &mut Neighbours<'_>,
     ) {
-        let counts = self.counts(fabric, to);
+        let books = self.books(fabric, to);
         let address = fabric.address(to, pair);
         let Some((ring, receive)) = neighbours.ring::<Receive>(address) else {
-            return counts.dropped(DropCause::Down);
+            return books.dropped(DropCause::Down);
         };
         let mtu = fabric.ports[usize::from(to)].mtu.load(Ordering::Relaxed);
-        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, counts);
+        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, &books);
     }
 
     /// Takes what others have for this worker.
@@ -469,10 +487,10 @@ impl Lane {
             while here != 0 {
                 let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
                 here &= here - 1;
-                let counts = self.counts(fabric, to);
+                let books = self.books(fabric, to);
                 let address = fabric.address(to, pair);
                 if let Some((ring, receive)) = neighbours.ring::<Receive>(address) {
-                    worked |= receive.stuff(ring, SOURCE_BATCH, counts) > 0;
+                    worked |= receive.stuff(ring, SOURCE_BATCH, &books) > 0;
                 }
             }
         }
@@ -503,7 +521,7 @@ fn one_of(mut pairs: u128, head: &[u8]) -> u16 {
 }
 
 /// Gives a frame to the kernel, which does all offloads.
-fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Counts) {
+fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Books<'_>) {
     let receiver = Receiver {
         offloads: super::tap::TO_KERNEL,
         mtu: u16::MAX,
@@ -511,7 +529,7 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
     let frame = &came.frame;
     let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     let Plan::Forward(offload) = plan(&came.offload, frame.head, len, &receiver) else {
-        return counts.dropped(DropCause::TooLong);
+        return books.dropped(DropCause::TooLong);
     };
     let header = Header::of(&offload).to_bytes();
     let header: &[u8; TAP_HEADER] = header.first_chunk().expect("20 bytes");
@@ -525,9 +543,9 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
         },
     };
     match sent {
-        Ok(true) => counts.went(frame.len()),
-        Ok(false) => counts.dropped(DropCause::NoBuffers),
-        Err(_) => counts.dropped(DropCause::Broken),
+        Ok(true) => books.went(frame),
+        Ok(false) => books.dropped(DropCause::NoBuffers),
+        Err(_) => books.dropped(DropCause::Broken),
     }
 }
 

@@ -1,13 +1,16 @@
 //! `linkspan driver net bench`: how many frames a network device takes and gives.
 
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
-use linkspan_backends::nic::{NicError, NicLayout, NicOptions, NicPair, Side};
+use linkspan_backends::nic::{NicError, NicLayout, NicOptions, NicPair, Side, Wanted};
 use linkspan_devices::net::Frame;
 use linkspan_devices::net::driver::Received;
+use linkspan_sys::EventFd;
 use linkspan_virtio::Features;
 use serde::Serialize;
 
@@ -87,6 +90,10 @@ struct Report {
     full: f64,
     /// How often a device took the place of a lost one.
     reconnects: u64,
+    /// Whether its control queue was used.
+    control_queue: bool,
+    /// How often the device asked for an announcement.
+    announcements: u64,
     mpps: f64,
     gbit_per_second: f64,
     /// From the batch that a frame was sent with to the one that it came back with.
@@ -107,17 +114,34 @@ const PASSES: u32 = 64;
 /// Bytes of the longest frame that others send unasked.
 const FOREIGN: u16 = 1522;
 
-pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(), Failure> {
+pub(super) fn run(
+    target: &Target,
+    (options, wanted): (NicOptions, Wanted),
+    args: &Args,
+) -> Result<(), Failure> {
     check_seconds(args.seconds)?;
     if !args.ring.is_power_of_two() {
         let error = anyhow!("--ring {} is not a power of two", args.ring);
         return Err(Failure::new(Status::Usage, error));
     }
     let layout = NicLayout::new(args.ring, args.size, args.size.max(FOREIGN));
-    let device = open(target, options, layout)?;
+    let mut device = open(target, (options, wanted), layout)?;
+    let stop = EventFd::new().context("no descriptor can be had")?;
+    let control_queue = device.control.is_some();
+    let announced = AtomicU64::new(0);
     let cpu_before = cpu_seconds();
     let end = Instant::now() + Duration::from_secs_f64(args.seconds);
     let results: Vec<Result<Tally, Failure>> = std::thread::scope(|scope| {
+        let keeper = device.control.take().map(|mut control| {
+            let (link, stop, announced) = (&device.link, stop.as_fd(), &announced);
+            scope.spawn(move || {
+                // Its own frames say where it is.
+                let announce = || {
+                    announced.fetch_add(1, Ordering::Relaxed);
+                };
+                control.keep(link, stop, announce)
+            })
+        });
         let threads: Vec<_> = (0..)
             .zip(device.pairs)
             .map(|(number, pair)| {
@@ -131,9 +155,19 @@ pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(
             })
             .collect();
         let joined = threads.into_iter().map(|thread| thread.join());
-        joined
-            .map(|result| result.unwrap_or_else(|_| Err(anyhow!("a thread panicked").into())))
-            .collect()
+        let panicked = || anyhow!("a thread panicked").into();
+        let mut results: Vec<_> = joined
+            .map(|result| result.unwrap_or_else(|_| Err(panicked())))
+            .collect();
+        // It fails only when the counter is full, and then it is readable.
+        let _ = stop.signal();
+        match keeper.map(|keeper| keeper.join()) {
+            None | Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(NicError::Link(_)))) if target.is_stopped() => {}
+            Some(Ok(Err(error))) => results.push(Err(failure(target, error))),
+            Some(Err(_)) => results.push(Err(panicked())),
+        }
+        results
     });
     let cpu = cpu_seconds() - cpu_before;
     drop(device.link);
@@ -141,14 +175,15 @@ pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(
     for result in results {
         total.add(&result?)?;
     }
-    report(args, options, device.features, &total, cpu)
+    let control = control_queue.then(|| announced.into_inner());
+    report(args, options, device.features, (&total, control), cpu)
 }
 
 fn report(
     args: &Args,
     options: NicOptions,
     features: Features,
-    total: &Tally,
+    (total, announced): (&Tally, Option<u64>),
     cpu: f64,
 ) -> Result<(), Failure> {
     let (frames, bytes, lost) = match args.mode {
@@ -190,6 +225,8 @@ fn report(
         disordered: total.disordered,
         full,
         reconnects: total.losses,
+        control_queue: announced.is_some(),
+        announcements: announced.unwrap_or(0),
         mpps: million / seconds,
         gbit_per_second: bits / seconds / 1e9,
         latency_us: (args.mode == Mode::Loop).then(|| Latency::of(&total.latency)),

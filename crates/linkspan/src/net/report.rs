@@ -22,7 +22,7 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         };
         let port = fabric.name(number);
         if json {
-            print(&value(port, &counts));
+            print(&value(port, &counts, fabric.captures(number)));
             continue;
         }
         let drops = DropCause::ALL
@@ -42,6 +42,9 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
             .filter(|(_, count)| *count > 0)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
+        if let Some((captured, missing)) = fabric.captures(number) {
+            tracing::info!("{port}: {captured} frames were captured, {missing} were not");
+        }
         if counts.commands > 0 || !refused.is_empty() {
             tracing::info!(
                 "{port}: {} control commands were done, {} kinds refused: {}",
@@ -50,24 +53,32 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
                 refused.join(", "),
             );
         }
+        let pairs = counts.pairs.iter().enumerate().map(|(number, pair)| {
+            let (came, went) = (pair.frames_in, pair.frames_out);
+            format!(", pair {number}: {came} came, {went} went")
+        });
         tracing::info!(
-            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}",
+            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}{}",
             counts.frames_in,
             counts.bytes_in,
             counts.frames_out,
             counts.bytes_out,
+            pairs.collect::<String>(),
         );
     }
 }
 
-fn value(port: &str, counts: &PortCounts) -> Value {
+fn value(port: &str, counts: &PortCounts, captures: Option<(u64, u64)>) -> Value {
     let drops = DropCause::ALL.into_iter().map(|why| {
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
+    let pairs = counts.pairs.iter().map(
+        |pair| serde_json::json!({ "frames_in": pair.frames_in, "frames_out": pair.frames_out }),
+    );
     let refused = ControlError::NAMES.into_iter().zip(counts.refused);
     let refused = refused.map(|(name, count)| (name.to_owned(), Value::from(count)));
-    serde_json::json!({
+    let mut value = serde_json::json!({
         "event": "counts",
         "port": port,
         "frames_in": counts.frames_in,
@@ -75,8 +86,14 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         "frames_out": counts.frames_out,
         "bytes_out": counts.bytes_out,
         "flooded": counts.flooded,
+        "pairs": pairs.collect::<Vec<_>>(),
         "dropped": drops.collect::<Map<_, _>>(),
         "commands": counts.commands,
         "commands_refused": refused.collect::<Map<_, _>>(),
-    })
+    });
+    if let Some((captured, missing)) = captures {
+        value["captured"] = captured.into();
+        value["not_captured"] = missing.into();
+    }
+    value
 }
