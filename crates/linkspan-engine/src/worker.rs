@@ -470,6 +470,8 @@ impl Ring {
         let active = &mut self.active;
         let now = active.queue.state().next_used;
         if let Some(log) = &active.log {
+            // What is logged has to be there.
+            active.queue.end_run();
             log.used_elements(active.queue.size(), used, now);
         }
         // Before anything is acknowledged: zeroes read from a hole are not data.

@@ -443,6 +443,26 @@ mod tests {
     }
 
     #[test]
+    fn twelve_bytes_are_read_by_value_if_there_are_so_many() {
+        let region = region(&pattern(100));
+        let slice = |at, len| region.slice(at, len).unwrap();
+        assert_eq!(slice(7, 90).read_12().unwrap()[..], pattern(100)[7..19]);
+        assert!(slice(88, 12).read_12().is_some());
+        assert_eq!(slice(89, 11).read_12(), None);
+    }
+
+    #[test]
+    fn fetching_ahead_changes_nothing() {
+        let region = region(&pattern(200));
+        for (at, len) in [(0, 0), (0, 1), (0, 200), (63, 2), (199, 1)] {
+            let slice = region.slice(at, len).unwrap();
+            slice.prefetch(9);
+            slice.prefetch_to_write(9);
+        }
+        assert_eq!(bytes(&region), pattern(200));
+    }
+
+    #[test]
     fn cleared_bytes_are_zero_and_no_others() {
         let region = region(&pattern(10000));
         region.slice(1, 9000).unwrap().clear();

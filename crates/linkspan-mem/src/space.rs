@@ -530,6 +530,29 @@ mod tests {
         Ok(spans)
     }
 
+    /// Whatever was found before, a range in one region is found as by a look-up.
+    #[test]
+    fn ranges_in_one_region_are_found_from_anywhere() {
+        let memory = memory();
+        let starts = [0, 1, 0xFFF, 0x1000, 0xFFFF, 0x1_0000, 0x1_0FF0, 0x1_0FFF];
+        let starts = starts.into_iter().chain([0x1_1000, 0x2_0000, u64::MAX]);
+        let starts: Vec<u64> = starts.collect();
+        for before in &starts {
+            for at in &starts {
+                for len in [0, 1, 0x10, 0x11, u32::MAX] {
+                    let mut near = 0;
+                    memory.guest.resolve_one(Gpa(*before), 1, &mut near);
+                    let found = memory.guest.resolve_one(Gpa(*at), len, &mut near);
+                    let one = match resolve(&memory.guest, *at, len).as_deref() {
+                        Ok([one]) => Some(*one),
+                        _ => None,
+                    };
+                    assert_eq!(found, one, "{at:#x} with {len:#x} bytes after {before:#x}");
+                }
+            }
+        }
+    }
+
     /// libvhost-user 85805ee887: an indirect table that crosses regions.
     #[test]
     fn a_range_across_two_regions_is_two_spans() {

@@ -289,9 +289,6 @@ impl Transmit {
         let mut left = budget.chains as usize;
         while left > 0 {
             let taken = self.take(ring, left)?;
-            if taken == 0 {
-                return Ok(Progress::Idle);
-            }
             for at in 0..taken {
                 if let Some(stop) = self.holds(budget, lane) {
                     for chain in self.chains[at..taken].iter().rev() {
@@ -301,7 +298,14 @@ impl Transmit {
                 }
                 self.send(ring, at, lane, neighbours)?;
             }
+            if taken < left.min(self.chains.len()) {
+                return Ok(Progress::Idle);
+            }
             left -= taken;
+            if self.fabric.mode.passes_on() {
+                // Whoever gets these begins with them while the next are taken.
+                return Ok(Progress::More);
+            }
         }
         Ok(Progress::More)
     }

@@ -5,6 +5,7 @@ mod disk;
 mod figures;
 mod net;
 mod net_bench;
+mod stamped;
 mod target;
 mod transfer;
 mod verify;
