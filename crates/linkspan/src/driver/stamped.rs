@@ -71,6 +71,7 @@ impl Stamped {
 
 #[cfg(test)]
 mod tests {
+    use linkspan_devices::net::Frame;
     use linkspan_devices::net::header::{Header, Offload};
 
     use super::*;
