@@ -4,8 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, OpenQueueError, Progress,
-    QueueHandler,
+    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, OpenQueueError, Progress, QueueHandler,
 };
 use linkspan_virtio::{Chain, Features, QueueError};
 
