@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -18,7 +19,7 @@ use linkspan_engine::{
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
 
-use crate::image::{self, Image, ImageQueue, ResizeError};
+use crate::image::{self, Completion, Image, ImageQueue, ResizeError};
 
 /// A block device on an image.
 pub struct BlockDevice {
@@ -325,7 +326,9 @@ impl BlockQueue {
                 return Ok(Some(Moved::default()));
             }
         };
-        self.image.submit(token, operation, table);
+        if let Some(known) = self.image.submit(token, operation, table) {
+            self.end(ring, token, known);
+        }
         Ok(Some(Moved {
             work: bytes,
             data: bytes,
@@ -373,7 +376,10 @@ impl BlockQueue {
             },
             _ => image::Operation::Discard { offset, len },
         };
-        self.image.submit(token, operation, ring.memory.table());
+        let known = self.image.submit(token, operation, ring.memory.table());
+        if let Some(known) = known {
+            self.end(ring, token, known);
+        }
         len
     }
 
@@ -391,7 +397,6 @@ impl BlockQueue {
             && let Some(token) = self.sliced.pop_front()
         {
             sliced += self.next_slice(ring, token);
-            self.reap(ring);
         }
         // One look at the clock is enough: what comes in during a pass waits.
         let limit = self.limit.clone().map(|limit| (limit, Instant::now()));
@@ -423,8 +428,6 @@ impl BlockQueue {
                     return Err(error);
                 }
             }
-            // What was done at once; what is not is looked for when the pass ends.
-            self.reap_one(ring);
             chains += 1;
         }
         Ok(if budget.chains == 0 {
@@ -436,20 +439,19 @@ impl BlockQueue {
 
     /// Answers every request that the image is done with.
     fn reap(&mut self, ring: &mut ActiveRing) {
-        while self.reap_one(ring) {}
+        while let Some(Completion { token, result }) = self.image.completion() {
+            self.end(ring, token, result);
+        }
     }
 
-    /// Answers a request that the image is done with, if there is one.
+    /// The image is done with a request, or with a slice of one.
     #[inline]
-    fn reap_one(&mut self, ring: &mut ActiveRing) -> bool {
-        let Some(completion) = self.image.completion() else {
-            return false;
-        };
-        let ranges = &mut self.slots[completion.token as usize].ranges;
-        let status = match completion.result {
+    fn end(&mut self, ring: &mut ActiveRing, token: u32, result: io::Result<()>) {
+        let ranges = &mut self.slots[token as usize].ranges;
+        let status = match result {
             Ok(()) if !ranges.is_empty() => {
-                self.sliced.push_back(completion.token);
-                return true;
+                self.sliced.push_back(token);
+                return;
             }
             Ok(()) => Status::Ok,
             Err(error) => {
@@ -460,8 +462,7 @@ impl BlockQueue {
                 Status::IoErr
             }
         };
-        self.finish(ring, completion.token, status);
-        true
+        self.finish(ring, token, status);
     }
 
     /// Ends what waits for its next slice: nobody will hear of it.

@@ -68,6 +68,8 @@ impl Drop for Loop {
 struct Rig {
     memory: Arc<RegionTable>,
     queue: Box<dyn ImageQueue>,
+    /// Operations that were done at once.
+    known: usize,
 }
 
 impl Rig {
@@ -76,6 +78,7 @@ impl Rig {
         Self {
             memory: Arc::new(RegionTable::new(vec![region])),
             queue: image.open_queue(64).unwrap(),
+            known: 0,
         }
     }
 
@@ -91,7 +94,8 @@ impl Rig {
     /// Completes `count` operations.
     fn finish(&mut self, count: usize) {
         self.queue.launch();
-        for _ in 0..count {
+        let known = std::mem::take(&mut self.known);
+        for _ in known..count {
             loop {
                 if let Some(completion) = self.queue.completion() {
                     completion.result.unwrap();
@@ -105,7 +109,10 @@ impl Rig {
 
     fn submit(&mut self, operation: Operation<'_>) {
         let memory = Arc::clone(&self.memory);
-        self.queue.submit(1, operation, &memory);
+        if let Some(known) = self.queue.submit(1, operation, &memory) {
+            known.unwrap();
+            self.known += 1;
+        }
     }
 
     fn write(&mut self, offset: usize, data: Span) {

@@ -44,7 +44,12 @@ impl Image for Half {
 }
 
 impl ImageQueue for HalfQueue {
-    fn submit(&mut self, token: u32, operation: Operation<'_>, _memory: &Arc<RegionTable>) {
+    fn submit(
+        &mut self,
+        token: u32,
+        operation: Operation<'_>,
+        _memory: &Arc<RegionTable>,
+    ) -> Option<io::Result<()>> {
         self.0.fetch_add(1, Ordering::SeqCst);
         let fails = match operation {
             Operation::Read { offset, .. }
@@ -58,7 +63,12 @@ impl ImageQueue for HalfQueue {
         } else {
             Ok(())
         };
+        // Each other one is known at once.
+        if self.0.load(Ordering::SeqCst) % 2 == 0 {
+            return Some(result);
+        }
         self.1.push_back(Completion { token, result });
+        None
     }
 
     fn completion(&mut self) -> Option<Completion> {

@@ -154,7 +154,12 @@ struct GatedQueue {
 }
 
 impl ImageQueue for GatedQueue {
-    fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>) {
+    fn submit(
+        &mut self,
+        token: u32,
+        operation: Operation<'_>,
+        memory: &Arc<RegionTable>,
+    ) -> Option<io::Result<()>> {
         let work = match operation {
             Operation::Read { offset, data } => Work::Read(offset, data.to_vec()),
             Operation::Write { offset, data, .. } => Work::Write(offset, data.to_vec()),
@@ -169,6 +174,7 @@ impl ImageQueue for GatedQueue {
             memory: Arc::clone(memory),
             ends: Arc::clone(&self.ends),
         });
+        None
     }
 
     fn completion(&mut self) -> Option<Completion> {

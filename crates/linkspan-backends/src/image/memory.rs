@@ -1,14 +1,13 @@
 //! Disks without a file: memory of ours, and nothing at all.
 //!
-//! Both complete within `submit`. A memory disk makes no system call per
+//! Both do everything within `submit`. A memory disk makes no system call per
 //! request; a null disk touches no byte, for measuring what stands before it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use linkspan_mem::{Backing, OutsideRegion, Region, RegionTable, Span, fault};
+use linkspan_mem::{Backing, OutsideRegion, Region, RegionTable, Span};
 use linkspan_sys::AnonymousMemory;
 
 use super::{Completion, Image, ImageQueue, Operation};
@@ -60,7 +59,6 @@ impl Image for MemoryImage {
     fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         Ok(Box::new(InlineQueue {
             disk: Disk::Memory(Arc::clone(&self.shared)),
-            done: VecDeque::from(fault::try_with_capacity(COMPLETIONS).map_err(io::Error::other)?),
         }))
     }
 
@@ -164,7 +162,6 @@ impl Image for NullImage {
             disk: Disk::Null {
                 read_zeroes: self.read_zeroes,
             },
-            done: VecDeque::from(fault::try_with_capacity(COMPLETIONS).map_err(io::Error::other)?),
         }))
     }
 
@@ -173,10 +170,6 @@ impl Image for NullImage {
     }
 }
 
-/// Completions that fit without another allocation; more than a caller that
-/// takes each at once ever leaves.
-const COMPLETIONS: usize = 16;
-
 enum Disk {
     Memory(Arc<Store>),
     Null { read_zeroes: bool },
@@ -184,12 +177,17 @@ enum Disk {
 
 struct InlineQueue {
     disk: Disk,
-    done: VecDeque<Completion>,
 }
 
 impl ImageQueue for InlineQueue {
-    fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>) {
-        let result = match &self.disk {
+    #[inline]
+    fn submit(
+        &mut self,
+        _token: u32,
+        operation: Operation<'_>,
+        memory: &Arc<RegionTable>,
+    ) -> Option<io::Result<()>> {
+        Some(match &self.disk {
             Disk::Memory(store) => store.carry_out(operation, memory),
             Disk::Null { read_zeroes } => {
                 if let (true, Operation::Read { data, .. }) = (read_zeroes, operation) {
@@ -199,12 +197,11 @@ impl ImageQueue for InlineQueue {
                 }
                 Ok(())
             }
-        };
-        self.done.push_back(Completion { token, result });
+        })
     }
 
     fn completion(&mut self) -> Option<Completion> {
-        self.done.pop_front()
+        None
     }
 
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -246,10 +243,8 @@ mod tests {
         }
 
         fn run(&mut self, operation: Operation<'_>) {
-            self.queue.submit(3, operation, self.memory.table());
-            let done = self.queue.completion().unwrap();
-            assert_eq!(done.token, 3);
-            done.result.unwrap();
+            let done = self.queue.submit(3, operation, self.memory.table());
+            done.expect("at once").unwrap();
         }
 
         fn write(&mut self, offset: u64, bytes: &[u8]) {
@@ -335,8 +330,8 @@ mod tests {
             offset: 3584,
             data: &data,
         };
-        rig.queue.submit(1, read, rig.memory.table());
-        assert!(rig.queue.completion().unwrap().result.is_err());
+        let done = rig.queue.submit(1, read, rig.memory.table());
+        assert!(done.expect("at once").is_err());
     }
 
     #[test]

@@ -96,10 +96,16 @@ pub enum ResizeError {
 
 /// Operations of one queue, used by one worker.
 pub trait ImageQueue: Send {
-    /// Hands over an operation; its completion carries `token`. The spans point
-    /// into `memory`, which the queue keeps for as long as it needs it. It may
-    /// wait for [`launch`](Self::launch) before it begins.
-    fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>);
+    /// Hands over an operation, and gives what came of it if that is known at once.
+    /// Otherwise there will be a completion that carries `token`; it may wait for
+    /// [`launch`](Self::launch) before it begins. The spans point into `memory`, which
+    /// the queue keeps for as long as it needs it.
+    fn submit(
+        &mut self,
+        token: u32,
+        operation: Operation<'_>,
+        memory: &Arc<RegionTable>,
+    ) -> Option<io::Result<()>>;
 
     /// Begins everything that was submitted, with one system call where it takes
     /// any: to be called after a batch.
@@ -110,7 +116,7 @@ pub trait ImageQueue: Send {
 
     /// Is readable when completions are there that were not when
     /// [`completion`](Self::completion) last gave `None`, and perhaps at other
-    /// times. A queue that completes within `submit` has none.
+    /// times. A queue that does everything within `submit` has none.
     fn completion_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Whether a completion is there, as far as that can be seen without a system

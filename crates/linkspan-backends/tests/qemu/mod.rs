@@ -128,7 +128,10 @@ impl Rig {
     /// Does one operation and waits for its end.
     #[track_caller]
     pub(crate) fn try_run(&mut self, operation: Operation<'_>) -> io::Result<()> {
-        self.queue.submit(5, operation, self.memory.table());
+        let known = self.queue.submit(5, operation, self.memory.table());
+        if let Some(known) = known {
+            return known;
+        }
         loop {
             if let Some(completion) = self.queue.completion() {
                 assert_eq!(completion.token, 5);

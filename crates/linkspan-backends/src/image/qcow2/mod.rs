@@ -229,7 +229,12 @@ struct Qcow2Queue {
 }
 
 impl ImageQueue for Qcow2Queue {
-    fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>) {
+    fn submit(
+        &mut self,
+        token: u32,
+        operation: Operation<'_>,
+        memory: &Arc<RegionTable>,
+    ) -> Option<io::Result<()>> {
         let mut spans = self.spare.pop().unwrap_or_default();
         spans.clear();
         let work = match operation {
@@ -266,6 +271,7 @@ impl ImageQueue for Qcow2Queue {
             memory: Arc::clone(memory),
             ends: Arc::clone(&self.ends),
         }));
+        None
     }
 
     fn completion(&mut self) -> Option<Completion> {

@@ -1,7 +1,6 @@
 //! A queue of a raw image: what is done at once, and what goes through a ring or
 //! to threads.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -25,7 +24,6 @@ pub(super) struct RawQueue {
     ring: Option<RingJobs>,
     /// To the threads: for all of it, or for what a ring does not do.
     port: Port,
-    done: VecDeque<Completion>,
     /// Jobs to use again.
     spare: Vec<Job>,
     /// Whether jobs were begun by looking for completions, and not by who
@@ -75,7 +73,6 @@ impl RawQueue {
             inline,
             ring,
             port,
-            done: VecDeque::from(fault::try_with_capacity(depth).map_err(refused)?),
             spare: fault::try_with_capacity(depth).map_err(refused)?,
             went_on: false,
         })
@@ -247,7 +244,12 @@ impl RingJobs {
 }
 
 impl ImageQueue for RawQueue {
-    fn submit(&mut self, token: u32, operation: Operation<'_>, memory: &Arc<RegionTable>) {
+    fn submit(
+        &mut self,
+        token: u32,
+        operation: Operation<'_>,
+        memory: &Arc<RegionTable>,
+    ) -> Option<io::Result<()>> {
         let (work, spans) = Work::of(operation, &self.file);
         let transfer = Transfer {
             table: memory,
@@ -255,16 +257,17 @@ impl ImageQueue for RawQueue {
             offset: work.offset().unwrap_or(0),
         };
         let mut done = 0;
-        if let Some(result) = self.at_once(work, &transfer, &mut done) {
-            return self.done.push_back(Completion { token, result });
+        let known = self.at_once(work, &transfer, &mut done);
+        if known.is_some() {
+            return known;
         }
         let mut job = self.spare.pop().unwrap_or_else(Job::new);
         if job.take_over(token, work, spans, memory, done) {
-            return self.begin(job);
+            self.begin(job);
+            return None;
         }
         self.spare.push(job);
-        let result = Err(io::ErrorKind::OutOfMemory.into());
-        self.done.push_back(Completion { token, result });
+        Some(Err(io::ErrorKind::OutOfMemory.into()))
     }
 
     fn launch(&mut self) {
@@ -279,9 +282,6 @@ impl ImageQueue for RawQueue {
 
     #[inline]
     fn completion(&mut self) -> Option<Completion> {
-        if let Some(completion) = self.done.pop_front() {
-            return Some(completion);
-        }
         if let Some(job) = self.next_of_ring() {
             return Some(self.end(job));
         }
@@ -297,9 +297,7 @@ impl ImageQueue for RawQueue {
     #[inline]
     fn has_completion(&self) -> bool {
         let ring = self.ring.as_ref();
-        !self.done.is_empty()
-            || ring.is_some_and(|ring| ring.ring.has_completions())
-            || self.port.has_ended()
+        ring.is_some_and(|ring| ring.ring.has_completions()) || self.port.has_ended()
     }
 
     fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
