@@ -6,10 +6,10 @@
 #: limit 900
 . /lab/functions.sh
 
+# Not by `check`, whose subshell would have the process.
 serve() { # NODE SOCKET LOG
     linkspan vdpa serve "$1" --socket-path "$2" 2>"$3" &
     serve_pid=$!
-    await 20 test -S "$2"
 }
 
 # --- QEMU
@@ -32,7 +32,8 @@ INIT
 }
 inner_init >/tmp/init
 check "the inner guest's archive" inner_archive /tmp/inner.cpio /tmp/init
-check "the disk is passed on" serve "$node" /tmp/disk.sock /tmp/disk.log
+serve "$node" /tmp/disk.sock /tmp/disk.log
+check "the disk is passed on" await 20 test -S /tmp/disk.sock
 
 through_qemu() { # LOG
     INNER_APPEND=quiet inner_boot /tmp/inner.cpio -serial "file:$1" \
@@ -56,7 +57,8 @@ check "what the guest wrote is on the device" sh -c "dd if=$disk bs=512 skip=8 c
 # --- DPDK
 
 vdpa_add net0 vdpasim_net mac 52:54:00:00:00:01 && vdpa_bind net0 vhost_vdpa && node=$(vdpa_char net0) || fatal "no card"
-check "the card is passed on" serve "$node" /tmp/net.sock /tmp/net.log
+serve "$node" /tmp/net.sock /tmp/net.log
+check "the card is passed on" await 20 test -S /tmp/net.sock
 mkdir -p /dev/hugepages
 if echo 128 >/proc/sys/vm/nr_hugepages && mount -t hugetlbfs nodev /dev/hugepages; then
     testpmd() {

@@ -458,7 +458,7 @@ fn a_ring_outside_the_memory_is_refused() {
 
 /// QEMU 77812aa7b1 leaves out what is no whole pages; the kernel would map others.
 #[test]
-fn memory_that_is_no_whole_pages_is_refused_and_not_left_out() {
+fn memory_that_no_pages_can_hold_is_refused_and_not_left_out() {
     let (machine, served) = disk(1);
     let mut front = served.connect();
     front.negotiate(&Options::default()).unwrap();
@@ -516,7 +516,7 @@ fn card(pairs: u16, own_space: bool) -> (Arc<Card>, Machine, Served) {
 /// Brings up all data rings of a card, as QEMU does; the first pair is enabled.
 fn bring_up(served: &Served, pairs: u16) -> (FrontEnd, Vec<DiskRing>) {
     let mut front = served.connect();
-    let memory = SharedMemory::new(room(2 * pairs, 64), Gpa(0x10_0000), Sealing::Fixed);
+    let memory = SharedMemory::new(room(2 * pairs + 1, 64), Gpa(0x10_0000), Sealing::Fixed);
     front.negotiate(&Options::default()).unwrap();
     front.share(std::slice::from_ref(&memory)).unwrap();
     let rings: Vec<_> = (0..2 * pairs)
@@ -556,6 +556,32 @@ fn enabled_pairs_and_the_address_become_commands_on_the_control_queue() {
     // The control queue's memory is in a space of its own.
     let spaces: Vec<_> = machine.mapped().iter().map(|(asid, ..)| *asid).collect();
     assert_eq!(spaces.iter().filter(|asid| **asid == 1).count(), 1);
+    drop(front);
+    served.stop();
+    assert!(machine.is_empty());
+}
+
+/// A front end without an emulation of the control queue, such as our own driver.
+#[test]
+fn a_front_end_that_brings_a_control_queue_has_the_devices_own() {
+    let (card, machine, served) = card(2, true);
+    let (front, rings) = bring_up(&served, 2);
+    card.commands();
+    let memory = rings[0].memory();
+    let mut control = DiskRing::new(memory, 4, 64, front.features());
+    front.start(&control).unwrap();
+    front.enable(4, true).unwrap();
+    // Any bytes are a command to this card.
+    control.add(Io::Flush);
+    control.kick();
+    assert!(settled(|| !card.commands().is_empty()));
+    assert!(machine.is_live());
+    // The bridge gives no command of its own any more.
+    front.enable(2, true).unwrap();
+    front.enable(3, true).unwrap();
+    assert_eq!(card.commands(), Vec::<Vec<u8>>::new());
+    front.stop(4).unwrap();
+    assert!(settled(|| card.commands() == [vec![4, 0, 2, 0]]));
     drop(front);
     served.stop();
     assert!(machine.is_empty());

@@ -122,8 +122,7 @@ impl VdpaDevice {
             let len = region.len() as u64;
             self.facts.check_range(iova, len)?;
             // The kernel maps pages, and would map others than these.
-            let start = start(&region) as u64;
-            if !(start | iova.0 | len).is_multiple_of(page_size()) {
+            if !(start(&region) as u64 ^ iova.0).is_multiple_of(page_size()) {
                 return Err(VdpaError::NoPages { iova: iova.0, len });
             }
             let known = self.regions.iter().find(|(mapping, old)| {

@@ -72,9 +72,9 @@ pub enum VdpaError {
         /// The address.
         address: u64,
     },
-    /// Memory that is no whole pages.
+    /// Memory that lies otherwise in its page here than for the device.
     #[error(
-        "{len:#x} bytes of memory at address {iova:#x} are no whole pages, here or for the device"
+        "{len:#x} bytes of memory at address {iova:#x} do not lie in their pages as they do here"
     )]
     NoPages {
         /// Where it would be.

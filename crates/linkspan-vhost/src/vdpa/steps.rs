@@ -314,7 +314,12 @@ impl Consumer {
         self.mode = Mode::Back;
         let mut steps = self.pause();
         steps.push(Step::SetStatus(0));
-        steps.extend(self.standing.iter().rev().cloned());
+        // Memory may have changed under it.
+        let stands = |step: &&Step| match step {
+            Step::Unmap(mapping) => self.mapped.contains(mapping),
+            _ => true,
+        };
+        steps.extend(self.standing.iter().rev().filter(stands).cloned());
         if !self.has(backend::IOTLB_PERSIST) {
             // What was mapped while it ran is not among them.
             let stands = |mapping: &&Mapping| !self.standing.contains(&Step::Unmap(**mapping));
@@ -362,6 +367,12 @@ impl Consumer {
 
     fn failed(&mut self, step: Step, failure: Failure) {
         let error = StepError { step, failure };
+        // A ring that does not say where it is stops nothing.
+        if matches!(error.step, Step::ReadBase { .. }) {
+            self.note_base(&error.step, None);
+            self.outcome.troubles.push(error);
+            return;
+        }
         if self.mode == Mode::Back {
             // A mapping that is not to be had back is no mapping of ours any more.
             if let Step::Unmap(mapping) = &error.step {

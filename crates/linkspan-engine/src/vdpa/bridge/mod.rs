@@ -125,6 +125,12 @@ impl BridgedDevice {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Rings that a front end may have: the control queue is behind the others, for
+    /// those that want to have it themselves.
+    fn rings(&self) -> u16 {
+        self.bridge.data_rings() + u16::from(self.bridge.drives_control())
+    }
+
     fn is_network(&self) -> bool {
         self.facts.device_id == device::NET
     }
@@ -138,7 +144,7 @@ impl BridgedDevice {
             | ProtocolFeatures::RESET_DEVICE
             | ProtocolFeatures::STATUS;
         protocol_features.set(ProtocolFeatures::NET_MTU, self.is_network());
-        let queues = self.bridge.data_rings();
+        let data = self.bridge.data_rings();
         let least = match self.facts.device_id {
             device::NET => NET_CONFIG,
             device::BLOCK => BLOCK_CONFIG,
@@ -148,11 +154,11 @@ impl BridgedDevice {
             features: self.bridge.offer(),
             protocol_features,
             // What messages with descriptors can name.
-            queues: queues.min(linkspan_vhost::backend::MAX_RINGS),
+            queues: self.rings().min(linkspan_vhost::backend::MAX_RINGS),
             queue_num: if self.is_network() {
                 self.bridge.pairs().into()
             } else {
-                queues.into()
+                data.into()
             },
             queue_size_max: self.queue_size,
             config_size: self.facts.config_size.max(least),

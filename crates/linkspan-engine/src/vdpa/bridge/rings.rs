@@ -185,6 +185,12 @@ impl BridgeSession {
         says && self.features.is_some() && self.slots.iter().any(Slot::is_wanted)
     }
 
+    /// Whether the front end drives the control queue itself.
+    pub(super) fn has_control_of_its_own(&self) -> bool {
+        let control = self.slots.get(usize::from(self.home.bridge().data_rings()));
+        control.is_some_and(|slot| slot.setup.is_some())
+    }
+
     fn has_pairs(&self) -> bool {
         self.home.bridge().has_pairs(self.features.unwrap_or(0))
     }
@@ -212,12 +218,14 @@ impl BridgeSession {
 
     fn launch(&mut self) -> Result<(), Reason> {
         let features = self.features.unwrap_or(0);
-        let late = self.control.is_some() && self.device().facts().enables_late();
+        let theirs = self.has_control_of_its_own();
+        let late = self.control.is_some() && !theirs && self.device().facts().enables_late();
         let mut rings = Vec::new();
         let mut data = Vec::new();
         let mut groups = Vec::new();
         // The control queue first: it decides what the others do.
         let control_ring = self.home.bridge().control_ring(features);
+        let control_ring = control_ring.filter(|_| !theirs);
         if let (Some(ring), Some(control)) = (control_ring, &mut self.control) {
             rings.push(control.begin(ring, features)?);
             let group = self.home.facts().ring_groups.get(usize::from(ring));
@@ -269,6 +277,9 @@ impl BridgeSession {
 
     /// Commands before data queues take anything.
     fn command_and_enable(&mut self, late: Vec<u16>) -> Result<(), VdpaError> {
+        if self.has_control_of_its_own() {
+            return Ok(());
+        }
         if let (Some(mac), Some(control)) = (self.mac, &mut self.control) {
             control.command(ControlCommand::Mac(mac))?;
         }
@@ -280,6 +291,9 @@ impl BridgeSession {
 
     /// `VHOST_USER_SET_VRING_ENABLE` as a command.
     fn use_pairs(&mut self) -> Result<(), VdpaError> {
+        if self.has_control_of_its_own() {
+            return Ok(());
+        }
         let last = self.slots.iter().rposition(Slot::is_wanted);
         let pairs = last.map_or(1, |ring| ring / 2 + 1);
         let pairs = u16::try_from(pairs).unwrap_or(1);

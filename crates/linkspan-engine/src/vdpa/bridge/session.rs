@@ -72,9 +72,7 @@ impl BridgeSession {
         match Parts::new(&home, &changes) {
             Ok(parts) => Ok(Self {
                 core: parts.core,
-                slots: (0..home.bridge().data_rings())
-                    .map(|_| Slot::default())
-                    .collect(),
+                slots: (0..home.rings()).map(|_| Slot::default()).collect(),
                 home,
                 device: Some(device),
                 table: parts.table,
@@ -341,6 +339,7 @@ impl BridgeSession {
     fn write_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Reason> {
         let features = self.features.unwrap_or(0);
         if self.home.bridge().sets_mac(features)
+            && !self.has_control_of_its_own()
             && offset == 0
             && let Ok(mac) = <[u8; MAC_LEN]>::try_from(bytes)
         {
