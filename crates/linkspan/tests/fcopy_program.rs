@@ -304,7 +304,9 @@ fn a_full_disk_is_told_and_nothing_is_left() {
     let (large, small) = (rig.source("a", &pattern(300_000)), rig.source("b", b"small"));
     let sent = rig.send(&[large, small], &["--create-path"]);
     sent.expect(1, &["refused", "done"]);
-    assert!(sent.said.contains("a: the guest refused START: the disk is full"));
+    // Where the file system reserves room first START is refused, elsewhere WRITE.
+    let told = sent.said.contains("a: the guest refused") && sent.said.contains("the disk is full");
+    assert!(told, "{}", sent.said);
     assert_eq!(rig.names(), ["b"]);
     guest.stop();
 }
@@ -527,7 +529,10 @@ fn resident(child: &Child) -> u64 {
 /// Known bug 3 of Linux's daemon: each START kept its names.
 #[test]
 fn a_hundred_thousand_starts_take_no_memory() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    // In memory, where there is such a place: the file system is not what is tried.
+    let quick = tempfile::tempdir_in("/dev/shm").or_else(|_| tempdir()).unwrap();
+    rig.root = quick.path().to_owned();
     let listener = Listener::bind(&rig.socket).unwrap();
     let guest = Program::start(rig.guest_command(&[]));
     let mut host = RawHost::meet(&listener);
