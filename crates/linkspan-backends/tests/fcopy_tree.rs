@@ -275,13 +275,21 @@ fn no_link_leads_out_of_a_root() {
             let refused = rig.copy(target.clone(), b"ours").unwrap_err();
             let status = refused.status();
             assert!(
-                [Status::INVALID_ARGUMENT, Status::ALREADY_EXISTS, Status::FAIL].contains(&status),
+                [
+                    Status::INVALID_ARGUMENT,
+                    Status::ALREADY_EXISTS,
+                    Status::FAIL
+                ]
+                .contains(&status),
                 "{target:?}: {refused}"
             );
         }
         assert_eq!(rig.names(), before);
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
-        assert_eq!(fs::read(outside.path().join("precious")).unwrap(), b"theirs");
+        assert_eq!(
+            fs::read(outside.path().join("precious")).unwrap(),
+            b"theirs"
+        );
     }
 }
 

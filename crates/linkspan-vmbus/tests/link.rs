@@ -1,12 +1,12 @@
 //! The frames by which programs of ours meet.
 
+use linkspan_vmbus::Shape;
 use linkspan_vmbus::fcopy::Operation;
 use linkspan_vmbus::ic::{FILE_COPY, Status};
 use linkspan_vmbus::link::{
     Conversation, FRAMES, Frame, LinkError, Outcome, Phase, Reason, Request, Role, Side, VERSION,
     choose,
 };
-use linkspan_vmbus::Shape;
 use proptest::prelude::*;
 
 /// Says a frame at one end and hears it at the other, cut into pieces of `piece`.
@@ -28,7 +28,10 @@ fn pass(from: &mut Conversation, to: &mut Conversation, frame: &Frame, piece: us
 }
 
 fn ends() -> (Conversation, Conversation) {
-    (Conversation::new(Side::Client), Conversation::new(Side::Host))
+    (
+        Conversation::new(Side::Client),
+        Conversation::new(Side::Host),
+    )
 }
 
 fn channel() -> Frame {
@@ -140,18 +143,33 @@ fn frames_that_cannot_be_are_named() {
     let code = hear(&guest, &frame(9, &[]), 0);
     assert_eq!(code, Err(LinkError::Code { code: 9 }));
     let early = hear(&[], &frame(4, &[1, 0, 0, 0]), 0);
-    assert!(matches!(early, Err(LinkError::Phase { frame: "WELCOME", .. })));
+    assert!(matches!(
+        early,
+        Err(LinkError::Phase {
+            frame: "WELCOME",
+            ..
+        })
+    ));
     let other = hear(&guest, &frame(4, &[1, 0, 0, 0]), 0);
     assert!(matches!(other, Err(LinkError::Phase { .. })));
     let ours = hear(&sender, &frame(1, &[0; 8]), 0);
     assert!(matches!(ours, Err(LinkError::Phase { frame: "HELLO", .. })));
     let version = hear(&sender, &frame(4, &[9, 0, 0, 0]), 0);
-    assert!(matches!(version, Err(LinkError::Field { field: "version", .. })));
+    assert!(matches!(
+        version,
+        Err(LinkError::Field {
+            field: "version",
+            ..
+        })
+    ));
     let long = hear(&sender, &frame(4, &[1, 0, 0, 0, 0]), 0);
     assert!(matches!(long, Err(LinkError::Length { len: 5, .. })));
     let mut reserved = frame(4, &[1, 0, 0, 0]);
     reserved[2] = 1;
-    assert!(matches!(hear(&sender, &reserved, 0), Err(LinkError::Field { .. })));
+    assert!(matches!(
+        hear(&sender, &reserved, 0),
+        Err(LinkError::Field { .. })
+    ));
     let surplus = hear(&sender, &frame(4, &[1, 0, 0, 0]), 1);
     let want = LinkError::Descriptors {
         frame: "WELCOME",
@@ -159,12 +177,26 @@ fn frames_that_cannot_be_are_named() {
         want: 0,
     };
     assert_eq!(surplus, Err(want));
-    let none = hear(&guest, &Conversation::clone(&joined_host()).say(&channel()), 2);
-    assert!(matches!(none, Err(LinkError::Descriptors { got: 2, want: 3, .. })));
+    let none = hear(
+        &guest,
+        &Conversation::clone(&joined_host()).say(&channel()),
+        2,
+    );
+    assert!(matches!(
+        none,
+        Err(LinkError::Descriptors {
+            got: 2,
+            want: 3,
+            ..
+        })
+    ));
     let mut shape = joined_host().say(&channel());
     shape[48] = 1;
     let shape = hear(&guest, &shape, 3);
-    assert!(matches!(shape, Err(LinkError::Field { field: "shape", .. })));
+    assert!(matches!(
+        shape,
+        Err(LinkError::Field { field: "shape", .. })
+    ));
 }
 
 fn joined_host() -> Conversation {

@@ -173,9 +173,18 @@ impl Sent {
 
     #[track_caller]
     fn expect(&self, status: i32, outcomes: &[&str]) {
-        let found: Vec<_> = self.lines.iter().map(|line| line["outcome"].as_str()).collect();
+        let found: Vec<_> = self
+            .lines
+            .iter()
+            .map(|line| line["outcome"].as_str())
+            .collect();
         let outcomes: Vec<_> = outcomes.iter().map(|outcome| Some(*outcome)).collect();
-        assert_eq!((self.status, found), (Some(status), outcomes), "{}", self.said);
+        assert_eq!(
+            (self.status, found),
+            (Some(status), outcomes),
+            "{}",
+            self.said
+        );
     }
 }
 
@@ -191,8 +200,17 @@ fn files_of_any_name_and_size_arrive() {
     let long = "x".repeat(255);
     let sizes = [0, 1, 6143, 6144, 6145, 12_288, 3_000_000, 77, 78, 79, 80];
     let names = [
-        "plain", "naïve-日本.txt", "🦀 crab", " spaces ", "-dash", "%PATH%x", "a\"b'c", "e\u{301}",
-        &long, ".hidden", "$HOME",
+        "plain",
+        "naïve-日本.txt",
+        "🦀 crab",
+        " spaces ",
+        "-dash",
+        "%PATH%x",
+        "a\"b'c",
+        "e\u{301}",
+        &long,
+        ".hidden",
+        "$HOME",
     ];
     let mut sources = Vec::new();
     for (name, size) in names.into_iter().zip(sizes) {
@@ -242,7 +260,10 @@ fn folders_arrive_with_all_that_is_in_them() {
     let sent = rig.send(&[docs], &[]);
     // The link is told of, and all else arrives.
     sent.expect(1, &["source", "done", "done", "done"]);
-    assert!(sent.said.contains("link: it is neither a file nor a folder"));
+    assert!(
+        sent.said
+            .contains("link: it is neither a file nor a folder")
+    );
     rig.landed("docs/a", b"1");
     rig.landed("docs/inner/日本/b", b"22");
     rig.landed("docs/inner/c", &pattern(100_000));
@@ -258,8 +279,12 @@ fn a_file_that_exists_is_replaced_if_both_ends_agree() {
     fs::write(rig.root.join("file"), "old").unwrap();
     let sent = rig.send(&[&source], &[]);
     sent.expect(1, &["refused"]);
-    assert!(sent.said.contains("the guest refused START: the file exists"));
-    rig.send(&[&source], &["--overwrite"]).expect(1, &["refused"]);
+    assert!(
+        sent.said
+            .contains("the guest refused START: the file exists")
+    );
+    rig.send(&[&source], &["--overwrite"])
+        .expect(1, &["refused"]);
     rig.landed("file", b"old");
     guest.stop();
     let _guest = rig.guest(&["--overwrite"]);
@@ -276,7 +301,14 @@ fn places_outside_of_the_roots_are_refused() {
     let large = rig.source("large", b"eleven bytes");
     std::os::unix::fs::symlink("/tmp", rig.root.join("out")).unwrap();
     let out = rig.root.join("out/x");
-    for to in ["/", "/etc", "../x", "%TEMP%/x", "C:\\x", out.to_str().unwrap()] {
+    for to in [
+        "/",
+        "/etc",
+        "../x",
+        "%TEMP%/x",
+        "C:\\x",
+        out.to_str().unwrap(),
+    ] {
         let mut command = program();
         command.arg("send").arg("--control").arg(&rig.socket);
         command.args(["--json", "--to", to]).arg(&source);
@@ -301,7 +333,10 @@ fn a_full_disk_is_told_and_nothing_is_left() {
     limited.env("LINKSPAN_LOG", "off");
     let mut guest = Program::start(limited);
     guest.event("joined");
-    let (large, small) = (rig.source("a", &pattern(300_000)), rig.source("b", b"small"));
+    let (large, small) = (
+        rig.source("a", &pattern(300_000)),
+        rig.source("b", b"small"),
+    );
     let sent = rig.send(&[large, small], &["--create-path"]);
     sent.expect(1, &["refused", "done"]);
     // Where the file system reserves room first START is refused, elsewhere WRITE.
@@ -314,7 +349,12 @@ fn a_full_disk_is_told_and_nothing_is_left() {
 /// A file of so many bytes that nobody has copied it when the test goes on.
 fn huge(rig: &Rig) -> PathBuf {
     let path = rig.source("huge", b"");
-    File::options().write(true).open(&path).unwrap().set_len(4 << 30).unwrap();
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(4 << 30)
+        .unwrap();
     path
 }
 
@@ -323,7 +363,10 @@ fn begin_huge(rig: &Rig) -> Child {
     let huge = huge(rig);
     let mut command = program();
     command.args(["send", "--json", "--create-path", "--control"]);
-    command.arg(&rig.socket).arg("--to").arg(rig.root.join("new/"));
+    command
+        .arg(&rig.socket)
+        .arg("--to")
+        .arg(rig.root.join("new/"));
     command.arg(huge);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
@@ -397,7 +440,8 @@ fn nobody_there_is_told() {
     let none = rig.send(&[&source], &[]);
     assert_eq!(none.status, Some(3), "{}", none.said);
     let _host = rig.host(&[]);
-    rig.send(&[&source], &["--timeout", "1"]).expect(3, &["no-guest"]);
+    rig.send(&[&source], &["--timeout", "1"])
+        .expect(3, &["no-guest"]);
     let missing = rig.send(&[rig.folder.path().join("missing")], &[]);
     missing.expect(1, &["source"]);
 }
@@ -464,7 +508,9 @@ impl RawHost {
     fn meet(listener: &Listener) -> Self {
         let mut framed = accept(listener);
         let offer = Offer::new(20480).unwrap();
-        framed.say(&channel_frame(&offer), &offer.descriptors()).unwrap();
+        framed
+            .say(&channel_frame(&offer), &offer.descriptors())
+            .unwrap();
         let mut host = Self {
             channel: offer.host().unwrap(),
             _framed: framed,
@@ -477,7 +523,10 @@ impl RawHost {
     /// Sends a request and gives the status of its answer.
     fn ask(&mut self, kind: u16, body: &[u8]) -> u32 {
         let message = message(kind, body);
-        self.channel.outgoing.send(Header::in_band(1), &[&message]).unwrap();
+        self.channel
+            .outgoing
+            .send(Header::in_band(1), &[&message])
+            .unwrap();
         self.channel.flush().unwrap();
         let mut packet = self.channel.packet().unwrap();
         loop {
@@ -531,7 +580,9 @@ fn resident(child: &Child) -> u64 {
 fn a_hundred_thousand_starts_take_no_memory() {
     let mut rig = Rig::new();
     // In memory, where there is such a place: the file system is not what is tried.
-    let quick = tempfile::tempdir_in("/dev/shm").or_else(|_| tempdir()).unwrap();
+    let quick = tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempdir())
+        .unwrap();
     rig.root = quick.path().to_owned();
     let listener = Listener::bind(&rig.socket).unwrap();
     let guest = Program::start(rig.guest_command(&[]));
@@ -603,12 +654,16 @@ fn a_hostile_host_gets_errors_and_the_guest_lives() {
         }
         let write: u32 = 64 * u32::from(seed + 1);
         rustix::io::pwrite(&offer.memory, &write.to_le_bytes(), 20480).unwrap();
-        framed.say(&channel_frame(&offer), &offer.descriptors()).unwrap();
+        framed
+            .say(&channel_frame(&offer), &offer.descriptors())
+            .unwrap();
         offer.call.signal().unwrap();
         guest.event("left");
     }
     // A host that does not want it, and is asked again.
-    accept(&listener).say(&Frame::Refused(Reason::Busy), &[]).unwrap();
+    accept(&listener)
+        .say(&Frame::Refused(Reason::Busy), &[])
+        .unwrap();
     let mut host = RawHost::meet(&listener);
     assert_eq!(host.ask(7, &head(3)), 0);
     // Descriptors that are none of a channel.

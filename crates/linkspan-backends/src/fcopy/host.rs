@@ -209,7 +209,11 @@ impl Host {
         let framed = Framed::accepted(stream);
         let token = self.next;
         self.next += 1;
-        if self.epoll.add(framed.as_fd(), token, Interest::READ).is_ok() {
+        if self
+            .epoll
+            .add(framed.as_fd(), token, Interest::READ)
+            .is_ok()
+        {
             let client = Client {
                 framed,
                 accepts: *accepts,
@@ -355,7 +359,10 @@ impl Host {
         // A guest that serves somebody else meanwhile is there.
         if self.guest.is_none() {
             let over = |token: &u64| {
-                let job = self.clients.get(token).and_then(|client| client.job.as_ref());
+                let job = self
+                    .clients
+                    .get(token)
+                    .and_then(|client| client.job.as_ref());
                 let waiting = job.and_then(|job| job.waiting.as_ref());
                 waiting.is_some_and(|(_, _, until)| *until <= now)
             };
@@ -409,7 +416,9 @@ impl Host {
                 }
                 if let Some(outcome) = outcome {
                     self.current = None;
-                    current.into_iter().for_each(|token| self.done(token, outcome));
+                    current
+                        .into_iter()
+                        .for_each(|token| self.done(token, outcome));
                 }
                 // The next file may wait.
                 more || outcome.is_some()
@@ -474,7 +483,11 @@ impl Host {
 
     /// A client is gone, or to go.
     fn remove(&mut self, token: u64, why: &FramedError) {
-        if self.guest.as_ref().is_some_and(|(guest, _)| *guest == token) {
+        if self
+            .guest
+            .as_ref()
+            .is_some_and(|(guest, _)| *guest == token)
+        {
             let fault = !matches!(why, FramedError::Closed);
             return self.lose_guest(token, &why.to_string(), fault, Outcome::Lost);
         }
