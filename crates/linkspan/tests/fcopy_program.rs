@@ -678,3 +678,104 @@ fn a_hostile_host_gets_errors_and_the_guest_lives() {
     guest.stop();
     assert_eq!(rig.names(), ["file"]);
 }
+
+// A guest that says anything.
+
+fn join(rig: &Rig) -> (Framed, Vec<std::os::fd::OwnedFd>, linkspan_vmbus::Shape) {
+    let mut framed = Framed::connect(&rig.socket, Role::Guest).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let never = linkspan_sys::EventFd::new().unwrap();
+    let (frame, fds) = framed.await_frame(never.as_fd(), Some(deadline)).unwrap();
+    let Frame::Channel { shape, .. } = frame else {
+        panic!("{frame:?}");
+    };
+    (framed, fds, shape)
+}
+
+#[test]
+fn a_hostile_guest_is_given_up_and_the_host_lives() {
+    let rig = Rig::new();
+    let mut host = rig.host(&[]);
+    // Indices that no ring has, and a kick.
+    for (index, value) in [(0, 4_u32), (0, 1 << 30), (20480 + 4, 12)] {
+        let (_framed, fds, _) = join(&rig);
+        rustix::io::pwrite(&fds[0], &value.to_le_bytes(), index).unwrap();
+        rustix::io::write(&fds[1], &1_u64.to_ne_bytes()).unwrap();
+        let left = host.event("left");
+        assert!(left["reason"].as_str().unwrap().contains("ring"), "{left}");
+    }
+    // Messages that are none, and a frame that no guest says.
+    for payload in [&[0xFF; 40][..], &[1, 0, 0, 0, 20, 0, 0, 0], &[]] {
+        let (_framed, fds, shape) = join(&rig);
+        let mut channel = Channel::guest(shape, fds).unwrap();
+        channel
+            .outgoing
+            .send(Header::in_band(1), &[payload])
+            .unwrap();
+        channel.flush().unwrap();
+        host.event("left");
+    }
+    let (framed, _, _) = join(&rig);
+    rustix::io::write(framed.as_fd(), &[6, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    host.event("left");
+    // The eventfds are the guest's as well: full, they hold nobody up.
+    let (framed, fds, _) = join(&rig);
+    for fd in &fds[1..] {
+        rustix::io::write(fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    }
+    // It does not even negotiate.
+    let source = rig.source("file", b"x");
+    rig.send(&[&source], &["--timeout", "1"])
+        .expect(3, &["no-guest"]);
+    drop(framed);
+    host.event("left");
+    let _guest = rig.guest(&[]);
+    rig.send(&[source], &[]).expect(0, &["done"]);
+    host.stop();
+}
+
+#[test]
+fn clients_that_say_nonsense_are_left() {
+    let rig = Rig::new();
+    let (host, _guest) = (rig.host(&[]), rig.guest(&[]));
+    let mut silent = Vec::new();
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 64],
+        &[1, 0, 0, 0, 8, 0, 0, 0],
+        &[255],
+    ] {
+        let stream = linkspan_sys::Stream::connect(&rig.socket).unwrap();
+        rustix::io::write(stream.as_fd(), bytes).unwrap();
+        silent.push(stream);
+    }
+    // What is sent as a file must be one.
+    let mut framed = Framed::connect(&rig.socket, Role::Sender).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let never = linkspan_sys::EventFd::new().unwrap();
+    framed.await_frame(never.as_fd(), Some(deadline)).unwrap();
+    let request = linkspan_vmbus::link::Request {
+        file: "file".into(),
+        path: "x".into(),
+        overwrite: false,
+        create_path: false,
+        size: 10,
+        patience: 1000,
+    };
+    let zero = File::open("/dev/zero").unwrap();
+    framed
+        .say(&Frame::Send(request.clone()), &[zero.as_fd()])
+        .unwrap();
+    let (frame, _) = framed.await_frame(never.as_fd(), Some(deadline)).unwrap();
+    let source = linkspan_vmbus::link::Outcome::Source;
+    assert_eq!(frame, Frame::Done(source));
+    // And as long as it was said to be: what was begun is taken back.
+    let short = File::open(rig.source("short", b"1234")).unwrap();
+    framed.say(&Frame::Send(request), &[short.as_fd()]).unwrap();
+    let (frame, _) = framed.await_frame(never.as_fd(), Some(deadline)).unwrap();
+    assert_eq!(frame, Frame::Done(source));
+    assert!(rig.names().is_empty());
+    rig.send(&[rig.source("file", b"x")], &[])
+        .expect(0, &["done"]);
+    host.stop();
+}

@@ -183,7 +183,9 @@ impl Host {
             let fresh = client.framed.phase() == Phase::Fresh;
             fresh.then_some(client.hello)
         });
-        let waiting = self.clients.values().filter_map(|client| {
+        let idle = self.is_idle();
+        let waiting = self.clients.values().filter(|_| idle);
+        let waiting = waiting.filter_map(|client| {
             let (_, _, until) = client.job.as_ref()?.waiting.as_ref()?;
             Some(*until)
         });
@@ -192,6 +194,16 @@ impl Host {
         // Not before it: the system counts whole milliseconds.
         let left = first.saturating_duration_since(Instant::now());
         Some(left + Duration::from_millis(1))
+    }
+
+    /// Whether there is no guest that could be sent anything: neither one that is ready
+    /// nor one that serves somebody else.
+    fn is_idle(&self) -> bool {
+        let ready = self
+            .guest
+            .as_ref()
+            .is_some_and(|(_, guest)| guest.is_ready());
+        !ready && self.current.is_none()
     }
 
     fn accept(&mut self, token: u64) {
@@ -356,8 +368,7 @@ impl Host {
         for token in late {
             self.remove(token, &FramedError::Late);
         }
-        // A guest that serves somebody else meanwhile is there.
-        if self.guest.is_none() {
+        if self.is_idle() {
             let over = |token: &u64| {
                 let job = self
                     .clients
