@@ -8,10 +8,16 @@ use std::time::Instant;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{GuestMemory, Span, Window};
+use linkspan_sys::EventFd;
 use linkspan_virtio::{DeviceQueue, Features, QueueError};
 
 use crate::dirty::RingLog;
 use crate::worker::Neighbours;
+
+/// Virtio 1.3, 5.1.
+pub const NETWORK_DEVICE: u32 = 1;
+/// Virtio 1.3, 5.2.
+pub const BLOCK_DEVICE: u32 = 2;
 
 /// A device as any queue transport offers it. Shared by the session thread and
 /// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
@@ -36,11 +42,9 @@ pub trait Device: Send + Sync + 'static {
         self.queues().into()
     }
 
-    /// Whether it is a network device, to which [`set_mtu`](Self::set_mtu) and
+    /// Its type (virtio 1.3, 5). To a [`NETWORK_DEVICE`] [`set_mtu`](Self::set_mtu) and
     /// [`announce`](Self::announce) mean something.
-    fn is_network(&self) -> bool {
-        false
-    }
+    fn device_id(&self) -> u32;
 
     /// The guest is to send no longer packets than this many bytes, without the
     /// Ethernet header (`VHOST_USER_NET_SET_MTU`); `false` when that cannot be.
@@ -54,6 +58,16 @@ pub trait Device: Send + Sync + 'static {
     fn announce(&self, mac: [u8; 6]) -> bool {
         let _ = mac;
         false
+    }
+
+    /// The driver begins anew, or another one comes: what this one has asked for
+    /// through a queue of the device is forgotten. No ring runs then.
+    fn reset(&self) {}
+
+    /// Signalled whenever the configuration space has changed by itself, if it ever
+    /// does; whoever reads it is the transport.
+    fn config_changes(&self) -> Option<Arc<EventFd>> {
+        None
     }
 
     /// Which worker is to have queue `index`, modulo their number: those that pass

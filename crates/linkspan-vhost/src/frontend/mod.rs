@@ -120,7 +120,6 @@ pub enum WishError {
 
 /// What the negotiation came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Negotiated {
     /// Virtio features that the back end offers.
     pub offered: u64,
@@ -327,6 +326,26 @@ impl Frontend {
         };
         frontend.proceed();
         Ok(frontend)
+    }
+
+    /// Wishes for so many rings instead, and gives up these features, before the
+    /// first command: what the configuration space says may decide about both.
+    ///
+    /// # Errors
+    /// When the back end has fewer rings, or messages cannot name them.
+    pub fn revise(&mut self, queues: u16, without: u64) -> Result<(), Misfit> {
+        let max = self.negotiated.queues_max.min(MAX_RINGS.into());
+        if queues == 0 || u64::from(queues) > max {
+            return Err(Misfit::Queues {
+                wanted: queues,
+                max,
+            });
+        }
+        self.wish.queues = queues;
+        self.rings.resize(queues.into(), Ring::default());
+        self.wish.features &= !without;
+        self.negotiated.features &= !without;
+        Ok(())
     }
 
     /// Bytes to read next from the socket: what is missing of a header, then
