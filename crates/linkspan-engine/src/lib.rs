@@ -22,6 +22,7 @@ pub mod session;
 pub mod vdpa;
 pub mod vduse;
 pub mod vhost_user;
+pub mod vmbus;
 mod worker;
 
 pub use counters::{Counter, QueueCounters, WorkerCounters};

@@ -1,13 +1,20 @@
-//! Seeds of the three targets of VMBus.
+//! Seeds of the targets of VMBus.
 
 mod channel;
+mod link;
 mod ring;
 mod services;
 
 use super::{Expected, Seed};
 
 pub(super) fn seeds() -> Vec<Seed> {
-    [ring::seeds(), services::seeds(), channel::seeds()].concat()
+    [
+        ring::seeds(),
+        services::seeds(),
+        channel::seeds(),
+        link::seeds(),
+    ]
+    .concat()
 }
 
 fn seed(
