@@ -220,7 +220,12 @@ impl Run {
             self.outcome.dropped += 1;
             return;
         }
-        assert!(self.control.steer(head).0 < 4);
+        let (pair, hash) = self.control.steer(head);
+        assert!(self.control.receives(pair));
+        // What a port asks: the same, but that any pair does where no table says which.
+        let (placed, same_hash) = self.control.placed(head);
+        assert!(placed.is_none_or(|placed| placed == pair && placed < 4));
+        assert_eq!(hash, same_hash);
         self.answer(&offload, &frame);
         let receiver = Receiver {
             offloads: self.control.offloads(),

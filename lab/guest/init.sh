@@ -4,9 +4,12 @@
 # What it does is chosen on the kernel's command line: linkspan.mode=shell gives
 # a person a shell, check tests the disk against /check/plan, discard gives back
 # the part of the disk that /check/discard names, probe only says that the machine
-# runs. Reports go to the second serial port, one
-# "LINKSPAN key=value" to a line, so that kernel messages, which go to the
-# first, cannot tear them.
+# runs, remote does what it is told on the second serial port, a line at a time.
+# Reports go to that port too, one "LINKSPAN key=value" to a line, so that kernel
+# messages, which go to the first, cannot tear them.
+#
+# linkspan.net=lease or linkspan.net=ADDRESS/BITS with linkspan.peer=ADDRESS is the
+# guest's place in a network.
 
 /bin/busybox mkdir -p /proc /sys /dev /tmp
 /bin/busybox mount -t proc proc /proc
@@ -91,6 +94,63 @@ marker_present() {
     read_place "$name" "$offset" "$bytes" "$block" "$cpu" | cmp -s - "/check/$name"
 }
 
+# Takes the place in the network that the command line says; fails without one.
+join_network() {
+    place=$(option net)
+    ip link set lo up
+    ip link set eth0 up || return 1
+    if [ "$place" = lease ]; then
+        udhcpc -i eth0 -s /lease -n -q -t 20 -T 1 >/tmp/udhcpc.log 2>&1 || return 1
+        peer=$(cat /tmp/router)
+    else
+        ip addr add "$place" dev eth0 || return 1
+        peer=$(option peer)
+    fi
+}
+
+own_address() {
+    ip -4 -o addr show dev eth0 | sed -n 's/.*inet \([^/]*\).*/\1/p'
+}
+
+# A page, bytes without a pattern, and a place to say that nothing more is wanted.
+serve_pages() {
+    mkdir -p /tmp/www/cgi-bin
+    echo "Hello from Linux $(uname -r) behind linkspan net." >/tmp/www/index.html
+    head -c 262144 /dev/urandom >/tmp/www/payload
+    printf '#!/bin/sh\ntouch /tmp/done\nprintf "Content-type: text/plain\\r\\n\\r\\n"\n' \
+        >/tmp/www/cgi-bin/done
+    chmod +x /tmp/www/cgi-bin/done
+    httpd -p 80 -h /tmp/www
+}
+
+# Which transmit queue is used goes by the processor that sends.
+check_network() {
+    [ -n "$(option net)" ] || return 0
+    join_network || report problem "no address in the network"
+    report net.pairs "$(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)"
+    report net.address "$(own_address)"
+    cpu=0
+    while [ $cpu -lt "$(nproc)" ]; do
+        if taskset -c $cpu ping -c 3 -i 0.1 -W 5 "$peer" | grep -q ' 3 packets received'; then
+            report net.ping.$cpu yes
+        else
+            report net.ping.$cpu no
+        fi
+        cpu=$((cpu + 1))
+    done
+    serve_pages
+    report net.sha256 "$(sha256sum /tmp/www/payload | cut -d ' ' -f 1)"
+    report net.pinged "$peer"
+    # Whoever is outside visits the first boot and not the second.
+    [ "$1" = visited ] && [ "$(option net)" != lease ] || return 0
+    tries=0
+    until [ -e /tmp/done ]; do
+        tries=$((tries + 1))
+        [ $tries -gt 600 ] && return 0
+        usleep 100000
+    done
+}
+
 check() {
     if marker_present; then report boot 2; else report boot 1; fi
     report kernel "$(uname -r)"
@@ -99,11 +159,13 @@ check() {
     report bytes "$(blockdev --getsize64 $disk)"
     report sha256 "$(hash_disk)"
     if marker_present; then
+        check_network
         compare_places
         report end poweroff
         sync
         poweroff -f
     fi
+    check_network visited
     while read -r name offset bytes block cpu how; do
         write_place "$name" "$offset" "$bytes" "$block" "$cpu" "$how" ||
             report problem "writing $name failed"
@@ -130,6 +192,36 @@ discard() {
     poweroff -f
 }
 
+network_banner() {
+    place=$(option net)
+    [ -n "$place" ] || return 0
+    if ! join_network; then
+        echo "  There is no network: see dmesg and /tmp/udhcpc.log."
+        return 0
+    fi
+    own=$(own_address)
+    serve_pages
+    pairs=$(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)
+    cat <<TEXT
+
+  The network card eth0 ($own, $pairs queue pairs) is served by linkspan net.
+
+  Try:    ping $peer                    $(answerer "$place")
+TEXT
+    [ "$place" = lease ] || cat <<TEXT
+          on your machine: ping $own, or open http://$own/
+TEXT
+    echo
+}
+
+answerer() { # place
+    if [ "$1" = lease ]; then
+        echo "the responder, which also gave the lease"
+    else
+        echo "your machine"
+    fi
+}
+
 banner() {
     bytes=$(blockdev --getsize64 $disk)
     cat <<TEXT
@@ -140,9 +232,26 @@ banner() {
   Try:    hexdump -C $disk | head            what the disk holds
           dd if=$disk of=/dev/null bs=1M     read all of it
           sha256sum $disk                    compare it with the image file
+TEXT
+    network_banner
+    cat <<TEXT
   Leave:  poweroff        (or Ctrl-A, then X, to cut the power)
 
 TEXT
+}
+
+# Runs each line and reports its status after what it printed. The port stays open,
+# or what comes between two lines would be lost.
+remote() {
+    exec 3<>/dev/ttyS1
+    stty raw -echo <&3
+    report remote ready
+    while read -r line <&3; do
+        eval "$line" >/tmp/said 2>&1 3<&-
+        status=$?
+        cat /tmp/said >&3
+        report status $status
+    done
 }
 
 case "$(option mode)" in
@@ -154,6 +263,10 @@ check)
     load_modules
     await_disk || fail "no $disk after 10 s"
     check
+    ;;
+remote)
+    load_modules
+    remote
     ;;
 discard)
     load_modules

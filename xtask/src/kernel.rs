@@ -4,10 +4,10 @@
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 
+use crate::debs::{self, fetch, text_of};
 use crate::packages::{self, Missing};
 use crate::project::cache_dir;
 
@@ -69,12 +69,8 @@ fn choose_package() -> Result<(String, String)> {
             })?
         }
     };
-    let record = text_of("apt-cache", &["show", "--no-all-versions", &package])?;
-    let version = record
-        .lines()
-        .find_map(|line| line.strip_prefix("Version: "));
-    let version = version.with_context(|| format!("apt knows no version of {package}"))?;
-    Ok((package, version.to_owned()))
+    let version = debs::version(&package)?;
+    Ok((package, version))
 }
 
 /// The newest real kernel in `apt-cache search` output: neither debugging
@@ -99,63 +95,6 @@ fn dependency(depends: &str) -> Option<String> {
         .find(|name| name.starts_with("linux-image-"))
 }
 
-/// Downloads and unpacks beside the final place and renames, so that two runs at
-/// once and a run that is cut off leave either nothing or a whole kernel.
-fn fetch(cache: &Path, package: &str, version: &str) -> Result<PathBuf> {
-    let done = cache.join(format!("{package}_{}", version.replace(['/', ':'], "_")));
-    let draft = Draft(cache.join(format!(".{package}.{}", std::process::id())));
-    let dir = &draft.0;
-    fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let downloaded = packages::apt_get()
-        .args(["download", package])
-        .current_dir(dir)
-        .status()?;
-    ensure!(downloaded.success(), "apt-get download {package} failed");
-    let archive = fs::read_dir(dir)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download {package} left no file"))?;
-    let root = dir.join("root");
-    let unpacked = Command::new("dpkg-deb")
-        .arg("-x")
-        .arg(&archive)
-        .arg(&root)
-        .status()?;
-    ensure!(
-        unpacked.success(),
-        "dpkg-deb -x {} failed",
-        archive.display()
-    );
-    // Documentation is not needed; the modules all stay, for later devices.
-    let _ = fs::remove_dir_all(root.join("usr/share"));
-    match fs::rename(&root, &done) {
-        // Somebody else was faster with the same package.
-        Err(_) if done.is_dir() => Ok(done),
-        result => result
-            .map(|()| done)
-            .context("cannot move the kernel into the cache"),
-    }
-}
-
-/// A folder that is removed when the work on it ends, however it ends.
-struct Draft(PathBuf);
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn text_of(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(args)
-        .stderr(Stdio::null())
-        .output();
-    let output = output.with_context(|| format!("cannot run {program}"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
 /// Orders names by the numbers in them: 6.12.9 before 6.12.10.
 fn compare_versions(a: &str, b: &str) -> Ordering {
     let key = |text: &str| -> Vec<(String, u64)> {
@@ -177,6 +116,7 @@ fn compare_versions(a: &str, b: &str) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::debs::Draft;
 
     #[test]
     fn the_newest_signed_kernel_is_chosen() {

@@ -1,4 +1,4 @@
-//! The project's tasks: `cargo xtask run`, `test`, `lint`, `bench` and `long`.
+//! The project's tasks: `cargo xtask run`, `test`, `lab`, `lint`, `bench` and `long`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 mod bench;
+mod debs;
 mod fuzz;
 mod kernel;
+mod lab;
 mod lint;
 mod long;
 mod loom;
@@ -26,6 +28,7 @@ Examples:
   cargo xtask run                        a Linux guest whose disk is ours, and a shell in it
   cargo xtask run --check --queues 4     the same as a test: exit status 0 or 1
   cargo xtask test --quick               the tests that take seconds
+  cargo xtask lab run kernel -v          what the lab's kernel has, each peer by its own check
 
 What is slow to get is kept in ~/.cache/linkspan (or $XDG_CACHE_HOME/linkspan).
 As root, missing Debian packages are installed; otherwise you are told the apt line.
@@ -46,6 +49,8 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// Run scripts and tests in a guest whose kernel has every peer (docs/lab.md)
+    Lab(lab::Args),
     /// Check format, clippy, and the project's own rules
     Lint,
     /// Measure against peers, in alternating runs; figures go to docs/PERFORMANCE.md
@@ -78,10 +83,23 @@ struct RunArgs {
     demo: Vec<String>,
 }
 
+/// What was asked for does not exist.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Run(args) => run::run(&args.demo),
         Task::Test { quick } => test::run(quick),
+        Task::Lab(args) => lab::run(&args),
         Task::Lint => lint::run(),
         Task::Bench { name, args } => bench::run(&name, &args),
         Task::Long { name, seeds } => long::run(&name, seeds),
@@ -91,8 +109,13 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            let missing = error.downcast_ref::<packages::Missing>().is_some();
-            ExitCode::from(if missing { 5 } else { 1 })
+            ExitCode::from(if error.is::<packages::Missing>() {
+                5
+            } else if error.is::<Usage>() {
+                2
+            } else {
+                1
+            })
         }
     }
 }

@@ -5,12 +5,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
 
-/// Packages for a guest with a disk.
+/// Packages for a guest.
 pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 
 /// Packages for all tests: the guest, a disk server and a network device that are
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
-/// networks to talk through.
+/// networks to talk through, with what a guest changes its own with, and who reads
+/// captures.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -19,11 +20,27 @@ pub(crate) const TESTS: &[&str] = &[
     "g++",
     "iproute2",
     "iputils-ping",
+    "ethtool",
     "dpdk-dev",
+    "tshark",
 ];
 
 /// Packages for the figures of network devices.
-pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev"];
+pub(crate) const NET_BENCH: &[&str] = &["dpdk-dev", "iproute2", "iperf3"];
+
+/// Packages for the lab's kernel: its source and what builds it.
+pub(crate) const LAB_KERNEL: &[&str] = &[
+    "linux-source-6.12",
+    "gcc",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "xz-utils",
+    "patch",
+];
 
 /// Something is not there and cannot be installed by us.
 #[derive(Debug)]
@@ -132,8 +149,12 @@ fn is_installed(package: &str) -> bool {
         "qemu-utils" => runs("qemu-img"),
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
+        "iperf3" => runs("iperf3"),
+        "ethtool" => runs("ethtool"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),
+        "gcc" | "make" | "flex" | "bison" | "bc" | "patch" => runs(package),
+        "xz-utils" => runs("xz"),
         _ if runs("dpkg-query") => dpkg_knows(package),
         "busybox-static" => runs("busybox"),
         _ => false,

@@ -17,10 +17,12 @@ pub(crate) struct Tally {
 
 /// What one program's output said about tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counted {
+pub(crate) struct Counted {
     tests: Tally,
     /// Tests that said SKIP. Their harness counts them as passed.
     said_skip: u64,
+    /// Tests that said LATER: they run in another step, and count there.
+    said_later: u64,
 }
 
 impl Tally {
@@ -65,7 +67,8 @@ impl Tally {
         Ok(())
     }
 
-    fn add(&mut self, name: &str, success: bool, counted: Counted) {
+    /// Adds what a program said. Without success something has failed, said or not.
+    pub(crate) fn add(&mut self, name: &str, success: bool, counted: Counted) {
         let mut tests = counted.finish();
         // It did not build, or died: no line of results tells of that.
         if !success && tests.failed == 0 {
@@ -91,6 +94,8 @@ impl Counted {
         let line = without_colours(line);
         if line.starts_with("SKIP ") {
             self.said_skip += 1;
+        } else if line.starts_with("LATER ") {
+            self.said_later += 1;
         } else if let Some(result) = line.trim_start().strip_prefix("test result: ") {
             let count = |what: &str| {
                 let words: Vec<&str> = result
@@ -106,10 +111,32 @@ impl Counted {
         }
     }
 
-    fn finish(self) -> Tally {
-        let Self { tests, said_skip } = self;
+    /// A line of a guest: results of its script, or of tests. Gives whether it is one.
+    pub(crate) fn take_check(&mut self, line: &str) -> bool {
+        let count = if line.starts_with("ok ") {
+            &mut self.tests.passed
+        } else if line.starts_with("not ok ") {
+            &mut self.tests.failed
+        } else if line.starts_with("skip ") {
+            &mut self.tests.skipped
+        } else {
+            self.take(line);
+            return ["SKIP ", "test "]
+                .iter()
+                .any(|start| line.starts_with(start));
+        };
+        *count += 1;
+        true
+    }
+
+    pub(crate) fn finish(self) -> Tally {
+        let Self {
+            tests,
+            said_skip,
+            said_later,
+        } = self;
         Tally {
-            passed: tests.passed.saturating_sub(said_skip),
+            passed: tests.passed.saturating_sub(said_skip + said_later),
             skipped: tests.skipped + said_skip,
             ..tests
         }
@@ -222,6 +249,38 @@ mod tests {
                 skipped: 1
             }
         );
+    }
+
+    #[test]
+    fn a_test_that_runs_later_counts_later() {
+        let counted = counted(&[
+            "LATER a: in the lab",
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
+        ]);
+        assert_eq!(counted.finish().passed, 2);
+        assert_eq!(counted.finish().skipped, 0);
+    }
+
+    #[test]
+    fn lines_of_a_guest_are_results() {
+        let mut counted = Counted::default();
+        let lines = [
+            ("ok a", true),
+            ("not ok b: why", true),
+            ("skip c: why", true),
+            ("okay", false),
+            ("test d ... ok", true),
+            ("test result: ok. 1 passed; 0 failed; 0 ignored", true),
+        ];
+        for (line, is_result) in lines {
+            assert_eq!(counted.take_check(line), is_result, "{line}");
+        }
+        let want = Tally {
+            passed: 2,
+            failed: 1,
+            skipped: 1,
+        };
+        assert_eq!(counted.finish(), want);
     }
 
     #[test]

@@ -9,10 +9,13 @@ use crate::packages::Missing;
 use crate::project::{Project, cargo};
 use crate::run::{KERNEL_ENV, build};
 use crate::tally::{Tally, headline};
-use crate::{fuzz, kernel, lint, loom, packages};
+use crate::{fuzz, kernel, lab, lint, loom, packages};
 
 /// Set for tests that have a short form.
 const QUICK_ENV: &str = "LINKSPAN_TEST_QUICK";
+
+/// Says to tests of the lab whether the lab comes later in this run.
+const LAB_ENV: &str = "LINKSPAN_LAB";
 
 /// The exit status of the program where something is missing on the machine.
 const MISSING: i32 = 5;
@@ -32,6 +35,8 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
         .inspect_err(|error| eprintln!("xtask: {error:#}"))
         .ok();
 
+    let lab_kernel = lab::prepare(&project, &mut tally, quick)?;
+
     lint::steps(&project, &mut tally)?;
 
     let mut tests = cargo();
@@ -44,9 +49,15 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     if let Some(kernel) = &kernel {
         tests.env(KERNEL_ENV, kernel);
     }
+    if lab_kernel.is_some() && !quick {
+        tests.env(LAB_ENV, "later");
+    }
     tally.tests("tests of the workspace", &mut tests)?;
 
     demo(&project, &mut tally, kernel.as_deref(), quick)?;
+    if let Some(kernel) = &lab_kernel {
+        lab::steps(&project, &mut tally, kernel, quick)?;
+    }
     if quick {
         tally.skip("loom", "left out by --quick");
         tally.skip("packages of the pure crates", "left out by --quick");
@@ -79,7 +90,8 @@ fn pack(project: &Project, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// The README's second command, with several numbers of queues.
+/// The README's second command, with several numbers of queues, packed rings, and
+/// each kind of network.
 fn demo(project: &Project, tally: &mut Tally, kernel: Option<&Path>, quick: bool) -> Result<()> {
     headline("the program as a user gets it");
     let program = match build(project) {
@@ -90,12 +102,18 @@ fn demo(project: &Project, tally: &mut Tally, kernel: Option<&Path>, quick: bool
             return Ok(());
         }
     };
-    let queue_counts: &[u16] = if quick { &[4] } else { &[1, 2, 4] };
-    for queues in queue_counts {
-        let name = format!("demo --check --queues {queues}");
+    let all = [
+        "--check --queues 4",
+        "--check --queues 1 --net responder",
+        "--check --queues 2 --packed",
+        "--no-guest",
+    ];
+    for options in if quick { &all[..1] } else { &all[..] } {
+        let name = format!("demo {options}");
         headline(&name);
         let mut demo = Command::new(&program);
-        demo.args(["demo", "--check", "--queues", &queues.to_string()])
+        demo.arg("demo")
+            .args(options.split(' '))
             .stdin(Stdio::null());
         if let Some(kernel) = kernel {
             demo.env(KERNEL_ENV, kernel);

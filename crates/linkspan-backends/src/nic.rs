@@ -1,14 +1,17 @@
 //! A network device from its driver's side: queue pairs, each owned by one thread,
 //! which go on when the device is lost and comes back.
 //!
-//! The control queue is not used: over vhost-user it does not reach the device, and
-//! a device without it has all its pairs in use (virtio 1.3 5.1.5).
+//! A device that has a control queue is told how many pairs are used. Over vhost-user
+//! most have none, and all pairs that are enabled are in use.
+
+mod control;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use linkspan_devices::net::control::Code;
 use linkspan_devices::net::driver::{
     ReceiveBatch, ReceiveDriver, Received, SendError, Slots, SlotsError, TransmitDriver,
 };
@@ -26,6 +29,8 @@ use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::frontend::QueueUnit;
 use linkspan_virtio::{AddError, DriverQueue, Features, StartError, UsedError};
 
+pub use control::{NicControl, Wanted, control_ring};
+
 /// Queue pairs that one link can have.
 pub const PAIRS_MAX: u16 = 128;
 
@@ -40,9 +45,14 @@ pub struct NicOptions {
     pub in_order: bool,
     /// Let a frame take several receive buffers if the device can do that.
     pub mergeable: bool,
+    /// Use the control queue if there is one: see [`control_ring`].
+    pub control: bool,
 }
 
 impl NicOptions {
+    /// Features that are of no use without a control queue.
+    pub const OF_CONTROL: Features = control::FEATURES;
+
     /// What is wanted of the back end. Checksums and segmentation are left to
     /// whoever makes the frames.
     pub fn link_options(&self, reach: Reach, connect_limit: Duration) -> LinkOptions {
@@ -56,6 +66,9 @@ impl NicOptions {
             | VIRTIO_NET_F_STATUS
             | VIRTIO_NET_F_SPEED_DUPLEX;
         features.set(VIRTIO_NET_F_MRG_RXBUF, self.mergeable);
+        if self.control {
+            features |= control::FEATURES;
+        }
         // DPDK serves the first pair alone without it.
         features.set(VIRTIO_NET_F_MQ, self.pairs > 1);
         LinkOptions {
@@ -138,6 +151,29 @@ pub enum NicError {
     /// The buffers could not be set up.
     #[error(transparent)]
     Slots(#[from] SlotsError),
+    /// The device has fewer pairs.
+    #[error("{pairs} queue pairs were wanted, the device has {max}")]
+    Pairs {
+        /// What was wanted.
+        pairs: u16,
+        /// What there is.
+        max: u16,
+    },
+    /// The device does not do what it is asked for.
+    #[error("the device refuses a control command, {}", control::name(code))]
+    Refused {
+        /// Which.
+        code: Code,
+    },
+    /// The device does not answer on its control queue.
+    #[error(
+        "the device does not answer a control command, {}",
+        control::name(code)
+    )]
+    Unanswered {
+        /// Which.
+        code: Code,
+    },
     /// A descriptor or memory of ours cannot be had.
     #[error("a resource cannot be had: {0}")]
     System(#[from] io::Error),
@@ -149,6 +185,9 @@ impl NicError {
         matches!(
             self,
             Self::Device(_)
+                | Self::Pairs { .. }
+                | Self::Refused { .. }
+                | Self::Unanswered { .. }
                 | Self::Send(SendError::Queue(AddError::Retired(_)))
                 | Self::Post(AddError::Retired(_))
         )
@@ -186,20 +225,36 @@ pub struct Nic {
     pub memory: Arc<DriverMemory>,
     /// The link's ends of their queues, in the order of the rings.
     pub handles: Vec<QueueHandle>,
+    /// The control queue, if it is used.
+    pub control: Option<NicControl>,
 }
 
 impl Nic {
-    /// So many pairs for a device with these negotiated features.
+    /// So many pairs for a device with these negotiated features, and a control queue
+    /// in this ring, behind all pairs that the device has.
     ///
     /// # Errors
-    /// When memory or a descriptor cannot be had.
-    pub fn new(pairs: u16, layout: NicLayout, features: Features) -> Result<Self, NicError> {
+    /// When memory or a descriptor cannot be had, or the device has fewer pairs.
+    pub fn new(
+        pairs: u16,
+        layout: NicLayout,
+        features: Features,
+        control: Option<u16>,
+    ) -> Result<Self, NicError> {
+        let used = 2 * pairs;
+        if let Some(ring) = control.filter(|ring| *ring < used) {
+            let max = ring / 2;
+            return Err(NicError::Pairs { pairs, max });
+        }
+        let rings = control.map_or(used, |ring| ring.saturating_add(1));
         let rest = u64::from(pairs) * layout.bytes();
-        let memory = DriverMemory::new(pairs * 2, layout.queue_size, rest)?;
+        let all = rest + u64::from(control::AREA);
+        let memory = DriverMemory::new(rings, layout.queue_size, all)?;
         let mut nic = Self {
             pairs: Vec::new(),
             memory: Arc::new(memory),
             handles: Vec::new(),
+            control: None,
         };
         for number in 0..pairs {
             let (receive_link, receive) = queue_link()?;
@@ -210,6 +265,19 @@ impl Nic {
             nic.pairs.push(pair);
             nic.handles.extend([receive, transmit]);
         }
+        let Some(ring) = control else {
+            return Ok(nic);
+        };
+        // Those of pairs that are there and not used have a ring and nobody who drives it.
+        for _ in used..ring {
+            nic.handles.push(queue_link()?.1);
+        }
+        let (link, handle) = queue_link()?;
+        nic.handles.push(handle);
+        let memory = Arc::clone(&nic.memory);
+        let place = memory.rest(rest, control::AREA);
+        let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        nic.control = Some(NicControl::new(memory, link, features, (ring, place))?);
         Ok(nic)
     }
 }
@@ -287,7 +355,8 @@ impl NicPair {
     #[inline]
     pub fn reclaim(&mut self) -> Result<u16, NicError> {
         self.look_at_links()?;
-        Ok(self.transmit.reclaim()?)
+        let table = self.memory.memory().table();
+        Ok(self.transmit.reclaim(table)?)
     }
 
     /// Gives at most `budget` received frames to `each`, and their buffers back to

@@ -16,7 +16,7 @@ use linkspan_devices::net::frame::Responder;
 use linkspan_devices::net::header::{Checksum, Gso, GsoKind, Offload, PartialChecksum};
 use linkspan_devices::net::offload::pseudo_header_sum;
 use linkspan_devices::net::switch::PortVlans;
-use linkspan_devices::net::{Mac, NetOptions, OFFLOADS, Speed, Sum};
+use linkspan_devices::net::{Mac, NetOptions, OFFLOADS, Speed, Sum, VlanSet};
 use linkspan_engine::{Device, Rate, RateLimit, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
@@ -313,6 +313,59 @@ fn buffers_that_did_not_suffice_go_back_when_the_queue_stops() {
     net.expect_dropped(1, DropCause::Down, 1);
 }
 
+/// rust-vmm vhost #375: such a ring was not seen before its driver kicked, and the
+/// driver of a receive queue has no reason to.
+#[test]
+fn a_receive_queue_that_starts_again_gets_frames_without_a_kick() {
+    let net = Net::new(Mode::Pair, 2, 1, 1);
+    let options = CardOptions::default();
+    let (mut a, mut b) = (net.card(0, &options), net.card(1, &options));
+    for mark in 0..5 {
+        let sent = frame(station(1), station(2), mark, 100);
+        a.send(0, &sent);
+        assert_eq!(b.expect().1, sent);
+        b.pairs[0].restart(&b.front, 0, None);
+    }
+}
+
+/// DPDK's virtio-user says 0 to a back end that takes the place of a lost one, and
+/// its own `net_vhost` goes on behind what was used.
+#[test]
+fn a_ring_whose_driver_does_not_know_where_it_stands_goes_on() {
+    let net = Net::new(Mode::Pair, 2, 1, 1);
+    let options = CardOptions::default();
+    let (mut a, mut b) = (net.card(0, &options), net.card(1, &options));
+    for mark in 0..200 {
+        let sent = frame(station(1), station(2), mark, 100);
+        a.send(0, &sent);
+        assert_eq!(b.expect().1, sent);
+        if mark % 50 == 49 {
+            a.pairs[0].restart(&a.front, 1, Some(0));
+            b.pairs[0].restart(&b.front, 0, Some(0));
+        }
+    }
+    assert_eq!(net.counts(0).dropped_all() + net.counts(1).dropped_all(), 0);
+}
+
+/// Two pieces behind each other make a frame; what is behind the first bytes is taken
+/// out as well.
+#[test]
+fn a_sink_looks_at_frames_of_any_length() {
+    let net = Net::new(Mode::Sink, 1, 1, 1);
+    let small = CardOptions {
+        slot_bytes: 256,
+        ..CardOptions::default()
+    };
+    let mut card = net.card(0, &small);
+    for len in [46, 100, 1500] {
+        card.send(0, &frame(station(1), station(2), 1, len));
+        card.send(0, &frame(EVERYBODY, station(2), 1, len));
+    }
+    net.expect_dropped(0, DropCause::Source, 3);
+    assert_eq!(net.counts(0).frames_in, 6);
+    assert_eq!(net.counts(0).dropped_all(), 3);
+}
+
 #[test]
 fn frames_that_cannot_be_are_counted_and_go_nowhere() {
     let net = Net::new(Mode::Switch, 2, 1, 1);
@@ -559,6 +612,43 @@ fn guests_of_different_vlans_do_not_hear_each_other() {
     assert_eq!((cards[0].poll(), cards[2].poll()), (None, None));
 }
 
+/// Tags are put on and taken off on the way, by either kind of port.
+#[test]
+fn a_trunk_carries_the_tags_of_its_vlans() {
+    let mut allowed = VlanSet::NONE;
+    allowed.set(7, true);
+    let vlans = |port| match port {
+        0 => PortVlans::Access(7),
+        1 => PortVlans::Access(8),
+        _ => PortVlans::Trunk {
+            native: Some(8),
+            allowed: allowed.clone(),
+        },
+    };
+    let net = Net::with(Mode::Switch, 3, 1, 1, vlans);
+    let mut cards = [0, 1, 2].map(|port| net.card(port, &CardOptions::default()));
+    let tagged = |mut frame: Vec<u8>, vlan: u8| {
+        frame.splice(12..12, [0x81, 0, 0, vlan]);
+        frame
+    };
+    for (mark, len) in [(1, 60), (2, 110), (3, 1500)] {
+        let all = frame(station(1), EVERYBODY, mark, len);
+        cards[0].send(0, &all);
+        assert_eq!(cards[2].expect().1, tagged(all, 7));
+        let back = frame(station(3), station(1), mark, len);
+        cards[2].send(0, &tagged(back.clone(), 7));
+        assert_eq!(cards[0].expect().1, back);
+        // Its own VLAN goes without.
+        let all = frame(station(2), EVERYBODY, mark, len);
+        cards[1].send(0, &all);
+        assert_eq!(cards[2].expect().1, all);
+    }
+    // One that it does not carry.
+    cards[2].send(0, &tagged(frame(station(3), EVERYBODY, 1, 60), 9));
+    net.expect_dropped(2, DropCause::Vlan, 1);
+    assert_eq!((cards[0].poll(), cards[1].poll()), (None, None));
+}
+
 #[test]
 fn frames_come_back_go_nowhere_or_come_by_themselves() {
     let options = CardOptions::default();
@@ -585,7 +675,7 @@ fn frames_come_back_go_nowhere_or_come_by_themselves() {
         let mut got = [0; 2];
         while got[0] < 100 || got[1] < 100 {
             let (pair, frame) = card.expect();
-            assert_eq!(frame.len(), 60);
+            assert_eq!(frame.len(), 64);
             got[pair] += 1;
         }
     }

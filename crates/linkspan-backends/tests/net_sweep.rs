@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
-use linkspan_backends::port::{Count, Fabric, Kind, Mode, NetDevice, PortOptions};
+use linkspan_backends::port::{Capture, Count, Fabric, Kind, Mode, NetDevice, PortOptions};
 use linkspan_devices::net::switch::PortVlans;
 use linkspan_devices::net::{NetOptions, OFFLOADS, Speed};
-use linkspan_engine::Workers;
+use linkspan_engine::{Device, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
 use linkspan_testkit::census::start_reaper;
@@ -25,6 +25,32 @@ fn every_step_fails_in_turn_and_leaves_nothing() {
     let report = sweep(|| join().map(drop));
     expect("fabric", &report, 2 * (4 + 2 + 256 + 2));
     sessions();
+    control_queue();
+    capture();
+}
+
+fn control_queue() {
+    let fabric = Fabric::new(Mode::Switch, ports(), 2).unwrap();
+    let options = NetOptions {
+        control_queue: true,
+        ..options()
+    };
+    let report = sweep(|| NetDevice::new(&fabric, 0, options, Count::Pairs).map(drop));
+    expect("device", &report, 1);
+    let device = NetDevice::new(&fabric, 0, options, Count::Pairs).unwrap();
+    let features = device.features() | Features::SPLIT_QUEUE;
+    let report = sweep(|| device.open_queue(2 * PAIRS, features).map(drop));
+    expect("control queue", &report, 1);
+}
+
+fn capture() {
+    let names = ["a".to_owned()];
+    let report = sweep(|| {
+        let (_, file) = Capture::begin(tempfile::tempfile()?, &names, 100)?;
+        file.finish()
+    });
+    // Memory, an eventfd, and a thread.
+    expect("capture", &report, 3);
 }
 
 #[track_caller]
@@ -56,11 +82,8 @@ fn ports() -> Vec<PortOptions> {
     vec![port("a"), port("b")]
 }
 
-fn sessions() {
-    let workers = Arc::new(Workers::new(2).unwrap());
-    let fabric = Fabric::new(Mode::Switch, ports(), 2).unwrap();
-    let _running = fabric.run(&workers).unwrap();
-    let options = NetOptions {
+fn options() -> NetOptions {
+    NetOptions {
         mac: station(1),
         mtu: 1500,
         pairs: PAIRS,
@@ -69,8 +92,14 @@ fn sessions() {
         to_device: OFFLOADS,
         to_driver: OFFLOADS,
         control_queue: false,
-    };
-    let device = NetDevice::new(&fabric, 0, options, Count::Pairs).unwrap();
+    }
+}
+
+fn sessions() {
+    let workers = Arc::new(Workers::new(2).unwrap());
+    let fabric = Fabric::new(Mode::Switch, ports(), 2).unwrap();
+    let _running = fabric.run(&workers).unwrap();
+    let device = NetDevice::new(&fabric, 0, options(), Count::Pairs).unwrap();
     let served = Served::device(tempfile::tempdir().unwrap(), Arc::new(device), workers);
     let features = {
         let mut front = served.connect();

@@ -313,7 +313,7 @@ impl Way {
             assert_eq!(batch.expect("a sound ring").frames, u32::from(BATCH));
             receiver.post().expect("posted");
             receiver.queue().publish().expect("published");
-            sender.reclaim().expect("a sound ring");
+            sender.reclaim(from.memory.table()).expect("a sound ring");
             let received = Instant::now();
             let ends = [start, sent, took, decided, filled, received];
             for (total, ends) in times.iter_mut().zip(ends.windows(2)) {

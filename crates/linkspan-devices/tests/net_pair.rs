@@ -91,7 +91,7 @@ proptest! {
                 transmit.push(&chain, 0).unwrap();
             }
             transmit.publish().unwrap();
-            sender.reclaim().unwrap();
+            sender.reclaim(table).unwrap();
             receive.publish();
             let (frames, batch) = receive.received(u32::MAX);
             prop_assert_eq!(batch.frames as usize, delivered.len());

@@ -38,7 +38,10 @@ fn frames_of_any_length_are_transmitted() {
                     assert_eq!(bytes, sent);
                 }
                 assert_eq!(taken.len(), sent.len());
-                assert_eq!(usize::from(driver.reclaim().unwrap()), sent.len());
+                assert_eq!(
+                    usize::from(driver.reclaim(rig.memory.table()).unwrap()),
+                    sent.len()
+                );
             }
         }
     }
@@ -60,7 +63,7 @@ fn a_full_transmit_queue_says_so_and_goes_on() {
             assert_eq!(sent, 3);
             driver.queue().publish().unwrap();
             assert_eq!(take_all(&rig, &mut device).len(), 3);
-            assert_eq!(driver.reclaim().unwrap(), 3);
+            assert_eq!(driver.reclaim(table).unwrap(), 3);
         }
         let long = vec![0; 2560];
         let error = driver

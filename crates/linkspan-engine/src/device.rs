@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{GuestMemory, Span, Window};
+use linkspan_sys::EventFd;
 use linkspan_virtio::{DeviceQueue, Features, QueueError};
 
 use crate::dirty::RingLog;
@@ -54,6 +55,16 @@ pub trait Device: Send + Sync + 'static {
     fn announce(&self, mac: [u8; 6]) -> bool {
         let _ = mac;
         false
+    }
+
+    /// The driver begins anew, or another one comes: what this one has asked for
+    /// through a queue of the device is forgotten. No ring runs then.
+    fn reset(&self) {}
+
+    /// Signalled whenever the configuration space has changed by itself, if it ever
+    /// does; whoever reads it is the transport.
+    fn config_changes(&self) -> Option<Arc<EventFd>> {
+        None
     }
 
     /// Which worker is to have queue `index`, modulo their number: those that pass

@@ -19,6 +19,57 @@ pub(crate) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     unsafe { imp::copy(dst, src, len) }
 }
 
+/// Loads 12 bytes that may be shared with a peer: the first 8, and 4 more.
+///
+/// # Safety
+/// `src` is valid for reads of 12 bytes.
+#[inline]
+pub(crate) unsafe fn load_12(src: *const u8) -> (u64, u32) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        let (low, high): (u64, u32);
+        // SAFETY: 12 bytes, valid by contract.
+        unsafe {
+            core::arch::asm!(
+                "mov {l}, [{s}]",
+                "mov {h:e}, [{s} + 8]",
+                s = in(reg) src, l = out(reg) low, h = out(reg) high,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        (low, high)
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    {
+        let (mut low, mut high) = ([0; 8], [0; 4]);
+        // SAFETY: 12 bytes on one side by contract, private memory on the other.
+        unsafe {
+            copy(low.as_mut_ptr(), src, 8);
+            copy(high.as_mut_ptr(), src.add(8), 4);
+        }
+        (u64::from_ne_bytes(low), u32::from_ne_bytes(high))
+    }
+}
+
+/// Has the processor fetch the cache line of `place` while others are waited for;
+/// with `write`, so that it can be written at once. Changes nothing, wherever it points.
+#[inline(always)]
+pub(crate) fn prefetch(place: *const u8, write: bool) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint, which never faults; processors without the second one, which
+    // all have by now, take it as no operation.
+    unsafe {
+        use core::arch::asm;
+        if write {
+            asm!("prefetchw [{p}]", p = in(reg) place, options(nostack, preserves_flags, readonly));
+        } else {
+            asm!("prefetcht0 [{p}]", p = in(reg) place, options(nostack, preserves_flags, readonly));
+        }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = (place, write);
+}
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod imp {
     use core::arch::asm;
@@ -100,6 +151,21 @@ mod imp {
             }
             2..=3 => two_moves!(u16, "x", dst, src, len),
             4..=7 => two_moves!(u32, "e", dst, src, len),
+            12 => {
+                // The length of most network headers, which is mostly written by words
+                // right before: moves that overlap would wait for both words.
+                // SAFETY: 12 bytes on each side, valid by contract.
+                unsafe {
+                    asm!(
+                        "mov {a}, [{s}]",
+                        "mov {b:e}, [{s} + 8]",
+                        "mov [{d}], {a}",
+                        "mov [{d} + 8], {b:e}",
+                        s = in(reg) src, d = in(reg) dst, a = out(reg) _, b = out(reg) _,
+                        options(nostack, preserves_flags)
+                    );
+                }
+            }
             8..=15 => two_moves!(u64, "r", dst, src, len),
             16..=32 => {
                 // SAFETY: `len >= 16`; the second move ends at `len`.

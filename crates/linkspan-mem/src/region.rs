@@ -6,7 +6,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::copy::copy;
+use crate::copy::{copy, load_12, prefetch};
 use crate::fault::{self, Injected, Site};
 use crate::ring::{Window, WindowError};
 
@@ -142,6 +142,9 @@ impl fmt::Debug for Region {
     }
 }
 
+/// Bytes that processors fetch at a time.
+const CACHE_LINE: usize = 64;
+
 /// Bytes inside a region, for as long as the region is borrowed.
 #[derive(Clone, Copy)]
 pub struct SharedSlice<'a> {
@@ -189,6 +192,20 @@ impl SharedSlice<'_> {
         len
     }
 
+    /// The first 12 bytes by value, in no memory of ours; `None` when there are fewer.
+    #[inline]
+    pub fn read_12(&self) -> Option<[u8; 12]> {
+        if self.len < 12 {
+            return None;
+        }
+        // SAFETY: 12 bytes are valid, which the borrow keeps mapped.
+        let (low, high) = unsafe { load_12(self.base.as_ptr()) };
+        let mut bytes = [0; 12];
+        bytes[..8].copy_from_slice(&low.to_ne_bytes());
+        bytes[8..].copy_from_slice(&high.to_ne_bytes());
+        Some(bytes)
+    }
+
     /// Copies the first bytes in, as many as fit on both sides; returns how many.
     #[inline]
     pub fn write(&self, source: &[u8]) -> usize {
@@ -224,6 +241,27 @@ impl SharedSlice<'_> {
             target.part(at, part).write(&bytes);
         }
         len
+    }
+
+    /// Has the processor fetch the first `lines` cache lines, so that they are there
+    /// when they are [read](Self::read): worth it where several such places are known
+    /// before the first is needed.
+    #[inline]
+    pub fn prefetch(&self, lines: usize) {
+        self.each_line(lines, |place| prefetch(place, false));
+    }
+
+    /// The same for bytes that are to be [written](Self::write).
+    #[inline]
+    pub fn prefetch_to_write(&self, lines: usize) {
+        self.each_line(lines, |place| prefetch(place, true));
+    }
+
+    #[inline]
+    fn each_line(&self, lines: usize, each: impl Fn(*const u8)) {
+        for line in 0..lines.min(self.len.div_ceil(CACHE_LINE)) {
+            each(self.base.as_ptr().wrapping_add(line * CACHE_LINE));
+        }
     }
 
     /// Makes all bytes zero.

@@ -95,11 +95,19 @@ impl RegionTable {
     /// one, or none: never memory outside it.
     #[inline]
     pub fn slice(&self, span: Span) -> SharedSlice<'_> {
-        match self.regions.get(span.region as usize) {
-            Some(region) => region.slice(span.offset, u64::from(span.len)).ok(),
+        // Its parts are read one by one, as they were written: a span is mostly looked at
+        // right after it was made, and processors are slow to read in one piece what
+        // was just written in several.
+        let Span {
+            offset,
+            region,
+            len,
+        } = span;
+        match self.regions.get(region as usize) {
+            Some(region) => region.slice(offset, u64::from(len)).ok(),
             None => None,
         }
-        .unwrap_or_else(|| foreign_span(span))
+        .unwrap_or_else(|| foreign_span(offset, region, len))
     }
 
     /// Copies bytes out of spans taken as one run, beginning at `offset`.
@@ -196,7 +204,12 @@ fn short(missing: usize) -> Result<(), Short> {
 
 /// A span that does not belong to its table is our own mistake, never a peer's.
 #[cold]
-fn foreign_span(span: Span) -> ! {
+fn foreign_span(offset: u64, region: u32, len: u32) -> ! {
+    let span = Span {
+        offset,
+        region,
+        len,
+    };
     panic!("{span:?} belongs to another region table")
 }
 
@@ -360,11 +373,36 @@ impl<A: Address> AddressSpace<A> {
         Some(A::from_raw(range.start + (range.len - 1)))
     }
 
+    /// The same as [`resolve`](Self::resolve) for a range that lies in one region, and
+    /// is not empty; `None` for any other. `near` is where the last one was found: most
+    /// addresses of a queue are in one region.
+    #[inline]
+    pub fn resolve_one(&self, address: A, len: u32, near: &mut u32) -> Option<Span> {
+        let at = address.raw();
+        let range = match self.ranges.get(*near as usize) {
+            Some(range) if at.wrapping_sub(range.start) < range.len => range,
+            _ => self.find_near(at, near)?,
+        };
+        let skip = at - range.start;
+        (len != 0 && u64::from(len) <= range.len - skip).then_some(Span {
+            offset: range.offset + skip,
+            region: range.region,
+            len,
+        })
+    }
+
+    #[inline]
+    fn find_near(&self, at: u64, near: &mut u32) -> Option<&Range> {
+        let index = self.ranges.partition_point(|range| range.start <= at);
+        let index = index.checked_sub(1)?;
+        let range = self.ranges.get(index)?;
+        *near = u32::try_from(index).unwrap_or(0);
+        (at - range.start < range.len).then_some(range)
+    }
+
     #[inline]
     fn find(&self, at: u64) -> Option<&Range> {
-        let behind = self.ranges.partition_point(|range| range.start <= at);
-        let range = self.ranges.get(behind.checked_sub(1)?)?;
-        (at - range.start < range.len).then_some(range)
+        self.find_near(at, &mut 0)
     }
 }
 

@@ -14,6 +14,7 @@
 mod anonymous;
 pub mod eventfd;
 pub mod file;
+pub mod interface;
 pub mod lock;
 pub mod mapping;
 pub mod memfd;

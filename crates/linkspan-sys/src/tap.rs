@@ -290,7 +290,7 @@ const TUNSETVNETLE: libc::Ioctl = 0x4004_54dc;
 
 /// Flags of interfaces fit into 16 bits, of which the upper one is no sign.
 #[expect(clippy::cast_possible_truncation, reason = "16 bits on the wire")]
-const fn short(flags: c_int) -> c_short {
+pub(crate) const fn short(flags: c_int) -> c_short {
     flags as c_short
 }
 
@@ -307,7 +307,8 @@ fn call(fd: &OwnedFd, request: libc::Ioctl, argument: *mut libc::c_void) -> io::
     }
 }
 
-struct Request(libc::ifreq);
+/// What is asked of an interface with a name.
+pub(crate) struct Request(pub(crate) libc::ifreq);
 
 impl Request {
     fn zeroed() -> Self {
@@ -315,7 +316,7 @@ impl Request {
         Self(unsafe { std::mem::zeroed() })
     }
 
-    fn new(name: &str) -> Result<Self, TapError> {
+    pub(crate) fn new(name: &str) -> Result<Self, TapError> {
         let mut request = Self::zeroed();
         let bytes = name.as_bytes();
         let sound = |byte: &u8| byte.is_ascii_graphic() && !b"/:".contains(byte);

@@ -1,6 +1,6 @@
 //! What the tests of Linkspan share: a front end and a back end that can say
 //! anything, a block driver on the front end,
-//! a network card, a disk that is driven over a link, devices served in this process, a census of what the process
+//! a network card, networks of the kernel, a disk that is driven over a link, devices served in this process, a census of what the process
 //! holds, and a sweep that makes each step of a bring-up fail in turn.
 //!
 //! Everything here fails by panicking with what was expected. Every wait has
@@ -15,8 +15,10 @@ pub mod disk;
 pub mod driven;
 pub mod front_end;
 pub mod gated;
+pub mod lab;
 pub mod logs;
 pub mod memory;
+pub mod namespace;
 pub mod net;
 pub mod served;
 pub mod sweep;
@@ -28,6 +30,7 @@ pub use driven::Driven;
 pub use front_end::{FrontEnd, Options, Refused};
 pub use gated::GatedImage;
 pub use memory::SharedMemory;
+pub use namespace::Namespace;
 pub use served::Served;
 
 /// How long anything may take that is bound to happen. Far more than it needs on

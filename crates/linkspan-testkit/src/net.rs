@@ -1,6 +1,8 @@
 //! A guest's network card for tests: queue pairs in shared memory, driven over the
 //! front end of this kit, with any ring layout.
 
+mod control;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,6 +21,8 @@ use crate::census::settled;
 use crate::disk::expect_signal;
 use crate::front_end::{FrontEnd, Options, Refused, state};
 use crate::memory::SharedMemory;
+
+pub use control::Control;
 
 /// What a card is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +115,11 @@ impl Rig {
             // Index 0 and wrap counter 1, twice.
             QueueLayout::Packed => 0x8000_8000,
         };
+        self.start_at(front, memory, base)
+    }
+
+    #[track_caller]
+    fn start_at(&self, front: &FrontEnd, memory: &SharedMemory, base: u32) -> Result<(), Refused> {
         let [descriptor, available, used] = self.parts.map(|part| memory.user(part).0);
         let address = VringAddr {
             index: self.index.into(),
@@ -228,6 +237,20 @@ impl Pair {
         Ok(())
     }
 
+    /// Stops one of the two rings (0: receive, 1: transmit) and starts it without a
+    /// kick, as after a migration: where it stood, or where `base` says.
+    ///
+    /// # Panics
+    /// When the layout is packed, or the back end refuses.
+    #[track_caller]
+    pub fn restart(&self, front: &FrontEnd, ring: usize, base: Option<u16>) {
+        let rig = &self.rings[ring];
+        let stood = front.stop(rig.index).expect("a base");
+        let base = base.unwrap_or(stood).into();
+        let started = rig.start_at(front, &self.memory, base);
+        started.expect("it starts again");
+    }
+
     /// Pair `index` in fresh memory, for a connection with these features.
     ///
     /// # Panics
@@ -295,7 +318,7 @@ impl Pair {
         };
         let transmit = &mut self.transmit;
         let room = settled(|| {
-            transmit.reclaim().expect("a sane device");
+            transmit.reclaim(table).expect("a sane device");
             let sent = transmit.send(table, offload, &frame);
             sent.expect("a frame that fits")
         });
@@ -338,6 +361,24 @@ impl Pair {
         let got = self.take()?;
         self.post();
         Some(got)
+    }
+
+    /// The next frame with its hash and what that is of; its buffers are kept.
+    ///
+    /// # Panics
+    /// When the device broke the queue.
+    #[track_caller]
+    pub fn take_hashed(&mut self) -> Option<(u32, u16, Vec<u8>)> {
+        let mut got = None;
+        let batch = self.receive.receive(self.guest.table(), 1, |received| {
+            let len = usize::try_from(received.frame.len()).expect("it fits");
+            let mut bytes = vec![0; len];
+            received.frame.read(&mut bytes).expect("it fits");
+            let header = received.header;
+            got = Some((header.hash_value, header.hash_report, bytes));
+        });
+        batch.expect("a sane device");
+        got
     }
 
     /// The same, but its buffers are kept.

@@ -32,6 +32,8 @@ pub struct Chain {
     writable_total: u32,
     spans: Vec<Span>,
     limit: usize,
+    /// Where in the address space its memory was found last.
+    near: u32,
     /// Whether a writable descriptor was seen, be it one without bytes.
     writing: bool,
     readable: Part,
@@ -61,6 +63,7 @@ impl Chain {
             writable_total: 0,
             spans: fault::try_with_capacity(segments)?,
             limit: segments,
+            near: 0,
             writing: false,
             readable: Part::default(),
             writable: Part::default(),
@@ -163,6 +166,19 @@ impl Chain {
         }
     }
 
+    /// Has the processor fetch the first bytes of what the device reads, and for the
+    /// device to write at once those of what it writes, two cache lines at most: for a
+    /// device that takes several chains before it looks at the first.
+    #[inline]
+    pub fn prefetch(&self, table: &RegionTable) {
+        if let Some(span) = self.readable().first() {
+            table.slice(*span).prefetch(2);
+        }
+        if let Some(span) = self.writable().first() {
+            table.slice(*span).prefetch_to_write(2);
+        }
+    }
+
     /// Begins to fill with the chain at `id`.
     #[inline]
     pub(crate) fn begin(&mut self, id: u16) {
@@ -173,6 +189,45 @@ impl Chain {
         self.writing = false;
         self.readable = Part::default();
         self.writable = Part::default();
+    }
+
+    /// Fills with the chain at `id` that is this one descriptor, if it is one piece of
+    /// memory, as most are. `false` for any other, which is to be [begun](Self::begin)
+    /// and [added](Self::add): nothing is said about it.
+    #[inline]
+    pub(crate) fn fill_one<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        (id, address): (u16, u64),
+        (len, flags): (u32, u16),
+    ) -> bool {
+        let at = A::from_raw(address);
+        let Some(span) = space.resolve_one(at, len, &mut self.near) else {
+            return false;
+        };
+        if self.limit == 0 {
+            return false;
+        }
+        self.id = id;
+        self.descriptors = 1;
+        self.spans.clear();
+        self.spans.push(span);
+        let (full, none) = (
+            Part {
+                range: 0..1,
+                len: len.into(),
+            },
+            Part::default(),
+        );
+        self.writing = flags & VIRTQ_DESC_F_WRITE != 0;
+        (self.readable, self.writable) = if self.writing {
+            self.writable_total = len;
+            (none, full)
+        } else {
+            self.writable_total = 0;
+            (full, none)
+        };
+        true
     }
 
     /// Gives the chain its name, if it was not known at its beginning.

@@ -129,7 +129,9 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// As [`new`](Self::new), from a base in the form of [`QueueLayout::base`].
     /// The base of a split ring says nothing of the used ring: where that stands
-    /// is in the ring.
+    /// is in the ring. DPDK's `virtio-user` says nothing of it for a packed ring
+    /// either, which it always has begin at its start: taken at its word, all of the
+    /// ring would be in flight.
     ///
     /// # Errors
     /// As for [`new`](Self::new).
@@ -151,8 +153,39 @@ impl<M: RingMemory> DeviceQueue<M> {
                 state.next_used = ring.used_index();
                 Self::Split(SplitDevice::new(ring, features, state)?)
             }
-            QueueLayout::Packed => Self::new([descriptors, driver, device], size, features, state)?,
+            QueueLayout::Packed => {
+                if base == u32::from(packed::START.next_available) {
+                    state = packed::START;
+                }
+                Self::new([descriptors, driver, device], size, features, state)?
+            }
         })
+    }
+
+    /// The same for a device that uses whatever it takes in order and may do it twice,
+    /// as frames are sent again: a split ring goes on behind what was used, whatever
+    /// the base says. Drivers that outlive their device may not know more than that
+    /// themselves; DPDK's virtio-user always says 0.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn behind_used(
+        parts: [M; 3],
+        size: u16,
+        features: Features,
+        base: u32,
+    ) -> Result<Self, StartError> {
+        if QueueLayout::of(features) == QueueLayout::Packed {
+            return Self::with_base(parts, size, features, base);
+        }
+        let [descriptors, driver, device] = parts;
+        let ring = SplitRing::new(descriptors, driver, device, size)?;
+        let used = ring.used_index();
+        let state = QueueState {
+            next_available: used,
+            next_used: used,
+        };
+        Ok(Self::Split(SplitDevice::new(ring, features, state)?))
     }
 
     /// Writes down in `memory`, an in-flight region for queues of at most `size`

@@ -13,7 +13,7 @@ use linkspan::demo::check::{self, HostView, Server};
 use linkspan::demo::disk::{Base, Plan};
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{Accel, Disk, Event, Hardware, Machine, Mode};
+use linkspan::demo::machine::{Accel, Devices, Disk, Event, Hardware, Machine, Mode};
 use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
 use linkspan::demo::report::{self, Report};
 
@@ -134,7 +134,11 @@ impl Setup {
             queues,
             packed: self.packed,
         };
-        check::boot(&self.hardware, disk, plan, self.dir.path()).unwrap()
+        let devices = Devices {
+            disk: Some(disk),
+            nic: None,
+        };
+        check::boot(&self.hardware, devices, plan, self.dir.path()).unwrap()
     }
 
     /// Lets the guest finish its two boots and judges everything.
@@ -145,7 +149,8 @@ impl Setup {
             log: &log,
         };
         let stop = Stop::default();
-        let report = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap();
+        let report =
+            check::collect(&mut machine, &mut [running], LIMIT, &stop, |_, _| Ok(())).unwrap();
         server.stop().unwrap();
         self.judge(&report, plan, queues, &machine);
     }
@@ -239,16 +244,17 @@ fn guest_outlives_back_ends(test: &str, packed: bool) {
     let mut server = setup.serve(2);
     let mut machine = setup.boot(&plan, 2);
     let mut kills = 0;
-    let report = check::collect(&mut machine, None, LIMIT, &Stop::default(), |key, _| {
+    let report = check::collect(&mut machine, &mut [], LIMIT, &Stop::default(), |key, _| {
         // Once for each thing that the guest reports, so with requests of every
         // kind under way. Not when it resets its machine: QEMU 7.2 was seen
         // to hang for ever when a device is lost just while it starts.
         if key == "end" {
-            return;
+            return Ok(());
         }
         server.kill().unwrap();
         server = setup.serve(2);
         kills += 1;
+        Ok(())
     });
     let report = report.unwrap_or_else(|error| panic!("after {kills} kills: {error}"));
     assert!(kills >= 6, "the guest reported {kills} things");
@@ -292,7 +298,11 @@ fn guest_that_discards_gives_storage_back() {
     let console = setup.path("console.log");
     let hardware = &setup.hardware;
     let mode = Mode::Discard;
-    let mut machine = Machine::start(hardware, Some(disk), mode, &archive, &console).unwrap();
+    let devices = Devices {
+        disk: Some(disk),
+        nic: None,
+    };
+    let mut machine = Machine::start(hardware, devices, mode, &archive, &console).unwrap();
     let deadline = Instant::now() + LIMIT;
     let mut reports = HashMap::new();
     loop {
@@ -348,7 +358,8 @@ fn back_end_that_dies_ends_the_check_at_once_with_its_name() {
         log: &log,
     };
     let stop = Stop::default();
-    let error = check::collect(&mut machine, Some(running), LIMIT, &stop, |_, _| {}).unwrap_err();
+    let error =
+        check::collect(&mut machine, &mut [running], LIMIT, &stop, |_, _| Ok(())).unwrap_err();
     assert!(
         error.to_string().starts_with("linkspan ended early"),
         "{error}"

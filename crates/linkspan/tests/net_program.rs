@@ -140,6 +140,13 @@ fn guests_talk_and_programs_hear_of_it() {
             (&20.into(), &20.into())
         );
         assert_eq!(counts["dropped"]["no_buffers"], 0);
+        let pairs = counts["pairs"].as_array().unwrap();
+        let first = counts["port"].as_str().unwrap().ends_with("/a");
+        assert_eq!(pairs.len(), if first { 2 } else { 1 });
+        for way in ["frames_in", "frames_out"] {
+            let sum: u64 = pairs.iter().map(|pair| pair[way].as_u64().unwrap()).sum();
+            assert_eq!(sum, 20, "{counts}");
+        }
         assert!(counts["port"].as_str().unwrap().starts_with("vhost-user:/"));
     }
 }

@@ -1,80 +1,15 @@
 //! Interfaces of this machine as ports of `linkspan net`: the kernel's own network on
 //! both sides, in network namespaces that exist for the test only.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
 
 use linkspan_devices::net::{Mac, Sum};
+use linkspan_testkit::Namespace;
 use linkspan_testkit::census::settled;
 use linkspan_testkit::net::{Card, CardOptions, frame, station};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-/// A network namespace.
-struct Namespace(String);
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // One that is left behind is seen by whoever looks.
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
-impl Namespace {
-    /// `None`, and a word, where it cannot be.
-    fn new(name: &str) -> Option<Self> {
-        let namespace = Self(format!("linkspan-{name}-{}", std::process::id()));
-        let made = Command::new("ip")
-            .args(["netns", "add", &namespace.0])
-            .output();
-        let tools = Command::new("ping").arg("-V").output();
-        match made {
-            Ok(made) if made.status.success() && tools.is_ok() => Some(namespace),
-            Ok(made) => {
-                let why = String::from_utf8_lossy(&made.stderr).into_owned();
-                println!("SKIP interfaces of this machine: {why} (root and ping are needed)");
-                None
-            }
-            Err(error) => {
-                println!("SKIP interfaces of this machine: ip: {error}");
-                None
-            }
-        }
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.0, program]);
-        command
-    }
-
-    /// A thread of this process in the namespace.
-    fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let place = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        thread::spawn(move || {
-            let network = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(place.as_fd(), network).unwrap();
-            work()
-        })
-    }
-
-    #[track_caller]
-    fn run(&self, line: &str) {
-        let mut words = line.split(' ');
-        let output = self
-            .command(words.next().unwrap())
-            .args(words)
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{line}: {said}{errors}");
-    }
-}
 
 /// A program that runs in a namespace.
 struct Program {
@@ -130,7 +65,7 @@ fn two_networks_of_the_kernel_are_joined() {
     };
     let ports = ["--port", "tap:ls0,queues=2", "--port", "tap:ls1,queues=2"];
     let _program = Program::start(&here, &ports, 2);
-    here.run(&format!("ip link set ls1 netns {}", there.0));
+    here.run(&format!("ip link set ls1 netns {}", there.name()));
     here.run("ip addr add 10.9.0.1/24 dev ls0");
     here.run("ip link set ls0 up");
     there.run("ip addr add 10.9.0.2/24 dev ls1");

@@ -17,7 +17,7 @@ const UDP: u8 = 17;
 /// Every feature is accepted, or all but those that the control queue carries, by
 /// their places among those that are offered.
 const ALL: u32 = 0;
-const WITHOUT_CONTROL: u32 = 1 << 2 | 0b111_1111 << 15 | 0b11 << 25;
+const WITHOUT_CONTROL: u32 = 1 << 2 | 0b111_1111 << 15 | 0b11 << 26;
 
 pub(super) fn seeds() -> Vec<Seed> {
     let control = |name: &str, done, refused, steps: Vec<Vec<u8>>| {

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::project::Project;
 
 mod blk;
+mod namespaces;
 mod net;
 
 /// What every bench is told.
@@ -33,7 +34,7 @@ pub(crate) struct Args {
 
 /// The benches, for the help.
 pub(crate) const NAMES: &str = "  blk          disks: against qemu-storage-daemon, vhost-user-backend and bare loops\n  \
-     net          network devices and their driver: against DPDK's net_vhost and virtio-user";
+     net          network devices and their driver: against DPDK's net_vhost and virtio-user, and a bridge";
 
 pub(crate) fn run(name: &str, args: &Args) -> Result<bool> {
     let project = Project::load()?;

@@ -1,8 +1,9 @@
 //! `cargo xtask bench net`: our network device in the place of DPDK's `net_vhost`
-//! under the same `virtio-user`, and our driver in the place of `virtio-user` on the
-//! same `net_vhost`.
+//! under the same `virtio-user`, our driver in the place of `virtio-user` on the
+//! same `net_vhost`, what a frame costs either device under a driver that is faster
+//! than both, and two network namespaces through our switch and a kernel bridge.
 //!
-//! The device has processor 0 to itself and the driver processor 1; all of them poll.
+//! A device has processor 0 to itself and its driver processor 1; all of them poll.
 //! Rates are what the peer that does not change counts, or the driver of ours.
 
 use std::fmt::Write as _;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::namespaces::Place;
 use super::{Args, Folder, Series, Turn, alternate, answer, machine, number, pinned};
 use crate::packages;
 use crate::project::Project;
@@ -33,8 +35,12 @@ enum Way {
 enum Role {
     /// `linkspan net` and `net_vhost`, under `virtio-user`.
     Device,
+    /// The same under `linkspan driver net`.
+    Cost,
     /// `linkspan driver net` and `virtio-user`, on `net_vhost`.
     Driver,
+    /// TCP from one network namespace to another.
+    Switch,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,6 +49,7 @@ enum Who {
     Dpdk,
     /// Ours with one pair, where the row has more.
     OnePair,
+    Bridge,
 }
 
 struct Row {
@@ -63,11 +70,14 @@ const ROWS: &[Row] = &[
     Row { name: "device, host to guest, packed", role: Role::Device, way: Way::FromDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
     Row { name: "device, loop, split", role: Role::Device, way: Way::Around, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
     Row { name: "device, loop, packed", role: Role::Device, way: Way::Around, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
-    Row { name: "device, guest to host, two pairs on one worker", role: Role::Device, way: Way::ToDevice, packed: false, pairs: 2, against: Who::OnePair, target: 0.9 },
-    Row { name: "driver, guest to host, split", role: Role::Driver, way: Way::ToDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 0.8 },
-    Row { name: "driver, guest to host, packed", role: Role::Driver, way: Way::ToDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 0.8 },
-    Row { name: "driver, host to guest, split", role: Role::Driver, way: Way::FromDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 0.8 },
-    Row { name: "driver, host to guest, packed", role: Role::Driver, way: Way::FromDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 0.8 },
+    Row { name: "device, guest to host, two pairs on one worker", role: Role::Device, way: Way::ToDevice, packed: false, pairs: 2, against: Who::OnePair, target: 0.95 },
+    Row { name: "cost at the device, guest to host, split", role: Role::Cost, way: Way::ToDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "cost at the device, guest to host, packed", role: Role::Cost, way: Way::ToDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "driver, guest to host, split", role: Role::Driver, way: Way::ToDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "driver, guest to host, packed", role: Role::Driver, way: Way::ToDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "driver, host to guest, split", role: Role::Driver, way: Way::FromDevice, packed: false, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "driver, host to guest, packed", role: Role::Driver, way: Way::FromDevice, packed: true, pairs: 1, against: Who::Dpdk, target: 1.0 },
+    Row { name: "TCP between namespaces", role: Role::Switch, way: Way::ToDevice, packed: false, pairs: 1, against: Who::Bridge, target: 1.0 },
 ];
 
 struct Bench<'a> {
@@ -83,6 +93,7 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
         linkspan: build(project)?,
         folder: Folder::new(Path::new("/dev/shm"))?,
     };
+    let _pages = HugePages::reserve()?;
     let mut results = Vec::new();
     let wanted = |row: &&Row| {
         let only = args.only.as_deref().unwrap_or("");
@@ -100,13 +111,51 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
     Ok(page(args, &results))
 }
 
+/// Huge pages for DPDK: reserved as root where there are too few, and given back with
+/// the value.
+struct HugePages {
+    before: u64,
+}
+
+/// Pages of 2 MiB: 256 MiB for each of two processes.
+const HUGE_PAGES: u64 = 300;
+const HUGE_PAGES_FILE: &str = "/proc/sys/vm/nr_hugepages";
+
+impl HugePages {
+    fn reserve() -> Result<Self> {
+        let there = || -> Result<u64> { Ok(fs::read_to_string(HUGE_PAGES_FILE)?.trim().parse()?) };
+        let before = there()?;
+        if before < HUGE_PAGES {
+            eprintln!(
+                "xtask: reserving {HUGE_PAGES} huge pages; {before} there will be again afterwards"
+            );
+            fs::write(HUGE_PAGES_FILE, HUGE_PAGES.to_string())
+                .context("DPDK wants huge pages, which need root")?;
+        }
+        let pages = Self { before };
+        ensure!(
+            there()? >= HUGE_PAGES,
+            "this machine has no memory for {HUGE_PAGES} huge pages"
+        );
+        Ok(pages)
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        drop(fs::write(HUGE_PAGES_FILE, self.before.to_string()));
+    }
+}
+
 impl Bench<'_> {
     fn turn(&self, row: &Row, who: Who) -> Result<Turn> {
         let socket = self.folder.0.join("socket");
         drop(fs::remove_file(&socket));
         let pairs = if who == Who::OnePair { 1 } else { row.pairs };
         match (row.role, who) {
-            (Role::Device, Who::Dpdk) => {
+            (Role::Switch, Who::Bridge) => Place::bridge()?.tcp(self.args.seconds),
+            (Role::Switch, _) => Place::switch(&self.linkspan)?.tcp(self.args.seconds),
+            (Role::Device | Role::Driver, Who::Dpdk) => {
                 let _device = self.net_vhost(row, pairs, &socket)?;
                 self.virtio_user(row, pairs, &socket)
             }
@@ -114,11 +163,11 @@ impl Bench<'_> {
                 let _device = self.our_device(row, pairs, &socket)?;
                 self.virtio_user(row, pairs, &socket)
             }
-            (Role::Driver, Who::Dpdk) => {
-                let _device = self.net_vhost(row, pairs, &socket)?;
-                self.virtio_user(row, pairs, &socket)
+            (Role::Cost, Who::Linkspan) => {
+                let _device = self.our_device(row, pairs, &socket)?;
+                self.our_driver(row, pairs, &socket)
             }
-            (Role::Driver, _) => {
+            (Role::Cost | Role::Driver, _) => {
                 let _device = self.net_vhost(row, pairs, &socket)?;
                 self.our_driver(row, pairs, &socket)
             }
@@ -141,10 +190,11 @@ impl Bench<'_> {
             Way::FromDevice => "source",
             Way::Around => "echo",
         };
+        let port = format!("vhost-user:{},queues={pairs}", socket.display());
         let mut command = pinned(0, &self.linkspan);
         command
-            .args(["net", "--port", &format!("vhost-user:{}", socket.display())])
-            .args(["--mode", mode, "--queues", &pairs.to_string()])
+            .args(["net", "--port", &port, "--mode", mode])
+            .args(["--workers", "1", "--busy"])
             .env("LINKSPAN_LOG", "warn");
         super::Server::start(command, socket)
     }
@@ -166,7 +216,7 @@ impl Bench<'_> {
             Way::Around => ("mac", &["--tx-first"]),
         };
         let mut driver = Testpmd::start(&self.folder.0, 1, &vdev, pairs, mode, more)?;
-        // A turn to warm up, so that both ends have their memory.
+        // To warm up, so that both ends have their memory.
         std::thread::sleep(Duration::from_millis(200));
         let before = driver.counts()?;
         std::thread::sleep(Duration::from_secs_f64(self.args.seconds));
@@ -180,29 +230,29 @@ impl Bench<'_> {
     }
 
     fn our_driver(&self, row: &Row, pairs: u16, socket: &Path) -> Result<Turn> {
-        let drive = |seconds: f64| {
-            let mut command = pinned(1, &self.linkspan);
-            command
-                .args(["driver", "net", "--socket-path"])
-                .arg(socket)
-                .args(["--queues", &pairs.to_string()]);
-            if row.packed {
-                command.args(["--packed", "--in-order", "--no-mergeable"]);
-            }
-            let mode = match row.way {
-                Way::ToDevice => "tx",
-                Way::FromDevice => "rx",
-                Way::Around => "loop",
-            };
-            command
-                .args(["bench", "--json", "--poll", "--mode", mode])
-                .args(["--seconds", &seconds.to_string()])
-                .env("LINKSPAN_LOG", "warn");
-            answer(command)
+        let mut command = pinned(1, &self.linkspan);
+        command
+            .args(["driver", "net", "--socket-path"])
+            .arg(socket)
+            .args(["--queues", &pairs.to_string()]);
+        if row.packed {
+            command.args(["--packed", "--in-order", "--no-mergeable"]);
+        }
+        let mode = match row.way {
+            Way::ToDevice => "tx",
+            Way::FromDevice => "rx",
+            Way::Around => "loop",
         };
-        drive(0.2)?;
-        let report = drive(self.args.seconds)?;
-        turn(number(&report, "mpps")? * 1e6, 1.0)
+        command
+            .args(["bench", "--json", "--poll", "--mode", mode])
+            .args(["--seconds", &self.args.seconds.to_string()])
+            .env("LINKSPAN_LOG", "warn");
+        let report = answer(command)?;
+        let mut turn = turn(number(&report, "mpps")? * 1e6, 1.0)?;
+        if row.role == Role::Cost {
+            turn.cpu = number(&report, "full")?;
+        }
+        Ok(turn)
     }
 }
 
@@ -244,7 +294,14 @@ impl Testpmd {
         // Without `stdbuf` it keeps what it says to itself until the end.
         let mut command = Command::new("stdbuf");
         command
-            .args(["-oL", "dpdk-testpmd", "--no-pci", "--no-huge", "-m", "512"])
+            .args([
+                "-oL",
+                "dpdk-testpmd",
+                "--no-pci",
+                "--in-memory",
+                "-m",
+                "256",
+            ])
             .args(["--no-telemetry", "--single-file-segments"])
             .args([
                 &format!("--file-prefix=bench{cpu}"),
@@ -324,14 +381,23 @@ fn line(row: &Row, series: &[Series]) -> String {
     let (low, high) = ours.spread(theirs);
     let peer = match (row.against, row.role) {
         (Who::OnePair, _) => "one pair",
-        (_, Role::Device) => "net_vhost",
-        (_, Role::Driver) => "virtio-user",
+        (Who::Bridge, _) => "kernel bridge",
+        (_, Role::Device | Role::Cost) => "net_vhost",
+        (..) => "virtio-user",
     };
+    let cost = |series: &Series| match row.role {
+        Role::Device | Role::Driver => String::new(),
+        Role::Cost => format!("{:.0}", 1e9 / series.rate()),
+        Role::Switch => format!("{:.2}", series.cpu()),
+    };
+    let scale = if row.role == Role::Switch { 1e9 } else { 1e6 };
     format!(
-        "| {} | {:.2} | {peer} | {:.2} | **{:.2}** ({low:.2}–{high:.2}) | {:.1} |",
+        "| {} | {:.2} | {} | {peer} | {:.2} | {} | **{:.2}** ({low:.2}–{high:.2}) | {:.2} |",
         row.name,
-        ours.rate() / 1e6,
-        theirs.rate() / 1e6,
+        ours.rate() / scale,
+        cost(ours),
+        theirs.rate() / scale,
+        cost(theirs),
         ours.rate() / theirs.rate(),
         row.target
     )
@@ -340,16 +406,32 @@ fn line(row: &Row, series: &[Series]) -> String {
 fn page(args: &Args, results: &[(&Row, Vec<Series>)]) -> String {
     let mut text = format!(
         "`cargo xtask bench net --rounds {} --seconds {}` on {}. Frames of 64 bytes, DPDK's `dpdk-testpmd`\n\
-         at the other end; one processor a side, both ends poll, no huge pages. Split rings merge buffers; packed rings do not\n\
-         and are in order. Millions of frames a second: medians. The ratio is that of the medians, and in\n\
-         parentheses the lowest and highest of a round.\n\n\
-         | row | ours | peer | its rate | ratio | target |\n|---|---|---|---|---|---|\n",
+         at the other end, with huge pages; one processor a side, both ends poll. Split rings merge buffers; packed rings do\n\
+         not and are in order. Millions of frames a second: medians. The ratio is that of the medians, and in\n\
+         parentheses the lowest and highest of a round. The two rows of *cost* have `linkspan driver net bench` as the\n\
+         driver of both devices; *cost* is nanoseconds of the device's processor for a frame. Of the passes of that\n\
+         driver the ring had no room for a whole batch in: {}. TCP is in Gbit/s, and its cost in\n\
+         processor seconds of the whole machine for 10^9 bytes.\n\n\
+         | row | ours | cost | peer | its rate | its cost | ratio | target |\n|---|---|---|---|---|---|---|---|\n",
         args.rounds,
         args.seconds,
-        machine()
+        machine(),
+        full(results)
     );
     for (row, series) in results {
         let _ = writeln!(text, "{}", line(row, series));
     }
     text
+}
+
+/// How often the driver had to wait for the devices, for each row of that kind.
+fn full(results: &[(&Row, Vec<Series>)]) -> String {
+    let rows = results.iter().filter(|(row, _)| row.role == Role::Cost);
+    let shares = rows.map(|(row, series)| {
+        let percent = |series: &Series| 100.0 * series.cpu();
+        let rings = if row.packed { "packed" } else { "split" };
+        let (ours, theirs) = (percent(&series[0]), percent(&series[1]));
+        format!("{rings} {ours:.0} % with ours and {theirs:.0} % with net_vhost")
+    });
+    shares.collect::<Vec<_>>().join(", ")
 }

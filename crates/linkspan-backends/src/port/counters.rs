@@ -1,8 +1,16 @@
 //! What is counted of the frames of a port: by each worker for itself, so that no
 //! two write the same count.
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use linkspan_devices::net::Frame;
+use linkspan_devices::net::control::ControlError;
+use linkspan_devices::net::pcapng::Way;
 use linkspan_devices::net::switch::DropReason;
 use linkspan_engine::Counter;
+
+use super::capture::Capture;
 
 /// Why a frame was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +46,13 @@ pub enum DropCause {
     Busy,
     /// The receiver's queue is broken, or the system does not take the frame.
     Broken,
+    /// The receiver's driver does not want it, as it said through its control queue.
+    Filtered,
 }
 
 impl DropCause {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Header,
         Self::Malformed,
         Self::Source,
@@ -58,6 +68,7 @@ impl DropCause {
         Self::TooLong,
         Self::Busy,
         Self::Broken,
+        Self::Filtered,
     ];
 
     /// What reports call it.
@@ -78,6 +89,7 @@ impl DropCause {
             Self::TooLong => "too_long",
             Self::Busy => "busy",
             Self::Broken => "broken",
+            Self::Filtered => "filtered",
         }
     }
 }
@@ -109,20 +121,6 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// A frame came out of the port.
-    #[inline]
-    pub(super) fn came(&self, bytes: u64) {
-        self.frames_in.add(1);
-        self.bytes_in.add(bytes);
-    }
-
-    /// A frame went into the port.
-    #[inline]
-    pub(super) fn went(&self, bytes: u64) {
-        self.frames_out.add(1);
-        self.bytes_out.add(bytes);
-    }
-
     /// A frame from the port went to all others.
     #[inline]
     pub(super) fn flooded(&self) {
@@ -133,6 +131,98 @@ impl Counts {
     pub(super) fn dropped(&self, why: DropCause) {
         self.drops[why as usize].add(1);
     }
+}
+
+/// The books of a port, as a worker keeps them during a pass.
+#[derive(Clone, Copy)]
+pub(super) struct Books<'f> {
+    pub(super) counts: &'f Counts,
+    /// Who wants copies, of frames of which port, and when the pass began.
+    pub(super) capture: Option<&'f Capture>,
+    pub(super) port: u16,
+    pub(super) now: Instant,
+}
+
+impl Books<'_> {
+    /// A frame came out of the port.
+    #[inline]
+    pub(super) fn came(&self, frame: &Frame<'_>) {
+        self.counts.frames_in.add(1);
+        self.counts.bytes_in.add(frame.len());
+        if let Some(capture) = self.capture {
+            capture.take(self.port, Way::In, self.now, frame);
+        }
+    }
+
+    /// A frame went into the port, which is no guest's.
+    #[inline]
+    pub(super) fn went(&self, frame: &Frame<'_>) {
+        self.counts.frames_out.add(1);
+        self.counts.bytes_out.add(frame.len());
+        if let Some(capture) = self.capture {
+            capture.take(self.port, Way::Out, self.now, frame);
+        }
+    }
+
+    /// A frame went into a receive queue of the guest there.
+    #[inline]
+    pub(super) fn went_to(&self, pair: &OfPair, frame: &Frame<'_>) {
+        pair.went(frame.len());
+        if let Some(capture) = self.capture {
+            capture.take(self.port, Way::Out, self.now, frame);
+        }
+    }
+
+    #[inline]
+    pub(super) fn dropped(&self, why: DropCause) {
+        self.counts.dropped(why);
+    }
+}
+
+/// What is counted of the control queue of a guest, by the one worker that has it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct ControlCounts {
+    done: Counter,
+    refused: [Counter; ControlError::NAMES.len()],
+}
+
+impl ControlCounts {
+    pub(super) fn count(&self, outcome: Result<(), &ControlError>) {
+        match outcome {
+            Ok(()) => self.done.add(1),
+            Err(error) => self.refused[error.kind()].add(1),
+        }
+    }
+}
+
+/// What the worker of a guest's queue pair counts of it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct OfPair {
+    /// Frames out of the transmit queue, added once for each pass.
+    pub(super) sent: Counter,
+    /// Frames into the receive queue.
+    received: Counter,
+    received_bytes: Counter,
+}
+
+impl OfPair {
+    /// A frame went into the receive queue.
+    #[inline]
+    fn went(&self, bytes: u64) {
+        self.received.add(1);
+        self.received_bytes.add(bytes);
+    }
+}
+
+/// What was counted of a queue pair of a guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PairCounts {
+    /// Frames that came from its transmit queue.
+    pub frames_in: u64,
+    /// Frames that went to its receive queue.
+    pub frames_out: u64,
 }
 
 /// What was counted of a port since its fabric was made.
@@ -150,11 +240,30 @@ pub struct PortCounts {
     pub flooded: u64,
     /// Frames that were dropped, by [`DropCause::ALL`].
     pub drops: [u64; DropCause::ALL.len()],
+    /// Commands of the control queue that were done.
+    pub commands: u64,
+    /// Commands that were refused, by [`ControlError::NAMES`].
+    pub refused: [u64; ControlError::NAMES.len()],
+    /// By queue pair, where a guest is behind the port.
+    pub pairs: Vec<PairCounts>,
 }
 
 impl PortCounts {
-    pub(super) fn sum<'a>(counts: impl Iterator<Item = &'a Counts>) -> Self {
-        let mut sum = Self::default();
+    pub(super) fn sum(counts: &[Counts], pairs: &[Arc<OfPair>], control: &ControlCounts) -> Self {
+        let mut sum = Self {
+            commands: control.done.value(),
+            refused: control.refused.each_ref().map(Counter::value),
+            ..Self::default()
+        };
+        for pair in pairs {
+            let frames_out = pair.received.value();
+            sum.frames_out += frames_out;
+            sum.bytes_out += pair.received_bytes.value();
+            sum.pairs.push(PairCounts {
+                frames_in: pair.sent.value(),
+                frames_out,
+            });
+        }
         for counts in counts {
             sum.frames_in += counts.frames_in.value();
             sum.bytes_in += counts.bytes_in.value();

@@ -14,7 +14,9 @@ use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
 use linkspan_engine::{RateLimit, RingKey, Workers};
 use linkspan_sys::tap::TapQueue;
 
-use super::counters::{Counts, PortCounts};
+use super::capture::Capture;
+use super::control::Asked;
+use super::counters::{ControlCounts, Counts, OfPair, PortCounts};
 use super::lane::{Lane, LaneTask};
 use super::mailbox::{Address, Mailbox};
 use super::tap::TapTask;
@@ -36,7 +38,7 @@ pub enum Mode {
     Switch,
     /// Two ports, each of which gets what the other sends.
     Pair,
-    /// Frames are counted and dropped.
+    /// Each frame is copied out of its sender's memory, looked at, and dropped.
     Sink,
     /// Each guest gets as many frames as it takes; what it sends is dropped.
     Source,
@@ -84,6 +86,7 @@ pub(super) struct Port {
     pub(super) limit: Option<RateLimit>,
     /// By worker.
     pub(super) counts: Vec<Counts>,
+    pub(super) control: ControlCounts,
 }
 
 /// What is behind a port.
@@ -98,6 +101,9 @@ pub(super) enum Side {
 pub(super) struct Pairs {
     pub(super) count: u16,
     enabled: [AtomicU64; 2],
+    pub(super) asked: Asked,
+    /// By pair.
+    pub(super) counts: Vec<Arc<OfPair>>,
 }
 
 impl Pairs {
@@ -124,6 +130,7 @@ pub struct Fabric {
     pub(super) mode: Mode,
     pub(super) ports: Vec<Port>,
     pub(super) mailboxes: Vec<Mailbox>,
+    pub(super) capture: Option<Arc<Capture>>,
     /// Pairs of the port that has most.
     stride: u32,
     start: Instant,
@@ -187,6 +194,19 @@ impl Fabric {
         ports: Vec<PortOptions>,
         workers: usize,
     ) -> Result<Arc<Self>, FabricError> {
+        Self::captured(mode, ports, workers, None)
+    }
+
+    /// The same with somebody who gets copies of all frames.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn captured(
+        mode: Mode,
+        ports: Vec<PortOptions>,
+        workers: usize,
+        capture: Option<Arc<Capture>>,
+    ) -> Result<Arc<Self>, FabricError> {
         let count = ports.len();
         if count == 0 || count > PORTS_MAX {
             return Err(FabricError::Ports { ports: count });
@@ -212,6 +232,7 @@ impl Fabric {
             mode,
             ports: ports.collect(),
             mailboxes: mailboxes.collect::<io::Result<_>>()?,
+            capture,
             stride,
             start: Instant::now(),
         };
@@ -228,7 +249,8 @@ impl Fabric {
         let mut lanes = Vec::new();
         let count = self.mailboxes.len();
         for number in 0..count {
-            let lane = Lane::new((number, count), self.switch()?);
+            let lane = Lane::new((number, count), self.ports.len(), self.switch()?);
+            let lane = lane.map_err(io::Error::other)?;
             lanes.push(LaneTask::new(self, lane));
         }
         let mut running = Running {
@@ -284,11 +306,28 @@ impl Fabric {
         u16::try_from(self.ports.len()).unwrap_or(u16::MAX)
     }
 
+    /// Frames of a port that were captured, and those that found no room for that.
+    pub fn captures(&self, port: u16) -> Option<(u64, u64)> {
+        Some(self.capture.as_ref()?.counts(port))
+    }
+
     /// What was counted of a port since the fabric was made; `None` when there is no
     /// such port.
     pub fn counts(&self, port: u16) -> Option<PortCounts> {
         let port = self.ports.get(usize::from(port))?;
-        Some(PortCounts::sum(port.counts.iter()))
+        let pairs = match &port.kind {
+            Side::Guest(pairs) => &pairs.counts[..],
+            Side::Tap(_) | Side::Responder(_) => &[],
+        };
+        Some(PortCounts::sum(&port.counts, pairs, &port.control))
+    }
+
+    /// What is counted of a queue pair of a guest.
+    pub(super) fn pair_counts(&self, port: u16, pair: u16) -> Option<Arc<OfPair>> {
+        match &self.ports.get(usize::from(port))?.kind {
+            Side::Guest(pairs) => pairs.counts.get(usize::from(pair)).cloned(),
+            Side::Tap(_) | Side::Responder(_) => None,
+        }
     }
 
     /// Packets to a port have at most so many bytes from now on, without Ethernet
@@ -345,6 +384,8 @@ impl Port {
                 Kind::Guest { pairs } => Side::Guest(Pairs {
                     count: pairs,
                     enabled: Default::default(),
+                    asked: Asked::default(),
+                    counts: (0..pairs).map(|_| Arc::default()).collect(),
                 }),
                 Kind::Tap(queues) => Side::Tap(queues.into_iter().map(Arc::new).collect()),
                 Kind::Responder(responder) => Side::Responder(responder),
@@ -353,6 +394,7 @@ impl Port {
             mtu: AtomicU16::new(options.mtu),
             limit: options.limit,
             counts: (0..workers).map(|_| Counts::default()).collect(),
+            control: ControlCounts::default(),
         }
     }
 }

@@ -2,9 +2,10 @@
 //! receive queues are filled by whoever has a frame for them.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
-use linkspan_devices::net::features::Offloads;
+use linkspan_devices::net::features::{Offloads, VIRTIO_NET_F_CTRL_VQ, settle};
 use linkspan_devices::net::header::{Header, HeaderLayout, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::{
@@ -14,9 +15,12 @@ use linkspan_devices::net::{
 use linkspan_engine::{
     ActiveRing, Budget, ConfigRange, Device, Neighbours, OpenQueueError, Progress, QueueHandler,
 };
+use linkspan_mem::fault::{self, Injected};
+use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
-use super::counters::{Counts, DropCause};
+use super::control::{Asked, ControlQueue, Terms};
+use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Side};
 use super::lane::{Came, Lane, with_lane};
 
@@ -39,6 +43,8 @@ pub struct NetDevice {
     count: Count,
     fabric: Arc<Fabric>,
     port: u16,
+    /// Signalled when configuration space changes.
+    changes: Arc<EventFd>,
 }
 
 impl fmt::Debug for NetDevice {
@@ -66,6 +72,9 @@ pub enum NetDeviceError {
     /// The options make no network device.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A descriptor cannot be had.
+    #[error("no descriptor can be had: {0}")]
+    System(#[from] io::Error),
 }
 
 impl NetDevice {
@@ -91,7 +100,16 @@ impl NetDevice {
             count,
             fabric: Arc::clone(fabric),
             port,
+            changes: Arc::new(EventFd::new()?),
         })
+    }
+
+    /// What its driver has asked for.
+    fn asked(&self) -> Option<&Asked> {
+        match &self.fabric.ports[usize::from(self.port)].kind {
+            Side::Guest(pairs) => Some(&pairs.asked),
+            _ => None,
+        }
     }
 }
 
@@ -129,7 +147,23 @@ impl Device for NetDevice {
     }
 
     fn announce(&self, mac: [u8; 6]) -> bool {
+        // It knows more of itself than one address, and may take its time.
+        if self.asked().is_some_and(Asked::ask_to_announce)
+            && let Err(error) = self.changes.signal()
+        {
+            panic!("our own eventfd cannot be signalled: {error}");
+        }
         self.fabric.announce(self.port, Mac(mac))
+    }
+
+    fn reset(&self) {
+        if let Some(asked) = self.asked() {
+            asked.forget();
+        }
+    }
+
+    fn config_changes(&self) -> Option<Arc<EventFd>> {
+        Some(Arc::clone(&self.changes))
     }
 
     fn lane(&self, index: u16) -> u16 {
@@ -147,7 +181,9 @@ impl Device for NetDevice {
             ..*self.net.options()
         });
         let net = net.unwrap_or(self.net);
-        if net.read_config(&net.live(), offset as usize, target) {
+        let live = self.asked().and_then(Asked::live);
+        let live = live.unwrap_or_else(|| net.live());
+        if net.read_config(&live, offset as usize, target) {
             return Ok(());
         }
         Err(ConfigRange {
@@ -166,28 +202,50 @@ impl Device for NetDevice {
             index,
             features: features.bits(),
         };
-        let Ok(features) = self.net.settle(features) else {
+        // A front end that keeps the control queue to itself accepts what needs it.
+        let control_queue = features.contains(VIRTIO_NET_F_CTRL_VQ);
+        let Ok(features) = settle(features, control_queue) else {
             return Err(refused);
         };
         let (fabric, port) = (Arc::clone(&self.fabric), self.port);
-        match self.net.role(index.into(), features) {
-            Some(QueueRole::Receive(pair)) => Ok(Box::new(Receive {
+        if let Some(asked) = self.asked() {
+            asked.expect(features);
+        }
+        let role = self.net.role(index.into(), features);
+        if role == Some(QueueRole::Control) {
+            return Ok(Box::new(ControlQueue::new(
+                (fabric, port),
+                (&self.net, features),
+                Chain::new(SEGMENTS)?,
+                Arc::clone(&self.changes),
+            )));
+        }
+        let counts = self.fabric.pair_counts(port, index / 2);
+        let (Some(role), Some(counts)) = (role, counts) else {
+            return Err(refused);
+        };
+        match role {
+            QueueRole::Receive(pair) => Ok(Box::new(Receive {
                 address: fabric.address(port, pair),
                 fabric,
                 port,
                 pair,
                 queue: ReceiveQueue::new(features, SEGMENTS)?,
                 offloads: Offloads::to_driver(features),
+                counts,
             })),
-            Some(QueueRole::Transmit(_)) => Ok(Box::new(Transmit {
+            QueueRole::Transmit(pair) => Ok(Box::new(Transmit {
                 fabric,
                 port,
+                pair,
+                counts,
+                sent: 0,
                 layout: HeaderLayout::of(features),
                 offloads: Offloads::to_device(features),
-                chain: Chain::new(SEGMENTS)?,
+                chains: some_chains()?,
                 head: FrameHead::default(),
             })),
-            Some(QueueRole::Control) | None => Err(refused),
+            QueueRole::Control => Err(refused),
         }
     }
 }
@@ -196,10 +254,27 @@ impl Device for NetDevice {
 struct Transmit {
     fabric: Arc<Fabric>,
     port: u16,
+    pair: u16,
+    counts: Arc<OfPair>,
+    /// Frames of this pass.
+    sent: u64,
     layout: HeaderLayout,
     offloads: Offloads,
-    chain: Chain,
+    /// As many as are taken at a time.
+    chains: Vec<Chain>,
     head: FrameHead,
+}
+
+/// Frames that are taken out of a queue at a time: the memory of all of them is on its
+/// way to the processor before the first is looked at.
+const AHEAD: usize = 16;
+
+fn some_chains() -> Result<Vec<Chain>, Injected> {
+    let mut chains = fault::try_with_capacity(AHEAD)?;
+    for _ in 0..AHEAD {
+        chains.push(Chain::new(SEGMENTS)?);
+    }
+    Ok(chains)
 }
 
 impl Transmit {
@@ -210,40 +285,78 @@ impl Transmit {
         lane: &mut Lane,
         neighbours: &mut Neighbours<'_>,
     ) -> Result<Progress, QueueError> {
-        let fabric = &*self.fabric;
-        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
-        for _ in 0..budget.chains {
-            if lane.cost >= budget.bytes {
-                return Ok(Progress::More);
-            }
-            if let Some(limit) = limit
-                && let Err(until) = limit.admit(lane.now())
-            {
-                return Ok(Progress::Until(until));
-            }
-            if !ring.queue.pop(&ring.memory.guest, &mut self.chain)? {
+        let mut left = budget.chains as usize;
+        while left > 0 {
+            let taken = self.take(ring, left)?;
+            if taken == 0 {
                 return Ok(Progress::Idle);
             }
-            let table = ring.memory.table();
-            let taken = take_transmit(&mut self.chain, table, self.layout, &mut self.head)
-                .map_err(|error| ring.queue.retire(error))?;
-            if let Some(limit) = limit {
-                limit.charge(taken.len, lane.now());
-            }
-            match taken.header.check(taken.len, self.offloads) {
-                Ok(offload) => {
-                    let came = Came {
-                        port: self.port,
-                        offload,
-                        frame: Frame::transmitted(&self.head, &self.chain, table),
-                    };
-                    lane.forward(fabric, &came, neighbours);
+            for at in 0..taken {
+                if let Some(stop) = self.holds(budget, lane) {
+                    for chain in self.chains[at..taken].iter().rev() {
+                        ring.queue.put_back(chain)?;
+                    }
+                    return Ok(stop);
                 }
-                Err(_) => lane.counts(fabric, self.port).dropped(DropCause::Header),
+                self.send(ring, at, lane, neighbours)?;
             }
-            ring.queue.push(&self.chain, 0)?;
+            left -= taken;
         }
         Ok(Progress::More)
+    }
+
+    /// Takes chains, as many as there are, but no more than have room and than `most`.
+    #[inline]
+    fn take(&mut self, ring: &mut ActiveRing, most: usize) -> Result<usize, QueueError> {
+        let space = &ring.memory.guest;
+        for (taken, chain) in self.chains.iter_mut().take(most).enumerate() {
+            if !ring.queue.pop(space, chain)? {
+                return Ok(taken);
+            }
+            chain.prefetch(space.table());
+        }
+        Ok(most.min(self.chains.len()))
+    }
+
+    /// Why no further frame is taken in this pass, if so.
+    #[inline]
+    fn holds(&self, budget: Budget, lane: &Lane) -> Option<Progress> {
+        if lane.cost >= budget.bytes {
+            return Some(Progress::More);
+        }
+        let limit = self.fabric.ports[usize::from(self.port)].limit.as_ref()?;
+        limit.admit(lane.now()).err().map(Progress::Until)
+    }
+
+    /// Passes on the frame in a chain that was taken.
+    #[inline]
+    fn send(
+        &mut self,
+        ring: &mut ActiveRing,
+        at: usize,
+        lane: &mut Lane,
+        neighbours: &mut Neighbours<'_>,
+    ) -> Result<(), QueueError> {
+        let (fabric, chain) = (&*self.fabric, &mut self.chains[at]);
+        let table = ring.memory.table();
+        let taken = take_transmit(chain, table, self.layout, &mut self.head)
+            .map_err(|error| ring.queue.retire(error))?;
+        self.sent += 1;
+        if let Some(limit) = &fabric.ports[usize::from(self.port)].limit {
+            limit.charge(taken.len, lane.now());
+        }
+        match taken.header.check(taken.len, self.offloads) {
+            Ok(offload) => {
+                let came = Came {
+                    port: self.port,
+                    offload,
+                    frame: Frame::transmitted(&self.head, chain, table),
+                };
+                lane.forward(fabric, &came, neighbours);
+            }
+            Err(_) => lane.counts(fabric, self.port).dropped(DropCause::Header),
+        }
+        ring.queue.push(chain, 0)
     }
 }
 
@@ -263,8 +376,10 @@ impl QueueHandler for Transmit {
         }
         let fabric = Arc::clone(&self.fabric);
         let done = with_lane(&fabric, neighbours, |lane, neighbours| {
+            lane.pair = self.pair;
             self.pass(ring, budget, lane, neighbours)
         });
+        self.counts.sent.add(std::mem::take(&mut self.sent));
         // Without a lane the fabric rests, and so does the queue.
         done.unwrap_or(Ok(Progress::Idle))
     }
@@ -278,6 +393,7 @@ pub(super) struct Receive {
     address: u32,
     queue: ReceiveQueue,
     offloads: Offloads,
+    counts: Arc<OfPair>,
 }
 
 impl Receive {
@@ -287,49 +403,49 @@ impl Receive {
     pub(super) fn deliver(
         &mut self,
         ring: &mut ActiveRing,
-        came: &Came<'_>,
+        (came, terms): (&Came<'_>, Terms),
         mtu: u16,
         whole: &mut [u8],
-        counts: &Counts,
+        books: &Books<'_>,
     ) -> u64 {
         let frame = &came.frame;
         let receiver = Receiver {
-            offloads: self.offloads,
+            offloads: terms.offloads.unwrap_or(self.offloads),
             mtu,
         };
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         match plan(&came.offload, frame.head, len, &receiver) {
             Plan::Forward(offload) => {
-                self.count(ring, &Header::of(&offload), frame, counts);
+                self.count(ring, &header(&offload, terms), frame, books);
                 frame.len()
             }
             Plan::Checksum(partial) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(DropCause::TooLong);
+                    books.dropped(DropCause::TooLong);
                     return 0;
                 };
                 complete_checksum(bytes, partial);
-                let header = Header::of(&Offload::NONE);
-                self.count(ring, &header, &Frame::private(bytes), counts);
+                let header = header(&Offload::NONE, terms);
+                self.count(ring, &header, &Frame::private(bytes), books);
                 2 * frame.len()
             }
             Plan::Segment(how) => {
                 let Some(bytes) = frame.read(whole) else {
-                    counts.dropped(DropCause::TooLong);
+                    books.dropped(DropCause::TooLong);
                     return 0;
                 };
-                let header = Header::of(&Offload::NONE);
+                let header = header(&Offload::NONE, terms);
                 let mut segments = how.cut(bytes);
                 let mut cost = frame.len();
                 while let Some(segment) = segments.next() {
                     let frame = Frame::segment(segment);
                     cost += 512 + frame.len();
-                    self.count(ring, &header, &frame, counts);
+                    self.count(ring, &header, &frame, books);
                 }
                 cost
             }
             Plan::Drop(_) => {
-                counts.dropped(DropCause::TooLong);
+                books.dropped(DropCause::TooLong);
                 0
             }
         }
@@ -341,14 +457,14 @@ impl Receive {
         ring: &mut ActiveRing,
         header: &Header,
         frame: &Frame<'_>,
-        counts: &Counts,
+        books: &Books<'_>,
     ) {
         match self.fill(ring, header, frame) {
-            Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
-            Ok(Filled::NoBuffers) => counts.dropped(DropCause::NoBuffers),
-            Ok(Filled::TooSmall) => counts.dropped(DropCause::SmallBuffers),
+            Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, frame),
+            Ok(Filled::NoBuffers) => books.dropped(DropCause::NoBuffers),
+            Ok(Filled::TooSmall) => books.dropped(DropCause::SmallBuffers),
             // The worker retires the ring when it publishes it.
-            Err(_) => counts.dropped(DropCause::Broken),
+            Err(_) => books.dropped(DropCause::Broken),
         }
     }
 
@@ -370,20 +486,30 @@ impl Receive {
     }
 
     /// Fills buffers with frames that mean nothing, at most so many; how many.
-    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, counts: &Counts) -> u32 {
-        let mut bytes = [0; 60];
+    pub(super) fn stuff(&mut self, ring: &mut ActiveRing, most: u32, books: &Books<'_>) -> u32 {
+        let mut bytes = [0; 64];
         bytes[..6].copy_from_slice(&Mac::BROADCAST.0);
         // A locally administered address; an Ethertype for experiments.
         bytes[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 0x88, 0xB5]);
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
             match self.fill(ring, &header, &frame) {
-                Ok(Filled::Delivered { .. }) => counts.went(frame.len()),
+                Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
                 _ => return made,
             }
         }
         most
     }
+}
+
+/// The header before a frame, with its hash where the driver wants it.
+#[inline]
+fn header(offload: &Offload, terms: Terms) -> Header {
+    let mut header = Header::of(offload);
+    if let Some(hash) = terms.hash {
+        (header.hash_value, header.hash_report) = (hash.value, hash.report);
+    }
+    header
 }
 
 impl QueueHandler for Receive {

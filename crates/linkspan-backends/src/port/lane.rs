@@ -11,11 +11,13 @@ use linkspan_devices::net::frame::RESPONSE_MAX;
 use linkspan_devices::net::header::{Checksum, Header, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::switch::{Egress, Forward, Switch};
-use linkspan_devices::net::{Body, Frame, HEAD_LEN, Mac, flow_hash, steer};
+use linkspan_devices::net::{Body, ETHERNET_LEN, Frame, HEAD_LEN, Mac, flow_hash, steer};
 use linkspan_engine::{Budget, Neighbours, Progress, Task};
+use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
-use super::counters::{Counts, DropCause};
+use super::control::{Known, Terms};
+use super::counters::{Books, Counts, DropCause};
 use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
 use super::guest::Receive;
 use super::mailbox::{Address, Mailbox, Note, split};
@@ -36,11 +38,15 @@ pub(super) struct Lane {
     number: usize,
     /// The queue pairs of every guest that this worker has, as bits.
     own: u128,
+    /// The queue pair of the guest whose frames come in this pass.
+    pub(super) pair: u16,
     switch: Switch,
     now: Instant,
     now_ms: u64,
     /// What was done in this pass, in bytes.
     pub(super) cost: u64,
+    /// What the drivers of guests have asked for, by port.
+    known: Vec<Known>,
     /// Room for a whole frame.
     whole: Vec<u8>,
     answer: Vec<u8>,
@@ -55,18 +61,26 @@ pub(super) struct Came<'a> {
 }
 
 impl Lane {
-    pub(super) fn new((number, workers): (usize, usize), switch: Switch) -> Self {
+    pub(super) fn new(
+        (number, workers): (usize, usize),
+        ports: usize,
+        switch: Switch,
+    ) -> Result<Self, Injected> {
+        let mut known = fault::try_with_capacity(ports)?;
+        known.resize(ports, None);
         let own = (number..128).step_by(workers.max(1));
-        Self {
+        Ok(Self {
             number,
             own: own.fold(0, |own, pair| own | 1 << pair),
+            pair: 0,
             switch,
             now: Instant::now(),
             now_ms: 0,
             cost: 0,
+            known,
             whole: vec![0; BYTES_MAX],
             answer: vec![0; RESPONSE_MAX],
-        }
+        })
     }
 
     /// When the pass began.
@@ -82,6 +96,17 @@ impl Lane {
     #[inline]
     pub(super) fn counts<'f>(&self, fabric: &'f Fabric, port: u16) -> &'f Counts {
         &fabric.ports[usize::from(port)].counts[self.number]
+    }
+
+    /// The books that this worker keeps of a port.
+    #[inline]
+    fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
+        Books {
+            counts: self.counts(fabric, port),
+            capture: fabric.capture.as_deref(),
+            port,
+            now: self.now,
+        }
     }
 
     fn begin(&mut self, fabric: &Fabric) {
@@ -102,14 +127,34 @@ impl Lane {
         came: &Came<'_>,
         neighbours: &mut Neighbours<'_>,
     ) {
-        self.counts(fabric, came.port).came(came.frame.len());
+        self.books(fabric, came.port).came(&came.frame);
         self.cost += FRAME_COST + came.frame.len();
         match fabric.mode {
             Mode::Switch => self.switch(fabric, came, neighbours, true),
             Mode::Pair => self.deliver(fabric, 1 - came.port, came, neighbours, true),
             Mode::Echo => self.echo(fabric, came, neighbours),
-            Mode::Sink | Mode::Source => {}
+            Mode::Sink => self.sink(fabric, came),
+            Mode::Source => {}
         }
+    }
+
+    /// Takes all of a frame out of its sender's memory and looks at it. A short one
+    /// was taken before.
+    #[inline]
+    fn sink(&mut self, fabric: &Fabric, came: &Came<'_>) {
+        let frame = &came.frame;
+        let bytes = if frame.len() == frame.head.len() as u64 {
+            Some(frame.head)
+        } else {
+            frame.read(&mut self.whole).map(|bytes| &*bytes)
+        };
+        let cause = match bytes {
+            None => DropCause::TooLong,
+            Some(bytes) if bytes.len() < ETHERNET_LEN => DropCause::Malformed,
+            Some(bytes) if Mac::source(bytes).is_multicast() => DropCause::Source,
+            Some(_) => return,
+        };
+        self.counts(fabric, came.port).dropped(cause);
     }
 
     /// `answers`: whether responders hear of it.
@@ -179,22 +224,55 @@ impl Lane {
 
     /// Gives a frame back to its port.
     fn echo(&mut self, fabric: &Fabric, came: &Came<'_>, neighbours: &mut Neighbours<'_>) {
-        let mut head = [0; HEAD_LEN];
-        let Some(head) = head.get_mut(..came.frame.head.len()) else {
+        let old = came.frame.head;
+        let Some((addresses, rest)) = old.split_first_chunk::<12>() else {
             return;
         };
-        head.copy_from_slice(came.frame.head);
-        head[..6].copy_from_slice(&came.frame.head[6..12]);
-        head[6..12].copy_from_slice(&came.frame.head[..6]);
+        // In words, since it is written so right afterwards.
+        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = *addresses;
+        let mut swapped = [0; 12];
+        swapped[..8]
+            .copy_from_slice(&u64::from_ne_bytes([s0, s1, s2, s3, s4, s5, d0, d1]).to_ne_bytes());
+        swapped[8..].copy_from_slice(&u32::from_ne_bytes([d2, d3, d4, d5]).to_ne_bytes());
+        if old.len() as u64 == came.frame.len() {
+            // All of it is here.
+            let frame = Frame {
+                head: &swapped,
+                body: Body::Private(rest),
+            };
+            return self.give_back(fabric, came, frame, neighbours);
+        }
+        let mut head = [0; HEAD_LEN];
+        let head = &mut head[..old.len()];
+        head.copy_from_slice(old);
+        head[..12].copy_from_slice(&swapped);
         let body = came.frame.body;
-        let frame = Frame { head, body };
-        self.deliver(
-            fabric,
-            came.port,
-            &Came { frame, ..*came },
-            neighbours,
-            false,
-        );
+        self.give_back(fabric, came, Frame { head, body }, neighbours);
+    }
+
+    /// On the pair that it came on, where that is possible.
+    #[inline]
+    fn give_back(
+        &mut self,
+        fabric: &Fabric,
+        came: &Came<'_>,
+        frame: Frame<'_>,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        let (port, offload) = (came.port, came.offload);
+        let back = Came {
+            port,
+            offload,
+            frame,
+        };
+        if let Side::Guest(pairs) = &fabric.ports[usize::from(port)].kind
+            && pairs.enabled() & self.own & 1 << self.pair != 0
+            && let Some(terms) = self.terms(fabric, (port, self.pair), came.frame.head)
+        {
+            self.cost += FRAME_COST;
+            return self.fill(fabric, (port, self.pair), (&back, terms), neighbours);
+        }
+        self.deliver(fabric, port, &back, neighbours, false);
     }
 
     /// Gives a frame to a port.
@@ -210,27 +288,31 @@ impl Lane {
         self.cost += FRAME_COST;
         let port = &fabric.ports[usize::from(to)];
         match &port.kind {
-            Side::Guest(pairs) => match self.pick(fabric, pairs, came.frame.head) {
-                Pick::Here(pair) => self.fill(fabric, (to, pair), came, neighbours),
-                Pick::There(pair, worker) => {
-                    let address = Address::Pair(to, pair);
-                    if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
-                        self.counts(fabric, to).dropped(DropCause::Busy);
+            Side::Guest(pairs) => {
+                let head = came.frame.head;
+                let (pick, terms) = if pairs.asked.is_there() {
+                    self.pick_as_asked(fabric, (to, pairs), head)
+                } else {
+                    (self.pick(fabric, pairs.enabled(), head), Terms::default())
+                };
+                match pick {
+                    Pick::Here(pair) => self.fill(fabric, (to, pair), (came, terms), neighbours),
+                    Pick::There(pair, worker) => {
+                        let address = Address::Pair(to, pair);
+                        if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
+                            self.counts(fabric, to).dropped(DropCause::Busy);
+                        }
                     }
+                    Pick::Nowhere(why) => self.counts(fabric, to).dropped(why),
                 }
-                Pick::Nowhere => self.counts(fabric, to).dropped(DropCause::Down),
-            },
+            }
             Side::Tap(queues) => {
-                let counts = self.counts(fabric, to);
-                send_to_tap(
-                    &queues[self.number % queues.len()],
-                    came,
-                    &mut self.whole,
-                    counts,
-                );
+                let books = self.books(fabric, to);
+                let queue = &queues[self.number % queues.len()];
+                send_to_tap(queue, came, &mut self.whole, &books);
             }
             Side::Responder(responder) if answers => {
-                self.counts(fabric, to).went(came.frame.len());
+                self.books(fabric, to).went(&came.frame);
                 let Some(bytes) = came.frame.read(&mut self.whole) else {
                     return;
                 };
@@ -261,7 +343,7 @@ impl Lane {
             offload: Offload::NONE,
             frame: split(answer),
         };
-        self.counts(fabric, port).came(came.frame.len());
+        self.books(fabric, port).came(&came.frame);
         match fabric.mode {
             Mode::Switch => self.switch(fabric, &came, neighbours, false),
             _ => self.deliver(fabric, asker, &came, neighbours, false),
@@ -271,17 +353,62 @@ impl Lane {
     /// Which queue pair of a guest gets a frame: one of this worker if any is enabled,
     /// and the same for all frames of a flow.
     #[inline]
-    fn pick(&self, fabric: &Fabric, pairs: &Pairs, head: &[u8]) -> Pick {
-        let enabled = pairs.enabled();
+    fn pick(&self, fabric: &Fabric, enabled: u128, head: &[u8]) -> Pick {
         let here = enabled & self.own;
         if here != 0 {
             return Pick::Here(one_of(here, head));
         }
         if enabled == 0 {
-            return Pick::Nowhere;
+            return Pick::Nowhere(DropCause::Down);
         }
         let pair = one_of(enabled, head);
         Pick::There(pair, usize::from(pair) % fabric.mailboxes.len())
+    }
+
+    /// The same for a guest whose driver has a control queue: what it has asked for
+    /// decides.
+    fn pick_as_asked(
+        &mut self,
+        fabric: &Fabric,
+        (to, pairs): (u16, &Pairs),
+        head: &[u8],
+    ) -> (Pick, Terms) {
+        let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)]) else {
+            let pick = self.pick(fabric, pairs.enabled(), head);
+            return (pick, Terms::default());
+        };
+        if control.filter().check(head).is_err() {
+            return (Pick::Nowhere(DropCause::Filtered), Terms::default());
+        }
+        let (placed, hash) = control.placed(head);
+        let terms = Terms {
+            offloads: Some(control.offloads()),
+            hash,
+        };
+        let asked = match placed {
+            Some(pair) => 1 << pair,
+            // There are 127 at most.
+            None => (1_u128 << control.pairs().min(127)) - 1,
+        };
+        (self.pick(fabric, pairs.enabled() & asked, head), terms)
+    }
+
+    /// What the driver of a guest has to say of a frame that another worker sent here;
+    /// `None` when it does not use the queue any more.
+    fn terms(&mut self, fabric: &Fabric, (to, pair): (u16, u16), head: &[u8]) -> Option<Terms> {
+        let Side::Guest(pairs) = &fabric.ports[usize::from(to)].kind else {
+            return None;
+        };
+        if !pairs.asked.is_there() {
+            return Some(Terms::default());
+        }
+        let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)]) else {
+            return Some(Terms::default());
+        };
+        control.receives(pair).then(|| Terms {
+            offloads: Some(control.offloads()),
+            hash: control.placed(head).1,
+        })
     }
 
     /// Puts a frame into a receive queue of this worker.
@@ -290,16 +417,16 @@ impl Lane {
         &mut self,
         fabric: &Fabric,
         (to, pair): (u16, u16),
-        came: &Came<'_>,
+        came: (&Came<'_>, Terms),
         neighbours: &mut Neighbours<'_>,
     ) {
-        let counts = self.counts(fabric, to);
+        let books = self.books(fabric, to);
         let address = fabric.address(to, pair);
         let Some((ring, receive)) = neighbours.ring::<Receive>(address) else {
-            return counts.dropped(DropCause::Down);
+            return books.dropped(DropCause::Down);
         };
         let mtu = fabric.ports[usize::from(to)].mtu.load(Ordering::Relaxed);
-        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, counts);
+        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, &books);
     }
 
     /// Takes what others have for this worker.
@@ -324,7 +451,12 @@ impl Lane {
             match parcel.address {
                 Address::Pair(port, pair) => {
                     self.cost += FRAME_COST;
-                    self.fill(fabric, (port, pair), &came, neighbours);
+                    match self.terms(fabric, (port, pair), came.frame.head) {
+                        Some(terms) => {
+                            self.fill(fabric, (port, pair), (&came, terms), neighbours);
+                        }
+                        None => self.counts(fabric, port).dropped(DropCause::Down),
+                    }
                 }
                 Address::From(port) => {
                     self.forward(fabric, &Came { port, ..came }, neighbours);
@@ -347,13 +479,18 @@ impl Lane {
                 continue;
             };
             let mut here = pairs.enabled() & self.own;
+            if pairs.asked.is_there()
+                && let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)])
+            {
+                here &= (1_u128 << control.pairs().min(127)) - 1;
+            }
             while here != 0 {
                 let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
                 here &= here - 1;
-                let counts = self.counts(fabric, to);
+                let books = self.books(fabric, to);
                 let address = fabric.address(to, pair);
                 if let Some((ring, receive)) = neighbours.ring::<Receive>(address) {
-                    worked |= receive.stuff(ring, SOURCE_BATCH, counts) > 0;
+                    worked |= receive.stuff(ring, SOURCE_BATCH, &books) > 0;
                 }
             }
         }
@@ -367,7 +504,7 @@ impl Lane {
 enum Pick {
     Here(u16),
     There(u16, usize),
-    Nowhere,
+    Nowhere(DropCause),
 }
 
 /// One of these pairs, of which there is at least one, by the flow of a frame.
@@ -385,7 +522,7 @@ fn one_of(mut pairs: u128, head: &[u8]) -> u16 {
 }
 
 /// Gives a frame to the kernel, which does all offloads.
-fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Counts) {
+fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Books<'_>) {
     let receiver = Receiver {
         offloads: super::tap::TO_KERNEL,
         mtu: u16::MAX,
@@ -393,7 +530,7 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
     let frame = &came.frame;
     let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
     let Plan::Forward(offload) = plan(&came.offload, frame.head, len, &receiver) else {
-        return counts.dropped(DropCause::TooLong);
+        return books.dropped(DropCause::TooLong);
     };
     let header = Header::of(&offload).to_bytes();
     let header: &[u8; TAP_HEADER] = header.first_chunk().expect("20 bytes");
@@ -407,9 +544,9 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], counts: &Cou
         },
     };
     match sent {
-        Ok(true) => counts.went(frame.len()),
-        Ok(false) => counts.dropped(DropCause::NoBuffers),
-        Err(_) => counts.dropped(DropCause::Broken),
+        Ok(true) => books.went(frame),
+        Ok(false) => books.dropped(DropCause::NoBuffers),
+        Err(_) => books.dropped(DropCause::Broken),
     }
 }
 

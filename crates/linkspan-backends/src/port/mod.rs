@@ -7,6 +7,8 @@
 //! goes through memory of ours to another. A receiver that has no room loses
 //! frames, which are counted, and keeps nobody else from theirs.
 
+mod capture;
+mod control;
 mod counters;
 mod fabric;
 mod guest;
@@ -15,7 +17,8 @@ mod mailbox;
 mod retag;
 mod tap;
 
-pub use counters::{DropCause, PortCounts};
+pub use capture::{Capture, CaptureFile, SNAP_LENGTH_MAX};
+pub use counters::{DropCause, PairCounts, PortCounts};
 pub use fabric::{Fabric, FabricError, Kind, Mode, PAIRS_MAX, PORTS_MAX, PortOptions, Running};
 pub use guest::{Count, NetDevice, NetDeviceError};
 pub use tap::from_kernel;

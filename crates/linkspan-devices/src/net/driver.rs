@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
-use linkspan_mem::{Address, RegionTable, RingMemory, Span};
+use linkspan_mem::{Address, RegionTable, RingMemory, SharedSlice, Span};
 use linkspan_virtio::{AddError, Buffer, DriverQueue, Features, UsedError};
 
 use super::features::{
@@ -209,7 +209,10 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
             return Ok(false);
         }
         let first = self.free;
-        let header = Header::of(offload).to_bytes();
+        let header = match *offload {
+            Offload::NONE => &[0; HEADER_LEN_MAX],
+            _ => &Header::of(offload).to_bytes(),
+        };
         let place = self.slots.place(first, self.slots.bytes);
         table.slice(place).write(&header[..self.layout.len()]);
         if count > 1 {
@@ -288,11 +291,14 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
     /// # Errors
     /// When the device has broken the queue.
     #[inline]
-    pub fn reclaim(&mut self) -> Result<u16, UsedError> {
+    pub fn reclaim(&mut self, table: &RegionTable) -> Result<u16, UsedError> {
         let mut frames = 0;
         self.queue.refresh()?;
         while let Some(used) = self.queue.pop()? {
             let first = self.first_of[usize::from(used.id)];
+            // It is the next that is written, or will soon be.
+            let place = self.slots.place(first, self.slots.bytes);
+            table.slice(place).prefetch_to_write(2);
             let mut slot = first;
             self.free_count += 1;
             while self.next[usize::from(slot)] != END {
@@ -361,10 +367,16 @@ pub struct ReceiveDriver<M, A> {
     free: Vec<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
+    /// Used buffers that were taken ahead, the next one last: slots and bytes.
+    ahead: Vec<(u16, u32)>,
     /// Places of the frame at hand, header included, and its slots.
     spans: Vec<Span>,
     taken: Vec<u16>,
 }
+
+/// Buffers that are taken at a time: the memory of all of them is on its way to the
+/// processor before the first is looked at.
+const AHEAD: usize = 16;
 
 impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// Drives `queue`, with buffers in these slots. Without mergeable buffers each
@@ -390,6 +402,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             slots,
             free,
             slot_of,
+            ahead: fault::try_with_capacity(AHEAD)?,
             spans: fault::try_with_capacity(MERGE_MAX)?,
             taken: fault::try_with_capacity(MERGE_MAX)?,
         })
@@ -435,14 +448,17 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     ) -> Result<ReceiveBatch, UsedError> {
         let mut batch = ReceiveBatch::default();
         self.queue.refresh()?;
-        let mut bytes = [0; HEADER_LEN_MAX + HEAD_LEN];
-        for _ in 0..budget {
+        let mut bytes = [0; HEAD_LEN];
+        for left in (1..=budget).rev() {
             self.spans.clear();
-            if !self.take_buffer()? {
+            // Each frame takes one at least, so none is left when the budget is used up.
+            if !self.take_buffer(table, left)? {
                 break;
             }
             self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
-            self.free.append(&mut self.taken);
+            while let Some(slot) = self.taken.pop() {
+                self.free.push(slot);
+            }
         }
         Ok(batch)
     }
@@ -452,19 +468,17 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     fn take_frame(
         &mut self,
         table: &RegionTable,
-        bytes: &mut [u8; HEADER_LEN_MAX + HEAD_LEN],
+        bytes: &mut [u8; HEAD_LEN],
         batch: &mut ReceiveBatch,
         each: &mut impl FnMut(Received<'_>),
     ) -> Result<(), UsedError> {
-        let first = self.spans[0];
-        let here = table.slice(first).read(bytes);
+        let first = table.slice(self.spans[0]);
         let header_len = self.layout.len();
-        if here < header_len {
+        let Some(header) = self.read_header(&first) else {
             batch.short += 1;
             return Ok(());
-        }
-        let start = bytes.first_chunk().expect("a header is shorter");
-        let header = Header::read(self.layout, start);
+        };
+        let mut end = first.part(header_len, HEAD_LEN).read(bytes);
         let buffers = if self.mergeable {
             usize::from(header.num_buffers)
         } else {
@@ -476,19 +490,20 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         }
         for _ in 1..buffers {
             // The device shows all of a frame at once (5.1.6.4.1).
-            if !self.take_buffer()? {
+            if !self.take_buffer(table, 1)? {
                 batch.buffers += 1;
                 return Ok(());
             }
         }
         let sum: u64 = self.spans.iter().map(|span| u64::from(span.len())).sum();
-        let mut end = here;
-        if buffers > 1 && here < bytes.len() {
-            end = usize::try_from(sum).map_or(bytes.len(), |sum| sum.min(bytes.len()));
-            let whole = table.gather(&self.spans, 0, &mut bytes[..end]).is_ok();
+        let len = sum - header_len as u64;
+        if buffers > 1 && end < bytes.len() {
+            end = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
+            let head = &mut bytes[..end];
+            let whole = table.gather(&self.spans, header_len as u64, head).is_ok();
             assert!(whole, "the spans hold what was counted");
         }
-        let Ok(offload) = header.check(sum - header_len as u64, self.offloads) else {
+        let Ok(offload) = header.check(len, self.offloads) else {
             batch.headers += 1;
             return Ok(());
         };
@@ -497,34 +512,65 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             offload,
             header: &header,
             frame: Frame {
-                head: &bytes[header_len..end],
+                head: &bytes[..end],
                 body: Body::Shared {
                     table,
                     spans: &self.spans,
-                    skip: end as u64,
-                    len: sum - end as u64,
+                    skip: (header_len + end) as u64,
+                    len: len - end as u64,
                 },
             },
         });
         Ok(())
     }
 
-    /// Takes the next used buffer; `false` when there is none.
+    /// The header at the beginning of a buffer; `None` when it is not all there.
     #[inline]
-    fn take_buffer(&mut self) -> Result<bool, UsedError> {
-        let Some(used) = self.queue.pop()? else {
+    fn read_header(&self, buffer: &SharedSlice<'_>) -> Option<Header> {
+        if self.layout.len() == 12 {
+            return buffer.read_12().map(Header::from_12);
+        }
+        let mut bytes = [0; HEADER_LEN_MAX];
+        let there = buffer.read(&mut bytes);
+        (there >= self.layout.len()).then(|| Header::read(self.layout, &bytes))
+    }
+
+    /// Takes the next used buffer, and `most` ahead if none was; `false` when there is
+    /// none.
+    #[inline]
+    fn take_buffer(&mut self, table: &RegionTable, most: u32) -> Result<bool, UsedError> {
+        if self.ahead.is_empty() {
+            self.look_ahead(table, most)?;
+        }
+        let Some((slot, written)) = self.ahead.pop() else {
             return Ok(false);
         };
-        let slot = self.slot_of[usize::from(used.id)];
         self.taken.push(slot);
-        self.spans.push(self.slots.place(slot, used.written));
+        self.spans.push(self.slots.place(slot, written));
         Ok(true)
+    }
+
+    /// Takes at most so many used buffers.
+    #[inline]
+    fn look_ahead(&mut self, table: &RegionTable, most: u32) -> Result<(), UsedError> {
+        while self.ahead.len() < AHEAD.min(most as usize)
+            && let Some(used) = self.queue.pop()?
+        {
+            let slot = self.slot_of[usize::from(used.id)];
+            table
+                .slice(self.slots.place(slot, used.written))
+                .prefetch(2);
+            self.ahead.push((slot, used.written));
+        }
+        self.ahead.reverse();
+        Ok(())
     }
 
     /// Goes on with a new queue after the device was lost: all slots are free.
     pub fn restart(&mut self, queue: DriverQueue<M>) {
         self.queue = queue;
         self.slot_of.resize(usize::from(self.queue.size()), END);
+        self.ahead.clear();
         self.free.clear();
         self.free.extend((0..self.slots.count).rev());
     }

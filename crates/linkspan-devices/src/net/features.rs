@@ -103,10 +103,10 @@ const REQUIREMENTS: &[(Features, Features)] = &[
 
 /// Features that are of no use without the control queue but that a driver only
 /// SHOULD not accept without it (5.1.4.2), or that the list of 5.1.3.1 lacks: they
-/// are dropped, the driver is not refused.
-const DROPPED_WITHOUT_CTRL_VQ: Features = VIRTIO_NET_F_HASH_REPORT
-    .union(VIRTIO_NET_F_CTRL_RX_EXTRA)
-    .union(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
+/// are dropped, the driver is not refused. `VIRTIO_NET_F_HASH_REPORT` stays: no hash
+/// is ever reported then, but the header has room for one.
+const DROPPED_WITHOUT_CTRL_VQ: Features =
+    VIRTIO_NET_F_CTRL_RX_EXTRA.union(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
 
 /// A feature that was accepted without what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

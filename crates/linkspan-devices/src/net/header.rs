@@ -266,36 +266,62 @@ impl Header {
     /// As it stands on the wire; a layout takes as many of the first bytes as it has.
     #[inline]
     pub const fn to_bytes(&self) -> [u8; HEADER_LEN_MAX] {
+        // In words, so that it can be read in words right afterwards.
         let [l0, l1] = self.hdr_len.to_le_bytes();
         let [s0, s1] = self.gso_size.to_le_bytes();
         let [c0, c1] = self.csum_start.to_le_bytes();
+        let first = u64::from_ne_bytes([self.flags, self.gso_type, l0, l1, s0, s1, c0, c1]);
         let [o0, o1] = self.csum_offset.to_le_bytes();
         let [n0, n1] = self.num_buffers.to_le_bytes();
-        let [h0, h1, h2, h3] = self.hash_value.to_le_bytes();
+        let second = u32::from_ne_bytes([o0, o1, n0, n1]);
         let [r0, r1] = self.hash_report.to_le_bytes();
-        [
-            self.flags,
-            self.gso_type,
-            l0,
-            l1,
-            s0,
-            s1,
-            c0,
-            c1,
-            o0,
-            o1,
-            n0,
-            n1,
-            h0,
-            h1,
-            h2,
-            h3,
-            r0,
-            r1,
-            0,
-            0,
-        ]
+        let third = u32::from_ne_bytes([r0, r1, 0, 0]);
+        let mut bytes = [0; HEADER_LEN_MAX];
+        let (place, rest) = bytes.split_at_mut(8);
+        place.copy_from_slice(&first.to_ne_bytes());
+        let (place, rest) = rest.split_at_mut(4);
+        place.copy_from_slice(&second.to_ne_bytes());
+        let (place, rest) = rest.split_at_mut(4);
+        place.copy_from_slice(&self.hash_value.to_le_bytes());
+        rest.copy_from_slice(&third.to_ne_bytes());
+        bytes
     }
+
+    /// A header of 12 bytes: one without a hash.
+    #[inline]
+    pub(super) const fn from_12(bytes: [u8; 12]) -> Self {
+        let [f, g, l0, l1, s0, s1, c0, c1, o0, o1, n0, n1] = bytes;
+        Self {
+            flags: f,
+            gso_type: g,
+            hdr_len: u16::from_le_bytes([l0, l1]),
+            gso_size: u16::from_le_bytes([s0, s1]),
+            csum_start: u16::from_le_bytes([c0, c1]),
+            csum_offset: u16::from_le_bytes([o0, o1]),
+            num_buffers: u16::from_le_bytes([n0, n1]),
+            hash_value: 0,
+            hash_report: 0,
+        }
+    }
+
+    /// Whether it says nothing but in how many buffers the frame is.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        let Self { num_buffers, .. } = *self;
+        *self
+            == Self {
+                num_buffers,
+                ..Self::default()
+            }
+    }
+
+    /// What stands before a frame in one buffer that leaves nothing to its receiver, as
+    /// most do.
+    pub(super) const PLAIN: [u8; HEADER_LEN_MAX] = {
+        let mut bytes = [0; HEADER_LEN_MAX];
+        bytes[10] = 1;
+        bytes
+    };
 
     /// The header of a frame that leaves this to its receiver.
     #[inline]

@@ -14,6 +14,7 @@ pub mod header;
 mod mac;
 pub mod offload;
 mod packet;
+pub mod pcapng;
 mod queue;
 mod segment;
 pub mod switch;
@@ -173,6 +174,8 @@ impl Net {
             | VIRTIO_NET_F_MRG_RXBUF
             | VIRTIO_NET_F_SPEED_DUPLEX
             | VIRTIO_NET_F_GUEST_ANNOUNCE
+            // Frames neither wait for each other nor overtake.
+            | Features::VIRTIO_F_IN_ORDER
             | self.options.to_device.offered_to_device()
             | self.options.to_driver.offered_to_driver();
         offered.set(VIRTIO_NET_F_MQ, self.options.pairs > 1);

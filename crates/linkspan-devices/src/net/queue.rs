@@ -12,29 +12,29 @@ use super::header::{HEADER_LEN_MAX, Header, HeaderLayout};
 use super::segment::Segment;
 
 /// Bytes at the beginning of a frame that are copied before anything is decided
-/// about it: enough for all headers of most frames. With the longest header they
-/// fill two cache lines.
-pub const HEAD_LEN: usize = HEAD_BYTES - HEADER_LEN_MAX;
-const HEAD_BYTES: usize = 128;
+/// about it: enough for all headers of most frames.
+pub const HEAD_LEN: usize = 108;
 
 /// Receive buffers that one frame may take at most: enough for the longest frame
 /// in buffers of 1 KiB, and drivers make theirs larger.
 pub const MERGE_MAX: usize = 64;
 
+/// Buffers that are taken at a time. The memory of all of them is on its way to the
+/// processor before the first is written.
+const AHEAD: usize = 16;
+
 /// The beginning of a frame, in private memory. What was decided about it stays
 /// true, whatever the sender writes meanwhile: these bytes are what is delivered.
 #[derive(Clone, Debug)]
 pub struct FrameHead {
-    bytes: [u8; HEAD_BYTES],
-    start: usize,
+    bytes: [u8; HEAD_LEN],
     end: usize,
 }
 
 impl Default for FrameHead {
     fn default() -> Self {
         Self {
-            bytes: [0; HEAD_BYTES],
-            start: 0,
+            bytes: [0; HEAD_LEN],
             end: 0,
         }
     }
@@ -45,7 +45,7 @@ impl FrameHead {
     /// [`HEAD_LEN`].
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
+        &self.bytes[..self.end]
     }
 }
 
@@ -73,22 +73,36 @@ pub fn take_transmit(
 ) -> Result<Transmitted, QueueError> {
     let start = layout.len();
     let have = chain.readable_len();
-    let end = usize::try_from(have).map_or(HEAD_BYTES, |have| have.min(start + HEAD_LEN));
-    if start <= end {
-        let whole = match chain.readable() {
-            // One piece of memory, as most frames are.
-            [span] => table.slice(*span).read(&mut head.bytes[..end]) == end,
-            spans => table.gather(spans, 0, &mut head.bytes[..end]).is_ok(),
-        };
-        assert!(whole, "a chain holds the bytes it counts");
-    }
+    let header = match chain.readable() {
+        // One piece of memory, as most frames are.
+        [span] if start == 12 => table.slice(*span).read_12().map(Header::from_12),
+        _ => None,
+    };
+    let header = match header {
+        Some(header) => header,
+        None => read_header(chain, table, layout),
+    };
     chain.cut_readable_front(start as u64)?;
-    (head.start, head.end) = (start, end);
-    let header = head.bytes.first_chunk().expect("a header is shorter");
-    Ok(Transmitted {
-        header: Header::read(layout, header),
-        len: have - start as u64,
-    })
+    let len = have - start as u64;
+    head.end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
+    let target = &mut head.bytes[..head.end];
+    let whole = match chain.readable() {
+        [span] => table.slice(*span).read(target) == head.end,
+        spans => table.gather(spans, 0, target).is_ok(),
+    };
+    assert!(whole, "a chain holds the bytes it counts");
+    Ok(Transmitted { header, len })
+}
+
+/// The header at the beginning of a chain, whatever it consists of; bytes that are not
+/// there are zero.
+fn read_header(chain: &Chain, table: &RegionTable, layout: HeaderLayout) -> Header {
+    let mut bytes = [0; HEADER_LEN_MAX];
+    let have = usize::try_from(chain.readable_len()).unwrap_or(usize::MAX);
+    let end = layout.len().min(have);
+    let whole = table.gather(chain.readable(), 0, &mut bytes[..end]).is_ok();
+    assert!(whole, "a chain holds the bytes it counts");
+    Header::read(layout, &bytes)
 }
 
 /// A frame wherever it lies: first bytes in private memory, and what follows them.
@@ -180,6 +194,25 @@ impl<'a> Frame<'a> {
         Some(target)
     }
 
+    /// Copies as many of its first bytes as `target` has room for; says how many.
+    pub fn read_front(&self, target: &mut [u8]) -> usize {
+        let len = usize::try_from(self.len()).unwrap_or(usize::MAX);
+        let len = len.min(target.len());
+        let (head, rest) = target[..len].split_at_mut(self.head.len().min(len));
+        head.copy_from_slice(&self.head[..head.len()]);
+        match self.body {
+            Body::Private(bytes) => rest.copy_from_slice(&bytes[..rest.len()]),
+            Body::Shared {
+                table, spans, skip, ..
+            } => {
+                if !rest.is_empty() && table.gather(spans, skip, rest).is_err() {
+                    return head.len();
+                }
+            }
+        }
+        len
+    }
+
     /// Copies the `len` bytes at `from` to `offset` in `spans`, which are known to
     /// hold them.
     #[inline]
@@ -268,8 +301,8 @@ pub enum Filled {
 
 /// Delivers frames into the buffers of a receive queue.
 ///
-/// Buffers that were taken and did not suffice are held for the next frame: nothing
-/// is ever half delivered. Before the queue is stopped they go
+/// Buffers are taken ahead, and those that did not suffice for a frame are held for the
+/// next one: nothing is ever half delivered. Before the queue is stopped they go
 /// [back](Self::give_back).
 #[derive(Debug)]
 pub struct ReceiveQueue {
@@ -288,7 +321,7 @@ impl ReceiveQueue {
     /// When the memory cannot be had.
     pub fn new(accepted: Features, segments: usize) -> Result<Self, Injected> {
         let mergeable = accepted.contains(VIRTIO_NET_F_MRG_RXBUF);
-        let count = if mergeable { MERGE_MAX } else { 1 };
+        let count = if mergeable { MERGE_MAX } else { AHEAD };
         let mut chains = fault::try_with_capacity(count)?;
         for _ in 0..count {
             chains.push(Chain::new(segments)?);
@@ -340,7 +373,11 @@ impl ReceiveQueue {
             num_buffers: buffers,
             ..*header
         };
-        let bytes = header.to_bytes();
+        let bytes = if count == 1 && header.is_plain() {
+            &Header::PLAIN
+        } else {
+            &header.to_bytes()
+        };
         let table = space.table();
         let bytes = &bytes[..self.layout.len()];
         if count == 1
@@ -357,7 +394,7 @@ impl ReceiveQueue {
         } else {
             self.fill_many(queue, table, (bytes, frame), count, wrote)?;
         }
-        self.first = (self.first + count) % self.chains.len();
+        self.first = self.place(count);
         self.held -= count;
         Ok(Filled::Delivered { buffers })
     }
@@ -408,35 +445,50 @@ impl ReceiveQueue {
         Ok(())
     }
 
+    /// Where the chain is that comes `index` behind the first that is held.
     #[inline]
-    fn chain(&self, index: usize) -> &Chain {
+    fn place(&self, index: usize) -> usize {
         let at = self.first + index;
-        // Both are below the number of chains.
-        let wrapped = at.checked_sub(self.chains.len()).unwrap_or(at);
-        &self.chains[wrapped]
+        // Both are at most the number of chains.
+        at.checked_sub(self.chains.len()).unwrap_or(at)
     }
 
-    /// Takes one more buffer; `false` when there is none.
+    #[inline]
+    fn chain(&self, index: usize) -> &Chain {
+        &self.chains[self.place(index)]
+    }
+
+    /// Takes more buffers, as many as there are, but no more than [`AHEAD`]; `false`
+    /// when there are none.
     #[inline]
     fn take<M: RingMemory, A: Address>(
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
     ) -> Result<bool, QueueError> {
-        let at = self.first + self.held;
-        let wrapped = at.checked_sub(self.chains.len()).unwrap_or(at);
-        let chain = &mut self.chains[wrapped];
-        if !queue.pop(space, chain)? && (queue.refresh()? == 0 || !queue.pop(space, chain)?) {
-            return Ok(false);
+        let before = self.held;
+        let most = self.chains.len().min(before + AHEAD);
+        let mut looked = false;
+        while self.held < most {
+            let place = self.place(self.held);
+            let chain = &mut self.chains[place];
+            if !queue.pop(space, chain)? {
+                if self.held > before || looked || queue.refresh()? == 0 {
+                    break;
+                }
+                looked = true;
+                continue;
+            }
+            let least = self.layout.len() as u64;
+            if chain.writable_len() < least {
+                // Cuts nothing off and says what is missing.
+                let error = chain.cut_writable_front(least);
+                return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+            }
+            chain.prefetch(space.table());
+            self.held += 1;
         }
-        let least = self.layout.len() as u64;
-        if chain.writable_len() < least {
-            // Cuts nothing off and says what is missing.
-            let error = chain.cut_writable_front(least);
-            return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
-        }
-        self.held += 1;
-        Ok(true)
+        Ok(self.held > before)
     }
 }
 

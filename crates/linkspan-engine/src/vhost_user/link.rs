@@ -199,6 +199,19 @@ impl Connection {
         negotiated.expect("a connection is negotiated")
     }
 
+    /// Wishes for so many queues instead, and gives up these features: what the
+    /// configuration space of the device says may decide about both.
+    ///
+    /// # Errors
+    /// When the back end has fewer queues.
+    pub fn revise(&mut self, queues: u16, without: Features) -> Result<(), LinkError> {
+        let revised = self.session.core.revise(queues, without.bits());
+        revised.map_err(frontend::Error::Misfit)?;
+        self.options.queues = queues;
+        self.options.features.remove(without);
+        Ok(())
+    }
+
     /// Shares the memory and starts one ring for each queue: all or none. From
     /// then on the link keeps them running, on whatever back end there is.
     ///

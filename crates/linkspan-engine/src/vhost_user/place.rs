@@ -7,15 +7,25 @@ use linkspan_virtio::{DeviceQueue, Features, QueueLayout, QueueState};
 use super::error::Reason;
 use super::inflight::InflightArea;
 
-/// The device's side of a ring in this memory. It goes on from `state`, or from
-/// what the front end says of a ring that starts; and it finishes what the
+/// Where a ring begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    /// Here.
+    At(QueueState),
+    /// Where the front end says.
+    AsTold,
+    /// Behind what was used, since the device loses nothing by doing things again.
+    BehindUsed,
+}
+
+/// The device's side of a ring in this memory. It finishes what the
 /// region of requests in flight says an earlier back end began.
 pub(super) fn place_queue(
     index: u16,
     setup: &RingSetup,
     memory: &GuestMemory,
     inflight: Option<&InflightArea>,
-    state: Option<QueueState>,
+    start: Start,
 ) -> Result<DeviceQueue<Window>, Reason> {
     let (size, features) = (setup.size, Features::from_bits_retain(setup.features));
     let layout = QueueLayout::of(features);
@@ -26,9 +36,10 @@ pub(super) fn place_queue(
         space.window(setup.driver, driver)?,
         space.window(setup.device, device)?,
     ];
-    let queue = match state {
-        Some(state) => DeviceQueue::new(parts, size, features, state)?,
-        None => DeviceQueue::with_base(parts, size, features, setup.base)?,
+    let queue = match start {
+        Start::At(state) => DeviceQueue::new(parts, size, features, state)?,
+        Start::AsTold => DeviceQueue::with_base(parts, size, features, setup.base)?,
+        Start::BehindUsed => DeviceQueue::behind_used(parts, size, features, setup.base)?,
     };
     match inflight {
         Some(area) if area.covers(index) => {

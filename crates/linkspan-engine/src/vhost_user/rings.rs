@@ -11,7 +11,7 @@ use linkspan_virtio::Features;
 use super::error::{Reason, SessionError};
 use super::log::{covers, reaches};
 use super::memory::MemoryTable;
-use super::place::place_queue;
+use super::place::{Start, place_queue};
 use super::session::BackendSession;
 use crate::counters::QueueCounters;
 use crate::device::ActiveRing;
@@ -80,7 +80,12 @@ impl BackendSession {
         let kick = self.take_event(kick)?;
         let features = Features::from_bits_retain(setup.features);
         self.logging.check_ring(&setup)?;
-        let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), None)?;
+        let start = if self.device.is_network() {
+            Start::BehindUsed
+        } else {
+            Start::AsTold
+        };
+        let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), start)?;
         let handler = self.device.open_queue(index, features)?;
         let slot = &mut self.rings[usize::from(index)];
         let ring = Box::new(Ring {
@@ -242,7 +247,7 @@ impl BackendSession {
         };
         let (mut left, mut lost) = (0, None);
         for (mut ring, setup) in paused {
-            let state = Some(ring.active.queue.state());
+            let state = Start::At(ring.active.queue.state());
             let inflight = self.inflight.as_ref();
             match place_queue(ring.index, &setup, &self.memory, inflight, state) {
                 Ok(queue) => {

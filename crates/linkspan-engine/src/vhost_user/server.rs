@@ -109,7 +109,10 @@ impl Server {
     ) -> io::Result<Self> {
         let cancel = Arc::new(EventFd::new()?);
         let ended = Arc::new(EventFd::new()?);
-        let changes = Arc::new(EventFd::new()?);
+        let changes = match device.config_changes() {
+            Some(changes) => changes,
+            None => Arc::new(EventFd::new()?),
+        };
         let endpoint = Arc::new(Endpoint::default());
         let thread = spawn("vhost-user", {
             let (cancel, endpoint) = (Arc::clone(&cancel), Arc::clone(&endpoint));

@@ -104,6 +104,7 @@ impl BackendSession {
         watch.add(&*changes, 0, Interest::READ)?;
         // What changed before nobody has read yet.
         changes.drain()?;
+        device.reset();
         let queues = device.queues();
         let offer = Offer {
             features: (device.features() | RINGS).bits() | VHOST_F_LOG_ALL,
@@ -215,9 +216,11 @@ impl BackendSession {
     fn carry_out(&mut self, effect: Effect) -> Result<Option<Answer>, Reason> {
         match effect {
             Effect::Send { bytes, fds } => return self.queue_message(bytes, &fds),
-            // The rings are stopped by now, and no device has more to reset.
+            // The rings are stopped by now.
+            Effect::SetStatus(0) => self.device.reset(),
             Effect::SetStatus(_) => {}
             Effect::ResetDevice => {
+                self.device.reset();
                 self.inflight = None;
                 self.logging.all = false;
             }

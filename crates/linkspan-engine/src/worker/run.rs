@@ -342,7 +342,7 @@ impl Loop {
         }
     }
 
-    fn start(&mut self, number: u64, ring: Box<Ring>, events: EventSink) {
+    fn start(&mut self, number: u64, mut ring: Box<Ring>, events: EventSink) {
         let index = ring.index;
         let place = self.place();
         if let Err(error) = self.watch(place, &ring) {
@@ -354,6 +354,10 @@ impl Loop {
             });
         }
         let (address, enabled) = (ring.handler.address(), ring.enabled);
+        if address.is_some() && ring.takes() {
+            // As in `command`.
+            let _ = ring.leave_to_others(true);
+        }
         self.settle(place, number, Work::Ring(ring, events.clone()), address);
         if enabled {
             self.queue(place);
@@ -421,6 +425,7 @@ impl Loop {
             slot.stopping = true;
             return self.queue(place);
         }
+        let (address, stopping) = (slot.address, slot.stopping);
         let Work::Ring(ring, events) = &mut slot.work else {
             return;
         };
@@ -430,6 +435,12 @@ impl Loop {
             Command::Start(..) | Command::Add(..) | Command::Stop => {}
             Command::Enable(enabled) => {
                 ring.enabled = enabled;
+                if address.is_some() {
+                    // From the acknowledgement on others fill it, or do not any more.
+                    // What is wrong with it shows in its pass.
+                    let serves = ring.takes() && !stopping;
+                    let _ = ring.leave_to_others(serves);
+                }
                 scan = true;
             }
             Command::Kick(kick) => {

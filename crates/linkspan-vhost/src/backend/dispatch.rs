@@ -285,8 +285,17 @@ impl Backend {
 
     fn add_mem_reg(&self, single: SingleMemoryRegion) -> Result<Step, Cause> {
         let new = MemoryRegion::new(single.region)?;
+        if self.repeats() && self.regions.contains(&new) {
+            return Ok(Step::Done);
+        }
         let regions = memory::add(&self.regions, new, self.offer.memory_slots)?;
         Ok(Step::Ask(Effect::AddRegion(new), Commit::Regions(regions)))
+    }
+
+    /// Whether the front end says what concerns the memory once for each queue pair, as
+    /// QEMU 7.2 does for network devices; it gives up when the second time is refused.
+    fn repeats(&self) -> bool {
+        self.protocol_features.contains(ProtocolFeatures::NET_MTU)
     }
 
     fn rem_mem_reg(&self, single: SingleMemoryRegion) -> Result<Step, Cause> {
@@ -294,7 +303,10 @@ impl Backend {
             mmap_offset: 0,
             ..single.region
         })?;
-        let (regions, removed) = memory::remove(&self.regions, old)?;
+        let (regions, removed) = match memory::remove(&self.regions, old) {
+            Err(MemoryError::Absent { .. }) if self.repeats() => return Ok(Step::Done),
+            result => result?,
+        };
         Ok(Step::Ask(
             Effect::RemoveRegion(removed),
             Commit::Regions(regions),

@@ -329,6 +329,26 @@ impl Frontend {
         Ok(frontend)
     }
 
+    /// Wishes for so many rings instead, and gives up these features, before the
+    /// first command: what the configuration space says may decide about both.
+    ///
+    /// # Errors
+    /// When the back end has fewer rings, or messages cannot name them.
+    pub fn revise(&mut self, queues: u16, without: u64) -> Result<(), Misfit> {
+        let max = self.negotiated.queues_max.min(MAX_RINGS.into());
+        if queues == 0 || u64::from(queues) > max {
+            return Err(Misfit::Queues {
+                wanted: queues,
+                max,
+            });
+        }
+        self.wish.queues = queues;
+        self.rings.resize(queues.into(), Ring::default());
+        self.wish.features &= !without;
+        self.negotiated.features &= !without;
+        Ok(())
+    }
+
     /// Bytes to read next from the socket: what is missing of a header, then
     /// of its body. Never read more, since descriptors belong to the message
     /// whose first byte they come with. 0 while effects wait to be taken, and

@@ -1,6 +1,6 @@
 //! Memory tables, and regions one by one.
 
-use linkspan_vhost::backend::{Effect, Failure};
+use linkspan_vhost::backend::{Backend, Effect, Failure};
 use linkspan_vhost::message::Request;
 use linkspan_vhost::wire::MemoryRegionDescription;
 use linkspan_vhost::{Cause, Error, MemoryError, ProtocolFeatures};
@@ -190,10 +190,30 @@ fn an_identical_region_is_refused() {
     assert!(matches!(memory_error(&error), MemoryError::Present { .. }));
 }
 
+/// QEMU 7.2 adds and removes every region once for each queue pair of a network device.
+#[test]
+fn regions_of_a_network_device_are_added_and_removed_again_without_effect() {
+    let mut session = Session::ready();
+    let before = descriptions(&session);
+    let more = region(1 << 32, 0x1000, 0x1000);
+    for (request, fds, after) in [
+        (Request::AddMemReg, 1, &[before[0], more][..]),
+        (Request::RemMemReg, 0, &before[..]),
+    ] {
+        for effects in [1, 0] {
+            let outcome = session.ask(request, &single(more), fds);
+            assert_eq!(outcome.effects.len(), effects, "{request:?}");
+            assert_eq!(outcome.reply_u64(request), 0);
+            assert_eq!(descriptions(&session), after);
+        }
+    }
+}
+
 /// QEMU 6889eb2d43: the offset in the file does not identify a region.
 #[test]
 fn a_region_is_removed_by_its_addresses_and_size() {
-    let mut session = Session::ready();
+    let other = Backend::PROTOCOL_FEATURES.difference(ProtocolFeatures::NET_MTU);
+    let mut session = Session::ready_with(VERSION_1 | BIT_30, other);
     let offset = 0x3000;
     let there = MemoryRegionDescription {
         mmap_offset: offset,

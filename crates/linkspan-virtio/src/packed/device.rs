@@ -14,7 +14,7 @@ use linkspan_mem::{
 
 use super::inflight::Tracker;
 use super::position::Position;
-use super::walk::{Copied, walk};
+use super::walk::{Copied, fill_one, walk};
 use super::{RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, wanted};
 use crate::chain::Chain;
 use crate::descriptor::VIRTQ_DESC_F_WRITE;
@@ -444,30 +444,42 @@ impl<M: RingMemory> PackedDevice<M> {
         if let Some(inflight) = &mut inflight {
             inflight.begin();
         }
-        chain.begin(head);
-        let mut count = 0;
-        walk(space, self.indirect, chain, || {
-            if count == free {
-                return Err(QueueError::Overrun { head, free, size });
-            }
-            let at = start.plus(count, size);
-            let flags = if count == 0 {
-                flags
-            } else {
-                ring.flags(at.index)
-            };
-            if !at.is_available(flags) {
-                let position = at.index;
-                return Err(QueueError::NotAvailable { head, position });
-            }
-            count += 1;
+        if free == 0 {
+            return Err(QueueError::Overrun { head, free, size });
+        }
+        let copy = |at: Position, flags| {
             let descriptor = ring.descriptor(at.index);
-            let copied = Copied {
+            Copied {
                 address: descriptor.address,
                 len: descriptor.len,
                 id: descriptor.id,
                 flags,
-            };
+            }
+        };
+        let first = copy(start, flags);
+        if let Some(inflight) = &mut inflight {
+            inflight.stage(first);
+        }
+        if fill_one(space, chain, first) {
+            return Ok(());
+        }
+        chain.begin(head);
+        let mut count = 0;
+        walk(space, self.indirect, chain, || {
+            count += 1;
+            if count == 1 {
+                return Ok(first);
+            }
+            if count > free {
+                return Err(QueueError::Overrun { head, free, size });
+            }
+            let at = start.plus(count - 1, size);
+            let flags = ring.flags(at.index);
+            if !at.is_available(flags) {
+                let position = at.index;
+                return Err(QueueError::NotAvailable { head, position });
+            }
+            let copied = copy(at, flags);
             if let Some(inflight) = &mut inflight {
                 inflight.stage(copied);
             }

@@ -27,6 +27,22 @@ impl Copied {
     };
 }
 
+/// Fills `chain` with the one descriptor that it has, if it has one in one piece of
+/// memory; `false` for any other.
+#[inline]
+pub(super) fn fill_one<A: Address>(
+    space: &AddressSpace<A>,
+    chain: &mut Chain,
+    only: Copied,
+) -> bool {
+    let one = (only.flags & (VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_INDIRECT) == 0)
+        && chain.fill_one(space, (only.id, only.address), (only.len, only.flags));
+    if one {
+        chain.slots = 1;
+    }
+    one
+}
+
 /// Fills `chain`, which has begun, with descriptors from `next` until one ends
 /// it; `next` has to fail some time.
 #[inline]

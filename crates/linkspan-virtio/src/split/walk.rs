@@ -18,17 +18,29 @@ pub(super) fn walk<M: RingMemory, A: Address>(
     head: u16,
     chain: &mut Chain,
 ) -> Result<(), QueueError> {
-    let size = ring.size();
+    let Some(first) = ring.descriptor(head) else {
+        return Err(out_of_range(head, head, ring.size()));
+    };
+    let one = (first.flags & (VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_INDIRECT) == 0)
+        && chain.fill_one(space, (head, first.address), (first.len, first.flags));
+    if one {
+        return Ok(());
+    }
     chain.begin(head);
-    let mut index = head;
+    walk_on(ring, space, indirect, first, chain)
+}
+
+/// Fills `chain`, which has begun, with what begins with the descriptor `first`.
+fn walk_on<M: RingMemory, A: Address>(
+    ring: &SplitRing<M>,
+    space: &AddressSpace<A>,
+    indirect: bool,
+    first: Descriptor,
+    chain: &mut Chain,
+) -> Result<(), QueueError> {
+    let (head, size) = (chain.id(), ring.size());
+    let mut descriptor = first;
     for _ in 0..size {
-        let Some(descriptor) = ring.descriptor(index) else {
-            return Err(QueueError::NextOutOfRange {
-                head,
-                next: index,
-                entries: u32::from(size),
-            });
-        };
         if descriptor.flags & VIRTQ_DESC_F_INDIRECT != 0 {
             if !indirect {
                 return Err(QueueError::IndirectNotNegotiated { head });
@@ -39,12 +51,24 @@ pub(super) fn walk<M: RingMemory, A: Address>(
         if descriptor.flags & VIRTQ_DESC_F_NEXT == 0 {
             return Ok(());
         }
-        index = descriptor.next;
+        let next = descriptor.next;
+        descriptor = ring
+            .descriptor(next)
+            .ok_or_else(|| out_of_range(head, next, size))?;
     }
     Err(QueueError::Loop {
         head,
         entries: u32::from(size),
     })
+}
+
+#[cold]
+fn out_of_range(head: u16, next: u16, size: u16) -> QueueError {
+    QueueError::NextOutOfRange {
+        head,
+        next,
+        entries: u32::from(size),
+    }
 }
 
 /// Goes on in an indirect table, which ends its chain (virtio 1.3 2.7.5.3). The

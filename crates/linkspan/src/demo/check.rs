@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Error;
 use super::disk::{Base, ImageState, Plan};
 use super::initramfs;
-use super::machine::{Disk, Event, Hardware, Machine, Mode};
+use super::machine::{Devices, Event, Hardware, Machine, Mode};
 use super::process::{Process, Stop, tail};
 use super::report::{Boot, Report};
 
@@ -28,7 +28,7 @@ pub struct Finding {
     pub detail: String,
 }
 
-/// The program behind the disk's socket, watched while the guest runs, with its log.
+/// A program behind a device's socket, watched while the guest runs, with its log.
 #[derive(Debug)]
 pub struct Server<'a> {
     /// The process.
@@ -58,7 +58,7 @@ impl Server<'_> {
 /// Those of making the initramfs and of starting QEMU.
 pub fn boot(
     hardware: &Hardware,
-    disk: Disk<'_>,
+    devices: Devices<'_>,
     plan: &Plan,
     dir: &Path,
 ) -> Result<Machine, Error> {
@@ -69,7 +69,7 @@ pub fn boot(
     )?;
     Machine::start(
         hardware,
-        Some(disk),
+        devices,
         Mode::Check,
         &archive,
         &dir.join("console.log"),
@@ -80,13 +80,14 @@ pub fn boot(
 ///
 /// # Errors
 /// [`Error::Timeout`] after `limit`, [`Error::Panicked`], [`Error::Ended`] where
-/// QEMU fails or the server dies, [`Error::Stopped`]; each with the console's end.
+/// QEMU fails or a server dies, [`Error::Stopped`]; each with the console's end. Those
+/// of `seen`.
 pub fn collect(
     machine: &mut Machine,
-    mut server: Option<Server<'_>>,
+    servers: &mut [Server<'_>],
     limit: Duration,
     stop: &Stop,
-    mut seen: impl FnMut(&str, &str),
+    mut seen: impl FnMut(&str, &str) -> Result<(), Error>,
 ) -> Result<Report, Error> {
     const LOOK: Duration = Duration::from_millis(500);
     let deadline = Instant::now() + limit;
@@ -101,14 +102,14 @@ pub fn collect(
                 tail: machine.console_tail(),
             });
         }
-        if let Some(server) = &mut server {
+        for server in &mut *servers {
             server.still_runs()?;
         }
         match machine.next_event(deadline.min(now + LOOK), stop)? {
             Event::Line(line) => {
                 if let Some((key, value)) = report.take(&line) {
                     at = format!("{key}={value}");
-                    seen(key, value);
+                    seen(key, value)?;
                 }
             }
             Event::Exited(status) if status.success() => return Ok(report),

@@ -75,6 +75,15 @@ pub enum Error {
         /// What the trial showed.
         reason: &'static str,
     },
+    /// This machine cannot be part of the guest's network.
+    #[error("no tap interface for the guest's network: {why}")]
+    Tap {
+        /// Why not.
+        why: String,
+    },
+    /// There was no guest, and the built-in driver took its place.
+    #[error("without a guest only the links were tried; what it needs is said above")]
+    NoGuest,
     /// A shell was asked for where nobody can type.
     #[error(
         "there is no terminal for the guest's shell: standard input is empty.\n\
@@ -149,7 +158,7 @@ pub enum Error {
     },
     /// The check ran and something was not as it should be.
     #[error(
-        "the guest check failed: {failed} of {total} findings are wrong{}",
+        "the check failed: {failed} of {total} findings are wrong{}",
         tail_text(tail)
     )]
     CheckFailed {
@@ -177,6 +186,8 @@ impl Error {
             | Self::Module { .. }
             | Self::Unpack { .. }
             | Self::Missing { .. }
+            | Self::Tap { .. }
+            | Self::NoGuest
             | Self::Kvm { .. } => 5,
             Self::ImageSize { .. } | Self::NoTerminal => 2,
             _ => 1,

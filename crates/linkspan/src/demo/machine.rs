@@ -1,11 +1,12 @@
-//! One run of QEMU: a machine with a kernel, an initramfs and, if given, one
-//! vhost-user disk. It only needs the disk's socket, so that any back end can
-//! stand behind it.
+//! One run of QEMU: a machine with a kernel, an initramfs and, if given, a disk and
+//! a network card over vhost-user. It only needs their sockets, so that any back end
+//! can stand behind them.
 
-use std::io::Read;
+use std::io::{Read, Write as _};
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, ExitStatus, Stdio};
+use std::process::{ChildStdin, ChildStdout, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::Error;
@@ -44,9 +45,11 @@ pub enum Mode {
     Discard,
     /// Says that it runs, and powers off.
     Probe,
+    /// Carries out what it is told by [`Machine::tell`].
+    Remote,
 }
 
-/// The machine apart from its disk.
+/// The machine apart from what is plugged into it.
 #[derive(Clone, Debug)]
 pub struct Hardware {
     /// The QEMU program.
@@ -71,6 +74,49 @@ pub struct Disk<'a> {
     pub packed: bool,
 }
 
+/// A network card behind a vhost-user socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Nic<'a> {
+    /// Where the back end listens.
+    pub socket: &'a Path,
+    /// Queue pairs. The machine gets as many processors, as for a disk.
+    pub pairs: u16,
+    /// Whether the rings are packed.
+    pub packed: bool,
+    /// The card's address, which no other card of its network may have: QEMU gives
+    /// the first card of every machine the same one.
+    pub mac: [u8; 6],
+    /// What the guest does with the card by itself.
+    pub place: Place,
+}
+
+/// How a guest finds its place in a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is told later.
+    None,
+    /// It asks for a lease, and the router that comes with it answers its pings.
+    Lease,
+    /// It takes an address.
+    Fixed {
+        /// The address.
+        own: Ipv4Addr,
+        /// Bits of the network in it.
+        prefix_len: u8,
+        /// Who answers its pings.
+        peer: Ipv4Addr,
+    },
+}
+
+/// What is plugged into a machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Devices<'a> {
+    /// A disk.
+    pub disk: Option<Disk<'a>>,
+    /// A network card.
+    pub nic: Option<Nic<'a>>,
+}
+
 /// What a machine said or did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
@@ -87,6 +133,7 @@ pub enum Event {
 pub struct Machine {
     qemu: Process,
     report: Option<ChildStdout>,
+    orders: Option<ChildStdin>,
     buffer: Vec<u8>,
     console: PathBuf,
 }
@@ -102,15 +149,22 @@ impl Machine {
     /// [`Error::System`] where QEMU cannot be started.
     pub fn start(
         hardware: &Hardware,
-        disk: Option<Disk<'_>>,
+        devices: Devices<'_>,
         mode: Mode,
         initramfs: &Path,
         console: &Path,
     ) -> Result<Self, Error> {
         let mut command = supervised(&hardware.qemu);
-        command.args(arguments(hardware, disk, mode, initramfs, console));
+        command.args(arguments(hardware, devices, mode, initramfs, console));
         if mode != Mode::Shell {
-            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            let remote = mode == Mode::Remote;
+            command
+                .stdin(if remote {
+                    Stdio::piped()
+                } else {
+                    Stdio::null()
+                })
+                .stdout(Stdio::piped());
             // What QEMU itself has to say belongs beside what the guest said.
             let log = std::fs::OpenOptions::new()
                 .create(true)
@@ -119,13 +173,28 @@ impl Machine {
             command.stderr(log.map_err(Error::file("write", console))?);
         }
         let mut qemu = Process::spawn("QEMU", &mut command)?;
-        let report = qemu.take_stdout();
+        let (report, orders) = (qemu.take_stdout(), qemu.take_stdin());
         Ok(Self {
             qemu,
             report,
+            orders,
             buffer: Vec::new(),
             console: console.to_owned(),
         })
+    }
+
+    /// Has a guest in [`Mode::Remote`] run a line of shell, once it has reported that
+    /// it is ready. What the line prints comes as events, and at its end the report
+    /// `status`.
+    ///
+    /// # Errors
+    /// [`Error::System`] where QEMU takes nothing any more.
+    pub fn tell(&mut self, line: &str) -> Result<(), Error> {
+        let told = match &mut self.orders {
+            Some(orders) => orders.write_all(format!("{line}\n").as_bytes()),
+            None => Err(std::io::ErrorKind::NotConnected.into()),
+        };
+        told.map_err(Error::system("tell the guest what to do"))
     }
 
     /// The next thing that happens, until `deadline`.
@@ -185,7 +254,7 @@ impl Machine {
 /// QEMU's command line.
 fn arguments(
     hardware: &Hardware,
-    disk: Option<Disk<'_>>,
+    devices: Devices<'_>,
     mode: Mode,
     initramfs: &Path,
     console: &Path,
@@ -196,13 +265,16 @@ fn arguments(
         kernel,
         ..
     } = hardware;
-    let cpus = disk.map_or(1, |disk| disk.queues);
+    let Devices { disk, nic } = devices;
+    let queues = disk.map_or(1, |disk| disk.queues);
+    let cpus = nic.map_or(queues, |nic| queues.max(nic.pairs));
     // Reading the initramfs needs no terminal messages; a check keeps them for its tail.
     let (mode_name, loglevel) = match mode {
         Mode::Shell => ("shell", 4),
         Mode::Check => ("check", 6),
         Mode::Discard => ("discard", 6),
         Mode::Probe => ("probe", 6),
+        Mode::Remote => ("remote", 6),
     };
     let mut args: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none"]
         .map(String::from)
@@ -220,21 +292,11 @@ fn arguments(
         "-object",
         format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
     );
-    if let Some(Disk {
-        socket,
-        queues,
-        packed,
-    }) = disk
-    {
-        add(
-            "-chardev",
-            // A back end that is gone may come back; the guest waits for it.
-            format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
-        );
-        add("-device", {
-            let packed = if packed { "on" } else { "off" };
-            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},packed={packed}")
-        });
+    for (option, value) in disk.iter().flat_map(drive) {
+        add(option, value);
+    }
+    for (option, value) in nic.iter().flat_map(|nic| card(nic, *accel)) {
+        add(option, value);
     }
     add("-kernel", kernel.vmlinuz.display().to_string());
     add("-initrd", initramfs.display().to_string());
@@ -243,18 +305,90 @@ fn arguments(
         "-append",
         // The timer's self-test needs a timely host, which a busy one is not.
         format!(
-            "console=ttyS0 no_timer_check loglevel={loglevel} panic=0 linkspan.mode={mode_name}"
+            "console=ttyS0 no_timer_check loglevel={loglevel} panic=0 linkspan.mode={mode_name}{}",
+            nic.map_or_else(String::new, |nic| nic.place.kernel_options())
         ),
     );
     args.extend(serial_ports(mode, console));
     args
 }
 
+fn drive(disk: &Disk<'_>) -> [(&'static str, String); 2] {
+    let Disk {
+        socket,
+        queues,
+        packed,
+    } = disk;
+    let packed = if *packed { "on" } else { "off" };
+    [
+        (
+            "-chardev",
+            // A back end that is gone may come back; the guest waits for it.
+            format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
+        ),
+        (
+            "-device",
+            format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},packed={packed}"),
+        ),
+    ]
+}
+
+/// A network card as docs/net.md has it.
+fn card(nic: &Nic<'_>, accel: Accel) -> [(&'static str, String); 3] {
+    let Nic {
+        socket,
+        pairs,
+        packed,
+        mac: [a, b, c, d, e, f],
+        place: _,
+    } = nic;
+    let packed = if *packed { "on" } else { "off" };
+    let vectors = match accel {
+        // With MSI-X and without KVM, QEMU 7.2 crashes when the guest starts the card.
+        Accel::Tcg => 0,
+        // One for each queue, one for the control queue, one for the configuration.
+        Accel::Kvm => 2 * pairs + 2,
+    };
+    [
+        (
+            "-chardev",
+            format!("socket,id=net,reconnect=1,path={}", comma_escaped(socket)),
+        ),
+        (
+            "-netdev",
+            format!("vhost-user,id=network,chardev=net,queues={pairs}"),
+        ),
+        (
+            "-device",
+            // Without the program to boot from it, which may not be installed.
+            format!(
+                "virtio-net-pci,netdev=network,mq=on,vectors={vectors},packed={packed},romfile=,\
+                 mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+            ),
+        ),
+    ]
+}
+
+impl Place {
+    /// What the guest's init reads of it.
+    fn kernel_options(self) -> String {
+        match self {
+            Self::None => String::new(),
+            Self::Lease => " linkspan.net=lease".to_owned(),
+            Self::Fixed {
+                own,
+                prefix_len,
+                peer,
+            } => format!(" linkspan.net={own}/{prefix_len} linkspan.peer={peer}"),
+        }
+    }
+}
+
 /// The console, and where a check reports: on a terminal, or one of them in a file.
 fn serial_ports(mode: Mode, console: &Path) -> Vec<String> {
     let options = match mode {
         Mode::Shell => vec![("-serial", "mon:stdio".into())],
-        Mode::Check | Mode::Discard | Mode::Probe => vec![
+        Mode::Check | Mode::Discard | Mode::Probe | Mode::Remote => vec![
             (
                 "-chardev",
                 format!("file,id=console,path={},append=on", comma_escaped(console)),
@@ -296,7 +430,13 @@ pub fn probe(
     stop: &Stop,
 ) -> Result<bool, Error> {
     let deadline = Instant::now() + limit;
-    let mut machine = Machine::start(hardware, None, Mode::Probe, initramfs, console)?;
+    let mut machine = Machine::start(
+        hardware,
+        Devices::default(),
+        Mode::Probe,
+        initramfs,
+        console,
+    )?;
     loop {
         match machine.next_event(deadline, stop)? {
             Event::Line(line) if super::report::parse(&line) == Some(("probe", "ok")) => {
@@ -332,9 +472,24 @@ mod tests {
             queues: 4,
             packed: false,
         };
+        let nic = Nic {
+            socket: Path::new("/tmp/n"),
+            pairs: 2,
+            packed: true,
+            mac: [2, 0, 0, 0, 0, 0x1a],
+            place: Place::Fixed {
+                own: Ipv4Addr::new(10, 0, 0, 2),
+                prefix_len: 30,
+                peer: Ipv4Addr::new(10, 0, 0, 1),
+            },
+        };
+        let devices = Devices {
+            disk: Some(disk),
+            nic: Some(nic),
+        };
         let args = arguments(
             &hardware(),
-            Some(disk),
+            devices,
             Mode::Check,
             Path::new("/i"),
             Path::new("/c"),
@@ -355,6 +510,15 @@ mod tests {
         assert!(
             args.contains(&"vhost-user-blk-pci,chardev=disk,num-queues=4,packed=off".to_owned())
         );
+        assert_eq!(
+            value("-netdev"),
+            "vhost-user,id=network,chardev=net,queues=2"
+        );
+        let card = "virtio-net-pci,netdev=network,mq=on,vectors=0,packed=on,romfile=,\
+                    mac=02:00:00:00:00:1a";
+        assert!(args.contains(&card.to_owned()));
+        let line = value("-append");
+        assert!(line.ends_with(" linkspan.net=10.0.0.2/30 linkspan.peer=10.0.0.1"));
     }
 
     #[test]
@@ -370,6 +534,7 @@ mod tests {
         let mut machine = Machine {
             qemu,
             report,
+            orders: None,
             buffer: Vec::new(),
             console: PathBuf::new(),
         };

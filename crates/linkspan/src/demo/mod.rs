@@ -1,61 +1,84 @@
-//! `linkspan demo`: a Linux guest in QEMU whose disk is served by `linkspan blk`.
+//! `linkspan demo`: a Linux guest in QEMU whose disk is served by `linkspan blk` and
+//! whose network by `linkspan net`.
 //!
 //! The parts, each usable alone: [`kernel`] finds a stock kernel, [`initramfs`]
-//! packs the guest, [`machine`] runs QEMU on a given socket, [`disk`] knows what
-//! is on the disk, [`check`] judges what the guest [`report`]s.
+//! packs the guest, [`machine`] runs QEMU on given sockets, [`disk`] knows what
+//! is on the disk, [`check`] judges what the guest [`report`]s. `serve` has the
+//! children, `address` finds a network that this machine does not know, `net_check`
+//! is the network's part of the check, `driver` takes the place of a guest.
 
 use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
 pub mod accel;
+mod address;
 pub mod check;
 pub mod disk;
+mod driver;
 mod error;
 pub mod initramfs;
 pub mod kernel;
 pub mod machine;
+mod net_check;
 pub mod process;
 pub mod report;
+mod serve;
 
 pub use error::Error;
 
-use check::{Finding, HostView, Server};
+use check::{Finding, HostView};
 use disk::{Base, Plan};
 use kernel::Kernel;
-use machine::{Accel, Disk, Event, Hardware, Machine, Mode};
-use process::{Process, Stop, await_socket, find_program, supervised};
+use machine::{Accel, Devices, Disk, Event, Hardware, Machine, Mode, Nic};
+use net_check::HostSide;
+use process::{Stop, find_program};
+use serve::{Described, Net, Served};
+
+/// The card's address: one of QEMU's own, with this program's letters.
+const MAC: [u8; 6] = [0x52, 0x54, 0, b'L', b'S', 1];
 
 /// Size of the image that is made when none is given.
 const DEMO_IMAGE_BYTES: u64 = 64 << 20;
 
-/// How long `linkspan blk` may take until it listens.
-const LISTEN_LIMIT: Duration = Duration::from_secs(10);
-
-/// Boot a Linux guest whose disk is served by Linkspan
+/// Boot a Linux guest whose disk and network are served by Linkspan
 ///
-/// Starts `linkspan blk` as a process of its own, boots a stock Debian kernel in QEMU with
-/// that disk, and gives you a shell in it. Leave with `poweroff`, or with Ctrl-A and then X.
+/// Starts `linkspan blk` and `linkspan net` as processes of their own, boots a stock Debian
+/// kernel in QEMU with that disk and network, and gives you a shell in it. Leave with
+/// `poweroff`, or with Ctrl-A and then X.
+///
+/// The guest and this machine reach each other through a tap interface, which is made for
+/// the demo and goes with it, in a private network that this machine does not know yet.
+/// Where that is not allowed the guest gets a lease from a responder that answers its pings.
+/// Without QEMU the built-in driver tries the same links.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    group = clap::ArgGroup::new("report").args(["check", "no_guest"]).multiple(true),
+    after_help = "\
 Examples:
   linkspan demo                      a guest with a fresh 64 MiB disk, and a shell in it
   linkspan demo --image disk.img     the same with your image; the guest can change it
-  linkspan demo --check --queues 4   boot, read, write, reboot, compare; exit status 0 or 1
+  linkspan demo --check --queues 4   boot, read, write, ping, reboot, compare; exit status 0 or 1
+  linkspan demo --check --net tap    the same, and fail if the guest cannot reach this machine
+  linkspan demo --no-guest           the same links with the built-in driver, without QEMU
 
-Exit status: 0 done, 1 failed, 2 wrong usage, 5 something is missing on this machine.")]
+Exit status: 0 done, 1 failed, 2 wrong usage, 5 something is missing on this machine."
+)]
 pub struct Args {
-    /// Let the guest test its disk, compare with the image, and report; no shell
+    /// Let the guest test its disk and network, compare, and report; no shell
     #[arg(long)]
     pub check: bool,
 
-    /// Report as one JSON object on standard output
-    #[arg(long, requires = "check")]
+    /// Report as one JSON object on standard output, with --check or --no-guest
+    #[arg(long, requires = "report")]
     pub json: bool,
+
+    /// Try the links with the built-in driver in place of a guest
+    #[arg(long)]
+    pub no_guest: bool,
 
     /// Raw disk image to serve [default: a fresh one of 64 MiB, deleted at the end].
     /// With --check the guest writes to a copy, never to this file
@@ -65,6 +88,14 @@ pub struct Args {
     /// Queues of the disk; the guest gets as many processors
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub queues: u16,
+
+    /// Who is in the guest's network
+    #[arg(long, value_enum, default_value_t)]
+    pub net: serve::Choice,
+
+    /// Queue pairs of the network
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub queue_pairs: u16,
 
     /// Use packed rings
     #[arg(long)]
@@ -96,40 +127,61 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Summary {
     ok: bool,
-    kernel: String,
-    accel: Accel,
+    /// Absent where the built-in driver was in the guest's place.
+    kernel: Option<String>,
+    accel: Option<Accel>,
     queues: u16,
     disk_bytes: u64,
+    network: Option<Described>,
     seconds: f64,
     findings: Vec<Finding>,
 }
 
-/// Runs the command. Signals end it cleanly: children stopped, files removed.
+/// Runs the command. Signals end it cleanly: children stopped, files and interfaces
+/// removed.
 ///
 /// # Errors
 /// See [`Error`]; [`Error::exit_status`] is the program's exit status for it.
 pub fn run(args: &Args) -> Result<(), Error> {
-    if !args.check && stdin_is_void() {
-        return Err(Error::NoTerminal);
-    }
     let stop = Stop::on_signals()?;
-    let (qemu, kernel) = requirements(args)?;
     let dir = tempfile::Builder::new()
         .prefix("linkspan-demo-")
         .tempdir()
         .map_err(Error::system("make a temporary folder"))?;
+    if args.no_guest {
+        return run_driver(args, dir.path(), &stop);
+    }
+    let needs = match requirements(args) {
+        Ok(needs) => needs,
+        Err(error) => {
+            eprintln!("linkspan: {error}");
+            eprintln!("linkspan: so there is no guest; the built-in driver takes its place");
+            run_driver(args, dir.path(), &stop)?;
+            return Err(Error::NoGuest);
+        }
+    };
+    if !args.check && stdin_is_void() {
+        return Err(Error::NoTerminal);
+    }
     let mut hardware = Hardware {
-        qemu,
+        qemu: needs.qemu,
         accel: Accel::Tcg,
         memory_mib: args.memory,
-        kernel,
+        kernel: needs.kernel,
     };
     hardware.accel = accel::choose(args.accel, &hardware, dir.path(), &stop)?;
     if args.check {
-        run_check(args, &hardware, dir.path(), &stop)
+        run_check(args, &hardware, &needs.busybox, dir.path(), &stop)
     } else {
         run_shell(args, &hardware, dir.path(), &stop)
     }
+}
+
+/// What a guest is made of.
+struct Needs {
+    qemu: PathBuf,
+    busybox: PathBuf,
+    kernel: Kernel,
 }
 
 /// Whether standard input is closed or `/dev/null`, as under a service manager:
@@ -145,15 +197,19 @@ fn stdin_is_void() -> bool {
     }
 }
 
-/// QEMU and a kernel, or everything that is missing at once.
-fn requirements(args: &Args) -> Result<(PathBuf, Kernel), Error> {
+/// All of it, or everything that is missing at once.
+fn requirements(args: &Args) -> Result<Needs, Error> {
     let qemu = find_program(&args.qemu).ok_or_else(|| Error::Qemu {
         program: args.qemu.clone(),
     });
-    let busybox = initramfs::find_busybox().map(|_| ());
+    let busybox = initramfs::find_busybox().map(|(path, _)| path);
     let kernel = Kernel::find(args.kernel.as_deref());
     match (qemu, busybox, kernel) {
-        (Ok(qemu), Ok(()), Ok(kernel)) => Ok((qemu, kernel)),
+        (Ok(qemu), Ok(busybox), Ok(kernel)) => Ok(Needs {
+            qemu,
+            busybox,
+            kernel,
+        }),
         (qemu, busybox, kernel) => {
             let mut all: Vec<Error> = [qemu.err(), busybox.err(), kernel.err()]
                 .into_iter()
@@ -168,6 +224,24 @@ fn requirements(args: &Args) -> Result<(PathBuf, Kernel), Error> {
     }
 }
 
+/// What is plugged into the demo's machine.
+fn devices<'a>(args: &Args, blk: &'a Served, net: Option<&'a Net>) -> Devices<'a> {
+    Devices {
+        disk: Some(Disk {
+            socket: &blk.socket,
+            queues: args.queues,
+            packed: args.packed,
+        }),
+        nic: net.map(|net| Nic {
+            socket: &net.served.socket,
+            pairs: net.pairs,
+            packed: args.packed,
+            mac: MAC,
+            place: net.guest_place(),
+        }),
+    }
+}
+
 fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Result<(), Error> {
     let image = match &args.image {
         Some(image) => image.clone(),
@@ -177,24 +251,23 @@ fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
             image
         }
     };
-    let mut blk = BlockProcess::start(&image, args.queues, dir, stop)?;
+    let mut blk = Served::disk(&image, args.queues, dir, stop)?;
+    let mut net = Net::start(args.net, args.queue_pairs, dir, stop)?;
     let archive = dir.join("initramfs.cpio");
     initramfs::store(&initramfs::build(&hardware.kernel, &[])?, &archive)?;
     announce(hardware, args.queues);
-    let disk = Disk {
-        socket: &blk.socket,
-        queues: args.queues,
-        packed: args.packed,
-    };
     let mut machine = Machine::start(
         hardware,
-        Some(disk),
+        devices(args, &blk, net.as_ref()),
         Mode::Shell,
         &archive,
         &dir.join("console.log"),
     )?;
     loop {
         blk.server().still_runs()?;
+        if let Some(net) = &mut net {
+            net.served.server().still_runs()?;
+        }
         let soon = Instant::now() + Duration::from_millis(500);
         match machine.next_event(soon, stop)? {
             Event::Exited(status) if status.success() => return Ok(()),
@@ -210,63 +283,134 @@ fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     }
 }
 
-fn run_check(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Result<(), Error> {
+fn run_check(
+    args: &Args,
+    hardware: &Hardware,
+    busybox: &Path,
+    dir: &Path,
+    stop: &Stop,
+) -> Result<(), Error> {
     let started = Instant::now();
     let (base, disk_bytes) = check_base(args.image.as_deref())?;
     let image = dir.join("disk.img");
     base.write_to(&image)?;
     let plan = Plan::new(disk_bytes, args.queues, seed()).expect("the size was checked");
-    let mut blk = BlockProcess::start(&image, args.queues, dir, stop)?;
+    let mut blk = Served::disk(&image, args.queues, dir, stop)?;
+    let mut net = Net::start(args.net, args.queue_pairs, dir, stop)?;
+    let mut host_side = net.as_ref().map(|net| HostSide::new(net, busybox));
     announce(hardware, args.queues);
-    let disk = Disk {
-        socket: &blk.socket,
-        queues: args.queues,
-        packed: args.packed,
-    };
-    let mut machine = check::boot(hardware, disk, &plan, dir)?;
+    let devices = devices(args, &blk, net.as_ref());
+    let mut machine = check::boot(hardware, devices, &plan, dir)?;
     let limit = Duration::from_secs(args.timeout);
-    let collected = check::collect(&mut machine, Some(blk.server()), limit, stop, show_progress);
-    let report = collected.inspect_err(|_| blk.show_log())?;
-    let server_end = blk.process.stop()?;
+    let mut servers = vec![blk.server()];
+    servers.extend(net.as_mut().map(|net| net.served.server()));
+    let collected = check::collect(&mut machine, &mut servers, limit, stop, |key, value| {
+        show_progress(key, value);
+        match &mut host_side {
+            Some(side) => side.hear(key, value, stop),
+            None => Ok(()),
+        }
+    });
+    drop(servers);
+    let report = collected.inspect_err(|_| {
+        blk.show_log();
+        net.iter().for_each(|net| net.served.show_log());
+    })?;
+    let mut findings = ends(&mut blk, net.as_mut())?;
     let host = HostView {
         queues: args.queues,
         base: &base,
         image: &image,
         disk_bytes,
     };
-    let mut findings = check::judge(&report, &plan, host)?;
-    findings.push(Finding {
-        what: "server's end",
-        ok: server_end.success(),
-        detail: format!("asked to stop by SIGTERM: {server_end}"),
-    });
+    findings.extend(check::judge(&report, &plan, host)?);
+    if let (Some(side), Some(net)) = (&host_side, &net) {
+        findings.extend(side.judge(&report, net));
+    }
     let summary = Summary {
         ok: findings.iter().all(|finding| finding.ok),
-        kernel: hardware.kernel.release.clone(),
-        accel: hardware.accel,
+        kernel: Some(hardware.kernel.release.clone()),
+        accel: Some(hardware.accel),
         queues: args.queues,
         disk_bytes,
+        network: net.as_ref().map(Net::described),
         seconds: started.elapsed().as_secs_f64(),
         findings,
     };
-    summary.print(args.json);
-    if summary.ok {
-        return Ok(());
+    if !summary.ok {
+        blk.show_log();
+        net.iter().for_each(|net| net.served.show_log());
     }
-    blk.show_log();
-    let failed = summary
-        .findings
-        .iter()
-        .filter(|finding| !finding.ok)
-        .count();
-    Err(Error::CheckFailed {
-        failed,
-        total: summary.findings.len(),
-        tail: machine.console_tail(),
-    })
+    summary.conclude(args.json, machine.console_tail())
+}
+
+/// The same links, with the built-in driver in the guest's place.
+fn run_driver(args: &Args, dir: &Path, stop: &Stop) -> Result<(), Error> {
+    let started = Instant::now();
+    let (base, disk_bytes) = check_base(args.image.as_deref())?;
+    // The driver overwrites it.
+    let image = dir.join("disk.img");
+    base.write_to(&image)?;
+    let mut blk = Served::disk(&image, args.queues, dir, stop)?;
+    let mut net = Net::echo(args.queue_pairs, dir, stop)?;
+    let links = driver::Links {
+        disk: &blk,
+        queues: args.queues,
+        net: &net,
+        packed: args.packed,
+    };
+    let driven = driver::check(&links, dir, stop);
+    let mut findings = driven.inspect_err(|_| {
+        blk.show_log();
+        net.served.show_log();
+    })?;
+    findings.extend(ends(&mut blk, Some(&mut net))?);
+    let summary = Summary {
+        ok: findings.iter().all(|finding| finding.ok),
+        kernel: None,
+        accel: None,
+        queues: args.queues,
+        disk_bytes,
+        network: Some(net.described()),
+        seconds: started.elapsed().as_secs_f64(),
+        findings,
+    };
+    summary.conclude(args.json, String::new())
+}
+
+/// Has the servers end, as they should, and looks at what they leave.
+fn ends(blk: &mut Served, net: Option<&mut Net>) -> Result<Vec<Finding>, Error> {
+    let end = |what, served: &mut Served| -> Result<Finding, Error> {
+        let status = served.process.stop()?;
+        Ok(Finding {
+            what,
+            ok: status.success(),
+            detail: format!("asked to stop by SIGTERM: {status}"),
+        })
+    };
+    let mut findings = vec![end("end of linkspan blk", blk)?];
+    if let Some(net) = net {
+        findings.push(end("end of linkspan net", &mut net.served)?);
+        findings.extend(net.interface().map(net_check::is_gone));
+    }
+    Ok(findings)
 }
 
 impl Summary {
+    /// Says it, and is the command's result.
+    fn conclude(&self, json: bool, tail: String) -> Result<(), Error> {
+        self.print(json);
+        let failed = self.findings.iter().filter(|finding| !finding.ok).count();
+        if failed == 0 {
+            return Ok(());
+        }
+        Err(Error::CheckFailed {
+            failed,
+            total: self.findings.len(),
+            tail,
+        })
+    }
+
     fn print(&self, json: bool) {
         if json {
             println!(
@@ -275,12 +419,19 @@ impl Summary {
             );
             return;
         }
+        let guest = match (&self.kernel, self.accel) {
+            (Some(kernel), Some(accel)) => {
+                format!("Linux {kernel} under QEMU ({})", accel.name())
+            }
+            _ => "The built-in driver, no guest".to_owned(),
+        };
         println!(
-            "Linux {} under QEMU ({}), a disk of {} MiB with {} queues, {:.1} s:",
-            self.kernel,
-            self.accel.name(),
+            "{guest}, a disk of {} MiB with {} queues, {}, {:.1} s:",
             self.disk_bytes >> 20,
             self.queues,
+            self.network
+                .as_ref()
+                .map_or_else(|| "no network".to_owned(), ToString::to_string),
             self.seconds
         );
         for Finding { what, ok, detail } in &self.findings {
@@ -289,9 +440,9 @@ impl Summary {
         println!(
             "{}",
             if self.ok {
-                "The disk is what it should be."
+                "Everything is what it should be."
             } else {
-                "The disk is NOT what it should be."
+                "Not everything is what it should be."
             }
         );
     }
@@ -339,57 +490,10 @@ fn show_progress(key: &str, value: &str) {
         ("boot", n) => eprintln!("linkspan: guest is up, boot {n} of 2"),
         ("queues", n) => eprintln!("linkspan: guest sees {n} queues; it hashes the whole disk"),
         ("sha256", _) => eprintln!("linkspan: hashed; it writes or compares"),
+        ("net.address", address) => eprintln!("linkspan: guest is {address} in its network"),
+        ("net.pinged", who) => eprintln!("linkspan: guest has pinged {who}"),
         ("end", how) => eprintln!("linkspan: guest is done, {how}"),
         ("problem", what) => eprintln!("linkspan: guest reports a problem: {what}"),
         _ => {}
-    }
-}
-
-/// `linkspan blk` as a child, with its socket and its log.
-struct BlockProcess {
-    process: Process,
-    socket: PathBuf,
-    log: PathBuf,
-}
-
-impl BlockProcess {
-    fn start(image: &Path, queues: u16, dir: &Path, stop: &Stop) -> Result<Self, Error> {
-        let (socket, log) = (dir.join("blk.sock"), dir.join("blk.log"));
-        let program = std::env::current_exe().map_err(Error::system("find this program's file"))?;
-        let output = fs::File::create(&log).map_err(Error::file("write", &log))?;
-        let errors = output.try_clone().map_err(Error::file("write", &log))?;
-        let mut command = supervised(&program);
-        command
-            .arg("blk")
-            .arg("--socket-path")
-            .arg(&socket)
-            .arg("--image")
-            .arg(image)
-            .args(["--queues", &queues.to_string()])
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors);
-        eprintln!("linkspan: serving {} with linkspan blk", image.display());
-        let mut process = Process::spawn("linkspan blk", &mut command)?;
-        await_socket(&mut process, &socket, &log, LISTEN_LIMIT, stop)?;
-        Ok(Self {
-            process,
-            socket,
-            log,
-        })
-    }
-
-    /// What it said, for somebody who has to find out why a check failed.
-    fn show_log(&self) {
-        for line in process::tail(&self.log).lines() {
-            eprintln!("linkspan blk: {line}");
-        }
-    }
-
-    fn server(&mut self) -> Server<'_> {
-        Server {
-            process: &mut self.process,
-            log: &self.log,
-        }
     }
 }

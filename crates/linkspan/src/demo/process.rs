@@ -136,6 +136,11 @@ impl Process {
         self.child.stdout.take()
     }
 
+    /// Takes the child's standard input, if it was a pipe and not taken before.
+    pub fn take_stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.child.stdin.take()
+    }
+
     /// How it ended, or `None` while it runs.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ pub struct Boot {
     pub sha256: Option<String>,
     /// For each place of the plan, whether the disk held what it should.
     pub same: BTreeMap<String, bool>,
+    /// What was reported of the network: keys after `net.`.
+    pub net: BTreeMap<String, String>,
     /// How the boot meant to end: "reboot" or "poweroff".
     pub end: Option<String>,
 }
@@ -72,6 +74,11 @@ impl Boot {
                     && self.same.len() < 4 * ENTRIES_MAX
                 {
                     self.same.insert(place.to_owned(), value == "yes");
+                }
+                if let Some(key) = key.strip_prefix("net.")
+                    && self.net.len() < 4 * ENTRIES_MAX
+                {
+                    self.net.insert(key.to_owned(), value.to_owned());
                 }
             }
         }
@@ -161,6 +168,7 @@ mod tests {
             report.take("LINKSPAN boot=1");
             report.take("LINKSPAN problem=x");
             report.take(&format!("LINKSPAN same.{n}=yes"));
+            report.take(&format!("LINKSPAN net.{n}=x"));
         }
         assert_eq!(
             (report.boots.len(), report.problems.len()),
@@ -170,7 +178,7 @@ mod tests {
             report
                 .boots
                 .iter()
-                .all(|boot| boot.same.len() <= 4 * ENTRIES_MAX)
+                .all(|boot| boot.same.len().max(boot.net.len()) <= 4 * ENTRIES_MAX)
         );
     }
 }

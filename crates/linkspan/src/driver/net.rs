@@ -2,8 +2,10 @@
 
 use anyhow::anyhow;
 use clap::Subcommand;
-use linkspan_backends::nic::{Nic, NicError, NicLayout, NicOptions, NicPair, PAIRS_MAX};
-use linkspan_devices::net::NetInfo;
+use linkspan_backends::nic::{
+    Nic, NicControl, NicError, NicLayout, NicOptions, NicPair, PAIRS_MAX, Wanted, control_ring,
+};
+use linkspan_devices::net::{Mac, NetInfo};
 use linkspan_engine::vhost_user::{Connection, Link};
 use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
@@ -12,6 +14,7 @@ use serde::Serialize;
 use super::target::{Hints, Target, link_failure};
 use super::{ReachArgs, net_bench};
 use crate::exit::{Failure, Status};
+use crate::net::mac;
 
 /// Options of `linkspan driver net`.
 #[derive(Debug, clap::Args)]
@@ -42,8 +45,30 @@ pub(super) struct Args {
     #[arg(long, global = true)]
     no_mergeable: bool,
 
+    /// Do not use the control queue, where the back end has one
+    #[arg(long, global = true)]
+    no_control_queue: bool,
+
+    /// The address that the device is to have; needs its control queue
+    #[arg(long, global = true, value_name = "ADDRESS", value_parser = mac,
+        conflicts_with = "no_control_queue")]
+    mac: Option<Mac>,
+
+    /// Whether frames for other stations are received as well; needs the control queue
+    #[arg(long, global = true, value_name = "on|off", value_parser = on_or_off,
+        conflicts_with = "no_control_queue")]
+    promiscuous: Option<bool>,
+
     #[command(subcommand)]
     verb: Verb,
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".into()),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +89,7 @@ const HINTS: Hints = Hints {
 pub(super) struct Device {
     pub(super) features: Features,
     pub(super) pairs: Vec<NicPair>,
+    pub(super) control: Option<NicControl>,
     /// Ends when dropped, and the pairs with it.
     pub(super) link: Link,
 }
@@ -75,10 +101,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         packed: args.packed,
         in_order: args.in_order,
         mergeable: !args.no_mergeable,
+        control: !args.no_control_queue,
+    };
+    let wanted = Wanted {
+        pairs: args.queues,
+        mac: args.mac,
+        promiscuous: args.promiscuous,
     };
     match &args.verb {
         Verb::Info(verb) => info(&target, options, verb),
-        Verb::Bench(verb) => net_bench::run(&target, options, verb),
+        Verb::Bench(verb) => net_bench::run(&target, (options, wanted), verb),
     }
 }
 
@@ -90,21 +122,50 @@ fn connect(target: &Target, options: NicOptions) -> Result<Connection, Failure> 
 /// Connects and starts all pairs.
 pub(super) fn open(
     target: &Target,
-    options: NicOptions,
+    (options, wanted): (NicOptions, Wanted),
     layout: NicLayout,
 ) -> Result<Device, Failure> {
-    let connection = connect(target, options)?;
+    let mut connection = connect(target, options)?;
+    let control = find_control(&mut connection, options)?;
+    if control.is_none() && (wanted.mac.is_some() || wanted.promiscuous.is_some()) {
+        let error =
+            anyhow!("the back end has no control queue, which --mac and --promiscuous need");
+        return Err(Failure::new(Status::PeerBroke, error));
+    }
     let features = Features::from_bits_retain(connection.negotiated().features);
-    let nic = Nic::new(options.pairs, layout, features).map_err(|error| failure(target, error))?;
+    let nic = Nic::new(options.pairs, layout, features, control);
+    let nic = nic.map_err(|error| failure(target, error))?;
     let link = connection
         .start(nic.memory, nic.handles)
         .map_err(|error| link_failure(error, &HINTS))?;
     target.begins();
+    let mut control = nic.control;
+    if let Some(control) = &mut control {
+        control
+            .want(wanted)
+            .map_err(|error| failure(target, error))?;
+    }
     Ok(Device {
         features,
         pairs: nic.pairs,
+        control,
         link,
     })
+}
+
+/// The ring of the control queue, with which the connection has as many rings as it
+/// needs; without one, what needs it is given up.
+fn find_control(connection: &mut Connection, options: NicOptions) -> Result<Option<u16>, Failure> {
+    let negotiated = connection.negotiated();
+    let features = Features::from_bits_retain(negotiated.features);
+    let ring = control_ring(features, &negotiated.config);
+    let (queues, without) = match ring {
+        Some(ring) => (ring.saturating_add(1), Features::empty()),
+        None => (2 * options.pairs, NicOptions::OF_CONTROL),
+    };
+    let revised = connection.revise(queues, without);
+    revised.map_err(|error| link_failure(error, &HINTS))?;
+    Ok(ring)
 }
 
 /// An error of a pair as the end of the command.
@@ -134,6 +195,8 @@ struct Info {
     mac: Option<String>,
     mtu: Option<u16>,
     link_up: bool,
+    /// Whether there is one that can be used.
+    control_queue: bool,
     features_offered: String,
     features_used: String,
     protocol_features: String,
@@ -167,6 +230,7 @@ impl Info {
             mac: known.mac.map(|mac| mac.to_string()),
             mtu: known.mtu,
             link_up: known.link_up,
+            control_queue: control_ring(features, &negotiated.config).is_some(),
             features_offered: format!("{:#x}", negotiated.offered),
             features_used: format!("{:#x}", negotiated.features),
             protocol_features: names.join(" "),
@@ -185,6 +249,8 @@ impl Info {
             None => println!("MTU           not given"),
         }
         println!("link          {}", if self.link_up { "up" } else { "down" });
+        let control = if self.control_queue { "yes" } else { "no" };
+        println!("control queue {control}");
         println!(
             "features      {} of {}",
             self.features_used, self.features_offered

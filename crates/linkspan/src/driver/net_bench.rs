@@ -1,13 +1,16 @@
 //! `linkspan driver net bench`: how many frames a network device takes and gives.
 
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
-use linkspan_backends::nic::{NicError, NicLayout, NicOptions, NicPair, Side};
+use linkspan_backends::nic::{NicError, NicLayout, NicOptions, NicPair, Side, Wanted};
 use linkspan_devices::net::Frame;
 use linkspan_devices::net::driver::Received;
+use linkspan_sys::EventFd;
 use linkspan_virtio::Features;
 use serde::Serialize;
 
@@ -82,8 +85,15 @@ struct Report {
     damaged: u64,
     /// Frames that came behind later ones.
     disordered: u64,
+    /// With `tx`, the share of passes in which the ring had no room for a whole batch:
+    /// 1 when the driver waited for the device all the time.
+    full: f64,
     /// How often a device took the place of a lost one.
     reconnects: u64,
+    /// Whether its control queue was used.
+    control_queue: bool,
+    /// How often the device asked for an announcement.
+    announcements: u64,
     mpps: f64,
     gbit_per_second: f64,
     /// From the batch that a frame was sent with to the one that it came back with.
@@ -104,17 +114,34 @@ const PASSES: u32 = 64;
 /// Bytes of the longest frame that others send unasked.
 const FOREIGN: u16 = 1522;
 
-pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(), Failure> {
+pub(super) fn run(
+    target: &Target,
+    (options, wanted): (NicOptions, Wanted),
+    args: &Args,
+) -> Result<(), Failure> {
     check_seconds(args.seconds)?;
     if !args.ring.is_power_of_two() {
         let error = anyhow!("--ring {} is not a power of two", args.ring);
         return Err(Failure::new(Status::Usage, error));
     }
     let layout = NicLayout::new(args.ring, args.size, args.size.max(FOREIGN));
-    let device = open(target, options, layout)?;
+    let mut device = open(target, (options, wanted), layout)?;
+    let stop = EventFd::new().context("no descriptor can be had")?;
+    let control_queue = device.control.is_some();
+    let announced = AtomicU64::new(0);
     let cpu_before = cpu_seconds();
     let end = Instant::now() + Duration::from_secs_f64(args.seconds);
     let results: Vec<Result<Tally, Failure>> = std::thread::scope(|scope| {
+        let keeper = device.control.take().map(|mut control| {
+            let (link, stop, announced) = (&device.link, stop.as_fd(), &announced);
+            scope.spawn(move || {
+                // Its own frames say where it is.
+                let announce = || {
+                    announced.fetch_add(1, Ordering::Relaxed);
+                };
+                control.keep(link, stop, announce)
+            })
+        });
         let threads: Vec<_> = (0..)
             .zip(device.pairs)
             .map(|(number, pair)| {
@@ -128,9 +155,19 @@ pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(
             })
             .collect();
         let joined = threads.into_iter().map(|thread| thread.join());
-        joined
-            .map(|result| result.unwrap_or_else(|_| Err(anyhow!("a thread panicked").into())))
-            .collect()
+        let panicked = || anyhow!("a thread panicked").into();
+        let mut results: Vec<_> = joined
+            .map(|result| result.unwrap_or_else(|_| Err(panicked())))
+            .collect();
+        // It fails only when the counter is full, and then it is readable.
+        let _ = stop.signal();
+        match keeper.map(|keeper| keeper.join()) {
+            None | Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(NicError::Link(_)))) if target.is_stopped() => {}
+            Some(Ok(Err(error))) => results.push(Err(failure(target, error))),
+            Some(Err(_)) => results.push(Err(panicked())),
+        }
+        results
     });
     let cpu = cpu_seconds() - cpu_before;
     drop(device.link);
@@ -138,14 +175,15 @@ pub(super) fn run(target: &Target, options: NicOptions, args: &Args) -> Result<(
     for result in results {
         total.add(&result?)?;
     }
-    report(args, options, device.features, &total, cpu)
+    let control = control_queue.then(|| announced.into_inner());
+    report(args, options, device.features, (&total, control), cpu)
 }
 
 fn report(
     args: &Args,
     options: NicOptions,
     features: Features,
-    total: &Tally,
+    (total, announced): (&Tally, Option<u64>),
     cpu: f64,
 ) -> Result<(), Failure> {
     let (frames, bytes, lost) = match args.mode {
@@ -163,7 +201,11 @@ fn report(
     };
     let seconds = total.length.as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-    let (million, bits) = (frames as f64 / 1e6, bytes as f64 * 8.0);
+    let (million, bits, full) = (
+        frames as f64 / 1e6,
+        bytes as f64 * 8.0,
+        total.full as f64 / total.passes.max(1) as f64,
+    );
     let report = Report {
         mode: args.mode,
         size: args.size,
@@ -181,7 +223,10 @@ fn report(
         lost,
         damaged: total.damaged,
         disordered: total.disordered,
+        full,
         reconnects: total.losses,
+        control_queue: announced.is_some(),
+        announcements: announced.unwrap_or(0),
         mpps: million / seconds,
         gbit_per_second: bits / seconds / 1e9,
         latency_us: (args.mode == Mode::Loop).then(|| Latency::of(&total.latency)),
@@ -217,6 +262,9 @@ struct Tally {
     bytes: u64,
     damaged: u64,
     disordered: u64,
+    /// Times that a batch was to be sent, and that it was not sent whole.
+    passes: u64,
+    full: u64,
     losses: u64,
     length: Duration,
     latency: Histogram<u64>,
@@ -231,6 +279,8 @@ impl Tally {
             bytes: 0,
             damaged: 0,
             disordered: 0,
+            passes: 0,
+            full: 0,
             losses: 0,
             length: Duration::ZERO,
             latency: new_histogram()?,
@@ -244,6 +294,8 @@ impl Tally {
         self.bytes += other.bytes;
         self.damaged += other.damaged;
         self.disordered += other.disordered;
+        self.passes += other.passes;
+        self.full += other.full;
         // Each pair sees each of them.
         self.losses = self.losses.max(other.losses);
         self.length = self.length.max(other.length);
@@ -284,19 +336,15 @@ impl Work<'_> {
 
     /// Sends as fast as the device takes frames.
     fn transmit(&self, pair: &mut NicPair, tally: &mut Tally) -> Result<(), NicError> {
-        let mut stamped = Stamped::new(self.args.size, self.number);
+        let mut stamped = Stamped::new(self.args.size, self.number, self.args.batch);
         'all: loop {
             for _ in 0..PASSES {
                 tally.taken += u64::from(pair.reclaim()?);
-                let before = tally.sent;
-                for _ in 0..self.args.batch {
-                    if !pair.send(&stamped.next(tally.sent, 0))? {
-                        break;
-                    }
-                    tally.sent += 1;
-                }
+                let sent = send(pair, &mut stamped, (self.args.batch, 0), tally)?;
+                tally.passes += 1;
+                tally.full += u64::from(sent < self.args.batch);
                 pair.flush()?;
-                if tally.sent == before {
+                if sent == 0 {
                     if self.args.poll {
                         std::hint::spin_loop();
                     } else if !pair.wait(Side::Transmit, Some(self.end))? {
@@ -352,7 +400,7 @@ impl Work<'_> {
     fn go_round(&self, pair: &mut NicPair, tally: &mut Tally) -> Result<(), NicError> {
         let start = Instant::now();
         let mut round = Round {
-            stamped: Stamped::new(self.args.size, self.number),
+            stamped: Stamped::new(self.args.size, self.number, self.args.batch),
             gone: 0,
             written_off: 0,
             next: 0,
@@ -390,11 +438,9 @@ impl Work<'_> {
             } else {
                 room.min(self.args.batch.into())
             };
-            let mut sent = 0;
-            while sent < room && pair.send(&round.stamped.next(tally.sent, elapsed))? {
-                tally.sent += 1;
-                sent += 1;
-            }
+            // At most a batch.
+            let room = u16::try_from(room).unwrap_or(self.args.batch);
+            let sent = send(pair, &mut round.stamped, (room, elapsed), tally)?;
             if sent > 0 {
                 pair.flush()?;
             } else if !came && !self.args.poll {
@@ -402,6 +448,24 @@ impl Work<'_> {
             }
         }
     }
+}
+
+/// Sends as many frames as the device takes, but no more than so many; how many.
+#[inline]
+fn send(
+    pair: &mut NicPair,
+    stamped: &mut Stamped,
+    (most, now): (u16, u64),
+    tally: &mut Tally,
+) -> Result<u16, NicError> {
+    stamped.stamp(most, tally.sent, now);
+    for sent in 0..most {
+        if !pair.send(&Frame::private(stamped.frame(sent)))? {
+            return Ok(sent);
+        }
+        tally.sent += 1;
+    }
+    Ok(most)
 }
 
 /// Where a loop stands.
@@ -477,9 +541,10 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Frames of ours: Ethernet of a type for experiments, a mark, the number of the
-/// pair, then number and time of the frame, then bytes that stay the same.
+/// A batch of frames of ours: Ethernet of a type for experiments, a mark, the number of
+/// the pair, then number and time of the frame, then bytes that stay the same.
 struct Stamped {
+    size: usize,
     bytes: Vec<u8>,
 }
 
@@ -491,21 +556,33 @@ const TIME: usize = NUMBER + 8;
 const REST: usize = TIME + 8;
 
 impl Stamped {
-    fn new(size: u16, pair: u16) -> Self {
+    fn new(size: u16, pair: u16, batch: u16) -> Self {
         let mut bytes: Vec<u8> = (0..size).map(|at| at.to_le_bytes()[0]).collect();
         bytes[..ADDRESSES].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
         // IEEE 802 local experimental EtherType 1.
         bytes[ADDRESSES..][..6].copy_from_slice(&[0x88, 0xB5, b'l', b's', b'p', b'n']);
         bytes[ADDRESSES + 6..NUMBER].copy_from_slice(&pair.to_be_bytes());
-        Self { bytes }
+        Self {
+            size: usize::from(size),
+            bytes: bytes.repeat(usize::from(batch.max(1))),
+        }
     }
 
-    /// The frame with this number, sent at this time in nanoseconds.
+    /// Gives the first `count` frames their numbers from `number` on and their time in
+    /// nanoseconds. All of them before the first is copied: a processor is slow to
+    /// copy what it has just written in smaller pieces.
     #[inline]
-    fn next(&mut self, number: u64, time: u64) -> Frame<'_> {
-        self.bytes[NUMBER..TIME].copy_from_slice(&number.to_be_bytes());
-        self.bytes[TIME..REST].copy_from_slice(&time.to_be_bytes());
-        Frame::private(&self.bytes)
+    fn stamp(&mut self, count: u16, number: u64, time: u64) {
+        let frames = self.bytes.chunks_exact_mut(self.size);
+        for (number, frame) in (number..).zip(frames.take(usize::from(count))) {
+            frame[NUMBER..TIME].copy_from_slice(&number.to_be_bytes());
+            frame[TIME..REST].copy_from_slice(&time.to_be_bytes());
+        }
+    }
+
+    #[inline]
+    fn frame(&self, at: u16) -> &[u8] {
+        &self.bytes[usize::from(at) * self.size..][..self.size]
     }
 
     /// Number and time of a frame that came back; `None` when it is not as it was
@@ -513,16 +590,17 @@ impl Stamped {
     #[inline]
     fn read(&self, received: &Received<'_>, scratch: &mut [u8]) -> Option<(u64, u64)> {
         let frame = &received.frame;
-        if frame.len() != self.bytes.len() as u64 {
+        if frame.len() != self.size as u64 {
             return None;
         }
-        let bytes = if frame.head.len() == self.bytes.len() {
+        let bytes = if frame.head.len() == self.size {
             frame.head
         } else {
             frame.read(scratch)?
         };
-        let same = |from: usize, to: usize| bytes[from..to] == self.bytes[from..to];
-        if !same(ADDRESSES, NUMBER - 2) || !same(REST, self.bytes.len()) {
+        let ours = self.frame(0);
+        let same = |from: usize, to: usize| bytes[from..to] == ours[from..to];
+        if !same(ADDRESSES, NUMBER - 2) || !same(REST, self.size) {
             return None;
         }
         let number = |at: usize| Some(u64::from_be_bytes(*bytes.get(at..)?.first_chunk()?));
@@ -542,16 +620,16 @@ mod tests {
             header: &Header::default(),
             frame: Frame::private(bytes),
         };
-        stamped.read(&received, &mut vec![0; stamped.bytes.len()])
+        stamped.read(&received, &mut vec![0; stamped.size])
     }
 
     #[test]
     fn a_frame_that_was_changed_is_noticed_and_its_addresses_may_change() {
         for size in [60, 64, 1514] {
-            let mut stamped = Stamped::new(size, 3);
-            stamped.next(7, 11);
-            let sent = stamped.bytes.clone();
-            stamped.next(8, 12);
+            let mut stamped = Stamped::new(size, 3, 2);
+            stamped.stamp(2, 6, 11);
+            let sent = stamped.frame(1).to_vec();
+            stamped.stamp(2, 8, 12);
             assert_eq!(read(&stamped, &sent), Some((7, 11)));
             for at in 0..sent.len() {
                 let mut other = sent.clone();

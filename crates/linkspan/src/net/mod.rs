@@ -3,14 +3,17 @@
 mod report;
 mod spec;
 
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use clap::{ArgGroup, ValueEnum};
 use linkspan_backends::port::{
-    Fabric, FabricError, Kind, Mode, NetDevice, NetDeviceError, PortOptions, from_kernel,
+    Capture, CaptureFile, Fabric, FabricError, Kind, Mode, NetDevice, NetDeviceError, PortOptions,
+    SNAP_LENGTH_MAX, from_kernel,
 };
 use linkspan_devices::net::frame::{Lease, Responder};
 use linkspan_devices::net::switch::PortVlans;
@@ -26,6 +29,7 @@ use linkspan_sys::{Epoll, Listener};
 use crate::exit::{Failure, Status};
 use crate::serving;
 use crate::workers::WorkerArgs;
+pub(crate) use spec::mac;
 use spec::{Behind, PortSpec, mac_of};
 
 /// Options of `linkspan net`.
@@ -40,7 +44,8 @@ use spec::{Behind, PortSpec, mac_of};
           mtu=BYTES          [1500]\n    \
           client             connect to PATH, where the monitor listens\n    \
           count=pairs|rings  how queues are counted for the monitor: pairs for QEMU\n                       \
-          and DPDK, rings for Cloud Hypervisor [pairs]\n  \
+          and DPDK, rings for Cloud Hypervisor [pairs]\n    \
+          control-queue      have a control queue, for monitors that pass it on to us\n  \
         tap:NAME             an interface of this machine, made if there is none\n    \
           queues=N           [1]\n  \
         tap-fd:N             an inherited queue of one\n  \
@@ -50,7 +55,10 @@ use spec::{Behind, PortSpec, mac_of};
         Each, but for the responder, has\n    \
           packets-per-second=N, bytes-per-second=N   what may come from it\n  \
         and each has\n    \
-          vlan=N             the VLAN that it is in, without tags\n\n\
+          vlan=N             the VLAN that it is in, without tags\n  \
+        and each, but for the responder,\n    \
+          trunk=5+7-9 or all the VLANs whose frames carry a tag; those without go to vlan=N,\n                       \
+          or nowhere\n\n\
         Example: two guests and this machine\n\n  \
         linkspan net --port vhost-user:/tmp/a.sock,queues=2 \\\n    \
           --port vhost-user:/tmp/b.sock,queues=2 --port tap:tap0,queues=2 &\n  \
@@ -60,6 +68,7 @@ use spec::{Behind, PortSpec, mac_of};
           -chardev socket,id=c,path=/tmp/a.sock \\\n    \
           -netdev vhost-user,id=n,chardev=c,queues=2 \\\n    \
           -device virtio-net-pci,netdev=n,mq=on,vectors=6 …\n\n\
+        With --capture FILE, `tshark -r FILE` and Wireshark show what went through each port.\n\n\
         SIGHUP makes it say what was counted of each port, SIGINT or SIGTERM ends it.",
     group = ArgGroup::new("what").args(["port", "print_capabilities"]).required(true)
 )]
@@ -80,6 +89,15 @@ pub struct Args {
     /// Print what happens to the ports on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
+
+    /// Write what goes through the ports to a file that Wireshark reads (pcapng), one
+    /// interface for each port; replaces the file
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
+
+    /// Bytes of each frame that are captured at most [default: all]
+    #[arg(long, value_name = "BYTES", requires = "capture", value_parser = clap::value_parser!(u32).range(14..=i64::from(SNAP_LENGTH_MAX)))]
+    snap_length: Option<u32>,
 
     #[command(flatten)]
     workers: WorkerArgs,
@@ -119,6 +137,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.print_capabilities {
         return serving::print_capabilities("net", &[]);
     }
+    // Before signals are kept for us: the other end of a pipe may never come.
+    let (capture, file) = args.capture()?.unzip();
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
         .context("cannot watch for signals")?;
     let pairs = args.port.iter().map(|port| port.queues).max();
@@ -128,7 +148,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .iter()
         .map(|port| open_port(port, args.json))
         .collect();
-    let fabric = Fabric::new(args.mode.into(), ports?, workers.count()).map_err(no_fabric)?;
+    let fabric = Fabric::captured(args.mode.into(), ports?, workers.count(), capture);
+    let fabric = fabric.map_err(no_fabric)?;
     let running = fabric.run(&workers).map_err(no_fabric)?;
     let mut servers = Vec::new();
     for (number, port) in (0..).zip(&args.port) {
@@ -140,8 +161,25 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         server.stop()?;
     }
     drop(running);
+    let captured = file.map_or(Ok(()), CaptureFile::finish);
     report::counts(&fabric, args.json);
+    captured.context("the capture is not complete")?;
     Ok(())
+}
+
+impl Args {
+    /// Opens the file for what goes through the ports, if there is to be one.
+    fn capture(&self) -> Result<Option<(Arc<Capture>, CaptureFile)>, Failure> {
+        let Some(path) = &self.capture else {
+            return Ok(None);
+        };
+        let cannot = || format!("cannot capture to {}", path.display());
+        let file = File::create(path).with_context(cannot)?;
+        let names: Vec<_> = self.port.iter().map(|port| port.name.clone()).collect();
+        let snap_length = self.snap_length.unwrap_or(SNAP_LENGTH_MAX);
+        let capture = Capture::begin(file, &names, snap_length).with_context(cannot)?;
+        Ok(Some(capture))
+    }
 }
 
 /// Waits for a signal to end, or for the end of all guests.
@@ -210,7 +248,14 @@ fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
     Ok(PortOptions {
         name: port.name.clone(),
         kind,
-        vlans: port.vlan.map_or(PortVlans::Unaware, PortVlans::Access),
+        vlans: match (&port.trunk, port.vlan) {
+            (Some(allowed), native) => PortVlans::Trunk {
+                native,
+                allowed: allowed.clone(),
+            },
+            (None, Some(vlan)) => PortVlans::Access(vlan),
+            (None, None) => PortVlans::Unaware,
+        },
         mtu: port.mtu,
         limit: RateLimit::new(
             Instant::now(),
@@ -262,7 +307,7 @@ fn serve(
             speed: Speed::default(),
             to_device: OFFLOADS,
             to_driver: OFFLOADS,
-            control_queue: false,
+            control_queue: port.control_queue,
         };
         Ok(Arc::new(NetDevice::new(
             fabric, number, options, port.count,

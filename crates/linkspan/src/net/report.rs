@@ -1,6 +1,7 @@
 //! What `linkspan net` says of its ports: what they are, and what was counted.
 
 use linkspan_backends::port::{DropCause, Fabric, PortCounts};
+use linkspan_devices::net::control::ControlError;
 use serde_json::{Map, Value};
 
 use crate::serving::print;
@@ -21,7 +22,7 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         };
         let port = fabric.name(number);
         if json {
-            print(&value(port, &counts));
+            print(&value(port, &counts, fabric.captures(number)));
             continue;
         }
         let drops = DropCause::ALL
@@ -36,22 +37,48 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         } else {
             drops.join(", ")
         };
+        let refused = ControlError::NAMES.into_iter().zip(counts.refused);
+        let refused: Vec<_> = refused
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        if let Some((captured, missing)) = fabric.captures(number) {
+            tracing::info!("{port}: {captured} frames were captured, {missing} were not");
+        }
+        if counts.commands > 0 || !refused.is_empty() {
+            tracing::info!(
+                "{port}: {} control commands were done, {} kinds refused: {}",
+                counts.commands,
+                refused.len(),
+                refused.join(", "),
+            );
+        }
+        let pairs = counts.pairs.iter().enumerate().map(|(number, pair)| {
+            let (came, went) = (pair.frames_in, pair.frames_out);
+            format!(", pair {number}: {came} came, {went} went")
+        });
         tracing::info!(
-            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}",
+            "{port}: {} frames of {} bytes came, {} of {} went, dropped: {drops}{}",
             counts.frames_in,
             counts.bytes_in,
             counts.frames_out,
             counts.bytes_out,
+            pairs.collect::<String>(),
         );
     }
 }
 
-fn value(port: &str, counts: &PortCounts) -> Value {
+fn value(port: &str, counts: &PortCounts, captures: Option<(u64, u64)>) -> Value {
     let drops = DropCause::ALL.into_iter().map(|why| {
         let name = why.name().to_owned();
         (name, Value::from(counts.dropped(why)))
     });
-    serde_json::json!({
+    let pairs = counts.pairs.iter().map(
+        |pair| serde_json::json!({ "frames_in": pair.frames_in, "frames_out": pair.frames_out }),
+    );
+    let refused = ControlError::NAMES.into_iter().zip(counts.refused);
+    let refused = refused.map(|(name, count)| (name.to_owned(), Value::from(count)));
+    let mut value = serde_json::json!({
         "event": "counts",
         "port": port,
         "frames_in": counts.frames_in,
@@ -59,6 +86,14 @@ fn value(port: &str, counts: &PortCounts) -> Value {
         "frames_out": counts.frames_out,
         "bytes_out": counts.bytes_out,
         "flooded": counts.flooded,
+        "pairs": pairs.collect::<Vec<_>>(),
         "dropped": drops.collect::<Map<_, _>>(),
-    })
+        "commands": counts.commands,
+        "commands_refused": refused.collect::<Map<_, _>>(),
+    });
+    if let Some((captured, missing)) = captures {
+        value["captured"] = captured.into();
+        value["not_captured"] = missing.into();
+    }
+    value
 }

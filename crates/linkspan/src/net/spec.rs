@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use linkspan_backends::port::{Count, PAIRS_MAX};
-use linkspan_devices::net::Mac;
+use linkspan_devices::net::{Mac, VlanSet};
 
 use crate::driver::bytes;
 
@@ -21,7 +21,10 @@ pub(super) struct PortSpec {
     pub(super) mac: Option<Mac>,
     pub(super) mtu: u16,
     pub(super) vlan: Option<u16>,
+    /// The VLANs whose frames carry their tag.
+    pub(super) trunk: Option<VlanSet>,
     pub(super) count: Count,
+    pub(super) control_queue: bool,
     pub(super) packets_per_second: Option<u64>,
     pub(super) bytes_per_second: Option<u64>,
     pub(super) address: Ipv4Addr,
@@ -53,13 +56,21 @@ const GUEST: &[&str] = &[
     "mac",
     "mtu",
     "vlan",
+    "trunk",
     "count",
+    "control-queue",
     "client",
     "packets-per-second",
     "bytes-per-second",
 ];
-const TAP: &[&str] = &["queues", "vlan", "packets-per-second", "bytes-per-second"];
-const TAP_FD: &[&str] = &["vlan", "packets-per-second", "bytes-per-second"];
+const TAP: &[&str] = &[
+    "queues",
+    "vlan",
+    "trunk",
+    "packets-per-second",
+    "bytes-per-second",
+];
+const TAP_FD: &[&str] = &["vlan", "trunk", "packets-per-second", "bytes-per-second"];
 const RESPONDER: &[&str] = &["mac", "vlan", "address", "lease"];
 
 impl FromStr for PortSpec {
@@ -96,7 +107,9 @@ impl FromStr for PortSpec {
             mac: None,
             mtu: 1500,
             vlan: None,
+            trunk: None,
             count: Count::Pairs,
+            control_queue: false,
             packets_per_second: None,
             bytes_per_second: None,
             address: Ipv4Addr::new(10, 0, 2, 2),
@@ -129,6 +142,7 @@ impl PortSpec {
             "mac" => self.mac = Some(mac(value)?),
             "mtu" => self.mtu = number(value, 68, u16::MAX)?,
             "vlan" => self.vlan = Some(number(value, 1, 4094)?),
+            "trunk" => self.trunk = Some(vlans(value)?),
             "count" => {
                 self.count = match value {
                     "pairs" => Count::Pairs,
@@ -136,6 +150,8 @@ impl PortSpec {
                     _ => return Err("pairs or rings".into()),
                 }
             }
+            "control-queue" if value.is_empty() => self.control_queue = true,
+            "control-queue" => return Err("it takes no value".into()),
             "packets-per-second" => self.packets_per_second = Some(some(value)?),
             "bytes-per-second" => self.bytes_per_second = Some(some(value)?),
             "address" => {
@@ -159,6 +175,25 @@ fn number(text: &str, least: u16, most: u16) -> Result<u16, String> {
     number.ok_or_else(|| format!("a number from {least} to {most}"))
 }
 
+/// VLANs such as 5+7-9, or all.
+fn vlans(text: &str) -> Result<VlanSet, String> {
+    if text == "all" {
+        return Ok(VlanSet::ALL);
+    }
+    let mut set = VlanSet::NONE;
+    for part in text.split('+') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first, 1, 4094)?, number(last, 1, 4094)?);
+        if first > last {
+            return Err(format!("{part} runs backwards"));
+        }
+        for vlan in first..=last {
+            set.set(vlan, true);
+        }
+    }
+    Ok(set)
+}
+
 fn some(text: &str) -> Result<u64, String> {
     match bytes(text).map_err(|error| error.to_string())? {
         0 => Err("at least 1".into()),
@@ -170,7 +205,8 @@ fn ipv4(text: &str) -> Result<Ipv4Addr, String> {
     text.parse().map_err(|_| "an IPv4 address".into())
 }
 
-fn mac(text: &str) -> Result<Mac, String> {
+/// An address of one station.
+pub(crate) fn mac(text: &str) -> Result<Mac, String> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
@@ -212,6 +248,11 @@ mod tests {
         assert_eq!(port.mac, Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
         assert_eq!(port.count, Count::Rings);
         assert_eq!(port.name, "vhost-user:/tmp/a");
+        assert!(!port.control_queue && spec("vhost-user:s,control-queue").control_queue);
+        let trunk = spec("tap:x,trunk=5+7-9,vlan=3").trunk.unwrap();
+        let members = (0..5000).filter(|vlan| trunk.contains(*vlan));
+        assert_eq!(members.collect::<Vec<_>>(), [5, 7, 8, 9]);
+        assert_eq!(spec("tap-fd:3,trunk=all").trunk, Some(VlanSet::ALL));
         let port = spec("vhost-user:s,client,packets-per-second=1000,bytes-per-second=1M");
         assert_eq!(port.behind, Behind::Connect("s".into()));
         assert_eq!(port.packets_per_second, Some(1000));
@@ -239,8 +280,11 @@ mod tests {
             ("vhost-user:a,mac=1:2:3:4:5:6", "six bytes"),
             ("vhost-user:a,mtu=67", "from 68 to 65535"),
             ("vhost-user:a,vlan=4095", "from 1 to 4094"),
+            ("vhost-user:a,trunk=9-7", "runs backwards"),
+            ("vhost-user:a,trunk=1+", "from 1 to 4094"),
             ("vhost-user:a,speed=1", "no option \"speed\""),
             ("vhost-user-fd:3,client", "only a path"),
+            ("vhost-user:a,control-queue=1", "no value"),
             ("tap:x,mtu=1500", "no option \"mtu\""),
             ("tap-fd:x", "no descriptor"),
             ("responder,packets-per-second=0", "no option"),

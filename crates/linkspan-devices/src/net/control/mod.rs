@@ -4,7 +4,7 @@
 mod command;
 mod saved;
 
-use linkspan_mem::RegionTable;
+use linkspan_mem::{RegionTable, Span};
 use linkspan_virtio::{Chain, Features, QueueError};
 
 pub use command::{COMMAND_BYTES_MAX, Code, Command, HashConfig, MacList, RssConfig, accepted};
@@ -108,6 +108,42 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// What each kind of them is called where they are counted.
+    pub const NAMES: [&'static str; 12] = [
+        "no_code",
+        "short",
+        "unknown",
+        "not_negotiated",
+        "mac",
+        "vlan",
+        "pairs",
+        "hash_key",
+        "hash_types",
+        "rss_table",
+        "rss_queue",
+        "offloads",
+    ];
+
+    /// The place of its kind in [`NAMES`](Self::NAMES).
+    pub fn kind(&self) -> usize {
+        match self {
+            Self::NoCode { .. } => 0,
+            Self::Short { .. } => 1,
+            Self::Unknown { .. } => 2,
+            Self::NotNegotiated { .. } => 3,
+            Self::Mac { .. } => 4,
+            Self::Vlan { .. } => 5,
+            Self::Pairs { .. } => 6,
+            Self::HashKey { .. } => 7,
+            Self::HashTypes { .. } => 8,
+            Self::RssTable { .. } => 9,
+            Self::RssQueue { .. } => 10,
+            Self::Offloads { .. } => 11,
+        }
+    }
+}
+
 /// What a command has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -186,6 +222,8 @@ pub struct Served {
     pub outcome: Result<Change, ControlError>,
     /// The used length, for [`push`](linkspan_virtio::DeviceQueue::push).
     pub written: u32,
+    /// Where the answer is.
+    pub answer: Span,
 }
 
 impl Control {
@@ -232,6 +270,32 @@ impl Control {
     #[inline]
     pub fn pairs(&self) -> u16 {
         self.pairs
+    }
+
+    /// The features that the driver accepted.
+    pub fn accepted(&self) -> Features {
+        self.accepted
+    }
+
+    /// The pair that the driver's own table has for a frame, if it configured one; by
+    /// its flow it may go to any of the first [`pairs`](Self::pairs) otherwise. And its
+    /// hash, if the driver wants to know it.
+    #[inline]
+    pub fn placed(&self, head: &[u8]) -> (Option<u16>, Option<HashReport>) {
+        if self.hash.types.is_empty() && self.steering == Steering::Automatic {
+            return (None, None);
+        }
+        let (pair, hash) = self.steer_by_hash(head);
+        ((self.steering == Steering::Rss).then_some(pair), hash)
+    }
+
+    /// Whether receive queue `pair` may get frames.
+    #[inline]
+    pub fn receives(&self, pair: u16) -> bool {
+        match self.steering {
+            Steering::Automatic => pair < self.pairs,
+            Steering::Rss => pair < self.max_pairs,
+        }
     }
 
     /// What may be left to the driver now.
@@ -319,6 +383,7 @@ impl Control {
         Ok(Served {
             outcome,
             written: 1,
+            answer: ack,
         })
     }
 

@@ -1,0 +1,111 @@
+//! Addresses of network interfaces of this machine.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use linkspan_mem::fault::Site;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::acquire;
+use crate::tap::Request;
+
+/// Gives an interface an IPv4 address in a network of so many bits, and brings it up.
+/// It needs `CAP_NET_ADMIN`. The address goes with the interface.
+///
+/// # Errors
+/// What the system says; `InvalidInput` for a name that no interface has, or more
+/// than 32 bits.
+pub fn give_address(name: &str, address: Ipv4Addr, prefix_len: u8) -> io::Result<()> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let host_bits = 32_u32.checked_sub(prefix_len.into()).ok_or_else(invalid)?;
+    let mask = u32::MAX.checked_shl(host_bits).unwrap_or(0);
+    acquire(Site::Fd)?;
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut request = Request::new(name).map_err(|_| invalid())?;
+    request.put(address);
+    call(&socket, libc::SIOCSIFADDR, &mut request)?;
+    request.put(mask.into());
+    call(&socket, libc::SIOCSIFNETMASK, &mut request)?;
+    call(&socket, libc::SIOCGIFFLAGS, &mut request)?;
+    request.raise();
+    call(&socket, libc::SIOCSIFFLAGS, &mut request)
+}
+
+fn call(socket: &OwnedFd, what: libc::Ioctl, request: &mut Request) -> io::Result<()> {
+    // SAFETY: each request here reads or writes one `ifreq`.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut request.0) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl Request {
+    fn put(&mut self, address: Ipv4Addr) {
+        let place = (&raw mut self.0.ifr_ifru).cast::<libc::sockaddr_in>();
+        let family = libc::sa_family_t::try_from(libc::AF_INET).expect("2");
+        let address = libc::sockaddr_in {
+            sin_family: family,
+            sin_port: 0,
+            sin_addr: libc::in_addr {
+                s_addr: u32::from(address).to_be(),
+            },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: the union has room for a `sockaddr`, which is as large as a
+        // `sockaddr_in`; nothing is assumed of how it is aligned.
+        unsafe { place.write_unaligned(address) };
+    }
+
+    /// Flags that were asked for, and up.
+    fn raise(&mut self) {
+        // SAFETY: the kernel wrote the flags, and any bits are some.
+        let flags = unsafe { self.0.ifr_ifru.ifru_flags };
+        self.0.ifr_ifru.ifru_flags = flags | crate::tap::short(libc::IFF_UP);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::tap::{Offloads, TapError, open_tap};
+
+    #[test]
+    fn what_no_interface_has_is_refused() {
+        let address = Ipv4Addr::new(198, 51, 100, 1);
+        for (name, bits) in [("", 24), ("a/b", 24), ("lo", 33)] {
+            let error = give_address(name, address, bits).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}/{bits}");
+        }
+        assert!(give_address("no-such-name", address, 24).is_err());
+    }
+
+    #[test]
+    fn an_interface_has_its_address_until_it_goes() {
+        let (name, queues) = match open_tap("lsaddr%d", 1, Offloads::empty()) {
+            Ok(opened) => opened,
+            Err(error @ (TapError::NoTun | TapError::Permission(_))) => {
+                eprintln!("SKIP a tap interface: {error}");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        // For documentation: nobody has it (RFC 5737).
+        let address = Ipv4Addr::new(198, 51, 100, 1);
+        assert!(UdpSocket::bind((address, 0)).is_err());
+        give_address(&name, address, 30).unwrap();
+        assert!(UdpSocket::bind((address, 0)).is_ok());
+        let operates = std::fs::read_to_string(format!("/sys/class/net/{name}/flags")).unwrap();
+        let flags = i64::from_str_radix(operates.trim().trim_start_matches("0x"), 16).unwrap();
+        assert_eq!(flags & i64::from(libc::IFF_UP), libc::IFF_UP.into());
+        drop(queues);
+        assert!(UdpSocket::bind((address, 0)).is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! Tests that need the lab's kernel: files named `lab_*.rs`, which
+//! `cargo xtask lab run` executes in the lab guest (docs/lab.md).
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::PATIENCE;
+
+/// The lab's init sets it to 1; a test run that has the lab as a later step to `later`.
+const ENV: &str = "LINKSPAN_LAB";
+
+/// Time between two looks at what the kernel makes.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Whether this is the lab guest. Elsewhere it says that the test is skipped.
+///
+/// ```no_run
+/// # use linkspan_testkit::lab;
+/// fn a_test() {
+///     if !lab::guest("a_test") {
+///         return;
+///     }
+/// }
+/// ```
+#[must_use]
+pub fn guest(test: &str) -> bool {
+    let here = std::env::var(ENV).unwrap_or_default();
+    // Not by `eprintln`, which the test harness captures: the summary of
+    // `cargo xtask test` counts this line.
+    let mut out = std::io::stderr().lock();
+    match here.as_str() {
+        "1" => return true,
+        "later" => drop(writeln!(out, "LATER {test}: it runs in the lab")),
+        _ => drop(writeln!(
+            out,
+            "SKIP {test}: it runs in the lab, by cargo xtask lab run"
+        )),
+    }
+    false
+}
+
+/// A device on the kernel's vDPA bus, which ends with the value. Only in the lab;
+/// the header of the test needs `//: pack vdpa`.
+#[derive(Debug)]
+pub struct Vdpa {
+    name: String,
+}
+
+impl Vdpa {
+    /// A simulated disk: one queue of 256.
+    #[must_use]
+    pub fn simulated_disk() -> Self {
+        Self::add(&unique("blk"), "vdpasim_blk", &[])
+    }
+
+    /// A simulated network card, which loops what it sends; it has a control queue.
+    #[must_use]
+    pub fn simulated_card() -> Self {
+        Self::add(&unique("net"), "vdpasim_net", &[])
+    }
+
+    /// A device of this name of a manager such as `vduse`; `options` as `vdpa dev add` takes them.
+    #[must_use]
+    pub fn add(name: &str, manager: &str, options: &[&str]) -> Self {
+        let mut command = Command::new("vdpa");
+        command.args(["dev", "add", "name", name, "mgmtdev", manager]);
+        run(command.args(options));
+        Self {
+            name: name.to_owned(),
+        }
+    }
+
+    /// Its name on the bus.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its folder in sysfs.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        Path::new("/sys/bus/vdpa/devices").join(&self.name)
+    }
+
+    /// Gives it to the driver `vhost_vdpa` or `virtio_vdpa`.
+    pub fn bind(&self, driver: &str) {
+        let dir = self.dir();
+        let bound = fs::read_link(dir.join("driver")).ok();
+        if bound.is_some_and(|link| link.ends_with(driver)) {
+            return;
+        }
+        write(&dir.join("driver_override"), driver);
+        if dir.join("driver").exists() {
+            write(&dir.join("driver/unbind"), &self.name);
+        }
+        let driver = Path::new("/sys/bus/vdpa/drivers").join(driver);
+        write(&driver.join("bind"), &self.name);
+    }
+
+    /// Gives it to `vhost_vdpa` and tells its character device.
+    #[must_use]
+    pub fn char_device(&self) -> PathBuf {
+        self.bind("vhost_vdpa");
+        let name = await_child(&self.dir(), "vhost-vdpa-");
+        let node = Path::new("/dev").join(name);
+        await_path(&node);
+        node
+    }
+
+    /// Gives it to the kernel's own driver and tells the disk.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.bind("virtio_vdpa");
+        let virtio = self.dir().join(await_child(&self.dir(), "virtio"));
+        let node = Path::new("/dev").join(await_child(&virtio.join("block"), ""));
+        await_path(&node);
+        node
+    }
+
+    /// Gives it to the kernel's own driver and tells the name of the interface.
+    #[must_use]
+    pub fn interface(&self) -> String {
+        self.bind("virtio_vdpa");
+        let virtio = self.dir().join(await_child(&self.dir(), "virtio"));
+        await_child(&virtio.join("net"), "")
+    }
+}
+
+impl Drop for Vdpa {
+    fn drop(&mut self) {
+        // A test may have removed it, and a second panic would hide the first.
+        let mut command = Command::new("vdpa");
+        drop(command.args(["dev", "del", &self.name]).output());
+    }
+}
+
+/// A name that no other test of this process has.
+#[must_use]
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Runs a program that has to succeed, and gives its standard output.
+pub fn run(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Writes a word into a file of sysfs or procfs.
+pub fn write(path: &Path, word: &str) {
+    fs::write(path, word).unwrap_or_else(|error| panic!("{word} to {}: {error}", path.display()));
+}
+
+/// Waits until `path` is there.
+pub fn await_path(path: &Path) {
+    await_some(&format!("{}", path.display()), || {
+        path.exists().then_some(())
+    });
+}
+
+/// Waits for an entry of `dir` whose name begins with `prefix`.
+fn await_child(dir: &Path, prefix: &str) -> String {
+    let look = || {
+        let names = fs::read_dir(dir).ok()?.flatten();
+        let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.find(|name| name.starts_with(prefix))
+    };
+    await_some(&format!("{}/{prefix}*", dir.display()), look)
+}
+
+/// Looks again and again, since the kernel tells nobody of what it makes in sysfs.
+fn await_some<T>(what: &str, look: impl Fn() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "there is no {what}");
+        std::thread::sleep(PAUSE);
+    }
+}

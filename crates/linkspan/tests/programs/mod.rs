@@ -1,0 +1,98 @@
+//! Our program as a process of its own.
+#![allow(dead_code, reason = "each test uses some of it")]
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use linkspan_testkit::census::settled;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A program that runs, and what it says.
+pub(crate) struct Program {
+    child: Child,
+    out: Said,
+    errors: Said,
+}
+
+/// What comes out of a pipe.
+struct Said {
+    text: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Said {
+    fn new(mut from: impl Read + Send + 'static) -> Self {
+        let text = Arc::new(Mutex::new(Vec::new()));
+        let reader = thread::spawn({
+            let text = Arc::clone(&text);
+            move || {
+                let mut bytes = [0; 4096];
+                // An error is an end.
+                while let Ok(len @ 1..) = from.read(&mut bytes) {
+                    text.lock().unwrap().extend_from_slice(&bytes[..len]);
+                }
+            }
+        });
+        Self { text, reader }
+    }
+
+    fn until_now(&self) -> String {
+        String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
+    }
+
+    fn all(self) -> String {
+        self.reader.join().unwrap();
+        let text = self.text.lock().unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+impl Program {
+    /// Starts `linkspan COMMAND ARGS`.
+    pub(crate) fn start<S: AsRef<OsStr>>(command: &str, args: impl IntoIterator<Item = S>) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+            .arg(command)
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            out: Said::new(child.stdout.take().unwrap()),
+            errors: Said::new(child.stderr.take().unwrap()),
+            child,
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// What it has said until now on standard output.
+    pub(crate) fn said(&self) -> String {
+        self.out.until_now()
+    }
+
+    /// Waits for the end: status, the lines of standard output, standard error.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> (Option<i32>, Vec<serde_json::Value>, String) {
+        let mut status = None;
+        let mut ended = || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        };
+        // One of these waits for ten seconds or more.
+        let ended = (0..3).any(|_| settled(&mut ended));
+        if !ended {
+            let _ = self.child.kill();
+        }
+        let (out, errors) = (self.out.all(), self.errors.all());
+        assert!(ended, "it does not end: {out}{errors}");
+        let lines = out.lines().map(|line| serde_json::from_str(line).unwrap());
+        let code = status.and_then(|status| status.code());
+        (code, lines.collect(), errors)
+    }
+}
