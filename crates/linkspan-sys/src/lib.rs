@@ -14,10 +14,12 @@
 mod anonymous;
 pub mod eventfd;
 pub mod file;
+pub mod fuse;
 pub mod interface;
 pub mod lock;
 pub mod mapping;
 pub mod memfd;
+pub mod mounts;
 pub mod poll;
 pub mod reaper;
 mod sigbus;
