@@ -95,6 +95,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> Error {
 /// A program that has the device, and whatever it starts. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Program {
+    id: u32,
     pidfd: OwnedFd,
     keeper: Option<JoinHandle<io::Result<ExitStatus>>>,
 }
@@ -115,16 +116,18 @@ impl Program {
                     return Err(io::ErrorKind::Other.into());
                 }
             };
-            let pidfd = running.pidfd().map_err(system("watch the program"));
-            if pidfd.is_err() {
+            let watched = running.pidfd().map_err(system("watch the program"));
+            if watched.is_err() {
                 running.kill();
             }
-            drop(send.send(pidfd));
+            let id = running.child.id();
+            drop(send.send(watched.map(|pidfd| (id, pidfd))));
             running.wait()
         });
         let keeper = keeper.map_err(system("start a thread"))?;
         match started.recv().expect("the thread says one word") {
-            Ok(pidfd) => Ok(Self {
+            Ok((id, pidfd)) => Ok(Self {
+                id,
                 pidfd,
                 keeper: Some(keeper),
             }),
@@ -133,6 +136,12 @@ impl Program {
                 Err(error)
             }
         }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// Sends it a signal. One that has ended already takes none.
