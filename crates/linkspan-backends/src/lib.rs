@@ -5,6 +5,7 @@
 
 pub mod block;
 pub mod disk;
+pub mod fcopy;
 pub mod image;
 pub mod nic;
 pub mod port;

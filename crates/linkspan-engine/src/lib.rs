@@ -14,6 +14,7 @@ mod limit;
 mod rate;
 pub mod session;
 pub mod vhost_user;
+pub mod vmbus;
 mod worker;
 
 pub use counters::{Counter, QueueCounters, WorkerCounters};

@@ -30,6 +30,7 @@ pub mod tap;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod uio;
 pub mod uring;
 
 pub use anonymous::AnonymousMemory;

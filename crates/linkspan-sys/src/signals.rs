@@ -89,6 +89,18 @@ impl AsFd for Signals {
     }
 }
 
+/// A file that would pass the limit of this process (`RLIMIT_FSIZE`) is an error of
+/// that write, `EFBIG`, and not the end of the process.
+///
+/// # Errors
+/// None that the kernel documents.
+pub fn ignore_file_limit() -> io::Result<()> {
+    let mut action = no_action();
+    action.sa_sigaction = libc::SIG_IGN;
+    // SAFETY: the structure is ours, and no handler runs.
+    check(unsafe { libc::sigaction(libc::SIGXFSZ, &raw const action, null_mut()) })
+}
+
 fn handle(signal: Signal) -> io::Result<()> {
     if signal == Signal::Hangup && ignored(signal)? {
         return Ok(());

@@ -8,6 +8,7 @@ pub mod channel;
 pub mod fcopy;
 mod guid;
 pub mod ic;
+pub mod link;
 pub mod packet;
 mod record;
 pub mod ring;

@@ -7,7 +7,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 use tracing_subscriber::EnvFilter;
 
-use crate::{blk, demo, driver, exit, net};
+use crate::{blk, demo, driver, exit, fcopy, net};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -37,6 +37,8 @@ enum Command {
     Net(net::Args),
     /// Drives a device from this process, without a guest
     Driver(driver::Args),
+    /// Copies files into a guest over VMBus
+    Fcopy(fcopy::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
     Demo(demo::Args),
 }
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
         Command::Driver(args) => driver::run(&args),
+        Command::Fcopy(args) => fcopy::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })
 }

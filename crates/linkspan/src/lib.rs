@@ -7,6 +7,7 @@ pub mod cli;
 pub mod demo;
 pub mod driver;
 pub mod exit;
+pub mod fcopy;
 pub mod limits;
 pub mod net;
 mod serving;

@@ -48,7 +48,7 @@ pub enum Output {
     /// Send this payload.
     Send(Vec<u8>),
     /// Send a payload of these parts: `head`, `len` bytes of the file from `offset` on,
-    /// and so many zeroes. If the file cannot be read, [`Sender::cancel`] instead.
+    /// and so many zeroes. If the file cannot be read, any bytes, and [`Sender::cancel`].
     Write {
         /// The headers.
         head: [u8; HEADER_BYTES + WRITE_HEAD_LEN],
@@ -121,6 +121,7 @@ pub struct Sender {
     host: Host,
     options: Options,
     phase: Phase,
+    answered: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -162,6 +163,7 @@ impl Sender {
             host,
             options,
             phase: Phase::Negotiating,
+            answered: 0,
             outputs,
         })
     }
@@ -229,6 +231,13 @@ impl Sender {
         }
     }
 
+    /// Requests that were answered in this life, for whoever has a clock: a guest that
+    /// says other things is silent all the same.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
     /// Bytes that were sent of the file.
     #[must_use]
     pub fn sent(&self) -> u64 {
@@ -289,7 +298,10 @@ impl Sender {
                 self.phase = Phase::Ready;
                 self.outputs.push_back(Output::Ready);
             }
-            Ok(HostEvent::Reply { status, .. }) => self.replied(status),
+            Ok(HostEvent::Reply { status, .. }) => {
+                self.answered += 1;
+                self.replied(status);
+            }
             Ok(HostEvent::Stale { .. }) => {}
             Err(error) => self.fail(error.into()),
         }

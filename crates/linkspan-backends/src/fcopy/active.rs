@@ -1,0 +1,276 @@
+//! The host's end on one channel: what a guest is sent, and how long it has to answer.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use linkspan_engine::vmbus::{Channel, ChannelError, FlushError};
+use linkspan_vmbus::fcopy::{Failure, Job, Misuse, Options, Output, Sender, WRITE_LEN};
+use linkspan_vmbus::ic::HEADER_BYTES;
+use linkspan_vmbus::link::{Outcome, Request};
+use linkspan_vmbus::packet::{Contents, Header};
+use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
+use rustix::io::{Errno, pread};
+
+/// WRITEs that a guest of ours gets before it has answered the first.
+const OUTSTANDING: usize = 16;
+
+/// Passes at a time before others have their turn.
+const PASSES: usize = 64;
+
+/// How long a guest may take when nobody said.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes after which a sender hears how far its file is.
+const STEP: u64 = 1 << 20;
+
+/// Why a guest is not served any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum GuestFault {
+    #[error("the guest broke a ring: {0}")]
+    Ring(#[from] RingError),
+    #[error("the channel cannot be used: {0}")]
+    Channel(#[from] ChannelError),
+    #[error("the ring has no room for a message: {0}")]
+    Send(SendError),
+    #[error("{0}")]
+    Failed(Failure),
+    #[error(transparent)]
+    Flush(FlushError),
+}
+
+impl From<FlushError> for GuestFault {
+    fn from(error: FlushError) -> Self {
+        match error {
+            FlushError::Ring(error) => Self::Ring(error),
+            other => Self::Flush(other),
+        }
+    }
+}
+
+/// What came of a turn.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// A file ended so.
+    pub(super) outcome: Option<Outcome>,
+    /// So many bytes of it were sent, and its sender is to hear of that.
+    pub(super) progress: Option<u64>,
+    /// There is more to do at once.
+    pub(super) more: bool,
+}
+
+/// A guest with the file that it is sent.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) channel: Channel,
+    packet: Packet,
+    sender: Sender,
+    ready: bool,
+    source: Option<OwnedFd>,
+    told: u64,
+    answered: u64,
+    patience: Duration,
+    /// When the guest has to have answered.
+    deadline: Option<Instant>,
+}
+
+impl Active {
+    pub(super) fn new(channel: Channel) -> Result<Self, ChannelError> {
+        let options = Options {
+            outstanding: OUTSTANDING,
+        };
+        Ok(Self {
+            packet: channel.packet()?,
+            channel,
+            sender: Sender::new(options).expect("a number that is possible"),
+            ready: false,
+            source: None,
+            told: 0,
+            answered: 0,
+            patience: PATIENCE,
+            deadline: None,
+        })
+    }
+
+    /// Whether a file can be sent.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Begins a file.
+    pub(super) fn begin(&mut self, request: Request, source: OwnedFd) -> Result<(), Outcome> {
+        let job = Job {
+            file: request.file,
+            path: request.path,
+            overwrite: request.overwrite,
+            create_path: request.create_path,
+            size: request.size,
+        };
+        self.sender.send(&job).map_err(|misuse| match misuse {
+            Misuse::Name => Outcome::Name,
+            _ => Outcome::Lost,
+        })?;
+        self.ready = false;
+        self.source = Some(source);
+        self.told = 0;
+        self.patience = Duration::from_millis(u64::from(request.patience));
+        Ok(())
+    }
+
+    /// The file is not wanted any more.
+    pub(super) fn cancel(&mut self) {
+        self.sender.cancel(Failure::Stopped);
+    }
+
+    /// When a turn is due at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Takes what has come and sends what there is room for.
+    pub(super) fn turn(&mut self, now: Instant) -> Result<Turn, GuestFault> {
+        let mut turn = Turn::default();
+        for _ in 0..PASSES {
+            self.hear()?;
+            let full = self.say(&mut turn);
+            self.channel.flush()?;
+            let full = full?;
+            self.wind(now);
+            let room = full && self.channel.outgoing.wait_for(room())?;
+            if turn.outcome.is_some() || (!self.channel.incoming.arm()? && !room) {
+                self.note_progress(&mut turn);
+                return Ok(turn);
+            }
+        }
+        self.note_progress(&mut turn);
+        turn.more = true;
+        Ok(turn)
+    }
+
+    /// The guest's time is over, if it is.
+    pub(super) fn expire(&mut self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.sender.expired();
+        }
+    }
+
+    /// Each answer gives the guest its time anew; what else it says does not.
+    fn wind(&mut self, now: Instant) {
+        let answered = self.sender.answered();
+        if !self.sender.awaiting() {
+            self.deadline = None;
+        } else if self.deadline.is_none() || answered != self.answered {
+            self.deadline = now.checked_add(self.patience);
+        }
+        self.answered = answered;
+    }
+
+    fn hear(&mut self) -> Result<(), GuestFault> {
+        self.channel.incoming.refresh()?;
+        while self.channel.incoming.receive(&mut self.packet)? {
+            // What is no message is no answer, and the guest's time goes on.
+            if let Ok(Contents::InBand { payload }) = self.packet.contents() {
+                self.sender.receive(payload);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends until there is nothing to send, or no room: whether that was it.
+    fn say(&mut self, turn: &mut Turn) -> Result<bool, GuestFault> {
+        self.channel.outgoing.stop_waiting();
+        while has_room(&mut self.channel.outgoing)? {
+            let Some(output) = self.sender.poll_output() else {
+                return Ok(false);
+            };
+            let header = Header::in_band(1);
+            match output {
+                Output::Send(message) => self.channel.outgoing.send(header, &[&message]),
+                Output::Write {
+                    head,
+                    offset,
+                    len,
+                    padding,
+                } => {
+                    let mut data = [0; WRITE_LEN];
+                    if !self.read(offset, &mut data[..len]) {
+                        // What was begun is sent, and then taken back.
+                        self.sender.cancel(Failure::Source);
+                    }
+                    self.channel
+                        .outgoing
+                        .send(header, &[&head, &data[..len + padding]])
+                }
+                Output::Ready => {
+                    self.ready = true;
+                    continue;
+                }
+                Output::Done => {
+                    self.end(turn, Outcome::Done);
+                    return Ok(false);
+                }
+                Output::Failed(failure) => {
+                    self.end(turn, outcome(failure));
+                    if matches!(failure, Failure::Protocol(_) | Failure::Silent) {
+                        self.ready = false;
+                        return Err(GuestFault::Failed(failure));
+                    }
+                    return Ok(false);
+                }
+            }
+            .map_err(GuestFault::Send)?;
+        }
+        Ok(true)
+    }
+
+    fn end(&mut self, turn: &mut Turn, outcome: Outcome) {
+        self.source = None;
+        self.ready = true;
+        turn.outcome = Some(outcome);
+    }
+
+    fn note_progress(&mut self, turn: &mut Turn) {
+        let sent = self.sender.sent();
+        if self.source.is_some() && sent >= self.told + STEP {
+            self.told = sent;
+            turn.progress = Some(sent);
+        }
+    }
+
+    /// Whether all of these bytes of the file could be read.
+    fn read(&self, offset: u64, data: &mut [u8]) -> bool {
+        let Some(source) = &self.source else {
+            return false;
+        };
+        let mut done = 0;
+        while done < data.len() {
+            match pread(source, &mut data[done..], offset + done as u64) {
+                Ok(0) => return false,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Bytes in the ring that are enough for any message.
+pub(super) fn room() -> u32 {
+    let room = Outgoing::<linkspan_mem::Window>::room_of(HEADER_BYTES + WRITE_LEN);
+    u32::try_from(room).expect("6248 bytes")
+}
+
+fn has_room(outgoing: &mut Outgoing<linkspan_mem::Window>) -> Result<bool, RingError> {
+    Ok(outgoing.refresh()? >= room())
+}
+
+pub(super) fn outcome(failure: Failure) -> Outcome {
+    match failure {
+        Failure::Refused { operation, status } => Outcome::Refused { operation, status },
+        Failure::Silent => Outcome::Silent,
+        Failure::Stopped => Outcome::Stopped,
+        Failure::Source => Outcome::Source,
+        _ => Outcome::Protocol,
+    }
+}

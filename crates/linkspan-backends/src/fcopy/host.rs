@@ -1,0 +1,502 @@
+//! A host: offers the device to one guest at a time, and sends it the files that
+//! programs ask for, one after the other. One thread, which waits in one place.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use linkspan_engine::LogLimit;
+use linkspan_engine::vmbus::{ChannelError, Framed, FramedError, Offer};
+use linkspan_sys::poll::{Interest, Ready};
+use linkspan_sys::{Epoll, Listener, reaper};
+use linkspan_vmbus::ic::FILE_COPY;
+use linkspan_vmbus::link::{self, Frame, Outcome, Phase, Reason, Request, Role};
+use rustix::fs::{FileType, fstat};
+
+use super::active::{Active, GuestFault, Turn};
+
+/// The least bytes of a ring with room for every message: a page of control fields,
+/// and two pages.
+pub const RING_MIN: u64 = 3 * 4096;
+
+/// Connections at a time.
+const CLIENTS_MAX: usize = 32;
+
+/// How long a client has to say what it is.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
+
+/// Frames of one client before others have their turn.
+const FRAMES_MAX: usize = 8;
+
+const CANCEL: u64 = 0;
+const LINE: u64 = 1;
+const FIRST_LISTENER: u64 = 2;
+const FIRST_CLIENT: u64 = 16;
+
+/// Who may connect to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepts {
+    /// Guests and senders.
+    All,
+    /// Guests only.
+    Guests,
+    /// Senders only.
+    Senders,
+}
+
+impl Accepts {
+    fn allows(self, role: Role) -> bool {
+        match self {
+            Self::All => true,
+            Self::Guests => role == Role::Guest,
+            Self::Senders => role == Role::Sender,
+        }
+    }
+}
+
+/// How a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostOptions {
+    /// Bytes of each ring, its header included; at least [`RING_MIN`].
+    pub ring: u64,
+}
+
+/// What happens at a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// A guest has the channel.
+    Joined,
+    /// It is gone.
+    Left {
+        /// Why.
+        reason: String,
+        /// Whether the guest is to blame.
+        fault: bool,
+    },
+    /// A file ended.
+    File {
+        /// Its name.
+        file: String,
+        /// Where it was to go.
+        path: String,
+        /// What became of it.
+        outcome: Outcome,
+    },
+}
+
+struct Client {
+    framed: Framed,
+    accepts: Accepts,
+    /// Until when it has to have said what it is.
+    hello: Instant,
+    job: Option<Job>,
+}
+
+struct Job {
+    file: String,
+    path: String,
+    /// Until it has begun: what is to be sent, and until when.
+    waiting: Option<(Request, OwnedFd, Instant)>,
+}
+
+/// A host.
+pub struct Host {
+    epoll: Epoll,
+    listeners: Vec<(Listener, Accepts)>,
+    clients: BTreeMap<u64, Client>,
+    next: u64,
+    options: HostOptions,
+    guest: Option<(u64, Active)>,
+    /// Clients whose files wait, in order.
+    queue: VecDeque<u64>,
+    /// The client whose file is under way, if it still is there.
+    current: Option<u64>,
+    events: Box<dyn FnMut(HostEvent) + Send>,
+    broken: LogLimit,
+}
+
+impl Host {
+    /// A host with these sockets. `events` hears what happens.
+    ///
+    /// # Errors
+    /// The system refused, or the size of the rings cannot be.
+    pub fn new(
+        listeners: Vec<(Listener, Accepts)>,
+        options: HostOptions,
+        events: impl FnMut(HostEvent) + Send + 'static,
+    ) -> Result<Self, ChannelError> {
+        if options.ring < RING_MIN {
+            return Err(ChannelError::Size { size: options.ring });
+        }
+        // Better now than when a guest comes.
+        drop(Offer::new(options.ring)?);
+        let epoll = Epoll::new()?;
+        for (token, (listener, _)) in (FIRST_LISTENER..).zip(&listeners) {
+            epoll.add(listener, token, Interest::READ)?;
+        }
+        Ok(Self {
+            epoll,
+            listeners,
+            clients: BTreeMap::new(),
+            next: FIRST_CLIENT,
+            options,
+            guest: None,
+            queue: VecDeque::new(),
+            current: None,
+            events: Box::new(events),
+            broken: LogLimit::default(),
+        })
+    }
+
+    /// Serves until `cancel` becomes readable.
+    ///
+    /// # Errors
+    /// The system failed in a way that no client can cause.
+    pub fn run(&mut self, cancel: BorrowedFd<'_>) -> io::Result<()> {
+        self.epoll.add(cancel, CANCEL, Interest::READ)?;
+        let mut ready = Ready::with_capacity(16);
+        let mut more = false;
+        loop {
+            let timeout = if more {
+                Some(Duration::ZERO)
+            } else {
+                self.next_deadline()
+            };
+            self.epoll.wait(&mut ready, timeout)?;
+            for event in ready.iter() {
+                match event.token {
+                    CANCEL => return self.epoll.delete(cancel),
+                    LINE => {}
+                    token if token < FIRST_CLIENT => self.accept(token),
+                    token => self.hear(token),
+                }
+            }
+            self.expire();
+            self.begin();
+            more = self.turn();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let hellos = self.clients.values().filter_map(|client| {
+            let fresh = client.framed.phase() == Phase::Fresh;
+            fresh.then_some(client.hello)
+        });
+        let waiting = self.clients.values().filter_map(|client| {
+            let (_, _, until) = client.job.as_ref()?.waiting.as_ref()?;
+            Some(*until)
+        });
+        let guest = self.guest.as_ref().and_then(|(_, guest)| guest.deadline());
+        let first = hellos.chain(waiting).chain(guest).min()?;
+        // Not before it: the system counts whole milliseconds.
+        let left = first.saturating_duration_since(Instant::now());
+        Some(left + Duration::from_millis(1))
+    }
+
+    fn accept(&mut self, token: u64) {
+        let index = usize::try_from(token - FIRST_LISTENER).unwrap_or(usize::MAX);
+        let Some((listener, accepts)) = self.listeners.get(index) else {
+            return;
+        };
+        // A client that left before is nobody's loss.
+        let Ok(stream) = listener.accept() else {
+            return;
+        };
+        if self.clients.len() >= CLIENTS_MAX {
+            return;
+        }
+        let framed = Framed::accepted(stream);
+        let token = self.next;
+        self.next += 1;
+        if self.epoll.add(framed.as_fd(), token, Interest::READ).is_ok() {
+            let client = Client {
+                framed,
+                accepts: *accepts,
+                hello: Instant::now() + HELLO_LIMIT,
+                job: None,
+            };
+            self.clients.insert(token, client);
+        }
+    }
+
+    fn hear(&mut self, token: u64) {
+        for _ in 0..FRAMES_MAX {
+            let Some(client) = self.clients.get_mut(&token) else {
+                return;
+            };
+            let frame = match client.framed.take() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(error) => return self.remove(token, &error),
+            };
+            if let Err(error) = self.heard(token, frame) {
+                return self.remove(token, &error);
+            }
+        }
+    }
+
+    fn heard(
+        &mut self,
+        token: u64,
+        (frame, mut fds): (Frame, Vec<OwnedFd>),
+    ) -> Result<(), FramedError> {
+        match frame {
+            Frame::Hello {
+                oldest,
+                newest,
+                role,
+            } => self.greet(token, link::choose(oldest, newest), role),
+            Frame::Send(request) => match fds.pop() {
+                Some(source) => self.enqueue(token, request, source),
+                None => Ok(()),
+            },
+            Frame::Cancel => {
+                self.cancel(token);
+                Ok(())
+            }
+            // The conversation lets no other frame of a client pass.
+            _ => {
+                fds.into_iter().for_each(reaper::dispose);
+                Ok(())
+            }
+        }
+    }
+
+    fn greet(&mut self, token: u64, version: Option<u16>, role: Role) -> Result<(), FramedError> {
+        let busy = role == Role::Guest && self.guest.is_some();
+        let Some(client) = self.clients.get_mut(&token) else {
+            return Ok(());
+        };
+        let refused = match version {
+            None => Err(Reason::Version),
+            Some(_) if !client.accepts.allows(role) => Err(Reason::Role),
+            Some(_) if busy => Err(Reason::Busy),
+            Some(version) => Ok(version),
+        };
+        let version = match refused {
+            Ok(version) => version,
+            Err(reason) => {
+                client.framed.say(&Frame::Refused(reason), &[])?;
+                return Err(FramedError::Closed);
+            }
+        };
+        if role == Role::Sender {
+            return client.framed.say(&Frame::Welcome { version }, &[]);
+        }
+        let offer = Offer::new(self.options.ring).map_err(io::Error::other)?;
+        let channel = offer.host().map_err(io::Error::other)?;
+        let active = Active::new(channel).map_err(io::Error::other)?;
+        let frame = Frame::Channel {
+            version,
+            interface: FILE_COPY.interface,
+            instance: FILE_COPY.instance.unwrap_or_default(),
+            shape: offer.shape,
+        };
+        client.framed.say(&frame, &offer.descriptors())?;
+        let line = Interest::READ.edge();
+        self.epoll.add(&active.channel, LINE, line)?;
+        self.guest = Some((token, active));
+        (self.events)(HostEvent::Joined);
+        Ok(())
+    }
+
+    fn enqueue(
+        &mut self,
+        token: u64,
+        request: Request,
+        source: OwnedFd,
+    ) -> Result<(), FramedError> {
+        let regular = fstat(&source)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+        let patience = Duration::from_millis(u64::from(request.patience));
+        let Some(client) = self.clients.get_mut(&token) else {
+            return Ok(());
+        };
+        let mut job = Job {
+            file: request.file.clone(),
+            path: request.path.clone(),
+            waiting: None,
+        };
+        if regular {
+            job.waiting = Some((request, source, Instant::now() + patience));
+            self.queue.push_back(token);
+        }
+        client.job = Some(job);
+        if !regular {
+            self.done(token, Outcome::Source);
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, token: u64) {
+        if self.current == Some(token) {
+            if let Some((_, guest)) = &mut self.guest {
+                guest.cancel();
+            }
+        } else if self.queue.contains(&token) {
+            self.queue.retain(|waiting| *waiting != token);
+            self.done(token, Outcome::Stopped);
+        }
+    }
+
+    /// Ends what did not come in time.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let late: Vec<u64> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.framed.phase() == Phase::Fresh && client.hello <= now)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in late {
+            self.remove(token, &FramedError::Late);
+        }
+        // A guest that serves somebody else meanwhile is there.
+        if self.guest.is_none() {
+            let over = |token: &u64| {
+                let job = self.clients.get(token).and_then(|client| client.job.as_ref());
+                let waiting = job.and_then(|job| job.waiting.as_ref());
+                waiting.is_some_and(|(_, _, until)| *until <= now)
+            };
+            let over: Vec<u64> = self.queue.iter().copied().filter(over).collect();
+            for token in over {
+                self.queue.retain(|waiting| *waiting != token);
+                self.done(token, Outcome::NoGuest);
+            }
+        }
+        if let Some((_, guest)) = &mut self.guest {
+            guest.expire(now);
+        }
+    }
+
+    /// Begins the next file, if the guest is ready for one.
+    fn begin(&mut self) {
+        while let Some((_, guest)) = &mut self.guest {
+            if !guest.is_ready() || self.current.is_some() {
+                return;
+            }
+            let Some(token) = self.queue.pop_front() else {
+                return;
+            };
+            let client = self.clients.get_mut(&token);
+            let waiting = client.and_then(|client| client.job.as_mut()?.waiting.take());
+            let Some((request, source, _)) = waiting else {
+                continue;
+            };
+            match guest.begin(request, source) {
+                Ok(()) => self.current = Some(token),
+                Err(outcome) => self.done(token, outcome),
+            }
+        }
+    }
+
+    /// A turn of the guest's channel; whether there is more to do at once.
+    fn turn(&mut self) -> bool {
+        let Some((token, guest)) = &mut self.guest else {
+            return false;
+        };
+        let token = *token;
+        match guest.turn(Instant::now()) {
+            Ok(Turn {
+                outcome,
+                progress,
+                more,
+            }) => {
+                let current = self.current;
+                if let (Some(current), Some(sent)) = (current, progress) {
+                    self.tell(current, &Frame::Progress { sent });
+                }
+                if let Some(outcome) = outcome {
+                    self.current = None;
+                    current.into_iter().for_each(|token| self.done(token, outcome));
+                }
+                // The next file may wait.
+                more || outcome.is_some()
+            }
+            Err(fault) => {
+                let outcome = match &fault {
+                    GuestFault::Failed(failure) => super::active::outcome(*failure),
+                    _ => Outcome::Protocol,
+                };
+                self.lose_guest(token, &fault.to_string(), true, outcome);
+                true
+            }
+        }
+    }
+
+    /// The guest is gone, or to go.
+    fn lose_guest(&mut self, token: u64, reason: &str, fault: bool, outcome: Outcome) {
+        let Some((_, guest)) = self.guest.take() else {
+            return;
+        };
+        // The guest has the same open file, so closing ours does not end the watch.
+        let _ = self.epoll.delete(&guest.channel);
+        if let Some(client) = self.clients.remove(&token) {
+            let _ = self.epoll.delete(client.framed.as_fd());
+        }
+        if fault && let Some(left_out) = self.broken.allow() {
+            tracing::warn!(left_out, "the guest is given up: {reason}");
+        }
+        (self.events)(HostEvent::Left {
+            reason: reason.to_owned(),
+            fault,
+        });
+        if let Some(current) = self.current.take() {
+            self.done(current, outcome);
+        }
+    }
+
+    /// Tells a client what became of its file.
+    fn done(&mut self, token: u64, outcome: Outcome) {
+        let Some(client) = self.clients.get_mut(&token) else {
+            return;
+        };
+        let Some(Job { file, path, .. }) = client.job.take() else {
+            return;
+        };
+        self.tell(token, &Frame::Done(outcome));
+        (self.events)(HostEvent::File {
+            file,
+            path,
+            outcome,
+        });
+    }
+
+    fn tell(&mut self, token: u64, frame: &Frame) {
+        let Some(client) = self.clients.get_mut(&token) else {
+            return;
+        };
+        if let Err(error) = client.framed.say(frame, &[]) {
+            self.remove(token, &error);
+        }
+    }
+
+    /// A client is gone, or to go.
+    fn remove(&mut self, token: u64, why: &FramedError) {
+        if self.guest.as_ref().is_some_and(|(guest, _)| *guest == token) {
+            let fault = !matches!(why, FramedError::Closed);
+            return self.lose_guest(token, &why.to_string(), fault, Outcome::Lost);
+        }
+        let Some(client) = self.clients.remove(&token) else {
+            return;
+        };
+        let _ = self.epoll.delete(client.framed.as_fd());
+        tracing::debug!("a client left: {why}");
+        self.queue.retain(|waiting| *waiting != token);
+        if self.current == Some(token) {
+            // The file goes with whoever sent it; the guest is told.
+            if let Some((_, guest)) = &mut self.guest {
+                guest.cancel();
+            }
+            if let Some(Job { file, path, .. }) = client.job {
+                let outcome = Outcome::Stopped;
+                (self.events)(HostEvent::File {
+                    file,
+                    path,
+                    outcome,
+                });
+            }
+        }
+    }
+}

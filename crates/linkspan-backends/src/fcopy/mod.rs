@@ -1,0 +1,11 @@
+//! Hyper-V's file copy with files and channels: the guest's end writes below folders
+//! that are allowed, the host's end sends what programs ask it for.
+
+mod active;
+mod guest;
+mod host;
+mod tree;
+
+pub use guest::{Guest, GuestEnd};
+pub use host::{Accepts, Host, HostEvent, HostOptions, RING_MIN};
+pub use tree::{FileError, Temporary, Tree, TreeOptions};

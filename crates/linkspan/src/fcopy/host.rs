@@ -1,0 +1,129 @@
+//! `linkspan fcopy host`: the device, and a socket for whoever sends files.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use linkspan_backends::fcopy::{Accepts, Host, HostEvent, HostOptions};
+use linkspan_engine::vmbus::ChannelError;
+use linkspan_sys::Listener;
+use linkspan_sys::signals::{Signal, Signals};
+use serde::Serialize;
+
+use crate::exit::{Failure, Status};
+use crate::serving::print;
+
+/// Options of `host`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: guests at a socket of their own, so that they cannot send\n\n  \
+        linkspan fcopy host --control /run/fcopy.sock --device /run/fcopy-guest.sock"
+)]
+pub(super) struct Args {
+    /// Where `send` connects, and a guest if there is no other socket for it
+    #[arg(long, value_name = "PATH")]
+    control: PathBuf,
+
+    /// A socket for guests alone; they cannot use the other one then
+    #[arg(long, value_name = "PATH")]
+    device: Option<PathBuf>,
+
+    /// Bytes of each of the two rings, a multiple of 4096
+    #[arg(long, value_name = "BYTES", default_value = "20480", value_parser = crate::driver::bytes)]
+    ring_size: u64,
+
+    /// Prints what happens on standard output, one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize, Default)]
+struct Line<'a> {
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<&'static str>,
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// With the status that the program is to end with.
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
+        .context("cannot watch for signals")?;
+    let bind = |path: &PathBuf| {
+        Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))
+    };
+    let mut listeners = Vec::new();
+    let control = bind(&args.control)?;
+    match &args.device {
+        Some(device) => {
+            listeners.push((control, Accepts::Senders));
+            listeners.push((bind(device)?, Accepts::Guests));
+        }
+        None => listeners.push((control, Accepts::All)),
+    }
+    let options = HostOptions {
+        ring: args.ring_size,
+    };
+    let json = args.json;
+    let host = Host::new(listeners, options, move |event| report(&event, json));
+    let mut host = host.map_err(|error| match error {
+        ChannelError::Size { .. } => Failure::new(Status::Usage, error)
+            .hint("--ring-size 20480, or any multiple of 4096 from 12288 on"),
+        error => error.into(),
+    })?;
+    if json {
+        let event = "listening";
+        print(&Line {
+            event,
+            ..Line::default()
+        });
+    }
+    tracing::info!("listening");
+    host.run(signals.as_fd()).context("cannot wait")?;
+    Ok(())
+}
+
+fn report(event: &HostEvent, json: bool) {
+    if json {
+        let line = match event {
+            HostEvent::Joined => Line {
+                event: "joined",
+                ..Line::default()
+            },
+            HostEvent::Left { reason, .. } => Line {
+                event: "left",
+                reason: Some(reason.clone()),
+                ..Line::default()
+            },
+            HostEvent::File {
+                file,
+                path,
+                outcome,
+            } => Line {
+                event: "file",
+                reason: Some(outcome.to_string()),
+                file: Some(file),
+                path: Some(path),
+                outcome: Some(super::name(*outcome)),
+            },
+        };
+        print(&line);
+    }
+    match event {
+        HostEvent::Joined => tracing::info!("a guest has the channel"),
+        HostEvent::Left { reason, .. } => tracing::info!("the guest left: {reason}"),
+        HostEvent::File {
+            file,
+            path,
+            outcome,
+        } => tracing::debug!(file, path, "{outcome}"),
+    }
+}

@@ -1,0 +1,87 @@
+//! `linkspan fcopy`: files into a guest over VMBus, both ends.
+
+mod guest;
+mod host;
+mod send;
+
+use std::path::Path;
+
+use anyhow::anyhow;
+use clap::Subcommand;
+use linkspan_engine::vmbus::FramedError;
+use linkspan_vmbus::link::{Outcome, Reason};
+
+use crate::exit::{Failure, Status};
+
+/// Options of `linkspan fcopy`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: a folder from one program to another, on one machine\n\n  \
+        mkdir /tmp/in\n  \
+        linkspan fcopy host --control /tmp/fcopy.sock &\n  \
+        linkspan fcopy guest --root /tmp/in --connect /tmp/fcopy.sock &\n  \
+        linkspan fcopy send --control /tmp/fcopy.sock docs --to /tmp/in"
+)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Takes files from the host, below folders that are allowed
+    Guest(guest::Args),
+    /// Offers the device to a guest, and sends it what `send` asks for
+    Host(host::Args),
+    /// Sends files and folders through a host that runs
+    Send(send::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// With the status that the program is to end with.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    match &args.verb {
+        Verb::Guest(args) => guest::run(args),
+        Verb::Host(args) => host::run(args),
+        Verb::Send(args) => send::run(args),
+    }
+}
+
+/// A connection to a host that failed.
+fn unreachable(path: &Path, error: FramedError) -> Failure {
+    let status = match &error {
+        FramedError::Link(_) | FramedError::TooManyFds { .. } => Status::PeerBroke,
+        FramedError::Cancelled => Status::Failed,
+        _ => Status::PeerUnreachable,
+    };
+    let error = anyhow!(error).context(format!("the host at {}", path.display()));
+    Failure::new(status, error)
+}
+
+/// A host that does not want us.
+fn refused(path: &Path, reason: Reason) -> Failure {
+    let status = match reason {
+        Reason::Version => Status::PeerBroke,
+        Reason::Busy => Status::PeerUnreachable,
+        Reason::Role => Status::Usage,
+    };
+    let error = anyhow!(reason).context(format!("the host at {} refused", path.display()));
+    Failure::new(status, error)
+}
+
+/// What an outcome is called in JSON.
+fn name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "done",
+        Outcome::Refused { .. } => "refused",
+        Outcome::Protocol => "protocol",
+        Outcome::Silent => "silent",
+        Outcome::Stopped => "stopped",
+        Outcome::Source => "source",
+        Outcome::NoGuest => "no-guest",
+        Outcome::Lost => "lost",
+        Outcome::Name => "name",
+    }
+}
