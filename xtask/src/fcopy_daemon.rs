@@ -43,7 +43,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     fs::create_dir(&draft)?;
     let archive = format!("/usr/src/{SOURCE}.tar.xz");
     let mut tar = Command::new("tar");
-    tar.args(["-xf", &archive, "--strip-components=1", "-C"]).arg(&draft);
+    tar.args(["-xf", &archive, "--strip-components=1", "-C"])
+        .arg(&draft);
     run(tar.args(PARTS.map(|part| format!("{SOURCE}/{part}"))))?;
     compile(&draft)?;
     // Nobody sees half of it.

@@ -4,9 +4,7 @@ use crate::acquire;
 use linkspan_mem::fault::Site;
 use rustix::fs::{Mode, OFlags, open, symlink};
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::ffi::OsStr;
 use std::fs::{self, File};

@@ -127,9 +127,7 @@ pub fn find(roots: &Roots, class: &str, instance: Option<&str>) -> Result<Found,
         is(folder, "class_id", class)
             && instance.is_none_or(|instance| is(folder, "device_id", instance))
     });
-    let folder = folder.ok_or_else(|| Error::NoDevice {
-        class: bare(class),
-    })?;
+    let folder = folder.ok_or_else(|| Error::NoDevice { class: bare(class) })?;
     let mut uio: Vec<(u32, PathBuf)> = entries(&folder.join("uio"))
         .unwrap_or_default()
         .into_iter()
@@ -378,7 +376,16 @@ mod tests {
             assert_eq!(found.rings, bytes);
             assert_eq!(found.file, tree.roots.dev.join("uio1234567"));
         }
-        for size in ["", "0", "0x0", "0x5000", "0x2000", "-1", "0x1000000000000000", "zz"] {
+        for size in [
+            "",
+            "0",
+            "0x0",
+            "0x5000",
+            "0x2000",
+            "-1",
+            "0x1000000000000000",
+            "zz",
+        ] {
             tree.write(&format!("{folder}/uio/uio1234567/maps/map0/size"), size);
             let refused = tree.find().unwrap_err();
             assert!(matches!(refused, Error::Size { .. }), "{size}");

@@ -599,9 +599,7 @@ fn read_fields(kind: &'static Kind, fields: &mut Fields<'_>) -> Result<Option<Fr
 }
 
 fn version(kind: &Kind, fields: &mut Fields<'_>) -> Result<u16, LinkError> {
-    let version = fields
-        .u32()
-        .and_then(|version| u16::try_from(version).ok());
+    let version = fields.u32().and_then(|version| u16::try_from(version).ok());
     let known = version.filter(|version| (OLDEST..=VERSION).contains(version));
     known.ok_or(field(kind, "version"))
 }

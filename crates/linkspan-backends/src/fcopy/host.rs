@@ -209,7 +209,11 @@ impl Host {
         let framed = Framed::accepted(stream);
         let token = self.next;
         self.next += 1;
-        if self.epoll.add(framed.as_fd(), token, Interest::READ).is_ok() {
+        if self
+            .epoll
+            .add(framed.as_fd(), token, Interest::READ)
+            .is_ok()
+        {
             let client = Client {
                 framed,
                 accepts: *accepts,
@@ -264,6 +268,13 @@ impl Host {
     }
 
     fn greet(&mut self, token: u64, version: Option<u16>, role: Role) -> Result<(), FramedError> {
+        // One that has left is not in the way, even if nobody has looked yet.
+        if role == Role::Guest
+            && let Some((held, _)) = &self.guest
+        {
+            let held = *held;
+            self.hear(held);
+        }
         let busy = role == Role::Guest && self.guest.is_some();
         let Some(client) = self.clients.get_mut(&token) else {
             return Ok(());
@@ -355,7 +366,10 @@ impl Host {
         // A guest that serves somebody else meanwhile is there.
         if self.guest.is_none() {
             let over = |token: &u64| {
-                let job = self.clients.get(token).and_then(|client| client.job.as_ref());
+                let job = self
+                    .clients
+                    .get(token)
+                    .and_then(|client| client.job.as_ref());
                 let waiting = job.and_then(|job| job.waiting.as_ref());
                 waiting.is_some_and(|(_, _, until)| *until <= now)
             };
@@ -409,7 +423,9 @@ impl Host {
                 }
                 if let Some(outcome) = outcome {
                     self.current = None;
-                    current.into_iter().for_each(|token| self.done(token, outcome));
+                    current
+                        .into_iter()
+                        .for_each(|token| self.done(token, outcome));
                 }
                 // The next file may wait.
                 more || outcome.is_some()
@@ -474,7 +490,11 @@ impl Host {
 
     /// A client is gone, or to go.
     fn remove(&mut self, token: u64, why: &FramedError) {
-        if self.guest.as_ref().is_some_and(|(guest, _)| *guest == token) {
+        if self
+            .guest
+            .as_ref()
+            .is_some_and(|(guest, _)| *guest == token)
+        {
             let fault = !matches!(why, FramedError::Closed);
             return self.lose_guest(token, &why.to_string(), fault, Outcome::Lost);
         }

@@ -151,11 +151,12 @@ impl Tree {
         let open = |root: &P| {
             let root = root.as_ref();
             let failed = system("open the folder", &root.to_string_lossy());
-            acquire().and_then(|()| {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                openat2(CWD, root, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
-            })
-            .map_err(failed)
+            acquire()
+                .and_then(|()| {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    openat2(CWD, root, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
+                })
+                .map_err(failed)
         };
         Ok(Self {
             roots: roots.iter().map(open).collect::<Result<_, _>>()?,
@@ -324,11 +325,7 @@ impl Pending {
 }
 
 impl Landing {
-    fn find(
-        root: BorrowedFd<'_>,
-        place: &Place,
-        options: TreeOptions,
-    ) -> Result<Self, FileError> {
+    fn find(root: BorrowedFd<'_>, place: &Place, options: TreeOptions) -> Result<Self, FileError> {
         let mut landing = Self {
             folder: folder(root, ".").map_err(system("open the folder", ""))?,
             name: String::new(),

@@ -11,6 +11,7 @@ use linkspan_sys::fuse::{BUFFER_MIN, Fuse, Received};
 use linkspan_sys::poll::{Epoll, Interest, Ready};
 use linkspan_sys::{EventFd, PeerEventFd, PeerMemory};
 use linkspan_vmbus::Shape;
+use linkspan_vmbus::ring::VMBUS_PAGE;
 use rustix::io::Errno;
 
 use super::device::{Device, Effect};
@@ -154,7 +155,8 @@ impl Server {
         let mapping = memory
             .map(0, self.both, None)
             .map_err(|error| other(error.into()))?;
-        let header = rustix::param::page_size() as u64;
+        // The mask is in the header, whatever the size of that is in the guest.
+        let header = VMBUS_PAGE;
         let region = Region::new(Arc::new(mapping));
         let [_, to_guest] = Shape::halves(self.both, header)
             .rings(&region, 0)

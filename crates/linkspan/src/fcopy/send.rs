@@ -230,13 +230,13 @@ impl Sending<'_> {
                 };
                 (status, super::name(*outcome), outcome.to_string())
             }
-            Fault::Host(FramedError::Link(error)) => {
-                (Status::PeerBroke, "host", error.to_string())
-            }
+            Fault::Host(FramedError::Link(error)) => (Status::PeerBroke, "host", error.to_string()),
             Fault::Host(error) => (Status::PeerUnreachable, "host", error.to_string()),
         };
         // The worst counts: a number says more the larger it is.
-        let worse = self.status.is_none_or(|before| (before as u8) < status as u8);
+        let worse = self
+            .status
+            .is_none_or(|before| (before as u8) < status as u8);
         if worse {
             self.status = Some(status);
         }
@@ -262,10 +262,7 @@ impl Sending<'_> {
 }
 
 /// All files, in the order of their names; what cannot be one is put aside.
-fn items(
-    args: &Args,
-    faults: &mut Vec<(PathBuf, anyhow::Error)>,
-) -> Result<Vec<Item>, Failure> {
+fn items(args: &Args, faults: &mut Vec<(PathBuf, anyhow::Error)>) -> Result<Vec<Item>, Failure> {
     let mut items = Vec::new();
     let many = args.files.len() > 1;
     for source in &args.files {
