@@ -19,6 +19,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
     ("vmbus_channel", vmbus::channel::target),
+    ("vmbus_link", vmbus::link::target),
     ("vmbus_ring", vmbus::ring::target),
     ("vmbus_services", vmbus::services::target),
 ];

@@ -138,6 +138,7 @@ impl Seed {
                 error,
             } => {
                 let run = match self.target {
+                    "vmbus_link" => vmbus_target::link::run,
                     "vmbus_ring" => vmbus_target::ring::run,
                     "vmbus_services" => vmbus_target::services::run,
                     _ => vmbus_target::channel::run,

@@ -278,7 +278,7 @@ pub enum LinkError {
         want: usize,
     },
     /// A field that makes no sense.
-    #[error("{frame} with a {field} that makes no sense")]
+    #[error("{frame}: {field} makes no sense")]
     Field {
         /// Which frame.
         frame: &'static str,

@@ -1,6 +1,7 @@
-//! VMBus: rings, services and the control path against peers that may do anything.
+//! VMBus: rings, services, the control path and the socket of our own programs against peers that may do anything.
 
 pub mod channel;
+pub mod link;
 pub mod ring;
 pub mod services;
 

@@ -11,9 +11,6 @@ use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
 use rustix::io::{Errno, pread};
 
-/// WRITEs that a guest of ours gets before it has answered the first.
-const OUTSTANDING: usize = 16;
-
 /// Passes at a time before others have their turn.
 const PASSES: usize = 64;
 
@@ -75,10 +72,8 @@ pub(super) struct Active {
 }
 
 impl Active {
-    pub(super) fn new(channel: Channel) -> Result<Self, ChannelError> {
-        let options = Options {
-            outstanding: OUTSTANDING,
-        };
+    pub(super) fn new(channel: Channel, outstanding: usize) -> Result<Self, ChannelError> {
+        let options = Options { outstanding };
         Ok(Self {
             packet: channel.packet()?,
             channel,

@@ -20,6 +20,9 @@ use super::active::{Active, GuestFault, Turn};
 /// and two pages.
 pub const RING_MIN: u64 = 3 * 4096;
 
+/// WRITEs that a guest of ours gets before it has answered the first.
+pub const OUTSTANDING: usize = 16;
+
 /// Connections at a time.
 const CLIENTS_MAX: usize = 32;
 
@@ -60,6 +63,9 @@ impl Accepts {
 pub struct HostOptions {
     /// Bytes of each ring, its header included; at least [`RING_MIN`].
     pub ring: u64,
+    /// WRITEs that the guest gets before it has answered the first, at least 1; guests of
+    /// others are promised 1, ours take [`OUTSTANDING`].
+    pub outstanding: usize,
 }
 
 /// What happens at a host.
@@ -183,7 +189,9 @@ impl Host {
             let fresh = client.framed.phase() == Phase::Fresh;
             fresh.then_some(client.hello)
         });
-        let waiting = self.clients.values().filter_map(|client| {
+        let idle = self.is_idle();
+        let waiting = self.clients.values().filter(|_| idle);
+        let waiting = waiting.filter_map(|client| {
             let (_, _, until) = client.job.as_ref()?.waiting.as_ref()?;
             Some(*until)
         });
@@ -192,6 +200,16 @@ impl Host {
         // Not before it: the system counts whole milliseconds.
         let left = first.saturating_duration_since(Instant::now());
         Some(left + Duration::from_millis(1))
+    }
+
+    /// Whether there is no guest that could be sent anything: neither one that is ready
+    /// nor one that serves somebody else.
+    fn is_idle(&self) -> bool {
+        let ready = self
+            .guest
+            .as_ref()
+            .is_some_and(|(_, guest)| guest.is_ready());
+        !ready && self.current.is_none()
     }
 
     fn accept(&mut self, token: u64) {
@@ -297,7 +315,7 @@ impl Host {
         }
         let offer = Offer::new(self.options.ring).map_err(io::Error::other)?;
         let channel = offer.host().map_err(io::Error::other)?;
-        let active = Active::new(channel).map_err(io::Error::other)?;
+        let active = Active::new(channel, self.options.outstanding).map_err(io::Error::other)?;
         let frame = Frame::Channel {
             version,
             interface: FILE_COPY.interface,
@@ -363,8 +381,7 @@ impl Host {
         for token in late {
             self.remove(token, &FramedError::Late);
         }
-        // A guest that serves somebody else meanwhile is there.
-        if self.guest.is_none() {
+        if self.is_idle() {
             let over = |token: &u64| {
                 let job = self
                     .clients

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use linkspan_mem::fault::Injected;
+use linkspan_mem::fault::{self, Injected, Site};
 use linkspan_mem::{Region, Window};
 use linkspan_sys::memfd::{self, Sealing};
 use linkspan_sys::uio::Device;
@@ -105,6 +105,7 @@ impl Offer {
     /// # Errors
     /// The system refused.
     pub fn host(&self) -> Result<Channel, ChannelError> {
+        fault::point(Site::Fd)?;
         let memory = PeerMemory::check(self.memory.try_clone()?)?;
         let region = Region::new(Arc::new(memory.map(0, self.shape.len, None)?));
         // The guest has the same open files, so that they are as much its as ours.

@@ -177,11 +177,12 @@ impl Source<'_> {
                 let joined = join(path, signals);
                 match joined {
                     Ok(joined) => joined.map(|(channel, framed)| (channel, Some(framed))),
-                    Err(failure) if failure.status == Status::PeerUnreachable => {
+                    Err(failure) if failure.status == Status::Usage => return Err(failure),
+                    // Another host may come, or this one by its right mind.
+                    Err(failure) => {
                         self.tell(&failure);
                         None
                     }
-                    Err(failure) => return Err(failure),
                 }
             }
             None => self.device()?.map(|channel| (channel, None)),

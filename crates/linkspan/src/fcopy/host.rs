@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use linkspan_backends::fcopy::{Accepts, Host, HostEvent, HostOptions};
+use linkspan_backends::fcopy::{Accepts, Host, HostEvent, HostOptions, OUTSTANDING};
 use linkspan_engine::vmbus::ChannelError;
 use linkspan_sys::Listener;
 use linkspan_sys::signals::{Signal, Signals};
@@ -80,6 +80,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     }
     let options = HostOptions {
         ring: args.ring_size,
+        // Whoever runs here may be anybody's.
+        outstanding: if args.command.is_empty() {
+            OUTSTANDING
+        } else {
+            1
+        },
     };
     let json = args.json;
     let host = Host::new(listeners, options, move |event| report(&event, json));
