@@ -13,9 +13,9 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use linkspan_backends::uio::Program;
+use linkspan_testkit::lab::await_true;
 use linkspan_testkit::{PATIENCE, VmbusHost};
 use linkspan_vmbus::fcopy::{FRAGMENT_MAX, Failure, Job, Operation, Options, Output, Sender};
 use linkspan_vmbus::ic::{FILE_COPY, Host, Status};
@@ -163,15 +163,6 @@ fn write(size: u32) -> Vec<u8> {
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 / 3 % 251) as u8).collect()
-}
-
-/// Waits for what is bound to happen.
-fn await_true(what: &str, look: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !look() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 #[test]

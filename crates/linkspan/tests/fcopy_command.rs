@@ -5,6 +5,8 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
 /// The exit status where something is missing on this machine.
@@ -33,8 +35,13 @@ fn able(test: &str) -> bool {
     true
 }
 
+fn kill(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
 /// Reads what it prints until the guest has the channel; the reader keeps the pipe open.
-fn joined(host: &mut Child) -> impl Sized {
+fn joined(host: &mut Child) -> impl Sized + use<> {
     let mut lines = BufReader::new(host.stdout.take().unwrap()).lines();
     let joined = lines.any(|line| line.unwrap().contains("\"joined\""));
     assert!(joined, "the program did not open the device");
@@ -77,9 +84,48 @@ fn our_guest_takes_files_from_the_device_and_ends_by_a_signal() {
     let sent = send.arg(&source).arg("--to").arg(&inbox).output().unwrap();
     assert!(sent.status.success(), "{sent:?}");
     assert!(fs::read(inbox.join("naïve-日本.bin")).unwrap() == data);
-    let pid = i32::try_from(host.id()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    kill(&host, Signal::TERM);
+    assert!(host.wait().unwrap().success());
+    drop(lines);
+}
+
+#[test]
+fn a_guest_that_stops_while_the_ring_is_full_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let (inbox, source, socket) = (
+        dir.path().join("in"),
+        dir.path().join("large"),
+        dir.path().join("s"),
+    );
+    fs::create_dir(&inbox).unwrap();
+    fs::File::create(&source).unwrap().set_len(1 << 40).unwrap();
+    let ours = |words: &[&str], option: &str| {
+        let mut command = Command::new(PROGRAM);
+        command.arg("fcopy").args(words).arg(option).arg(&socket);
+        command.stdin(Stdio::null());
+        command
+    };
+    let mut host = ours(&["host", "--json"], "--control");
+    let mut host = host.stdout(Stdio::piped()).spawn().unwrap();
+    let root = inbox.to_str().unwrap();
+    let mut guest = ours(&["guest", "--max-size", "2T", "--root", root], "--connect");
+    let mut guest = guest.spawn().unwrap();
+    let lines = joined(&mut host);
+    let mut send = ours(&["send", "--timeout", "1"], "--control");
+    let mut send = send.arg(&source).args(["--to", root]).spawn().unwrap();
+    let wrote = || {
+        let counts = fs::read_to_string(format!("/proc/{}/io", guest.id())).unwrap();
+        let wrote = counts.lines().find_map(|line| line.strip_prefix("wchar: "));
+        wrote.unwrap().parse::<u64>().unwrap()
+    };
+    while wrote() < 1 << 20 {
+        assert!(send.try_wait().unwrap().is_none(), "it ended early");
+    }
+    kill(&guest, Signal::STOP);
+    assert_eq!(send.wait().unwrap().code(), Some(3));
+    guest.kill().unwrap();
+    guest.wait().unwrap();
+    kill(&host, Signal::TERM);
     assert!(host.wait().unwrap().success());
     drop(lines);
 }
@@ -119,9 +165,7 @@ fn linux_s_daemon_takes_a_folder() {
     for name in ["a", "sub/b"] {
         assert!(fs::read(inbox.join("docs").join(name)).unwrap() == data);
     }
-    let pid = i32::try_from(host.id()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    kill(&host, Signal::TERM);
     assert_eq!(host.wait().unwrap().code(), Some(143));
     drop(lines);
 }

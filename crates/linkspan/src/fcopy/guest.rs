@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -220,7 +220,7 @@ impl Source<'_> {
 }
 
 /// A host's channel; `None` if we were asked to stop meanwhile.
-fn join(path: &PathBuf, signals: &Signals) -> Result<Option<(Channel, Framed)>, Failure> {
+fn join(path: &Path, signals: &Signals) -> Result<Option<(Channel, Framed)>, Failure> {
     let unreachable = |error| super::unreachable(path, error);
     let mut framed = Framed::connect(path, Role::Guest).map_err(unreachable)?;
     let deadline = Instant::now() + HANDSHAKE;

@@ -1,3 +1,5 @@
+//! What a kernel could ask of the device, request by request.
+
 use super::*;
 
 /// What a kernel would send.
