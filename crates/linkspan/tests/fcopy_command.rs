@@ -98,7 +98,7 @@ fn a_guest_that_stops_while_the_ring_is_full_is_given_up() {
         dir.path().join("s"),
     );
     fs::create_dir(&inbox).unwrap();
-    fs::File::create(&source).unwrap().set_len(1 << 40).unwrap();
+    fs::File::create(&source).unwrap().set_len(1 << 29).unwrap();
     let ours = |words: &[&str], option: &str| {
         let mut command = Command::new(PROGRAM);
         command.arg("fcopy").args(words).arg(option).arg(&socket);
@@ -108,7 +108,7 @@ fn a_guest_that_stops_while_the_ring_is_full_is_given_up() {
     let mut host = ours(&["host", "--json"], "--control");
     let mut host = host.stdout(Stdio::piped()).spawn().unwrap();
     let root = inbox.to_str().unwrap();
-    let mut guest = ours(&["guest", "--max-size", "2T", "--root", root], "--connect");
+    let mut guest = ours(&["guest", "--root", root], "--connect");
     let mut guest = guest.spawn().unwrap();
     let lines = joined(&mut host);
     let mut send = ours(&["send", "--timeout", "1"], "--control");
