@@ -162,7 +162,9 @@ fn write(size: u32) -> Vec<u8> {
 }
 
 fn bytes(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 / 3 % 251) as u8).collect()
+    (0..len)
+        .map(|at| u8::try_from(at * 7 / 3 % 251).expect("below 251"))
+        .collect()
 }
 
 #[test]

@@ -69,7 +69,9 @@ fn our_guest_takes_files_from_the_device_and_ends_by_a_signal() {
     let dir = tempfile::tempdir().unwrap();
     let (inbox, source) = (dir.path().join("in"), dir.path().join("naïve-日本.bin"));
     fs::create_dir(&inbox).unwrap();
-    let data: Vec<u8> = (0..1_000_000_u32).map(|at| (at % 251) as u8).collect();
+    let data: Vec<u8> = (0..1_000_000_u32)
+        .map(|at| u8::try_from(at % 251).unwrap())
+        .collect();
     fs::write(&source, &data).unwrap();
     let root = inbox.to_str().unwrap();
     let guest = [PROGRAM, "fcopy", "guest", "--root", root];
@@ -145,7 +147,9 @@ fn linux_s_daemon_takes_a_folder() {
     let (inbox, source) = (dir.path().join("in"), dir.path().join("docs"));
     fs::create_dir_all(source.join("sub")).unwrap();
     fs::create_dir(&inbox).unwrap();
-    let data: Vec<u8> = (0..300_000_u32).map(|at| (at % 241) as u8).collect();
+    let data: Vec<u8> = (0..300_000_u32)
+        .map(|at| u8::try_from(at % 241).unwrap())
+        .collect();
     for name in ["a", "sub/b"] {
         fs::write(source.join(name), &data).unwrap();
     }
