@@ -27,6 +27,11 @@ impl Device for Entropy {
         "entropy"
     }
 
+    fn device_id(&self) -> u32 {
+        // Virtio 1.3, 5.4.
+        4
+    }
+
     fn features(&self) -> Features {
         Features::empty()
     }

@@ -5,6 +5,8 @@ mod input;
 pub mod net;
 pub mod ring_memory;
 pub mod seeds;
+pub mod vdpa;
+pub mod vduse;
 pub mod vhost_user_replies;
 pub mod vhost_user_stream;
 pub mod vmbus;
@@ -16,6 +18,8 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("net", net::target),
     ("ring_memory", ring_memory::target),
+    ("vduse", vduse::target),
+    ("vdpa", vdpa::target),
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
     ("vmbus_channel", vmbus::channel::target),

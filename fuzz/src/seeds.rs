@@ -6,10 +6,13 @@ mod packed;
 mod queue;
 mod replies;
 mod stream;
+mod vdpa;
+mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, ring_memory, vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
+    net as net_target, ring_memory, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
+    vhost_user_stream, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.
@@ -59,6 +62,18 @@ pub enum Expected {
         /// A part of the error, or nothing.
         error: Option<&'static str>,
     },
+    /// So many requests that were done and refused, rings that were started, and
+    /// processes that went on for one that died; the driver at the end included.
+    Vduse {
+        /// Requests done.
+        done: usize,
+        /// Requests refused.
+        refused: usize,
+        /// Rings started.
+        starts: usize,
+        /// Processes that went on.
+        restores: usize,
+    },
     /// So many things that were done and refused, and an error that says this.
     Vmbus {
         /// Things done.
@@ -68,6 +83,8 @@ pub enum Expected {
         /// A part of the last error, or nothing.
         error: Option<&'static str>,
     },
+    /// What a device and its kernel answered came to this.
+    Vdpa(vdpa_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -88,7 +105,9 @@ pub fn all() -> Vec<Seed> {
         packed::seeds(),
         driver::seeds(),
         net::seeds(),
+        vduse::seeds(),
         vmbus::seeds(),
+        vdpa::seeds(),
     ]
     .concat()
 }
@@ -132,6 +151,20 @@ impl Seed {
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
             }
+            Expected::Vduse {
+                done,
+                refused,
+                starts,
+                restores,
+            } => {
+                let expected = vduse_target::Outcome {
+                    done,
+                    refused,
+                    starts,
+                    restores,
+                };
+                assert_eq!(vduse_target::run(&self.bytes), expected, "{name}");
+            }
             Expected::Vmbus {
                 done,
                 refused,
@@ -147,6 +180,9 @@ impl Seed {
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
+            }
+            Expected::Vdpa(expected) => {
+                assert_eq!(vdpa_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Stream {
                 replies,

@@ -12,8 +12,8 @@ use linkspan_devices::block::{
     SECTOR, Status,
 };
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError, Progress,
-    QueueHandler, RateLimit,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError,
+    Progress, QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
@@ -162,6 +162,10 @@ impl fmt::Debug for BlockDevice {
 impl Device for BlockDevice {
     fn name(&self) -> &'static str {
         "block"
+    }
+
+    fn device_id(&self) -> u32 {
+        BLOCK_DEVICE
     }
 
     fn features(&self) -> Features {
@@ -419,7 +423,8 @@ impl BlockQueue {
                     return Err(error);
                 }
             }
-            self.reap(ring);
+            // What was done at once; what is not is looked for when the pass ends.
+            self.reap_one(ring);
             chains += 1;
         }
         Ok(if budget.chains == 0 {
@@ -431,24 +436,32 @@ impl BlockQueue {
 
     /// Answers every request that the image is done with.
     fn reap(&mut self, ring: &mut ActiveRing) {
-        while let Some(completion) = self.image.completion() {
-            let ranges = &mut self.slots[completion.token as usize].ranges;
-            let status = match completion.result {
-                Ok(()) if !ranges.is_empty() => {
-                    self.sliced.push_back(completion.token);
-                    continue;
+        while self.reap_one(ring) {}
+    }
+
+    /// Answers a request that the image is done with, if there is one.
+    #[inline]
+    fn reap_one(&mut self, ring: &mut ActiveRing) -> bool {
+        let Some(completion) = self.image.completion() else {
+            return false;
+        };
+        let ranges = &mut self.slots[completion.token as usize].ranges;
+        let status = match completion.result {
+            Ok(()) if !ranges.is_empty() => {
+                self.sliced.push_back(completion.token);
+                return true;
+            }
+            Ok(()) => Status::Ok,
+            Err(error) => {
+                if let Some(more) = self.errors.allow() {
+                    tracing::warn!(more, "a request of the guest failed: {error}");
                 }
-                Ok(()) => Status::Ok,
-                Err(error) => {
-                    if let Some(more) = self.errors.allow() {
-                        tracing::warn!(more, "a request of the guest failed: {error}");
-                    }
-                    ranges.clear();
-                    Status::IoErr
-                }
-            };
-            self.finish(ring, completion.token, status);
-        }
+                ranges.clear();
+                Status::IoErr
+            }
+        };
+        self.finish(ring, completion.token, status);
+        true
     }
 
     /// Ends what waits for its next slice: nobody will hear of it.

@@ -3,12 +3,14 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use linkspan_devices::block::driver::{
     Answer, BlockDriver, Command, DriverError, SLOT_BYTES, WANTED,
 };
+use linkspan_engine::vdpa::{Opener, VdpaOptions};
 use linkspan_engine::vhost_user::{LinkOptions, Reach};
 use linkspan_engine::{DriverMemory, LinkEnded, QueueLink, Resumed};
 use linkspan_mem::{Gpa, Span, Window};
@@ -48,6 +50,19 @@ pub fn link_options(
         // Without it the disk would be of no size.
         required_protocol_features: ProtocolFeatures::CONFIG,
         config_size: 60,
+    }
+}
+
+/// The same of a vDPA device.
+pub fn vdpa_options(open: Opener, queues: u16, queue_features: Features) -> VdpaOptions {
+    let reach = Reach::Connect(PathBuf::new());
+    let options = link_options(reach, Duration::ZERO, queues, queue_features);
+    VdpaOptions {
+        open,
+        queues,
+        features: options.features,
+        required: options.required,
+        config_size: options.config_size,
     }
 }
 

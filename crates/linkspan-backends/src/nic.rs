@@ -8,6 +8,7 @@ mod control;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use linkspan_devices::net::features::{
 };
 use linkspan_devices::net::header::{HEADER_LEN_MAX, Offload};
 use linkspan_devices::net::{CONFIG_LEN, Frame};
+use linkspan_engine::vdpa::{Opener, VdpaOptions};
 use linkspan_engine::vhost_user::{LinkOptions, Reach};
 use linkspan_engine::{DriverMemory, LinkEnded, QueueHandle, QueueLink, Resumed, queue_link};
 use linkspan_mem::{Gpa, Window};
@@ -83,6 +85,25 @@ impl NicOptions {
             protocol_features: ProtocolFeatures::CONFIG,
             required_protocol_features: ProtocolFeatures::empty(),
             config_size: u32::try_from(CONFIG_LEN).expect("24"),
+        }
+    }
+}
+
+impl NicOptions {
+    /// The same of a vDPA device. Without the control queue it has one pair (virtio 1.3
+    /// 5.1.3.1).
+    pub fn vdpa_options(&self, open: Opener) -> VdpaOptions {
+        let options = self.link_options(Reach::Connect(PathBuf::new()), Duration::ZERO);
+        let mut features = options.features;
+        if !self.control {
+            features.remove(VIRTIO_NET_F_MQ);
+        }
+        VdpaOptions {
+            open,
+            queues: options.queues,
+            features,
+            required: options.required,
+            config_size: options.config_size,
         }
     }
 }

@@ -20,7 +20,8 @@ fn each_step_of_opening_an_image_fails_in_turn() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
     write_image(&path);
-    // A file; a ring, the file in it, its restrictions, room for two lists.
+    // A file; a ring, the file in it, its restrictions, room for two lists; and the
+    // mapping with what is known of it, without which it is done too.
     for (io, opening, queue) in [(Io::Uring, 6, 18), (Io::Threads, 1, 16)] {
         let options = OpenOptions {
             io,
@@ -40,7 +41,7 @@ fn each_step_of_opening_an_image_fails_in_turn() {
         let report = sweep(|| RawImage::open(&path, &options).map(drop));
         println!("opening with {io:?}: {report:?}");
         assert!(
-            report.points >= opening && report.absorbed() == 0,
+            report.points >= opening && report.absorbed() <= 2,
             "{report:?}"
         );
 
@@ -52,7 +53,7 @@ fn each_step_of_opening_an_image_fails_in_turn() {
         });
         println!("a queue with {io:?}: {report:?}");
         assert!(
-            report.points >= opening + queue && report.absorbed() == 0,
+            report.points >= opening + queue && report.absorbed() <= 2,
             "{report:?}"
         );
     }

@@ -14,6 +14,11 @@ use linkspan_virtio::{DeviceQueue, Features, QueueError};
 use crate::dirty::RingLog;
 use crate::worker::Neighbours;
 
+/// Virtio 1.3, 5.1.
+pub const NETWORK_DEVICE: u32 = 1;
+/// Virtio 1.3, 5.2.
+pub const BLOCK_DEVICE: u32 = 2;
+
 /// A device as any queue transport offers it. Shared by the session thread and
 /// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
 pub trait Device: Send + Sync + 'static {
@@ -37,11 +42,9 @@ pub trait Device: Send + Sync + 'static {
         self.queues().into()
     }
 
-    /// Whether it is a network device, to which [`set_mtu`](Self::set_mtu) and
+    /// Its type (virtio 1.3, 5). To a [`NETWORK_DEVICE`] [`set_mtu`](Self::set_mtu) and
     /// [`announce`](Self::announce) mean something.
-    fn is_network(&self) -> bool {
-        false
-    }
+    fn device_id(&self) -> u32;
 
     /// The guest is to send no longer packets than this many bytes, without the
     /// Ethernet header (`VHOST_USER_NET_SET_MTU`); `false` when that cannot be.

@@ -13,7 +13,7 @@ use linkspan_virtio::{DeviceQueue, Features, QueueLayout};
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Device};
 use crate::driver::{DriverMemory, QueueEvents};
-use crate::worker::{EventSink, Ring, RingEvent, RingKey, Workers};
+use crate::worker::{EventSink, Notify, Ring, RingEvent, RingKey, Workers};
 
 /// A device whose rings lie in a driver's memory of the same process.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl InProcess {
                 },
                 handler,
                 kick: Some(peer(&events.kick)?),
-                call: Some(Arc::new(peer(&events.call)?)),
+                call: Some(Notify::Event(Arc::new(peer(&events.call)?))),
                 err: None,
                 enabled: true,
                 retired: false,

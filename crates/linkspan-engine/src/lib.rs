@@ -4,29 +4,44 @@
 //! resources. Threads live here and nowhere below.
 #![forbid(unsafe_code)]
 
+mod config_space;
 mod counters;
 mod device;
 mod dirty;
 mod driver;
 mod endpoint;
 mod in_process;
+mod inflight;
 mod limit;
+mod link;
+mod place;
+mod queues;
 mod rate;
+mod rings;
 pub mod session;
+pub mod vdpa;
+pub mod vduse;
 pub mod vhost_user;
 pub mod vmbus;
 mod worker;
 
 pub use counters::{Counter, QueueCounters, WorkerCounters};
-pub use device::{ActiveRing, Budget, ConfigRange, Device, OpenQueueError, Progress, QueueHandler};
+pub use device::{
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Device, NETWORK_DEVICE, OpenQueueError,
+    Progress, QueueHandler,
+};
 pub use dirty::RingLog;
 pub use driver::{
     DriverMemory, LinkEnded, QueueEvents, QueueHandle, QueueLink, Resumed, RingPlace, queue_link,
 };
 pub use endpoint::{Endpoint, Phase};
 pub use in_process::InProcess;
+pub use inflight::InflightAreaError;
 pub use limit::LogLimit;
+pub use place::PlaceError;
 pub use rate::{Bucket, Rate, RateLimit};
+pub use rings::StartRingError;
 pub use worker::{
-    EventSink, Neighbours, Ring, RingEvent, RingFault, RingKey, Task, WorkerOptions, Workers,
+    EventSink, Neighbours, Notify, Ring, RingEvent, RingFault, RingKey, Task, WorkerOptions,
+    Workers,
 };

@@ -19,6 +19,7 @@ use std::{fmt, io, thread};
 
 use linkspan_sys::poll::{Epoll, Interest};
 use linkspan_sys::thread::spawn_on;
+use linkspan_sys::vduse::VduseDevice;
 use linkspan_sys::{EventFd, PeerEventFd};
 use linkspan_virtio::QueueError;
 
@@ -52,7 +53,7 @@ pub struct Ring {
     /// still serves its other rings in turn (vhost-user: `VHOST_USER_SET_VRING_KICK`).
     pub kick: Option<PeerEventFd>,
     /// Where the driver wants to be told of used buffers, if it does not poll.
-    pub call: Option<Arc<PeerEventFd>>,
+    pub call: Option<Notify>,
     /// Where a broken ring is reported.
     pub err: Option<Arc<PeerEventFd>>,
     /// Whether it may be processed.
@@ -65,6 +66,16 @@ pub struct Ring {
     pub moves: bool,
     /// What it has done so far.
     pub counters: Arc<QueueCounters>,
+}
+
+/// How a driver is told of used buffers.
+#[derive(Clone, Debug)]
+pub enum Notify {
+    /// By an eventfd.
+    Event(Arc<PeerEventFd>),
+    /// By the kernel, for this ring of a VDUSE device. Memory of such a ring is
+    /// mapped on demand: what it finds outside may be there by now.
+    Interrupt(Arc<VduseDevice>, u16),
 }
 
 impl fmt::Debug for Ring {
@@ -198,7 +209,7 @@ enum Command {
     Stop,
     Enable(bool),
     Kick(Option<PeerEventFd>),
-    Call(Option<Arc<PeerEventFd>>),
+    Call(Option<Notify>),
     Err(Option<Arc<PeerEventFd>>),
     Log(Option<RingLog>),
 }
@@ -339,7 +350,7 @@ impl Workers {
 
     /// Replaces the call descriptor and notifies once through the new one, since
     /// a notification may have gone to the old. [`RingEvent::Done`] follows.
-    pub fn set_call(&self, key: RingKey, call: Option<Arc<PeerEventFd>>) {
+    pub fn set_call(&self, key: RingKey, call: Option<Notify>) {
         self.send(key, Command::Call(call));
     }
 
@@ -459,6 +470,8 @@ impl Ring {
         let active = &mut self.active;
         let now = active.queue.state().next_used;
         if let Some(log) = &active.log {
+            // What is logged has to be there.
+            active.queue.end_run();
             log.used_elements(active.queue.size(), used, now);
         }
         // Before anything is acknowledged: zeroes read from a hole are not data.
@@ -516,6 +529,13 @@ impl Ring {
         error
     }
 
+    /// Whether it found memory that is not mapped, and may be to be mapped. It does
+    /// nothing more then until its owner decides.
+    fn misses(&self, error: RingFault) -> bool {
+        let on_demand = matches!(self.call, Some(Notify::Interrupt(..)));
+        on_demand && matches!(error, RingFault::Queue(QueueError::OutsideMemory { .. }))
+    }
+
     /// Whether nothing says when there is something to do, so that one has to look.
     fn is_polled(&self) -> bool {
         self.kick.is_none() && self.takes()
@@ -531,10 +551,14 @@ impl Ring {
     }
 
     fn notify(&self) {
-        if let Some(call) = &self.call {
-            tell(call);
-            self.counters.notifications.add(1);
+        match &self.call {
+            Some(Notify::Event(call)) => tell(call),
+            // Refused while the kernel does not yet hold the device for running:
+            // whoever owns the rings interrupts once more when it does.
+            Some(Notify::Interrupt(device, ring)) => drop(device.interrupt(*ring)),
+            None => return,
         }
+        self.counters.notifications.add(1);
     }
 }
 

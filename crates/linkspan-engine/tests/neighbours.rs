@@ -35,6 +35,10 @@ impl Device for Echo {
         "echo"
     }
 
+    fn device_id(&self) -> u32 {
+        0
+    }
+
     fn features(&self) -> Features {
         Features::SPLIT_QUEUE
     }

@@ -208,6 +208,10 @@ impl Device for Endless {
         "endless"
     }
 
+    fn device_id(&self) -> u32 {
+        0
+    }
+
     fn features(&self) -> Features {
         self.0.features()
     }
@@ -418,6 +422,10 @@ impl QueueHandler for PlaceQueue {
 impl Device for Places {
     fn name(&self) -> &'static str {
         "places"
+    }
+
+    fn device_id(&self) -> u32 {
+        0
     }
 
     fn features(&self) -> Features {

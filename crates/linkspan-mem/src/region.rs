@@ -215,6 +215,30 @@ impl SharedSlice<'_> {
         len
     }
 
+    /// Copies `len` bytes in that are no region's, or as many as fit; returns how many.
+    ///
+    /// # Safety
+    /// `source` is valid for reads of `len` bytes, which do not overlap these. Others
+    /// may write to them meanwhile.
+    #[inline]
+    pub unsafe fn write_from(&self, source: *const u8, len: usize) -> usize {
+        let len = self.len.min(len);
+        // SAFETY: `len` bytes are valid on both sides, by contract without overlap.
+        unsafe { copy(self.base.as_ptr(), source, len) };
+        len
+    }
+
+    /// Copies `bytes` in where other ones stand; what is the same already is not
+    /// written, so that its cache line stays with whoever reads it.
+    #[inline]
+    pub fn write_changed<const N: usize>(&self, bytes: [u8; N]) -> usize {
+        let mut now = [0; N];
+        if self.read(&mut now) == N && now == bytes {
+            return N;
+        }
+        self.write(&bytes)
+    }
+
     /// Copies the first bytes to other shared memory, as many as fit on both
     /// sides; returns how many.
     #[inline]
@@ -351,6 +375,24 @@ mod tests {
         assert_eq!(slice.part(9, 1).len(), 0);
     }
 
+    #[test]
+    fn what_differs_is_written_and_what_is_no_regions_is_copied_in() {
+        let region = region(&[1; 24]);
+        let slice = region.slice(4, 16).unwrap();
+        for new in [[1; 16], [2; 16], [2; 16]] {
+            assert_eq!(slice.write_changed(new), 16);
+        }
+        // Less room than bytes.
+        assert_eq!(slice.part(12, 4).write_changed([3; 16]), 4);
+        // SAFETY: an array of 3 bytes, of which that many are asked for.
+        assert_eq!(unsafe { slice.write_from([9; 3].as_ptr(), 3) }, 3);
+        let mut expected = [1; 24];
+        expected[4..16].fill(2);
+        expected[16..20].fill(3);
+        expected[4..7].fill(9);
+        assert_eq!(bytes(&region), expected);
+    }
+
     fn region(bytes: &[u8]) -> Region {
         let region = Region::heap(bytes.len()).unwrap();
         region.slice(0, bytes.len() as u64).unwrap().write(bytes);
@@ -398,6 +440,26 @@ mod tests {
                 "{from} to {to}"
             );
         }
+    }
+
+    #[test]
+    fn twelve_bytes_are_read_by_value_if_there_are_so_many() {
+        let region = region(&pattern(100));
+        let slice = |at, len| region.slice(at, len).unwrap();
+        assert_eq!(slice(7, 90).read_12().unwrap()[..], pattern(100)[7..19]);
+        assert!(slice(88, 12).read_12().is_some());
+        assert_eq!(slice(89, 11).read_12(), None);
+    }
+
+    #[test]
+    fn fetching_ahead_changes_nothing() {
+        let region = region(&pattern(200));
+        for (at, len) in [(0, 0), (0, 1), (0, 200), (63, 2), (199, 1)] {
+            let slice = region.slice(at, len).unwrap();
+            slice.prefetch(9);
+            slice.prefetch_to_write(9);
+        }
+        assert_eq!(bytes(&region), pattern(200));
     }
 
     #[test]

@@ -50,7 +50,10 @@ impl Span {
 
 /// A peer's address range that is not all inside its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{space} {address:#x} with {len} bytes is outside the peer's memory")]
+#[error(
+    "{space} {address:#x} with {len} bytes is outside the peer's {}memory",
+    if *.write { "writable " } else { "" }
+)]
 pub struct SpaceError {
     /// Which address space.
     pub space: &'static str,
@@ -58,6 +61,8 @@ pub struct SpaceError {
     pub address: u64,
     /// Size of the range in bytes.
     pub len: u64,
+    /// Whether it was to be written.
+    pub write: bool,
 }
 
 /// Spans that hold fewer bytes than were asked for.
@@ -227,6 +232,8 @@ struct Range {
     start: u64,
     len: u64,
     region: u32,
+    /// Whether the peer lets us write there.
+    writable: bool,
     /// Where the range begins in its region.
     offset: u64,
 }
@@ -281,6 +288,7 @@ impl<A: Address> AddressSpace<A> {
                 start: range.start,
                 len: range.len,
                 region: u32::try_from(range.region).map_err(|_| bad)?,
+                writable: true,
                 offset: range.offset,
             });
         }
@@ -308,18 +316,33 @@ impl<A: Address> AddressSpace<A> {
     /// # Errors
     /// When any byte is outside; spans may have been given out before.
     #[inline]
-    pub fn resolve(
+    pub fn resolve(&self, address: A, len: u32, each: impl FnMut(Span)) -> Result<(), SpaceError> {
+        self.resolve_for(address, len, false, each)
+    }
+
+    /// The same for bytes that are to be written, if `write`.
+    ///
+    /// # Errors
+    /// When any byte is outside, or cannot be written and should be.
+    #[inline]
+    pub fn resolve_for(
         &self,
         address: A,
         len: u32,
+        write: bool,
         mut each: impl FnMut(Span),
     ) -> Result<(), SpaceError> {
         let mut at = address.raw();
         let mut left = len;
+        let bad = || SpaceError {
+            write,
+            ..outside::<A>(address.raw(), u64::from(len))
+        };
         while left > 0 {
             let range = self
                 .find(at)
-                .ok_or_else(|| outside::<A>(address.raw(), u64::from(len)))?;
+                .filter(|range| range.writable || !write)
+                .ok_or_else(bad)?;
             let skip = at - range.start;
             let part = u32::try_from(range.len - skip)
                 .unwrap_or(u32::MAX)
@@ -331,9 +354,7 @@ impl<A: Address> AddressSpace<A> {
             });
             left -= part;
             if left > 0 {
-                at = at
-                    .checked_add(u64::from(part))
-                    .ok_or_else(|| outside::<A>(address.raw(), u64::from(len)))?;
+                at = at.checked_add(u64::from(part)).ok_or_else(bad)?;
             }
         }
         Ok(())
@@ -344,8 +365,20 @@ impl<A: Address> AddressSpace<A> {
     /// # Errors
     /// When they do not.
     pub fn window(&self, address: A, len: usize) -> Result<Window, SpaceError> {
-        let bad = outside::<A>(address.raw(), len as u64);
-        let range = self.find(address.raw()).ok_or(bad)?;
+        self.window_for(address, len, false)
+    }
+
+    /// The same for bytes that are to be written, if `write`.
+    ///
+    /// # Errors
+    /// When they do not lie in one region, or cannot be written and should be.
+    pub fn window_for(&self, address: A, len: usize, write: bool) -> Result<Window, SpaceError> {
+        let bad = SpaceError {
+            write,
+            ..outside::<A>(address.raw(), len as u64)
+        };
+        let range = self.find(address.raw());
+        let range = range.filter(|range| range.writable || !write).ok_or(bad)?;
         let skip = address.raw() - range.start;
         if range.len - skip < len as u64 {
             return Err(bad);
@@ -411,6 +444,7 @@ fn outside<A: Address>(address: u64, len: u64) -> SpaceError {
         space: A::SPACE,
         address,
         len,
+        write: false,
     }
 }
 
@@ -439,6 +473,20 @@ impl GuestMemory {
             guest: AddressSpace::new(Arc::clone(&table), &guest)?,
             front_end: AddressSpace::new(table, &front_end)?,
         })
+    }
+
+    /// The same memory, in which the regions at these positions can only be read.
+    #[must_use]
+    pub fn with_read_only(mut self, regions: &[usize]) -> Self {
+        let is_read_only = |range: &Range| {
+            let region = usize::try_from(range.region);
+            region.is_ok_and(|region| regions.contains(&region))
+        };
+        let guest = self.guest.ranges.iter_mut();
+        for range in guest.chain(&mut self.front_end.ranges) {
+            range.writable = !is_read_only(range);
+        }
+        self
     }
 
     /// The regions that both spaces map onto.
@@ -482,6 +530,29 @@ mod tests {
         Ok(spans)
     }
 
+    /// Whatever was found before, a range in one region is found as by a look-up.
+    #[test]
+    fn ranges_in_one_region_are_found_from_anywhere() {
+        let memory = memory();
+        let starts = [0, 1, 0xFFF, 0x1000, 0xFFFF, 0x1_0000, 0x1_0FF0, 0x1_0FFF];
+        let starts = starts.into_iter().chain([0x1_1000, 0x2_0000, u64::MAX]);
+        let starts: Vec<u64> = starts.collect();
+        for before in &starts {
+            for at in &starts {
+                for len in [0, 1, 0x10, 0x11, u32::MAX] {
+                    let mut near = 0;
+                    memory.guest.resolve_one(Gpa(*before), 1, &mut near);
+                    let found = memory.guest.resolve_one(Gpa(*at), len, &mut near);
+                    let one = match resolve(&memory.guest, *at, len).as_deref() {
+                        Ok([one]) => Some(*one),
+                        _ => None,
+                    };
+                    assert_eq!(found, one, "{at:#x} with {len:#x} bytes after {before:#x}");
+                }
+            }
+        }
+    }
+
     /// libvhost-user 85805ee887: an indirect table that crosses regions.
     #[test]
     fn a_range_across_two_regions_is_two_spans() {
@@ -501,6 +572,22 @@ mod tests {
         assert_eq!(back[..0x20], [7; 0x20]);
         assert!(memory.front_end.window(UserVa(0x7000_0FF0), 0x30).is_err());
         assert!(memory.front_end.window(UserVa(0x6000_1FF0), 0x10).is_ok());
+    }
+
+    #[test]
+    fn what_can_only_be_read_is_not_written() {
+        let memory = memory().with_read_only(&[0]);
+        let space = &memory.guest;
+        let none = |_| {};
+        assert!(space.resolve(Gpa(0x1_0FF0), 0x30, none).is_ok());
+        assert!(space.resolve_for(Gpa(0x1_1000), 0x30, true, none).is_ok());
+        let error = space.resolve_for(Gpa(0x1_0FF0), 0x30, true, none);
+        let text = "guest address 0x10ff0 with 48 bytes is outside the peer's writable memory";
+        assert_eq!(std::format!("{}", error.unwrap_err()), text);
+        let window = |at, write| memory.front_end.window_for(UserVa(at), 16, write);
+        assert!(window(0x7000_0000, false).is_ok());
+        assert!(window(0x7000_0000, true).is_err());
+        assert!(window(0x6000_0000, true).is_ok());
     }
 
     #[test]

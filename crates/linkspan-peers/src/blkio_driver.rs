@@ -1,5 +1,5 @@
-//! Crate `blkio` (libblkio): its virtio-blk driver over vhost-user. Split rings
-//! with event index, no indirect tables.
+//! Crate `blkio` (libblkio): its virtio-blk driver over vhost-user and over
+//! vhost-vdpa. Split rings with event index, no indirect tables.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -23,13 +23,25 @@ pub struct Blkio {
 }
 
 impl Blkio {
-    /// Connects with so many queues.
+    /// Connects to a vhost-user back end, with so many queues.
     ///
     /// # Panics
     /// When the back end cannot be used.
     pub fn connect(socket: &Path, queues: usize) -> Self {
-        let mut device = blkio::Blkio::new("virtio-blk-vhost-user").expect("the driver");
-        let socket = socket.to_str().expect("a path in UTF-8");
+        Self::open("virtio-blk-vhost-user", socket, queues)
+    }
+
+    /// Opens a character device of vhost-vdpa, with so many queues.
+    ///
+    /// # Panics
+    /// When the device cannot be used.
+    pub fn open_vdpa(node: &Path, queues: usize) -> Self {
+        Self::open("virtio-blk-vhost-vdpa", node, queues)
+    }
+
+    fn open(driver: &str, path: &Path, queues: usize) -> Self {
+        let mut device = blkio::Blkio::new(driver).expect("the driver");
+        let socket = path.to_str().expect("a path in UTF-8");
         device.set_str("path", socket).expect("a property");
         device.connect().expect("a back end that libblkio can use");
         let count = i32::try_from(queues).expect("a few queues");

@@ -192,12 +192,18 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
 }
 
 fn is_eventfd(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    has_link(fd, EVENTFD_LINK)
+}
+
+/// Whether `/proc/self/fd` says this of a descriptor. Makes no call on the
+/// descriptor itself.
+pub(crate) fn has_link(fd: BorrowedFd<'_>, text: &[u8]) -> Result<bool, Errno> {
     let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))
         .expect("a number has no zero byte");
-    // One byte more than the text we look for, so that a longer one differs.
-    let mut buffer = [MaybeUninit::uninit(); EVENTFD_LINK.len() + 1];
+    // Room for more than any text we look for, so that a longer one differs.
+    let mut buffer = [MaybeUninit::uninit(); 64];
     let (link, _) = readlinkat_raw(CWD, &path, &mut buffer)?;
-    Ok(link == EVENTFD_LINK)
+    Ok(link == text)
 }
 
 #[cfg(test)]

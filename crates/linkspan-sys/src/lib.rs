@@ -14,8 +14,10 @@
 mod anonymous;
 pub mod eventfd;
 pub mod file;
+pub mod filemap;
 pub mod fuse;
 pub mod interface;
+pub mod kept;
 pub mod lock;
 pub mod mapping;
 pub mod memfd;
@@ -32,6 +34,8 @@ mod testing;
 pub mod thread;
 pub mod uio;
 pub mod uring;
+pub mod vdpa;
+pub mod vduse;
 
 pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};

@@ -6,6 +6,7 @@
 //! cache, without calling the file system, and only for memory files (memfd,
 //! tmpfs) and for hugetlbfs. Sizes are asked after that, when nothing can block.
 
+use crate::eventfd::has_link;
 use crate::{EventFd, acquire, reaper, sigbus};
 use linkspan_mem::Backing;
 use linkspan_mem::fault::Site;
@@ -23,6 +24,10 @@ const WORD: u64 = 8;
 
 /// What `statfs(2)` reports as the type of hugetlbfs.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// What `/proc/self/fd/N` says of the kernel's file for a VDUSE device. A path can
+/// never equal it, because a path starts with a slash.
+const VDUSE_LINK: &[u8] = b"anon_inode:[vduse-domain]";
 
 /// Why memory of a peer cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +111,26 @@ impl PeerMemory {
         })
     }
 
+    /// Accepts a file that VDUSE gave for a piece of its driver's address space:
+    /// the kernel's own, in which pages come and go with what the driver maps, or
+    /// the memory of a peer that drives the device through vhost-vdpa.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn of_vduse(fd: OwnedFd) -> Result<Self, Error> {
+        if !matches!(has_link(fd.as_fd(), VDUSE_LINK), Ok(true)) {
+            return Self::check(fd);
+        }
+        Ok(Self {
+            fd,
+            // It has no length: a page that the driver does not map is lost in
+            // the way of one behind the end of a file that shrank.
+            file_len: u64::MAX,
+            page_size: system_page(),
+            sealed_shrink: false,
+        })
+    }
+
     /// Length of the file in bytes when it was checked.
     #[must_use]
     pub fn file_len(&self) -> u64 {
@@ -161,7 +186,8 @@ impl PeerMemory {
             return Err(outside);
         };
         let start = offset - offset % self.page_size;
-        let pages = Pages::map(self.fd.as_fd(), start, span)?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let pages = Pages::map(self.fd.as_fd(), start, span, access)?;
         // SAFETY: `lead` is below the page size and so within the mapping.
         let base = unsafe { pages.start.cast::<u8>().add(lead) };
         // SAFETY: the pages stay mapped until `Mapping` is dropped, which drops
@@ -249,19 +275,23 @@ unsafe impl Backing for Mapping {
 
 /// Whole pages, unmapped on drop.
 #[derive(Debug)]
-struct Pages {
+pub(crate) struct Pages {
     start: NonNull<c_void>,
     span: usize,
 }
 
 impl Pages {
-    fn map(fd: BorrowedFd<'_>, offset: u64, span: usize) -> Result<Self, Error> {
+    pub(crate) fn map(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        span: usize,
+        access: ProtFlags,
+    ) -> Result<Self, Error> {
         let system = |source| Error::System {
             what: "map the memory",
             source,
         };
         acquire(Site::Map).map_err(system)?;
-        let access = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a free address range, so no memory in use
         // is replaced.
@@ -269,6 +299,10 @@ impl Pages {
         let start = start.map_err(|errno| system(errno.into()))?;
         let start = NonNull::new(start).expect("the kernel never maps address zero unasked");
         Ok(Self { start, span })
+    }
+
+    pub(crate) fn start(&self) -> NonNull<c_void> {
+        self.start
     }
 }
 
@@ -296,9 +330,14 @@ fn extent(fd: BorrowedFd<'_>) -> Result<(u64, u64), Error> {
     let statfs = fstatfs(fd).map_err(system("read the page size of the memory file"))?;
     let page_size = match (u64::try_from(statfs.f_type), u64::try_from(statfs.f_bsize)) {
         (Ok(HUGETLBFS_MAGIC), Ok(size)) if size.is_power_of_two() => size,
-        _ => u64::try_from(rustix::param::page_size()).expect("a page is small"),
+        _ => system_page(),
     };
     Ok((file_len, page_size))
+}
+
+/// Size of an ordinary page in bytes.
+fn system_page() -> u64 {
+    u64::try_from(rustix::param::page_size()).expect("a page is small")
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ struct Slot {
     end: AtomicUsize,
     page_size: AtomicUsize,
     wake: AtomicI32,
+    writable: AtomicBool,
     poisoned: AtomicBool,
 }
 
@@ -74,6 +75,7 @@ struct Entry {
     end: usize,
     page_size: usize,
     wake: i32,
+    writable: bool,
 }
 
 /// Keeps one mapping in the table.
@@ -97,6 +99,32 @@ pub(crate) unsafe fn watch(
     page_size: u64,
     wake: Option<Arc<EventFd>>,
 ) -> Result<Watch, Error> {
+    // SAFETY: the contract is the same.
+    unsafe { watch_pages(start, span, page_size, true, wake) }
+}
+
+/// The same for a mapping that is only read.
+///
+/// # Safety
+/// As for [`watch`].
+pub(crate) unsafe fn watch_read_only(
+    start: NonNull<c_void>,
+    span: usize,
+    page_size: u64,
+) -> Result<Watch, Error> {
+    // SAFETY: the contract is the same.
+    unsafe { watch_pages(start, span, page_size, false, None) }
+}
+
+/// # Safety
+/// As for [`watch`]; what is not `writable` is never written.
+unsafe fn watch_pages(
+    start: NonNull<c_void>,
+    span: usize,
+    page_size: u64,
+    writable: bool,
+    wake: Option<Arc<EventFd>>,
+) -> Result<Watch, Error> {
     install().map_err(|source| Error::System {
         what: "react to SIGBUS",
         source,
@@ -113,6 +141,7 @@ pub(crate) unsafe fn watch(
         end: start + span,
         page_size: usize::try_from(page_size).expect("a page can be mapped"),
         wake: wake.as_ref().map_or(NO_FD, |fd| fd.as_fd().as_raw_fd()),
+        writable,
     });
     Ok(Watch { index, _wake: wake })
 }
@@ -131,6 +160,7 @@ impl Drop for Watch {
             end: 0,
             page_size: 1,
             wake: NO_FD,
+            writable: false,
         });
         slot.claimed.store(false, Ordering::Release);
     }
@@ -145,6 +175,7 @@ impl Slot {
             end: AtomicUsize::new(0),
             page_size: AtomicUsize::new(1),
             wake: AtomicI32::new(NO_FD),
+            writable: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
         }
     }
@@ -159,6 +190,7 @@ impl Slot {
         self.end.store(entry.end, Ordering::Relaxed);
         self.page_size.store(entry.page_size, Ordering::Relaxed);
         self.wake.store(entry.wake, Ordering::Relaxed);
+        self.writable.store(entry.writable, Ordering::Relaxed);
         self.version
             .store(version.wrapping_add(2), Ordering::Release);
     }
@@ -171,6 +203,7 @@ impl Slot {
             end: self.end.load(Ordering::Relaxed),
             page_size: self.page_size.load(Ordering::Relaxed),
             wake: self.wake.load(Ordering::Relaxed),
+            writable: self.writable.load(Ordering::Relaxed),
         };
         // No field may be read after the version is looked at again.
         fence(Ordering::Acquire);
@@ -229,6 +262,11 @@ fn repair(address: usize) -> bool {
         return false;
     };
     let from = address & !(entry.page_size - 1);
+    // First, so that no other thread reads the zeroes and finds that all is well.
+    slot.poisoned.store(true, Ordering::SeqCst);
+    let mut access = ProtFlags::READ;
+    // Memory that nobody can write counts towards no limit of the system.
+    access.set(ProtFlags::WRITE, entry.writable);
     // A file that shrinks loses everything up to its end, so one repair does for
     // all of it, and the number of mappings stays small.
     // SAFETY: the range is a part of a watched mapping, which exists and whose
@@ -237,14 +275,13 @@ fn repair(address: usize) -> bool {
         mmap_anonymous(
             with_exposed_provenance_mut(from),
             entry.end - from,
-            ProtFlags::READ | ProtFlags::WRITE,
+            access,
             MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
         )
     };
     if zeroes.is_err() {
         return false;
     }
-    slot.poisoned.store(true, Ordering::Release);
     if entry.wake != NO_FD {
         let one = 1_u64;
         // SAFETY: the watch keeps the descriptor open. It is non-blocking, and

@@ -184,6 +184,11 @@ impl DiskRing {
         }
     }
 
+    /// Guest addresses of descriptor table, available ring and used ring.
+    pub fn guest_addresses(&self) -> [u64; 3] {
+        self.parts.map(|part| self.memory.guest(part).0)
+    }
+
     /// Goes on in other memory with the same content, which the device knows.
     pub fn move_to(&mut self, memory: &Arc<SharedMemory>) {
         assert_eq!(self.outstanding(), 0, "buffers would stay behind");

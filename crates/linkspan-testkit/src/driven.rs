@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_backends::disk::{DiskQueue, DiskQueueLayout, link_options};
+use linkspan_backends::disk::{DiskQueue, DiskQueueLayout, link_options, vdpa_options};
 use linkspan_devices::block::Status;
 use linkspan_devices::block::driver::Command;
+use linkspan_engine::vdpa::{self, Opener, VdpaError};
 use linkspan_engine::vhost_user::{Connection, Link, LinkError, Reach};
-use linkspan_engine::{DriverMemory, Phase, queue_link};
+use linkspan_engine::{DriverMemory, Phase, QueueHandle, queue_link};
 use linkspan_sys::EventFd;
 use linkspan_virtio::Features;
 
@@ -64,16 +65,28 @@ impl Driven {
     /// When the back end refuses, or anything of ours cannot be had.
     pub fn start(connection: Connection, queues: u16) -> Result<Self, LinkError> {
         let features = Features::from_bits_retain(connection.negotiated().features);
-        let rest = u64::from(queues) * LAYOUT.bytes();
-        let memory = Arc::new(DriverMemory::new(queues, 32, rest).map_err(ours)?);
-        let (mut driven, mut handles) = (Vec::new(), Vec::new());
-        for index in 0..queues {
-            let (link, handle) = queue_link().map_err(ours)?;
-            let memory = Arc::clone(&memory);
-            let queue = DiskQueue::new(memory, index, LAYOUT, features, link);
-            driven.push(queue.map_err(ours)?);
-            handles.push(handle);
-        }
+        let (driven, memory, handles) = set_up(queues, features).map_err(ours)?;
+        let link = connection.start(memory, handles)?;
+        Ok(Self {
+            queues: driven,
+            link,
+        })
+    }
+
+    /// Queues on a vDPA device.
+    ///
+    /// # Errors
+    /// When it does not do.
+    pub fn vdpa(open: Opener, queues: u16) -> Result<Self, VdpaError> {
+        let ours = |source: Box<dyn std::error::Error + Send + Sync>| VdpaError::System {
+            what: "the test's own part",
+            source: io::Error::other(source),
+        };
+        let options = vdpa_options(open, queues, Features::SPLIT_QUEUE);
+        let cancel = EventFd::new().map_err(|error| ours(error.into()))?;
+        let connection = vdpa::Connection::open(options, Arc::new(cancel))?;
+        let features = Features::from_bits_retain(connection.negotiated().features);
+        let (driven, memory, handles) = set_up(queues, features).map_err(ours)?;
         let link = connection.start(memory, handles)?;
         Ok(Self {
             queues: driven,
@@ -91,6 +104,25 @@ impl Driven {
         let there = settled(|| endpoint.phase() == phase);
         assert!(there, "{} instead of {phase}", endpoint.phase());
     }
+}
+
+type SetUp = (Vec<DiskQueue>, Arc<DriverMemory>, Vec<QueueHandle>);
+
+/// So many queues, and what a link needs to start them.
+fn set_up(
+    queues: u16,
+    features: Features,
+) -> Result<SetUp, Box<dyn std::error::Error + Send + Sync>> {
+    let rest = u64::from(queues) * LAYOUT.bytes();
+    let memory = Arc::new(DriverMemory::new(queues, 32, rest)?);
+    let (mut driven, mut handles) = (Vec::new(), Vec::new());
+    for index in 0..queues {
+        let (link, handle) = queue_link()?;
+        let memory = Arc::clone(&memory);
+        driven.push(DiskQueue::new(memory, index, LAYOUT, features, link)?);
+        handles.push(handle);
+    }
+    Ok((driven, memory, handles))
 }
 
 /// Asks for sector `number`, with the number as token.

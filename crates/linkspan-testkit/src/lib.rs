@@ -22,6 +22,8 @@ pub mod namespace;
 pub mod net;
 pub mod served;
 pub mod sweep;
+pub mod vdpa;
+pub mod vduse;
 pub mod vmbus;
 
 pub use back_end::BackEnd;
@@ -33,6 +35,7 @@ pub use gated::GatedImage;
 pub use memory::SharedMemory;
 pub use namespace::Namespace;
 pub use served::Served;
+pub use vduse::ModelKernel;
 pub use vmbus::VmbusHost;
 
 /// How long anything may take that is bound to happen. Far more than it needs on

@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, OpenOptions, RawImage, ResizeError};
+use linkspan_engine::vdpa::{BridgedDevice, VdpaError};
 use linkspan_engine::vhost_user::{Event, Server};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::Listener;
@@ -18,6 +19,7 @@ use crate::PATIENCE;
 use crate::disk::{Disk, SECTOR};
 use crate::front_end::{FrontEnd, Options};
 use crate::gated::GatedImage;
+use crate::vdpa::Machine;
 
 /// Sectors of the disk that is served.
 pub const SECTORS: u64 = 4096;
@@ -112,6 +114,34 @@ impl Served {
         };
         assert_eq!(served.next_event(), Event::Listening);
         served
+    }
+
+    /// Passes a vDPA device on at the path `socket` in a folder of its own.
+    ///
+    /// # Errors
+    /// When the device cannot be had.
+    ///
+    /// # Panics
+    /// When anything else cannot be had.
+    pub fn bridge(machine: &Machine) -> Result<Self, VdpaError> {
+        let device = Arc::new(BridgedDevice::open(machine.opener(), 0)?);
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = Listener::bind(&folder.path().join("socket")).expect("a socket");
+        let (sender, events) = mpsc::channel();
+        let report = move |event| {
+            // Nobody has to listen.
+            let _ = sender.send(event);
+        };
+        let source = Inherited::Listener(listener);
+        let server = Server::bridge(source, device, report).expect("a server");
+        let served = Self {
+            server: Some(server),
+            disk: None,
+            events,
+            folder,
+        };
+        assert_eq!(served.next_event(), Event::Listening);
+        Ok(served)
     }
 
     /// Where front ends connect.

@@ -15,6 +15,8 @@ mod memory;
 pub mod message;
 mod record;
 mod ring;
+pub mod vdpa;
+pub mod vduse;
 pub mod wire;
 
 pub use area::{AreaError, Direction, Inflight, Log};

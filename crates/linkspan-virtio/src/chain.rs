@@ -264,8 +264,9 @@ impl Chain {
         }
         let (spans, limit) = (&mut self.spans, self.limit);
         let mut full = false;
+        let address = A::from_raw(descriptor.address);
         space
-            .resolve(A::from_raw(descriptor.address), descriptor.len, |span| {
+            .resolve_for(address, descriptor.len, writable, |span| {
                 if spans.len() < limit {
                     spans.push(span);
                 } else {

@@ -79,6 +79,7 @@ impl<'a, A: Address> TableReader<'a, A> {
             space: A::SPACE,
             address: self.address,
             len: u64::from(self.entries * ENTRY_LEN),
+            write: false,
         };
         let start = self
             .address

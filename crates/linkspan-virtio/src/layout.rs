@@ -286,6 +286,12 @@ impl<M: RingMemory> DeviceQueue<M> {
         either!(self, queue => queue.push(chain, written))
     }
 
+    /// See [`SplitDevice::end_run`].
+    #[inline]
+    pub fn end_run(&mut self) {
+        either!(self, queue => queue.end_run());
+    }
+
     /// Shows the driver all that was pushed, with one store.
     ///
     /// # Errors

@@ -119,3 +119,26 @@ fn a_packed_device_that_leaves_the_order() {
     let (_, mut device, chains) = taken(&rig, PACKED | IN_ORDER);
     let _ = device.push(&chains[1], 0);
 }
+
+/// DPDK's `virtio-user` gives the base of a packed ring without its used half, which
+/// would mean that all of the ring is in flight.
+#[test]
+fn base_of_a_packed_ring_without_its_used_half_is_its_start() {
+    let rig = Rig::new(4);
+    let (mut driver, _) = rig.queues(PACKED, 0);
+    let mut device = DeviceQueue::with_base(rig.parts(PACKED), 4, PACKED, 1 << 15).unwrap();
+    for round in 0..3 {
+        for _ in 0..4 {
+            driver.add(&[buffer(BASE, 4)], &[], None).unwrap();
+        }
+        driver.publish().unwrap();
+        let mut chain = chain();
+        for taken in 0..4 {
+            let popped = device.pop(&rig.memory.guest, &mut chain);
+            assert_eq!(popped, Ok(true), "round {round}, chain {taken}");
+            device.push(&chain, 0).unwrap();
+        }
+        device.publish().unwrap();
+        assert_eq!(drain(&mut driver).unwrap().len(), 4);
+    }
+}

@@ -204,6 +204,7 @@ fn a_descriptor_outside_memory() {
             space: "guest address",
             address,
             len: u64::from(len),
+            write: true,
         };
         assert_eq!(
             pop_ring(ALL, &[descriptor(address, len, WRITE, 0)]),
@@ -274,6 +275,7 @@ fn an_indirect_table_outside_memory() {
             space: "guest address",
             address,
             len: 32,
+            write: false,
         };
         assert_eq!(
             pop_ring(ALL, &[descriptor(address, 32, INDIRECT, 0)]),
@@ -298,6 +300,7 @@ fn an_indirect_table_whose_end_is_outside_memory() {
         space: "guest address",
         address,
         len: 320,
+        write: false,
     };
     assert_eq!(error, QueueError::OutsideMemory { head: 0, source });
 }

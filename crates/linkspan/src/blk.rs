@@ -1,4 +1,4 @@
-//! `linkspan blk`: serves a disk image over vhost-user.
+//! `linkspan blk`: serves a disk image over vhost-user, or to the kernel.
 
 use std::os::fd::{AsFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -16,10 +16,12 @@ use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
+use linkspan_sys::vduse::Name;
 
 use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
-use crate::serving;
+use crate::serving::{self, Served};
+use crate::vduse::{self, VduseArgs};
 use crate::workers::WorkerArgs;
 
 mod io;
@@ -41,8 +43,11 @@ mod io;
         Other images:\n  \
         linkspan blk --socket-path S --image disk.qcow2 --format qcow2 --allow-backing /srv/base\n  \
         linkspan blk --socket-path S --image mem:4G\n  \
-        linkspan blk --socket-path S --image null:1T",
-    group = ArgGroup::new("where").args(["socket_path", "fd", "print_capabilities"]).required(true)
+        linkspan blk --socket-path S --image null:1T\n\n\
+        A disk of this machine's own kernel, with the module vduse:\n  \
+        linkspan blk --vduse disk0 --image disk.img &\n  \
+        vdpa dev add name disk0 mgmtdev vduse",
+    group = ArgGroup::new("where").args(["socket_path", "fd", "vduse", "print_capabilities"]).required(true)
 )]
 pub struct Args {
     /// Where the virtual machine monitor connects: a Unix socket that is made here
@@ -53,6 +58,10 @@ pub struct Args {
     /// or one that is connected already
     #[arg(long, value_name = "N")]
     fd: Option<RawFd>,
+
+    /// Make it a vDPA device of this machine's kernel, with this name
+    #[arg(long, value_name = "NAME", value_parser = vduse::name)]
+    vduse: Option<Name>,
 
     /// The disk: a file or a block device by its path, or by file:PATH if the path
     /// has a colon; mem:SIZE for memory that is gone at the end; null:SIZE for
@@ -112,6 +121,9 @@ pub struct Args {
 
     #[command(flatten)]
     limits: LimitArgs,
+
+    #[command(flatten)]
+    vduse_args: VduseArgs,
 }
 
 fn queue_size(text: &str) -> Result<u16, String> {
@@ -152,20 +164,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .context("cannot watch for signals")?;
     let workers = args.workers.start(args.queues)?;
     let image = open_image(args)?;
-    let listener = listen(args)?;
     let device = BlockDevice::with_options(Arc::clone(&image), &args.disk_options())
         .context("the image makes no block device")?;
     let device = Arc::new(match args.limits.limit() {
         Some(limit) => device.with_limit(limit),
         None => device,
     });
-    let server = Server::start(
-        listener,
-        Arc::clone(&device) as Arc<dyn Device>,
-        workers,
-        serving::reporter(None, args.json),
-    )
-    .context("cannot start serving")?;
+    let shared = Arc::clone(&device) as Arc<dyn Device>;
+    let server = match &args.vduse {
+        None => {
+            let report = serving::reporter(None, args.json);
+            let server = Server::start(listen(args)?, shared, workers, report);
+            Served::VhostUser(server.context("cannot start serving")?)
+        }
+        Some(name) => {
+            let vduse = &args.vduse_args;
+            Served::Vduse(vduse.serve(name, shared, workers, None, args.json)?)
+        }
+    };
     while let Wake::Cancelled =
         wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
             .context("cannot wait for a signal")?
@@ -187,7 +203,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Looks again how large the image is, and tells the driver.
-fn resize(device: &BlockDevice, server: &Server) {
+fn resize(device: &BlockDevice, server: &Served) {
     match device.resize() {
         Ok(Some(bytes)) => {
             tracing::info!("the disk has {bytes} bytes now");

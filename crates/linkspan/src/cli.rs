@@ -7,7 +7,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 use tracing_subscriber::EnvFilter;
 
-use crate::{blk, demo, driver, exit, fcopy, net};
+use crate::{blk, demo, driver, exit, fcopy, net, vdpa};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -39,6 +39,8 @@ enum Command {
     Driver(driver::Args),
     /// Copies files into a guest over VMBus
     Fcopy(fcopy::Args),
+    /// Shows vDPA devices of the kernel, and passes them on to virtual machines
+    Vdpa(vdpa::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
     Demo(demo::Args),
 }
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
             Ok(code) => return code,
             Err(failure) => Err(failure),
         },
+        Command::Vdpa(args) => vdpa::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })
 }

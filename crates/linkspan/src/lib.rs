@@ -11,4 +11,6 @@ pub mod fcopy;
 pub mod limits;
 pub mod net;
 mod serving;
+pub mod vdpa;
+mod vduse;
 pub mod workers;

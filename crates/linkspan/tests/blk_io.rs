@@ -75,7 +75,8 @@ fn verify(folder: &Path, options: &[&str]) -> String {
 
 #[test]
 fn each_way_of_io_serves_a_load() {
-    let ways: [&[&str]; 7] = [
+    let ways: [&[&str]; 8] = [
+        &["--no-map"],
         &["--io", "threads"],
         &["--io", "uring"],
         &["--cache", "writethrough"],

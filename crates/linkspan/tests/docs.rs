@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use linkspan_vhost::message::{BACKEND_REQUESTS, FRONTEND_REQUESTS, markdown};
+use linkspan_vhost::vdpa::feature_markdown;
 
 /// Set to rewrite the pages that are made from the code.
 const UPDATE_ENV: &str = "LINKSPAN_UPDATE_DOCS";
@@ -29,6 +30,25 @@ fn page_of_messages_is_the_table_in_the_code() {
     assert!(
         found == page,
         "docs/vhost-user.md is out of date: {UPDATE_ENV}=1 cargo test --test docs"
+    );
+}
+
+/// What the bridge does with feature bits is what the page on vDPA says.
+#[test]
+fn page_of_vdpa_has_the_table_of_features() {
+    let path = docs().join("vdpa.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once("<!-- features -->\n").unwrap();
+    let (_, after) = rest.split_once("<!-- end -->").unwrap();
+    let table = feature_markdown();
+    let wanted = format!("{before}<!-- features -->\n{table}<!-- end -->{after}");
+    if std::env::var_os(UPDATE_ENV).is_some() {
+        fs::write(&path, &wanted).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap();
+    assert!(
+        found == wanted,
+        "docs/vdpa.md is out of date: {UPDATE_ENV}=1 cargo test --test docs"
     );
 }
 

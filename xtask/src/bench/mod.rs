@@ -170,13 +170,26 @@ impl Server {
         Ok((field(14)? + field(15)?) / 100.0)
     }
 
-    /// Bytes of memory that no other process shares.
-    fn private_bytes(&self) -> Result<u64> {
-        let path = format!("/proc/{}/smaps_rollup", self.child.id());
-        let text = fs::read_to_string(path)?;
-        let lines = text.lines().filter(|line| line.starts_with("Private_"));
-        let kib = lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-        Ok(kib.sum::<u64>() * 1024)
+    /// Bytes of memory that would not be there without it: what no other process
+    /// shares, page tables included, and without the page cache of `image`.
+    fn private_bytes(&self, image: &Path) -> Result<u64> {
+        let folder = format!("/proc/{}", self.child.id());
+        let image = image.to_str().context("the path is text")?;
+        let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+        let (mut of_image, mut sum) = (false, 0);
+        for line in fs::read_to_string(format!("{folder}/smaps"))?.lines() {
+            match line.split_whitespace().next() {
+                // The first line of a mapping begins with its addresses.
+                Some(word) if !word.ends_with(':') => of_image = line.ends_with(image),
+                Some(word) if word.starts_with("Private_") && !of_image => {
+                    sum += kib(line).unwrap_or(0);
+                }
+                _ => {}
+            }
+        }
+        let status = fs::read_to_string(format!("{folder}/status"))?;
+        let tables = status.lines().find(|line| line.starts_with("VmPTE:"));
+        Ok((sum + tables.and_then(kib).unwrap_or(0)) * 1024)
     }
 }
 

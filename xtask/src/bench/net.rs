@@ -181,7 +181,7 @@ impl Bench<'_> {
             Way::FromDevice => "txonly",
             Way::Around => "mac",
         };
-        Testpmd::start(&self.folder.0, 0, &vdev, pairs, mode, &[])
+        Testpmd::start(&self.folder.0, 0, &vdev, pairs, (mode, "start"))
     }
 
     fn our_device(&self, row: &Row, pairs: u16, socket: &Path) -> Result<super::Server> {
@@ -210,12 +210,13 @@ impl Bench<'_> {
             "net_virtio_user0,path={},queues={pairs},queue_size=1024,{rings}",
             socket.display()
         );
-        let (mode, more): (_, &[&str]) = match row.way {
-            Way::ToDevice => ("txonly", &[]),
-            Way::FromDevice => ("rxonly", &[]),
-            Way::Around => ("mac", &["--tx-first"]),
+        let (mode, start) = match row.way {
+            Way::ToDevice => ("txonly", "start"),
+            Way::FromDevice => ("rxonly", "start"),
+            // With one burst of frames, which then goes round.
+            Way::Around => ("mac", "start tx_first"),
         };
-        let mut driver = Testpmd::start(&self.folder.0, 1, &vdev, pairs, mode, more)?;
+        let mut driver = Testpmd::start(&self.folder.0, 1, &vdev, pairs, (mode, start))?;
         // To warm up, so that both ends have their memory.
         std::thread::sleep(Duration::from_millis(200));
         let before = driver.counts()?;
@@ -285,8 +286,7 @@ impl Testpmd {
         cpu: usize,
         vdev: &str,
         pairs: u16,
-        mode: &str,
-        more: &[&str],
+        (mode, start): (&str, &str),
     ) -> Result<Self> {
         let output = folder.join(format!("testpmd-{cpu}"));
         let pairs = pairs.to_string();
@@ -311,11 +311,6 @@ impl Testpmd {
             .args(["--vdev", vdev, "--", "--interactive", "--nb-cores=1"])
             .args(["--rxq", &pairs, "--txq", &pairs, "--rxd=1024", "--txd=1024"])
             .args(["--total-num-mbufs=16384", &format!("--forward-mode={mode}")])
-            .args(if more.is_empty() {
-                &["--auto-start"]
-            } else {
-                more
-            })
             .env("RUNTIME_DIRECTORY", folder)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
@@ -327,6 +322,8 @@ impl Testpmd {
             commands,
             output,
         };
+        // It reads this when it is ready.
+        writeln!(testpmd.commands, "{start}")?;
         testpmd.expect(0, "packets/burst")?;
         Ok(testpmd)
     }

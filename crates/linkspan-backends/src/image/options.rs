@@ -27,10 +27,12 @@ pub struct OpenOptions {
     pub direct: bool,
     /// What a write and a flush promise.
     pub durability: Durability,
+    /// Whether what is cached may be read through a mapping of the file.
+    pub mapped: bool,
 }
 
 impl Default for OpenOptions {
-    /// For reading and writing, waiting [`LOCK_WAIT`], with the page cache.
+    /// For reading and writing, waiting [`LOCK_WAIT`], with the page cache and a mapping.
     fn default() -> Self {
         Self {
             read_only: false,
@@ -38,6 +40,7 @@ impl Default for OpenOptions {
             io: Io::default(),
             direct: false,
             durability: Durability::default(),
+            mapped: true,
         }
     }
 }

@@ -46,6 +46,14 @@ pub enum Mode {
     Echo,
 }
 
+impl Mode {
+    /// Whether frames from one port go to a port.
+    #[inline]
+    pub(super) fn passes_on(self) -> bool {
+        matches!(self, Self::Switch | Self::Pair | Self::Echo)
+    }
+}
+
 /// What is behind a port.
 #[derive(Debug)]
 pub enum Kind {

@@ -13,7 +13,8 @@ use linkspan_devices::net::{
     ReceiveQueue, take_transmit,
 };
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Device, Neighbours, OpenQueueError, Progress, QueueHandler,
+    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, Neighbours, OpenQueueError, Progress,
+    QueueHandler,
 };
 use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::EventFd;
@@ -137,8 +138,8 @@ impl Device for NetDevice {
         }
     }
 
-    fn is_network(&self) -> bool {
-        true
+    fn device_id(&self) -> u32 {
+        NETWORK_DEVICE
     }
 
     fn set_mtu(&self, mtu: u16) -> bool {
@@ -288,9 +289,6 @@ impl Transmit {
         let mut left = budget.chains as usize;
         while left > 0 {
             let taken = self.take(ring, left)?;
-            if taken == 0 {
-                return Ok(Progress::Idle);
-            }
             for at in 0..taken {
                 if let Some(stop) = self.holds(budget, lane) {
                     for chain in self.chains[at..taken].iter().rev() {
@@ -300,7 +298,14 @@ impl Transmit {
                 }
                 self.send(ring, at, lane, neighbours)?;
             }
+            if taken < left.min(self.chains.len()) {
+                return Ok(Progress::Idle);
+            }
             left -= taken;
+            if self.fabric.mode.passes_on() {
+                // Whoever gets these begins with them while the next are taken.
+                return Ok(Progress::More);
+            }
         }
         Ok(Progress::More)
     }

@@ -510,10 +510,9 @@ enum Pick {
 /// One of these pairs, of which there is at least one, by the flow of a frame.
 #[inline]
 fn one_of(mut pairs: u128, head: &[u8]) -> u16 {
-    let count = pairs.count_ones();
-    if count > 1 {
+    if pairs & pairs.wrapping_sub(1) != 0 {
         // 128 at most.
-        let count = u16::try_from(count).unwrap_or(1);
+        let count = u16::try_from(pairs.count_ones()).unwrap_or(1);
         for _ in 0..steer(flow_hash(head), count) {
             pairs &= pairs - 1;
         }

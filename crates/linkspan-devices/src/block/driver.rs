@@ -18,19 +18,20 @@ use super::{SECTOR, Status, feature};
 /// Shared memory that each request of a queue needs beside its data, in bytes.
 pub const SLOT_BYTES: u32 = 128;
 
-/// Where things lie in a slot.
+/// Where things lie in a slot: what is written for each request in one cache line,
+/// and the table, which mostly stays as it is, in another.
 const HEADER: u32 = 0;
 const HEADER_LEN: u32 = 16;
 const STATUS: u32 = 16;
-const TABLE: u32 = 32;
-const TABLE_LEN: u32 = 48;
 /// The one range of a discard or a request for zeroes.
-const RANGE: u32 = 80;
+const RANGE: u32 = 32;
 const RANGE_LEN: u32 = 16;
+const TABLE: u32 = 64;
+const TABLE_LEN: u32 = 48;
 const _: () = assert!(
     TABLE_LEN as usize == 3 * Descriptor::SIZE
-        && TABLE + TABLE_LEN <= RANGE
-        && RANGE + RANGE_LEN <= SLOT_BYTES
+        && RANGE + RANGE_LEN <= TABLE
+        && TABLE + TABLE_LEN <= SLOT_BYTES
 );
 
 /// What a status byte holds until the device writes it: no status there is.

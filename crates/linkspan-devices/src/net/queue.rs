@@ -223,18 +223,23 @@ impl<'a> Frame<'a> {
         table: &RegionTable,
         (spans, offset): (&[Span], u64),
     ) {
-        let head_len = self.head.len() as u64;
+        let rest = match self.body {
+            Body::Private(bytes) => Some(bytes),
+            Body::Shared { len: 0, .. } => Some(&[][..]),
+            Body::Shared { .. } => None,
+        };
         if from == 0
-            && len == head_len
-            && let [span] = spans
+            && len == self.len()
+            && let ([span], Some(rest)) = (spans, rest)
         {
-            // All of a short frame into one piece of memory.
-            let skip = u32::try_from(offset).unwrap_or(u32::MAX);
-            let done = table.slice(span.part(skip, span.len())).write(self.head);
-            assert!(
-                done == self.head.len(),
-                "room and frame were counted before"
-            );
+            // All of a frame that is in private memory into one piece of memory.
+            let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+            let place = table.slice(*span).part(skip, usize::MAX);
+            let mut done = place.write(self.head);
+            if !rest.is_empty() {
+                done += place.part(done, usize::MAX).write(rest);
+            }
+            assert!(done as u64 == len, "room and frame were counted before");
             return;
         }
         self.write_parts(from, len, table, (spans, offset));

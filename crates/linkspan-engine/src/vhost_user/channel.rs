@@ -15,7 +15,7 @@ const TOKEN: u64 = 0;
 /// One end of it. Nothing here waits for the other end, and what that does not
 /// read is kept once.
 #[derive(Debug)]
-pub(super) struct Channel {
+pub(crate) struct Channel {
     stream: Stream,
     /// A message for which the socket had no room.
     unsent: Option<Vec<u8>>,
@@ -23,7 +23,7 @@ pub(super) struct Channel {
 
 /// Why the socket is of no further use, before it is asked what it carried.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ChannelError {
+pub(crate) enum ChannelError {
     /// The other end closed it.
     #[error("the peer closed it")]
     Closed,
@@ -44,7 +44,7 @@ impl From<io::Error> for ChannelError {
 
 impl Channel {
     /// Watches the socket as part of `watch` from now on.
-    pub(super) fn open(stream: Stream, watch: &Epoll) -> io::Result<Self> {
+    pub(crate) fn open(stream: Stream, watch: &Epoll) -> io::Result<Self> {
         watch.add(&stream, TOKEN, Interest::READ)?;
         Ok(Self {
             stream,
@@ -53,7 +53,7 @@ impl Channel {
     }
 
     /// Ends the watch and closes the socket.
-    pub(super) fn close(self, watch: &Epoll) {
+    pub(crate) fn close(self, watch: &Epoll) {
         // The peer may hold the same open file, which would stay watched.
         if let Err(error) = watch.delete(&self.stream) {
             panic!("a watched socket cannot be forgotten: {error}");
@@ -62,7 +62,7 @@ impl Channel {
 
     /// Reads what is there; `None` if nothing is. Descriptors that came with it
     /// are counted and closed: no request of a back end here has any.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> Result<Option<Received>, ChannelError> {
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> Result<Option<Received>, ChannelError> {
         match self.stream.receive(buffer, &mut Vec::new(), 0) {
             Ok(received) if received.bytes == 0 => Err(ChannelError::Closed),
             Ok(received) => Ok(Some(received)),
@@ -73,7 +73,7 @@ impl Channel {
 
     /// Sends what `next` gives until it gives nothing; false if the socket has no
     /// room for all of it now. The watch then tells of room, and of nothing else.
-    pub(super) fn send(
+    pub(crate) fn send(
         &mut self,
         watch: &Epoll,
         mut next: impl FnMut() -> Option<Vec<u8>>,

@@ -4,16 +4,17 @@ use std::io;
 use std::time::Duration;
 
 use linkspan_mem::fault::Injected;
-use linkspan_mem::{SpaceError, WindowError};
 use linkspan_sys::{eventfd, mapping};
 use linkspan_vhost::backend::Failure;
-use linkspan_virtio::{InflightError, StartError};
 
-use super::inflight::InflightAreaError;
 use super::log::LogError;
 use super::memory::MemoryError;
 use super::transfer::TransferError;
 use crate::device::OpenQueueError;
+use crate::inflight::InflightAreaError;
+use crate::place::PlaceError;
+use crate::rings::StartRingError;
+use crate::vdpa::VdpaError;
 
 /// Why a session with a front end ended, or a message of it was refused.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,14 @@ pub enum SessionError {
     /// The front end took back memory that it had shared.
     #[error("the front end took back memory that it had shared")]
     MemoryGone,
+    /// The vDPA device that is passed on broke.
+    #[error(
+        "the vDPA device is broken, its status is {status:#x}; it is opened anew for the next front end"
+    )]
+    DeviceLost {
+        /// Its status.
+        status: u8,
+    },
     /// The front end waited for requests in flight, which did not end. They are
     /// stuck in the system, and so would be the front end.
     #[error("requests in flight did not end within {} seconds", limit.as_secs())]
@@ -60,21 +69,18 @@ pub enum Reason {
     /// Memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A ring's address is outside the memory.
-    #[error("ring address: {0}")]
-    Address(#[from] SpaceError),
-    /// A ring does not fit where it is said to be.
-    #[error(transparent)]
-    Window(#[from] WindowError),
     /// Memory for a queue was refused.
     #[error(transparent)]
     Refused(#[from] Injected),
     /// A descriptor that is no eventfd.
     #[error(transparent)]
     EventFd(#[from] eventfd::Error),
-    /// The device could not serve the queue.
+    /// A ring cannot start.
     #[error(transparent)]
-    Device(#[from] OpenQueueError),
+    Ring(#[from] StartRingError),
+    /// A ring cannot go on.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// A worker could not take it.
     #[error("worker: {0}")]
     Worker(io::Error),
@@ -84,12 +90,6 @@ pub enum Reason {
     /// The region of requests in flight.
     #[error(transparent)]
     InflightArea(#[from] InflightAreaError),
-    /// The ring cannot begin as the front end says.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// What the region of requests in flight says.
-    #[error(transparent)]
-    Inflight(#[from] InflightError),
     /// The dirty log.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -117,11 +117,22 @@ pub enum Reason {
     /// Configuration space.
     #[error(transparent)]
     Config(#[from] crate::device::ConfigRange),
+    /// The vDPA device that is passed on.
+    #[error("{}", crate::vdpa::chain(.0))]
+    Vdpa(#[from] VdpaError),
+    /// A bridge has no part in the data path, so it cannot poll.
+    #[error("a ring without a kick descriptor; the vDPA device does not poll")]
+    NoKick,
+    /// Nothing of the kind is offered.
+    #[error("this is not offered")]
+    NotOffered,
 }
 
 impl Reason {
-    pub(super) fn failure(&self) -> Failure {
+    pub(crate) fn failure(&self) -> Failure {
         match self {
+            Self::Vdpa(VdpaError::Step { .. } | VdpaError::System { .. }) => Failure::System,
+            Self::NoKick | Self::NotOffered => Failure::Unsupported,
             Self::Memory(MemoryError::Map(error)) | Self::Log(LogError::Map(error))
                 if matches!(
                     error,
@@ -130,16 +141,18 @@ impl Reason {
             {
                 Failure::System
             }
-            Self::InflightArea(InflightAreaError::Map(
-                mapping::Error::System { .. } | mapping::Error::TooMany { .. },
-            )) => Failure::System,
-            Self::Device(OpenQueueError::Features { .. }) => Failure::Rejected,
-            Self::Device(_) | Self::Worker(_) | Self::Refused(_) => Failure::System,
-            Self::Inflight(InflightError::Refused(_)) | Self::Start(StartError::Refused(_)) => {
+            Self::InflightArea(error) if error.is_system() => Failure::System,
+            Self::Place(error) | Self::Ring(StartRingError::Place(error)) if error.is_system() => {
+                Failure::System
+            }
+            Self::Ring(StartRingError::Device(OpenQueueError::Features { .. })) => {
+                Failure::Rejected
+            }
+            Self::Ring(StartRingError::Device(_)) | Self::Worker(_) | Self::Refused(_) => {
                 Failure::System
             }
             Self::Socket(error) if error.kind() != io::ErrorKind::InvalidInput => Failure::System,
-            Self::System(_) | Self::InflightArea(InflightAreaError::System(_)) => Failure::System,
+            Self::System(_) => Failure::System,
             Self::State(TransferError::System(_) | TransferError::TooMany { .. }) => {
                 Failure::System
             }

@@ -18,11 +18,11 @@ use linkspan_vhost::{MemoryRegion, ProtocolFeatures};
 use linkspan_virtio::{Features, QueueLayout};
 
 use super::asked::Asked;
-use super::config::ConfigSpace;
 use super::link::LinkError;
-use super::queues::Queues;
+use crate::config_space::ConfigSpace;
 use crate::driver::{DriverMemory, Resumed};
 use crate::limit::LogLimit;
+use crate::queues::Queues;
 use crate::session::{End, Outgoing, Session, run_until};
 
 /// Descriptors of ours that messages carry.

@@ -2,10 +2,8 @@
 //! that lives on when the back end dies and another one takes its place.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use linkspan_sys::thread::spawn;
@@ -15,16 +13,16 @@ use linkspan_vhost::message::Request;
 use linkspan_vhost::{ProtocolFeatures, frontend};
 use linkspan_virtio::Features;
 
-use super::config::ConfigSpace;
 use super::frontend::{FrontendSession, Kept};
-use super::queues::Queues;
 use super::reach::{PAUSE_MIN, Reach, Source, wait_a_while};
 use super::server::chain;
+use crate::config_space::ConfigSpace;
 use crate::driver::{DriverMemory, QueueHandle};
 use crate::endpoint::{Endpoint, Phase};
 use crate::limit::LogLimit;
+use crate::link::Link;
+use crate::queues::Queues;
 use crate::session::{End, run_until};
-use crate::worker::signal;
 
 /// How long a back end may take for one command of bring-up. Draining a ring that
 /// an earlier front end left takes the longest.
@@ -254,48 +252,6 @@ impl Connection {
             config,
             thread: Some(thread),
         })
-    }
-}
-
-/// A device that is driven over vhost-user. Dropping it ends the link.
-#[derive(Debug)]
-pub struct Link {
-    cancel: Arc<EventFd>,
-    endpoint: Arc<Endpoint>,
-    config: Arc<ConfigSpace>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Link {
-    /// The endpoint, to look at.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// The device's configuration space, as many bytes of it as were asked for:
-    /// what the back end that runs said last, none from one without
-    /// `VHOST_USER_PROTOCOL_F_CONFIG`. A disk that grew is seen here.
-    pub fn config(&self) -> Vec<u8> {
-        self.config.read()
-    }
-
-    /// Becomes readable when [`config`](Self::config) has changed since it was
-    /// last called. The back end says so itself
-    /// (`VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`), or another one took its place.
-    pub fn config_changed(&self) -> BorrowedFd<'_> {
-        self.config.changed()
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        signal(&self.cancel);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-            && !std::thread::panicking()
-        {
-            panic!("the link's thread panicked");
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use linkspan_vhost::MemoryRegion;
 
 /// The regions that a front end shares at this moment.
 #[derive(Debug, Default)]
-pub(super) struct MemoryTable {
+pub(crate) struct MemoryTable {
     mapped: Vec<(MemoryRegion, Region)>,
 }
 
@@ -28,7 +28,7 @@ pub enum MemoryError {
 impl MemoryTable {
     /// The table with these regions in place of all others; `fds[i]` holds region
     /// `i`. `gone` is signalled when the peer takes memory back.
-    pub(super) fn replaced(
+    pub(crate) fn replaced(
         regions: Vec<MemoryRegion>,
         fds: Vec<OwnedFd>,
         gone: &Arc<EventFd>,
@@ -49,7 +49,7 @@ impl MemoryTable {
     }
 
     /// The table with one more region.
-    pub(super) fn with(
+    pub(crate) fn with(
         &self,
         region: MemoryRegion,
         fd: OwnedFd,
@@ -62,20 +62,25 @@ impl MemoryTable {
     }
 
     /// The table without one region.
-    pub(super) fn without(&self, region: MemoryRegion) -> Self {
+    pub(crate) fn without(&self, region: MemoryRegion) -> Self {
         let mapped = self.mapped.iter().filter(|(known, _)| *known != region);
         Self {
             mapped: mapped.cloned().collect(),
         }
     }
 
+    /// The regions and where they are.
+    pub(crate) fn regions(&self) -> impl Iterator<Item = (&MemoryRegion, &Region)> {
+        self.mapped.iter().map(|(known, region)| (known, region))
+    }
+
     /// Whether the peer took memory back.
-    pub(super) fn poisoned(&self) -> bool {
+    pub(crate) fn poisoned(&self) -> bool {
         self.mapped.iter().any(|(_, region)| region.poisoned())
     }
 
     /// The address spaces that the table describes.
-    pub(super) fn resolve(&self) -> Result<Arc<GuestMemory>, MemoryError> {
+    pub(crate) fn resolve(&self) -> Result<Arc<GuestMemory>, MemoryError> {
         let regions = self
             .mapped
             .iter()

@@ -3,24 +3,21 @@
 
 mod asked;
 mod channel;
-mod config;
 mod error;
 mod frontend;
-mod inflight;
 mod link;
 mod log;
-mod memory;
-mod place;
-mod queues;
+pub(crate) mod memory;
 mod reach;
-mod requests;
+pub(crate) mod requests;
 mod rings;
 mod server;
 mod session;
 mod transfer;
 
+pub use crate::link::Link;
 pub use error::{Reason, SessionError};
-pub use link::{Connection, Link, LinkError, LinkOptions};
+pub use link::{Connection, LinkError, LinkOptions};
 pub use reach::Reach;
 pub use server::{Event, Server, StopError};
 pub use session::BackendSession;

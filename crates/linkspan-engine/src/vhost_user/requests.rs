@@ -12,14 +12,14 @@ use super::channel::{Channel, ChannelError};
 /// Our end of the socket (vhost-user: `VHOST_USER_SET_BACKEND_REQ_FD`). Nothing
 /// here waits for the front end, and what it does not read is kept once.
 #[derive(Debug)]
-pub(super) struct RequestSocket {
+pub(crate) struct RequestSocket {
     channel: Channel,
     requests: Requests,
 }
 
 /// Why the socket is of no further use. The session goes on without it.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RequestError {
+pub(crate) enum RequestError {
     /// The front end closed it, or it failed.
     #[error(transparent)]
     Channel(#[from] ChannelError),
@@ -30,7 +30,7 @@ pub(super) enum RequestError {
 
 impl RequestSocket {
     /// Watches the socket as part of `watch` from now on.
-    pub(super) fn open(fd: OwnedFd, features: ProtocolFeatures, watch: &Epoll) -> io::Result<Self> {
+    pub(crate) fn open(fd: OwnedFd, features: ProtocolFeatures, watch: &Epoll) -> io::Result<Self> {
         Ok(Self {
             channel: Channel::open(Stream::check(fd)?, watch)?,
             requests: Requests::new(features),
@@ -38,13 +38,13 @@ impl RequestSocket {
     }
 
     /// Ends the watch and closes the socket.
-    pub(super) fn close(self, watch: &Epoll) {
+    pub(crate) fn close(self, watch: &Epoll) {
         self.channel.close(watch);
     }
 
     /// Configuration space changed: the front end hears of it with the next
     /// [`pump`](Self::pump), if it can be told at all.
-    pub(super) fn config_changed(&mut self) {
+    pub(crate) fn config_changed(&mut self) {
         if let Err(error) = self.requests.config_changed() {
             tracing::debug!("the front end is not told of a change: {error}");
         }
@@ -52,7 +52,7 @@ impl RequestSocket {
 
     /// Takes in what the front end answered, and sends what there is to send, as
     /// far as that is possible without waiting.
-    pub(super) fn pump(&mut self, watch: &Epoll) -> Result<(), RequestError> {
+    pub(crate) fn pump(&mut self, watch: &Epoll) -> Result<(), RequestError> {
         let mut buffer = [0; 64];
         loop {
             let wanted = self.requests.wanted().min(buffer.len());

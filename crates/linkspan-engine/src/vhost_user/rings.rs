@@ -4,33 +4,14 @@
 use std::sync::Arc;
 
 use linkspan_mem::{DirtyLog, Gpa, GuestMemory};
-use linkspan_sys::PeerEventFd;
-use linkspan_vhost::backend::{Answer, Failure, FdSlot, RingSetup};
-use linkspan_virtio::Features;
+use linkspan_vhost::backend::{Answer, FdSlot, RingSetup};
 
 use super::error::{Reason, SessionError};
 use super::log::{covers, reaches};
 use super::memory::MemoryTable;
-use super::place::{Start, place_queue};
 use super::session::BackendSession;
-use crate::counters::QueueCounters;
-use crate::device::ActiveRing;
-use crate::worker::{Ring, RingEvent, RingFault, RingKey, Workers};
-
-/// What the session knows of a ring; the running ring itself is with its worker.
-#[derive(Default)]
-pub(super) struct RingSlot {
-    pub(super) call: Option<Arc<PeerEventFd>>,
-    pub(super) err: Option<Arc<PeerEventFd>>,
-    pub(super) run: Option<Run>,
-    pub(super) counters: Arc<QueueCounters>,
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Run {
-    pub(super) key: RingKey,
-    pub(super) setup: RingSetup,
-}
+use crate::rings::Ground;
+use crate::worker::{Notify, Ring, RingEvent, RingFault, RingKey, Workers};
 
 /// What the effect taken last waits for.
 pub(super) enum Waiting {
@@ -61,14 +42,11 @@ impl BackendSession {
         ring: u16,
         send: impl FnOnce(&Workers, RingKey),
     ) -> Option<Answer> {
-        match self.rings[usize::from(ring)].run {
-            Some(run) => {
-                send(&self.workers, run.key);
-                self.waiting = Some(Waiting::Ring);
-                None
-            }
-            None => Some(Answer::Done),
+        if !self.rings.command(ring, send) {
+            return Some(Answer::Done);
         }
+        self.waiting = Some(Waiting::Ring);
+        None
     }
 
     pub(super) fn start_ring(
@@ -78,35 +56,13 @@ impl BackendSession {
         kick: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
         let kick = self.take_event(kick)?;
-        let features = Features::from_bits_retain(setup.features);
         self.logging.check_ring(&setup)?;
-        let start = if self.device.is_network() {
-            Start::BehindUsed
-        } else {
-            Start::AsTold
+        let ground = Ground {
+            memory: &self.memory,
+            inflight: self.inflight.as_ref(),
+            log: self.logging.of_ring(&setup),
         };
-        let queue = place_queue(index, &setup, &self.memory, self.inflight.as_ref(), start)?;
-        let handler = self.device.open_queue(index, features)?;
-        let slot = &mut self.rings[usize::from(index)];
-        let ring = Box::new(Ring {
-            index,
-            lane: self.device.lane(index),
-            active: ActiveRing {
-                queue,
-                memory: Arc::clone(&self.memory),
-                log: self.logging.of_ring(&setup),
-            },
-            handler,
-            kick,
-            call: slot.call.clone(),
-            err: slot.err.clone(),
-            enabled: setup.enabled,
-            retired: false,
-            moves: false,
-            counters: Arc::clone(&slot.counters),
-        });
-        let key = self.workers.start(ring, self.sink.clone());
-        slot.run = Some(Run { key, setup });
+        self.rings.start(index, setup, kick, ground)?;
         self.waiting = Some(Waiting::Ring);
         Ok(None)
     }
@@ -130,8 +86,8 @@ impl BackendSession {
         ring: u16,
         call: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
-        let call = self.take_event(call)?.map(Arc::new);
-        self.rings[usize::from(ring)].call.clone_from(&call);
+        let call = self.take_event(call)?.map(Arc::new).map(Notify::Event);
+        self.rings.slot(ring).call.clone_from(&call);
         Ok(self.command(ring, |workers, key| workers.set_call(key, call)))
     }
 
@@ -141,7 +97,7 @@ impl BackendSession {
         err: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
         let err = self.take_event(err)?.map(Arc::new);
-        self.rings[usize::from(ring)].err.clone_from(&err);
+        self.rings.slot(ring).err.clone_from(&err);
         Ok(self.command(ring, |workers, key| workers.set_err(key, err)))
     }
 
@@ -149,23 +105,16 @@ impl BackendSession {
     /// until the last request that uses the old memory is done, it stays mapped
     /// and the front end gets no answer.
     pub(super) fn change_memory(&mut self, change: MemoryTable) -> Result<Option<Answer>, Reason> {
-        let running: Vec<RingKey> = self
-            .rings
-            .iter()
-            .filter_map(|slot| Some(slot.run?.key))
-            .collect();
-        if running.is_empty() {
+        if self.rings.are_stopped() {
             self.memory = self.resolve(&change)?;
             self.table = change;
             return Ok(Some(Answer::Done));
         }
-        for key in &running {
-            self.workers.stop(*key);
-        }
+        let (left, paused) = (self.rings.stop_all(), Vec::new());
         self.begin_to_drain();
         self.waiting = Some(Waiting::Pause {
-            left: running.len(),
-            paused: Vec::new(),
+            left,
+            paused,
             change,
         });
         Ok(None)
@@ -191,7 +140,7 @@ impl BackendSession {
     /// `VHOST_USER_SET_LOG_BASE`. The log of before is mapped until no ring uses it.
     pub(super) fn set_log(&mut self, log: DirtyLog) -> Result<Option<Answer>, Reason> {
         covers(&log, &self.memory)?;
-        for run in self.rings.iter().filter_map(|slot| slot.run) {
+        for (_, run) in self.rings.running() {
             reaches(&log, &run.setup)?;
         }
         self.logging.replace(log);
@@ -204,7 +153,7 @@ impl BackendSession {
         ring: u16,
         log: Option<Gpa>,
     ) -> Result<Option<Answer>, Reason> {
-        let Some(run) = &mut self.rings[usize::from(ring)].run else {
+        let Some(run) = &mut self.rings.slot(ring).run else {
             return Ok(Some(Answer::Done));
         };
         let setup = RingSetup { log, ..run.setup };
@@ -217,9 +166,10 @@ impl BackendSession {
     /// Tells all running rings what they log from now on.
     pub(super) fn relog(&mut self) -> Option<Answer> {
         let mut left = 0;
-        for run in self.rings.iter().filter_map(|slot| slot.run) {
+        for (ring, run) in self.rings.running() {
             let log = self.logging.of_ring(&run.setup);
-            self.workers.set_log(run.key, log);
+            self.rings
+                .command(ring, |workers, key| workers.set_log(key, log));
             left += 1;
         }
         if left == 0 {
@@ -246,34 +196,21 @@ impl BackendSession {
             Err(reason) => Err(reason),
         };
         let (mut left, mut lost) = (0, None);
-        for (mut ring, setup) in paused {
-            let state = Start::At(ring.active.queue.state());
-            let inflight = self.inflight.as_ref();
-            match place_queue(ring.index, &setup, &self.memory, inflight, state) {
-                Ok(queue) => {
-                    ring.active = ActiveRing {
-                        queue,
-                        memory: Arc::clone(&self.memory),
-                        // New regions are logged as the old ones were.
-                        log: self.logging.of_ring(&setup),
-                    };
-                }
-                Err(reason) if reason.failure() == Failure::System => {
-                    let ring = ring.index;
+        for (ring, setup) in paused {
+            let ground = Ground {
+                memory: &self.memory,
+                inflight: self.inflight.as_ref(),
+                // New regions are logged as the old ones were.
+                log: self.logging.of_ring(&setup),
+            };
+            let index = ring.index;
+            match self.rings.go_on(ring, setup, ground) {
+                Ok(()) => left += 1,
+                Err(error) => {
+                    let (ring, reason) = (index, error.into());
                     lost = Some(SessionError::RingLost { ring, reason });
-                    continue;
-                }
-                // The front end removed memory under a ring that runs: that
-                // ring is lost, the others are not.
-                Err(reason) => {
-                    tracing::warn!(ring = ring.index, "retired: {reason}");
-                    ring.retire();
                 }
             }
-            let slot = &mut self.rings[usize::from(ring.index)];
-            let key = self.workers.start(ring, self.sink.clone());
-            slot.run = Some(Run { key, setup });
-            left += 1;
         }
         self.resumed(left, answer, lost)
     }
@@ -310,7 +247,7 @@ impl BackendSession {
             RingEvent::Done { .. } => self.ring_done(Ok(Answer::Done)),
             RingEvent::Refused { ring, error, lost } => {
                 if lost {
-                    self.rings[usize::from(ring)].run = None;
+                    self.rings.slot(ring).run = None;
                 }
                 self.ring_done(Err((ring, Reason::Worker(error))))
             }
@@ -331,7 +268,7 @@ impl BackendSession {
     }
 
     fn ring_stopped(&mut self, ring: Box<Ring>) -> Result<(), SessionError> {
-        let slot = &mut self.rings[usize::from(ring.index)];
+        let slot = self.rings.slot(ring.index);
         let run = slot.run.take();
         match (self.waiting.take(), run) {
             (

@@ -16,7 +16,8 @@ use linkspan_sys::{EventFd, Listener, Stream};
 use super::session::BackendSession;
 use crate::device::Device;
 use crate::endpoint::{Endpoint, Phase};
-use crate::session::{self, End, NotQuiet};
+use crate::session::{self, End, NotQuiet, Session};
+use crate::vdpa::BridgedDevice;
 use crate::worker::{Workers, signal};
 
 /// How long to wait when the system has no descriptor for a new connection.
@@ -84,7 +85,25 @@ impl Server {
             Inherited::Listener(listener) => Source::Listener(listener),
             Inherited::Stream(stream) => Source::Stream(Some(stream)),
         };
-        Self::begin(source, device, workers, report)
+        let changes = device.config_changes();
+        Self::begin(source, changes, served(device, workers), report)
+    }
+
+    /// Begins to pass a vDPA device on, as [`start`](Self::start) does a device of
+    /// this process.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn bridge(
+        source: Inherited,
+        device: Arc<BridgedDevice>,
+        report: impl Fn(Event) + Send + 'static,
+    ) -> io::Result<Self> {
+        let source = match source {
+            Inherited::Listener(listener) => Source::Listener(listener),
+            Inherited::Stream(stream) => Source::Stream(Some(stream)),
+        };
+        Self::begin(source, None, move |changes| device.session(changes), report)
     }
 
     /// Begins to serve a front end that listens at `path`, whenever there is one: it
@@ -98,18 +117,20 @@ impl Server {
         workers: Arc<Workers>,
         report: impl Fn(Event) + Send + 'static,
     ) -> io::Result<Self> {
-        Self::begin(Source::Path(path), device, workers, report)
+        let changes = device.config_changes();
+        let source = Source::Path(path);
+        Self::begin(source, changes, served(device, workers), report)
     }
 
-    fn begin(
+    fn begin<S: Session>(
         source: Source,
-        device: Arc<dyn Device>,
-        workers: Arc<Workers>,
+        changes: Option<Arc<EventFd>>,
+        session: impl Fn(Arc<EventFd>) -> io::Result<S> + Send + 'static,
         report: impl Fn(Event) + Send + 'static,
     ) -> io::Result<Self> {
         let cancel = Arc::new(EventFd::new()?);
         let ended = Arc::new(EventFd::new()?);
-        let changes = match device.config_changes() {
+        let changes = match changes {
             Some(changes) => changes,
             None => Arc::new(EventFd::new()?),
         };
@@ -118,10 +139,7 @@ impl Server {
             let (cancel, endpoint) = (Arc::clone(&cancel), Arc::clone(&endpoint));
             let (ended, changes) = (Arc::clone(&ended), Arc::clone(&changes));
             move || {
-                let open = || {
-                    let changes = Arc::clone(&changes);
-                    BackendSession::new(Arc::clone(&device), Arc::clone(&workers), changes)
-                };
+                let open = || session(Arc::clone(&changes));
                 let result = serve(source, &open, &cancel, &endpoint, &report);
                 signal(&ended);
                 result
@@ -180,9 +198,17 @@ impl Drop for Server {
     }
 }
 
-fn serve(
+/// Sessions of a device of this process.
+fn served(
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+) -> impl Fn(Arc<EventFd>) -> io::Result<BackendSession> + Send + 'static {
+    move |changes| BackendSession::new(Arc::clone(&device), Arc::clone(&workers), changes)
+}
+
+fn serve<S: Session>(
     mut source: Source,
-    open: &dyn Fn() -> io::Result<BackendSession>,
+    open: &dyn Fn() -> io::Result<S>,
     cancel: &EventFd,
     endpoint: &Endpoint,
     report: &dyn Fn(Event),
@@ -287,7 +313,7 @@ fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
 }
 
 /// An error with its causes.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

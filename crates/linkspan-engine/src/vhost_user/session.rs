@@ -17,15 +17,16 @@ use linkspan_vhost::{Direction, Disposition, Inflight, ProtocolFeatures, VHOST_F
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
-use super::inflight::InflightArea;
 use super::log::Logging;
 use super::memory::MemoryTable;
 use super::requests::RequestSocket;
-use super::rings::{RingSlot, Waiting};
+use super::rings::Waiting;
 use super::transfer::{Transfer, TransferError};
-use crate::device::Device;
+use crate::device::{Device, NETWORK_DEVICE};
+use crate::inflight::InflightArea;
+use crate::rings::Rings;
 use crate::session::{Outgoing, QUIET_LIMIT, Session};
-use crate::worker::{EventSink, RingEvent, Workers};
+use crate::worker::{RingEvent, Workers};
 
 /// The one descriptor that messages to the front end carry.
 const INFLIGHT_FD: FdId = FdId(0);
@@ -46,7 +47,7 @@ fn protocol_features(device: &dyn Device) -> ProtocolFeatures {
         | ProtocolFeatures::RESET_DEVICE
         | ProtocolFeatures::STATUS
         | ProtocolFeatures::DEVICE_STATE;
-    if device.is_network() {
+    if device.device_id() == NETWORK_DEVICE {
         features |= ProtocolFeatures::NET_MTU | ProtocolFeatures::RARP;
     }
     features
@@ -56,10 +57,9 @@ fn protocol_features(device: &dyn Device) -> ProtocolFeatures {
 pub struct BackendSession {
     pub(super) core: Backend,
     pub(super) device: Arc<dyn Device>,
-    pub(super) workers: Arc<Workers>,
     pub(super) table: MemoryTable,
     pub(super) memory: Arc<GuestMemory>,
-    pub(super) rings: Vec<RingSlot>,
+    pub(super) rings: Rings,
     pub(super) inflight: Option<InflightArea>,
     pub(super) logging: Logging,
     /// Descriptors of the message that is being handled, by position.
@@ -69,7 +69,6 @@ pub struct BackendSession {
     pub(super) quiet_by: Option<Instant>,
     quiet_limit: Duration,
     outgoing: VecDeque<Outgoing>,
-    pub(super) sink: EventSink,
     events: Receiver<RingEvent>,
     wake: Arc<EventFd>,
     /// All that wakes the session: `wake`, `changes`, and the request socket.
@@ -98,7 +97,7 @@ impl BackendSession {
         workers: Arc<Workers>,
         changes: Arc<EventFd>,
     ) -> io::Result<Self> {
-        let (sink, events, wake) = EventSink::new()?;
+        let (rings, events, wake) = Rings::new(Arc::clone(&device), workers)?;
         let watch = Epoll::new()?;
         watch.add(&*wake, 0, Interest::READ)?;
         watch.add(&*changes, 0, Interest::READ)?;
@@ -120,10 +119,9 @@ impl BackendSession {
         Ok(Self {
             core: Backend::new(offer).map_err(io::Error::other)?,
             device,
-            workers,
             table,
             memory,
-            rings: (0..queues).map(|_| RingSlot::default()).collect(),
+            rings,
             inflight: None,
             logging: Logging::default(),
             fds: Vec::new(),
@@ -131,7 +129,6 @@ impl BackendSession {
             quiet_by: None,
             quiet_limit: QUIET_LIMIT,
             outgoing: VecDeque::new(),
-            sink,
             events,
             wake,
             watch,
@@ -478,7 +475,7 @@ impl Session for BackendSession {
     }
 
     fn is_quiet(&self) -> bool {
-        self.waiting.is_none() && self.rings.iter().all(|slot| slot.run.is_none())
+        self.waiting.is_none() && self.rings.are_stopped()
     }
 }
 

@@ -122,7 +122,13 @@ impl Loop {
                 continue;
             }
             let idle_since = *self.idle_since.get_or_insert(now);
-            if now.duration_since(idle_since) < self.spin.window() {
+            // One that never sleeps saves nothing by asking the system sooner.
+            let window = if self.busy {
+                ASK_EVERY
+            } else {
+                self.spin.window()
+            };
+            if now.duration_since(idle_since) < window {
                 self.counters.polls.add(1);
                 std::hint::spin_loop();
             } else if self.busy || self.is_polling() {

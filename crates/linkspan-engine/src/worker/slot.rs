@@ -51,7 +51,11 @@ pub(super) enum Outcome {
 /// Gives a broken ring up and says so, once.
 pub(super) fn retire(ring: &mut Ring, events: &EventSink, error: RingFault) {
     if !ring.retired {
-        ring.retire();
+        if ring.misses(error) {
+            ring.retired = true;
+        } else {
+            ring.retire();
+        }
         let ring = ring.index;
         events.send(RingEvent::Broken { ring, error });
     }

@@ -120,7 +120,6 @@ pub enum WishError {
 
 /// What the negotiation came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Negotiated {
     /// Virtio features that the back end offers.
     pub offered: u64,

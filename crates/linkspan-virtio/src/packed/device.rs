@@ -53,12 +53,20 @@ pub struct PackedDevice<M> {
     /// One bit for each buffer id that is with the device.
     taken: Vec<u64>,
     in_flight: u16,
-    /// With `VIRTIO_F_IN_ORDER`, what is in flight, and where the used descriptor
-    /// of the run of chains stands that the next one may go on.
+    /// With `VIRTIO_F_IN_ORDER`, what is in flight, and the used descriptor of the run
+    /// of chains that the next one may go on. It is not in the ring yet.
     order: Option<Order>,
-    run: Option<Position>,
+    run: Option<Used>,
     inflight: Option<Tracker<M>>,
     retired: Option<QueueError>,
+}
+
+/// A used descriptor and its place.
+#[derive(Clone, Copy, Debug)]
+struct Used {
+    at: Position,
+    id: u16,
+    written: u32,
 }
 
 /// Words of a set of all buffer ids: a driver may choose any.
@@ -292,16 +300,12 @@ impl<M: RingMemory> PackedDevice<M> {
         self.in_flight -= 1;
         // In order, one used descriptor serves for a run of chains: those before
         // the last must have been used completely (virtio 1.3 2.8.9).
-        let at = self.run.take().unwrap_or(self.next_used);
+        let at = self.run.take().map_or(self.next_used, |run| run.at);
+        let used = Used { at, id, written };
         if self.order.is_some() && written == chain.writable_total() {
-            self.run = Some(at);
-        }
-        self.ring.set_used(at.index, id, written);
-        let wrote = if written == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
-        let flags = at.used() | wrote;
-        match self.withheld {
-            Some((first, _)) if first != at.index => self.ring.set_flags(at.index, flags),
-            _ => self.withheld = Some((at.index, flags)),
+            self.run = Some(used);
+        } else {
+            self.write_used(used);
         }
         self.next_used = self.next_used.plus(chain.slots, self.ring.size());
         self.unpublished += 1;
@@ -311,6 +315,27 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(())
     }
 
+    /// Writes a used descriptor, but not the flags of the first one of a batch.
+    #[inline]
+    fn write_used(&mut self, Used { at, id, written }: Used) {
+        self.ring.set_used(at.index, id, written);
+        let wrote = if written == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
+        let flags = at.used() | wrote;
+        match self.withheld {
+            Some((first, _)) if first != at.index => self.ring.set_flags(at.index, flags),
+            _ => self.withheld = Some((at.index, flags)),
+        }
+    }
+
+    /// See [`SplitDevice::end_run`](crate::split::SplitDevice::end_run). The flags of
+    /// the first descriptor of a batch come with [`publish`](Self::publish) alone.
+    #[inline]
+    pub fn end_run(&mut self) {
+        if let Some(used) = self.run.take() {
+            self.write_used(used);
+        }
+    }
+
     /// Shows the driver all that was pushed, with one store.
     ///
     /// # Errors
@@ -318,6 +343,7 @@ impl<M: RingMemory> PackedDevice<M> {
     #[inline]
     pub fn publish(&mut self) -> Result<(), QueueError> {
         self.check()?;
+        self.end_run();
         let Some((index, flags)) = self.withheld.take() else {
             return Ok(());
         };
@@ -334,7 +360,6 @@ impl<M: RingMemory> PackedDevice<M> {
         self.held -= u16::try_from(count).unwrap_or(self.held);
         self.published_used = self.next_used;
         self.unpublished = 0;
-        self.run = None;
         self.unnotified = self.unnotified.saturating_add(count);
         Ok(())
     }

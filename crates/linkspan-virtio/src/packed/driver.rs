@@ -385,7 +385,7 @@ impl<M: RingMemory> PackedDriver<M> {
                 ..descriptor
             };
             let entry = table.bytes.part(place, Descriptor::SIZE);
-            entry.write(&packed.to_bytes());
+            entry.write_changed(packed.to_bytes());
             place += Descriptor::SIZE;
             size += 16;
         }

@@ -50,10 +50,10 @@ pub struct SplitDevice<M> {
     /// One bit for each head that is with the device.
     taken: Vec<u64>,
     in_flight: u16,
-    /// With `VIRTIO_F_IN_ORDER`, what is in flight, and where the used element
-    /// of the run of chains stands that the next one may go on.
+    /// With `VIRTIO_F_IN_ORDER`, what is in flight, and the used element of the run of
+    /// chains that the next one may go on, with its place. It is not in the ring yet.
     order: Option<Order>,
-    run: Option<u16>,
+    run: Option<(u16, UsedElement)>,
     inflight: Option<Tracker<M>>,
     retired: Option<QueueError>,
 }
@@ -286,20 +286,31 @@ impl<M: RingMemory> SplitDevice<M> {
         self.in_flight -= 1;
         // In order, one used element serves for a run of chains: those before the
         // last must have been used completely (virtio 1.3 2.7.9).
-        let at = self.run.take().unwrap_or(self.next_used);
-        if self.order.is_some() && written == chain.writable_total() {
-            self.run = Some(at);
-        }
+        let at = self.run.take().map_or(self.next_used, |(at, _)| at);
         let element = UsedElement {
             id: u32::from(id),
             len: written,
         };
-        self.ring.set_used_element(at, element);
+        if self.order.is_some() && written == chain.writable_total() {
+            self.run = Some((at, element));
+        } else {
+            self.ring.set_used_element(at, element);
+        }
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(inflight) = &mut self.inflight {
             inflight.push(id);
         }
         Ok(())
+    }
+
+    /// Writes the used element of a run of chains to the ring, of which
+    /// [`publish`](Self::publish) takes care, too: for who has to know that all that
+    /// was pushed is there before it is shown.
+    #[inline]
+    pub fn end_run(&mut self) {
+        if let Some((at, element)) = self.run.take() {
+            self.ring.set_used_element(at, element);
+        }
     }
 
     /// Shows the driver all that was pushed, with one store.
@@ -311,6 +322,7 @@ impl<M: RingMemory> SplitDevice<M> {
         self.check()?;
         let count = self.unpublished();
         if count != 0 {
+            self.end_run();
             if let Some(inflight) = &mut self.inflight {
                 inflight.before_publish();
             }
@@ -319,7 +331,6 @@ impl<M: RingMemory> SplitDevice<M> {
                 inflight.after_publish(self.next_used);
             }
             self.published_used = self.next_used;
-            self.run = None;
             self.unnotified = self.unnotified.saturating_add(u32::from(count));
         }
         Ok(())

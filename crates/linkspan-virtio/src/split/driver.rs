@@ -182,7 +182,9 @@ impl<M: RingMemory> SplitDriver<M> {
         if let Some(order) = &mut self.order {
             order.add(head);
         }
-        self.ring.set_available_entry(self.next_available, head);
+        if self.ring.available_entry(self.next_available) != head {
+            self.ring.set_available_entry(self.next_available, head);
+        }
         self.next_available = self.next_available.wrapping_add(1);
         Ok(head)
     }
@@ -342,12 +344,21 @@ impl<M: RingMemory> SplitDriver<M> {
         for mut descriptor in descriptors(readable, writable) {
             let next = self.slots[usize::from(index)].next;
             descriptor.next = next;
-            self.ring.set_descriptor(index, descriptor);
+            self.put_descriptor(index, descriptor);
             index = next;
             taken += 1;
         }
         self.free_head = index;
         taken
+    }
+
+    /// Writes a descriptor, unless it stands there already: a cache line that is not
+    /// written stays with the device too.
+    #[inline]
+    fn put_descriptor(&self, index: u16, descriptor: Descriptor) {
+        if self.ring.descriptor(index) != Some(descriptor) {
+            self.ring.set_descriptor(index, descriptor);
+        }
     }
 
     /// Writes a chain into an indirect table and one descriptor that refers to it.
@@ -370,19 +381,17 @@ impl<M: RingMemory> SplitDriver<M> {
             descriptor.next = index + 1;
             let place = Descriptor::SIZE * usize::from(index);
             let place = table.bytes.part(place, Descriptor::SIZE);
-            place.write(&descriptor.to_bytes());
+            place.write_changed(descriptor.to_bytes());
             size += 16;
         }
         let index = self.free_head;
-        self.ring.set_descriptor(
-            index,
-            Descriptor {
-                address: table.address.raw(),
-                len: size,
-                flags: VIRTQ_DESC_F_INDIRECT,
-                next: 0,
-            },
-        );
+        let descriptor = Descriptor {
+            address: table.address.raw(),
+            len: size,
+            flags: VIRTQ_DESC_F_INDIRECT,
+            next: 0,
+        };
+        self.put_descriptor(index, descriptor);
         self.free_head = self.slots[usize::from(index)].next;
         Ok(())
     }

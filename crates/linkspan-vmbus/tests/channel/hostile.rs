@@ -270,7 +270,7 @@ fn open(relid: u32, gpadl: u32, second_page: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_channel_opens_once_and_on_its_own_memory() {
+fn a_channel_opens_on_its_own_memory_only() {
     let (mut pair, relid) = Pair::connected(false);
     let other = pair.host.offer(heartbeat()).unwrap();
     pair.events();
@@ -319,6 +319,13 @@ fn a_channel_opens_once_and_on_its_own_memory() {
         let answer = message(Kind::OpenResult, &[relid, 42, STATUS_UNSUCCESSFUL]);
         assert_eq!(said(host), [answer], "it waits for an answer");
     }
+}
+
+#[test]
+fn a_channel_that_is_open_is_not_opened_again_and_keeps_its_memory() {
+    let (mut pair, relid) = Pair::connected(false);
+    let gpadl = pair.share(relid, 10);
+    let (host, kind) = (&mut pair.host, Kind::OpenChannel);
     host.receive(&open(relid, gpadl, 5)).unwrap();
     for _ in 0..2 {
         let twice = host.receive(&open(relid, gpadl, 5));

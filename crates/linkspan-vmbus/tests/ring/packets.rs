@@ -96,6 +96,10 @@ fn every_kind_is_understood() {
             assert!(matches!(contents, Ok(Contents::Gpadl { gpadl: 77, .. })));
         },
     );
+}
+
+#[test]
+fn every_kind_with_pages_is_understood() {
     let ranges = [
         words(&[8192, 100]),
         pages(&[1, 2, 3]),

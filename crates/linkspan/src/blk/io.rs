@@ -20,6 +20,10 @@ pub(super) struct IoArgs {
     #[arg(long, conflicts_with = "cache")]
     direct: bool,
 
+    /// Read what is cached by system calls, and never through a mapping of the image
+    #[arg(long)]
+    no_map: bool,
+
     /// How long to wait for another process to let go of the image: one that was
     /// killed keeps it until its reads and writes have ended
     #[arg(long, value_name = "SECONDS", default_value_t = LOCK_WAIT.as_secs())]
@@ -75,6 +79,7 @@ impl IoArgs {
                 CacheArg::Writethrough | CacheArg::Directsync => Durability::EachWrite,
                 CacheArg::Unsafe => Durability::Nothing,
             },
+            mapped: !self.no_map,
         }
     }
 }

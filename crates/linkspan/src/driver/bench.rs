@@ -194,8 +194,8 @@ impl Runner {
 
     fn run(&mut self, target: &Target) -> Result<Histogram<u64>, Failure> {
         let mut latency = new_histogram()?;
+        let mut now = Instant::now();
         loop {
-            let now = Instant::now();
             let over = now >= self.load.end || target.is_stopped();
             if over && self.queue.outstanding() == 0 {
                 return Ok(latency);
@@ -208,7 +208,8 @@ impl Runner {
                 Err(Ended::Queue(DiskError::Link(_))) if target.is_stopped() => return Ok(latency),
                 Err(Ended::Queue(error)) => return Err(target.failure(error)),
                 Err(Ended::Answer) => return Err(anyhow!("the disk reports an error").into()),
-                Ok(()) => {}
+                // What comes next begins when the last answer was there.
+                Ok(answered) => now = answered,
             }
         }
     }
@@ -244,8 +245,9 @@ impl Runner {
         self.queue.kick()
     }
 
-    /// Takes all answers that are there; sleeps first if there is none.
-    fn reap(&mut self, latency: &mut Histogram<u64>) -> Result<(), Ended> {
+    /// Takes all answers that are there, and says when that was; sleeps first if
+    /// there is none.
+    fn reap(&mut self, latency: &mut Histogram<u64>) -> Result<Instant, Ended> {
         let mut answer = self.queue.answer()?;
         while answer.is_none() {
             if self.load.poll {
@@ -266,7 +268,7 @@ impl Runner {
             self.free.push(slot);
             answer = self.queue.answer()?;
         }
-        Ok(())
+        Ok(now)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout, link_options};
+use linkspan_backends::disk::{DiskError, DiskQueue, DiskQueueLayout, link_options, vdpa_options};
 use linkspan_devices::block::driver::{Answer, Command, DiskInfo, RangeLimits};
 use linkspan_devices::block::{ID_BYTES, SECTOR, Status as Answered};
 use linkspan_engine::vhost_user::Link;
@@ -14,7 +14,7 @@ use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
 use serde::Serialize;
 
-use super::target::{Hints, Target, link_failure};
+use super::target::{Hints, Target, Ways};
 use crate::exit::{Failure, Status};
 
 const HINTS: Hints = Hints {
@@ -49,9 +49,12 @@ impl Target {
     /// Opens the disk with `queues` queues, each for `depth` requests at a time
     /// and with `buffer_bytes` for their data.
     pub(super) fn open(&self, queues: u16, depth: u16, buffer_bytes: u64) -> Result<Disk, Failure> {
-        let reach = self.reach.clone();
-        let options = link_options(reach, self.connect_limit, queues, self.queue_features);
-        let connection = self.connect(options, &HINTS)?;
+        let kind = self.queue_features;
+        let wanted = Ways {
+            socket: &|reach| link_options(reach, self.connect_limit, queues, kind),
+            vdpa: &|open| vdpa_options(open, queues, kind),
+        };
+        let connection = self.connect(&wanted, &HINTS)?;
         let negotiated = connection.negotiated().clone();
         let features = Features::from_bits_retain(negotiated.features);
         let info = DiskInfo::from_config(&negotiated.config, features);
@@ -77,6 +80,8 @@ impl Target {
                     anyhow!("--depth {depth} is more than a queue can hold"),
                 )
             })?;
+        let least = u16::try_from(u32::from(depth) * per_request).unwrap_or(u16::MAX);
+        let queue_size = connection.queue_size(queues, queue_size, least)?;
         let memory = DriverMemory::new(queues, queue_size, u64::from(queues) * layout.bytes())
             .context("no memory to share with the back end")?;
         let memory = Arc::new(memory);
@@ -88,9 +93,7 @@ impl Target {
             disk_queues.push(queue.map_err(|error| self.failure(error))?);
             handles.push(handle);
         }
-        let link = connection
-            .start(memory, handles)
-            .map_err(|error| link_failure(error, &HINTS))?;
+        let link = connection.start(memory, handles, &HINTS)?;
         self.begins();
         Ok(Disk {
             info,

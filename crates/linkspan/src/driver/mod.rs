@@ -5,6 +5,7 @@ mod disk;
 mod figures;
 mod net;
 mod net_bench;
+mod stamped;
 mod target;
 mod transfer;
 mod verify;
@@ -16,7 +17,8 @@ pub(crate) use linkspan_backends::image::parse_size as bytes;
 use linkspan_engine::vhost_user::Reach;
 
 use crate::exit::Failure;
-use target::Target;
+use crate::vdpa;
+use target::{Place, Target};
 
 /// Options of `linkspan driver`.
 #[derive(Debug, clap::Args)]
@@ -35,13 +37,27 @@ enum DeviceKind {
 
 /// Where the device is.
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("where").args(["socket_path", "vdpa", "fd"]).required(true))]
 struct ReachArgs {
     /// Where the back end listens
     #[arg(long, value_name = "PATH")]
-    socket_path: PathBuf,
+    socket_path: Option<PathBuf>,
+
+    /// A vDPA device of the kernel, such as /dev/vhost-vdpa-0
+    #[arg(long, value_name = "DEVICE")]
+    vdpa: Option<PathBuf>,
+
+    /// A vDPA device that is open already as this descriptor
+    #[arg(long, value_name = "N")]
+    fd: Option<i32>,
+
+    /// Entries of each queue of a vDPA device; 0: as many as it has [default: what
+    /// the command needs]
+    #[arg(long, value_name = "N", conflicts_with = "socket_path")]
+    queue_size: Option<u32>,
 
     /// Listen there ourselves, for a back end that connects
-    #[arg(long)]
+    #[arg(long, requires = "socket_path")]
     server: bool,
 
     /// Seconds that the back end may take to appear
@@ -51,13 +67,20 @@ struct ReachArgs {
 
 impl ReachArgs {
     fn target(&self, packed: bool) -> Result<Target, Failure> {
-        let path = self.socket_path.clone();
-        let reach = if self.server {
-            Reach::Listen(path)
-        } else {
-            Reach::Connect(path)
+        let queue_size = self.queue_size;
+        let place = match (&self.socket_path, &self.vdpa, self.fd) {
+            (Some(path), _, _) if self.server => Place::Socket(Reach::Listen(path.clone())),
+            (Some(path), _, _) => Place::Socket(Reach::Connect(path.clone())),
+            (None, Some(path), _) => Place::Vdpa {
+                open: vdpa::at(path.clone()),
+                queue_size,
+            },
+            (None, None, fd) => Place::Vdpa {
+                open: vdpa::inherited(fd.unwrap_or(-1)),
+                queue_size,
+            },
         };
-        Target::new(reach, self.connect_limit, packed)
+        Target::new(place, self.connect_limit, packed)
     }
 }
 
@@ -67,7 +90,8 @@ impl ReachArgs {
     linkspan driver blk --socket-path /tmp/disk.sock info\n  \
     linkspan driver blk --socket-path /tmp/disk.sock read --length 1M --to start.bin\n  \
     linkspan driver blk --socket-path /tmp/disk.sock write --from start.bin\n  \
-    linkspan driver blk --socket-path /tmp/disk.sock bench --op randread --depth 32 --seconds 5\n\n\
+    linkspan driver blk --socket-path /tmp/disk.sock bench --op randread --depth 32 --seconds 5\n  \
+    linkspan driver blk --vdpa /dev/vhost-vdpa-0 info\n\n\
     A back end that dies while a command runs is waited for: the command goes on with\n\
     the next one. Sizes take the suffixes K, M, G and T, powers of 1024.")]
 struct BlkArgs {

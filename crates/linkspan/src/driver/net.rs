@@ -6,12 +6,12 @@ use linkspan_backends::nic::{
     Nic, NicControl, NicError, NicLayout, NicOptions, NicPair, PAIRS_MAX, Wanted, control_ring,
 };
 use linkspan_devices::net::{Mac, NetInfo};
-use linkspan_engine::vhost_user::{Connection, Link};
+use linkspan_engine::vhost_user::Link;
 use linkspan_vhost::frontend::Negotiated;
 use linkspan_virtio::Features;
 use serde::Serialize;
 
-use super::target::{Hints, Target, link_failure};
+use super::target::{Connection, Hints, Target, Ways};
 use super::{ReachArgs, net_bench};
 use crate::exit::{Failure, Status};
 use crate::net::mac;
@@ -21,7 +21,8 @@ use crate::net::mac;
 #[command(after_help = "Examples:\n  \
     linkspan driver net --socket-path /tmp/net.sock info\n  \
     linkspan driver net --socket-path /tmp/net.sock bench --mode tx --size 64 --poll --seconds 5\n  \
-    linkspan driver net --socket-path /tmp/net.sock --server bench --mode loop --queues 2 --packed\n\n\
+    linkspan driver net --socket-path /tmp/net.sock --server bench --mode loop --queues 2 --packed\n  \
+    linkspan driver net --vdpa /dev/vhost-vdpa-0 info\n\n\
     A back end that dies while a bench runs is waited for: all queue pairs go on with\n\
     the next one, and the frames that were under way count as lost.")]
 pub(super) struct Args {
@@ -115,8 +116,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn connect(target: &Target, options: NicOptions) -> Result<Connection, Failure> {
-    let wanted = options.link_options(target.reach.clone(), target.connect_limit);
-    target.connect(wanted, &HINTS)
+    let wanted = Ways {
+        socket: &|reach| options.link_options(reach, target.connect_limit),
+        vdpa: &|open| options.vdpa_options(open),
+    };
+    target.connect(&wanted, &HINTS)
 }
 
 /// Connects and starts all pairs.
@@ -133,11 +137,12 @@ pub(super) fn open(
         return Err(Failure::new(Status::PeerBroke, error));
     }
     let features = Features::from_bits_retain(connection.negotiated().features);
+    let mut layout = layout;
+    let rings = control.map_or(options.pairs * 2, |ring| ring.saturating_add(1));
+    layout.queue_size = connection.queue_size(rings, layout.queue_size, 1)?;
     let nic = Nic::new(options.pairs, layout, features, control);
     let nic = nic.map_err(|error| failure(target, error))?;
-    let link = connection
-        .start(nic.memory, nic.handles)
-        .map_err(|error| link_failure(error, &HINTS))?;
+    let link = connection.start(nic.memory, nic.handles, &HINTS)?;
     target.begins();
     let mut control = nic.control;
     if let Some(control) = &mut control {
@@ -163,8 +168,7 @@ fn find_control(connection: &mut Connection, options: NicOptions) -> Result<Opti
         Some(ring) => (ring.saturating_add(1), Features::empty()),
         None => (2 * options.pairs, NicOptions::OF_CONTROL),
     };
-    let revised = connection.revise(queues, without);
-    revised.map_err(|error| link_failure(error, &HINTS))?;
+    connection.revise(queues, without, &HINTS)?;
     Ok(ring)
 }
 

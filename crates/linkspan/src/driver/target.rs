@@ -7,18 +7,109 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use linkspan_engine::vhost_user::{Connection, LinkError, LinkOptions, Reach};
+use linkspan_engine::vdpa::{self, Opener, VdpaOptions};
+use linkspan_engine::vhost_user::{self, Link, LinkError, LinkOptions, Reach};
+use linkspan_engine::{DriverMemory, QueueHandle};
 use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
-use linkspan_vhost::frontend::Misfit;
+use linkspan_vhost::frontend::{Misfit, Negotiated};
 use linkspan_virtio::Features;
 
 use crate::exit::{Failure, Status};
+use crate::vdpa::failure as vdpa_failure;
+
+/// Where a device is.
+pub(super) enum Place {
+    /// Behind a socket.
+    Socket(Reach),
+    /// In the kernel.
+    Vdpa {
+        /// How it is opened.
+        open: Opener,
+        /// Entries of each queue; `None`: what the command needs.
+        queue_size: Option<u32>,
+    },
+}
+
+/// What is wanted of a device, wherever it is.
+pub(super) struct Ways<'a> {
+    /// Over a socket.
+    pub(super) socket: &'a dyn Fn(Reach) -> LinkOptions,
+    /// In the kernel.
+    pub(super) vdpa: &'a dyn Fn(Opener) -> VdpaOptions,
+}
+
+/// A device that was negotiated with, wherever it is.
+pub(super) enum Connection {
+    Socket(Box<vhost_user::Connection>),
+    Vdpa(Box<vdpa::Connection>, Option<u32>),
+}
+
+impl Connection {
+    /// What the negotiation came to.
+    pub(super) fn negotiated(&self) -> &Negotiated {
+        match self {
+            Self::Socket(connection) => connection.negotiated(),
+            Self::Vdpa(connection, _) => connection.negotiated(),
+        }
+    }
+
+    /// Wishes for so many queues instead, and gives up these features.
+    pub(super) fn revise(
+        &mut self,
+        queues: u16,
+        without: Features,
+        hints: &Hints,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Socket(connection) => connection
+                .revise(queues, without)
+                .map_err(|error| link_failure(error, hints)),
+            Self::Vdpa(connection, _) => connection.revise(queues, without).map_err(vdpa_failure),
+        }
+    }
+
+    /// The size that each of `queues` queues gets if the command needs `size`
+    /// entries, at least `least`.
+    pub(super) fn queue_size(&self, queues: u16, size: u16, least: u16) -> Result<u16, Failure> {
+        let Self::Vdpa(connection, wanted) = self else {
+            return Ok(size);
+        };
+        let facts = connection.device().facts();
+        let most = facts.queue_size(queues, 0)?;
+        let size = match wanted {
+            Some(wanted) => facts.queue_size(queues, *wanted)?,
+            None => size.min(most),
+        };
+        if size < least {
+            let text = anyhow!("{least} entries are needed in a queue, it has {size}");
+            return Err(
+                Failure::new(Status::Failed, text).hint("less --depth, or a larger --queue-size")
+            );
+        }
+        Ok(size)
+    }
+
+    /// Shares the memory and starts all queues.
+    pub(super) fn start(
+        self,
+        memory: Arc<DriverMemory>,
+        queues: Vec<QueueHandle>,
+        hints: &Hints,
+    ) -> Result<Link, Failure> {
+        match self {
+            Self::Socket(connection) => connection
+                .start(memory, queues)
+                .map_err(|error| link_failure(error, hints)),
+            Self::Vdpa(connection, _) => connection.start(memory, queues).map_err(vdpa_failure),
+        }
+    }
+}
 
 /// Which device, and how a command is stopped.
 pub(super) struct Target {
-    pub(super) reach: Reach,
+    pub(super) place: Place,
     /// What the queues are to be like.
     pub(super) queue_features: Features,
     pub(super) connect_limit: Duration,
@@ -41,11 +132,11 @@ pub(super) struct Hints {
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 impl Target {
-    pub(super) fn new(reach: Reach, connect_seconds: u64, packed: bool) -> Result<Self, Failure> {
+    pub(super) fn new(place: Place, connect_seconds: u64, packed: bool) -> Result<Self, Failure> {
         let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
             .context("cannot watch for SIGINT and SIGTERM")?;
         let target = Self {
-            reach,
+            place,
             queue_features: if packed {
                 Features::PACKED_QUEUE
             } else {
@@ -85,19 +176,27 @@ impl Target {
         self.running.store(true, Ordering::Relaxed);
     }
 
-    /// Connects to the device, or waits until it connects, and negotiates.
-    pub(super) fn connect(
-        &self,
-        options: LinkOptions,
-        hints: &Hints,
-    ) -> Result<Connection, Failure> {
-        Connection::open(options, Arc::clone(&self.cancel))
-            .map_err(|error| link_failure(error, hints))
+    /// Reaches the device, or waits until it connects, and negotiates.
+    pub(super) fn connect(&self, wanted: &Ways<'_>, hints: &Hints) -> Result<Connection, Failure> {
+        let cancel = Arc::clone(&self.cancel);
+        match &self.place {
+            Place::Socket(reach) => {
+                let options = (wanted.socket)(reach.clone());
+                let connection = vhost_user::Connection::open(options, cancel);
+                let connection = connection.map_err(|error| link_failure(error, hints))?;
+                Ok(Connection::Socket(Box::new(connection)))
+            }
+            Place::Vdpa { open, queue_size } => {
+                let options = (wanted.vdpa)(Arc::clone(open));
+                let connection = vdpa::Connection::open(options, cancel).map_err(vdpa_failure)?;
+                Ok(Connection::Vdpa(Box::new(connection), *queue_size))
+            }
+        }
     }
 }
 
 /// An error of a link as the end of the command.
-pub(super) fn link_failure(error: LinkError, hints: &Hints) -> Failure {
+fn link_failure(error: LinkError, hints: &Hints) -> Failure {
     let status = match &error {
         LinkError::Cancelled => return Failure::new(Status::Failed, anyhow!("interrupted")),
         LinkError::Wish(_) => Status::Usage,

@@ -27,7 +27,8 @@ use linkspan_sys::tap::{TapError, TapQueue, open_tap};
 use linkspan_sys::{Epoll, Listener};
 
 use crate::exit::{Failure, Status};
-use crate::serving;
+use crate::serving::{self, Served};
+use crate::vduse::VduseArgs;
 use crate::workers::WorkerArgs;
 pub(crate) use spec::mac;
 use spec::{Behind, PortSpec, mac_of};
@@ -46,6 +47,8 @@ use spec::{Behind, PortSpec, mac_of};
           count=pairs|rings  how queues are counted for the monitor: pairs for QEMU\n                       \
           and DPDK, rings for Cloud Hypervisor [pairs]\n    \
           control-queue      have a control queue, for monitors that pass it on to us\n  \
+        vduse:NAME           a vDPA device of this machine's kernel, with one queue pair;\n                       \
+          queue-size, mac and mtu as above\n  \
         tap:NAME             an interface of this machine, made if there is none\n    \
           queues=N           [1]\n  \
         tap-fd:N             an inherited queue of one\n  \
@@ -68,6 +71,9 @@ use spec::{Behind, PortSpec, mac_of};
           -chardev socket,id=c,path=/tmp/a.sock \\\n    \
           -netdev vhost-user,id=n,chardev=c,queues=2 \\\n    \
           -device virtio-net-pci,netdev=n,mq=on,vectors=6 …\n\n\
+        An interface of this machine's own kernel, with the module vduse:\n\n  \
+        linkspan net --port vduse:net0 --port responder &\n  \
+        vdpa dev add name net0 mgmtdev vduse\n\n\
         With --capture FILE, `tshark -r FILE` and Wireshark show what went through each port.\n\n\
         SIGHUP makes it say what was counted of each port, SIGINT or SIGTERM ends it.",
     group = ArgGroup::new("what").args(["port", "print_capabilities"]).required(true)
@@ -101,6 +107,9 @@ pub struct Args {
 
     #[command(flatten)]
     workers: WorkerArgs,
+
+    #[command(flatten)]
+    vduse: VduseArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -153,7 +162,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let running = fabric.run(&workers).map_err(no_fabric)?;
     let mut servers = Vec::new();
     for (number, port) in (0..).zip(&args.port) {
-        servers.extend(serve(port, number, &fabric, &workers, args.json)?);
+        servers.extend(serve(port, number, &fabric, &workers, args)?);
     }
     wait(&signals, &servers, &fabric, args.json)?;
     tracing::info!("ending: finishing what is in flight");
@@ -183,7 +192,7 @@ impl Args {
 }
 
 /// Waits for a signal to end, or for the end of all guests.
-fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> Result<(), Failure> {
+fn wait(signals: &Signals, servers: &[Served], fabric: &Fabric, json: bool) -> Result<(), Failure> {
     const SIGNALS: u64 = u64::MAX;
     let epoll = Epoll::new().context("cannot wait for a signal")?;
     epoll.add(signals.as_fd(), SIGNALS, Interest::READ)?;
@@ -229,7 +238,7 @@ fn no_fabric(error: FabricError) -> Failure {
 
 fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
     let kind = match &port.behind {
-        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) => {
+        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) | Behind::Vduse(_) => {
             Kind::Guest { pairs: port.queues }
         }
         Behind::Tap(name) => {
@@ -296,8 +305,8 @@ fn serve(
     number: u16,
     fabric: &Arc<Fabric>,
     workers: &Arc<Workers>,
-    json: bool,
-) -> Result<Option<Server>, Failure> {
+    args: &Args,
+) -> Result<Option<Served>, Failure> {
     let device = || -> Result<Arc<dyn Device>, NetDeviceError> {
         let options = NetOptions {
             mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
@@ -315,7 +324,7 @@ fn serve(
     };
     let (workers, report) = (
         Arc::clone(workers),
-        serving::reporter(Some(port.name.clone()), json),
+        serving::reporter(Some(port.name.clone()), args.json),
     );
     let usage = |error| Failure::new(Status::Usage, error);
     let server = match &port.behind {
@@ -329,7 +338,13 @@ fn serve(
             Server::start(socket, device()?, workers, report)
         }
         Behind::Connect(path) => Server::connect(path.clone(), device()?, workers, report),
+        Behind::Vduse(name) => {
+            let (vduse, port) = (&args.vduse, Some(port.name.clone()));
+            let server = vduse.serve(name, device()?, workers, port, args.json)?;
+            return Ok(Some(Served::Vduse(server)));
+        }
         Behind::Tap(_) | Behind::TapFd(_) | Behind::Responder => return Ok(None),
     };
-    Ok(Some(server.context("cannot start serving")?))
+    let server = server.context("cannot start serving")?;
+    Ok(Some(Served::VhostUser(server)))
 }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use linkspan_backends::port::{Count, PAIRS_MAX};
 use linkspan_devices::net::{Mac, VlanSet};
+use linkspan_sys::vduse::Name;
 
 use crate::driver::bytes;
 
@@ -41,6 +42,8 @@ pub(super) enum Behind {
     Connect(PathBuf),
     /// A socket that we were started with.
     GuestFd(RawFd),
+    /// The kernel's vDPA bus, where it has this name.
+    Vduse(Name),
     /// An interface by its name.
     Tap(String),
     /// A queue of an interface that we were started with.
@@ -60,6 +63,17 @@ const GUEST: &[&str] = &[
     "count",
     "control-queue",
     "client",
+    "packets-per-second",
+    "bytes-per-second",
+];
+/// A device of the kernel has one pair: more of them need a control queue, which
+/// VDUSE does not take.
+const VDUSE: &[&str] = &[
+    "queue-size",
+    "mac",
+    "mtu",
+    "vlan",
+    "trunk",
     "packets-per-second",
     "bytes-per-second",
 ];
@@ -87,15 +101,21 @@ impl FromStr for PortSpec {
         };
         let (behind, known) = match (kind, value) {
             ("responder", "") => (Behind::Responder, RESPONDER),
-            ("vhost-user" | "tap", "") => return Err(format!("{kind}: what is behind it?")),
+            ("vhost-user" | "tap" | "vduse", "") => {
+                return Err(format!("{kind}: what is behind it?"));
+            }
             ("vhost-user", path) => (Behind::Listen(path.into()), GUEST),
             ("vhost-user-fd", _) => (Behind::GuestFd(number()?), GUEST),
+            ("vduse", name) => {
+                let name = name.parse::<Name>().map_err(|error| error.to_string())?;
+                (Behind::Vduse(name), VDUSE)
+            }
             ("tap", name) => (Behind::Tap(name.to_owned()), TAP),
             ("tap-fd", _) => (Behind::TapFd(number()?), TAP_FD),
             _ => {
                 return Err(format!(
-                    "{name:?} is none of vhost-user:PATH, vhost-user-fd:N, tap:NAME, tap-fd:N, \
-                     responder"
+                    "{name:?} is none of vhost-user:PATH, vhost-user-fd:N, vduse:NAME, tap:NAME, \
+                     tap-fd:N, responder"
                 ));
             }
         };
@@ -258,6 +278,9 @@ mod tests {
         assert_eq!(port.packets_per_second, Some(1000));
         assert_eq!(port.bytes_per_second, Some(1 << 20));
         assert_eq!(spec("tap:tap0,queues=2").behind, Behind::Tap("tap0".into()));
+        let port = spec("vduse:net0,mtu=9000");
+        assert_eq!(port.behind, Behind::Vduse("net0".parse().unwrap()));
+        assert_eq!((port.queues, port.mtu), (1, 9000));
         assert_eq!(spec("tap-fd:7").behind, Behind::TapFd(7));
         let port = spec("responder,address=192.168.1.1/16,lease=192.168.1.9");
         assert_eq!((port.behind, port.prefix_len), (Behind::Responder, 16));
@@ -284,6 +307,9 @@ mod tests {
             ("vhost-user:a,trunk=1+", "from 1 to 4094"),
             ("vhost-user:a,speed=1", "no option \"speed\""),
             ("vhost-user-fd:3,client", "only a path"),
+            ("vduse:", "what is behind it"),
+            ("vduse:a/b", "no name of a VDUSE device"),
+            ("vduse:a,queues=2", "no option \"queues\""),
             ("vhost-user:a,control-queue=1", "no value"),
             ("tap:x,mtu=1500", "no option \"mtu\""),
             ("tap-fd:x", "no descriptor"),

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::SECTOR;
 use super::bounce::{Bounce, Buffer};
+use super::mapped::Mapped;
 use crate::image::Durability;
 
 /// Bytes that are discarded or zeroed at a time: the file system keeps writes
@@ -29,6 +30,8 @@ pub(super) struct RawFile {
     pub(super) durability: Durability,
     /// Whether the file system can read only what is cached.
     pub(super) nowait: bool,
+    /// The file as memory, if what is cached is read so.
+    pub(super) mapped: Option<Mapped>,
     /// What memory and places must be aligned to, if the page cache is not used.
     pub(super) direct: Option<Alignment>,
     /// Bytes of a block, if it is a block device.
@@ -44,6 +47,20 @@ pub(super) struct RawFile {
 impl RawFile {
     pub(super) fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
+    }
+
+    /// Reads what is cached without a system call; `false` when it has to be read
+    /// otherwise.
+    #[inline]
+    pub(super) fn read_mapped(&self, transfer: &Transfer<'_>, done: &mut u64) -> bool {
+        let Some(mapped) = &self.mapped else {
+            return false;
+        };
+        if !mapped.read(transfer, self.len()) {
+            return false;
+        }
+        *done = transfer.len();
+        true
     }
 
     /// Reads what is cached. `None` when that is not all.
@@ -198,6 +215,19 @@ impl RawFile {
         result
     }
 
+    /// Does something to a range that no mapping may outlive.
+    fn change(&self, offset: u64, len: u64, how: Range) -> io::Result<bool> {
+        let forget = || {
+            if let Some(mapped) = &self.mapped {
+                mapped.forget(offset, len);
+            }
+        };
+        forget();
+        let changed = storage::change_range(&self.file, how, offset, len);
+        forget();
+        changed
+    }
+
     /// Lets the file system forget a range. That it cannot is no error.
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         // A device refuses parts of blocks, and a hint may cover less.
@@ -205,7 +235,7 @@ impl RawFile {
         let from = offset.next_multiple_of(block);
         let to = (offset + len) / block * block;
         for (at, len) in slices(from, to.saturating_sub(from)) {
-            if !storage::change_range(&self.file, Range::Hole, at, len)? {
+            if !self.change(at, len, Range::Hole)? {
                 break;
             }
         }
@@ -225,8 +255,8 @@ impl RawFile {
             let block = u64::from(self.device_block.unwrap_or(1));
             let whole = at.is_multiple_of(block) && len.is_multiple_of(block);
             let changed = whole
-                && ((unmap && storage::change_range(&self.file, Range::Hole, at, len)?)
-                    || storage::change_range(&self.file, Range::Zeroes, at, len)?);
+                && ((unmap && self.change(at, len, Range::Hole)?)
+                    || self.change(at, len, Range::Zeroes)?);
             if !changed {
                 self.write_plain_zeroes(at, len, bounce)?;
             }

@@ -26,12 +26,14 @@ use super::{Image, ImageQueue, ResizeError};
 mod bounce;
 mod file_io;
 mod job;
+mod mapped;
 mod pool;
 mod queue;
 #[cfg(test)]
 mod tests;
 
 use file_io::RawFile;
+use mapped::Mapped;
 use pool::{Pool, Port};
 use queue::RawQueue;
 
@@ -105,8 +107,14 @@ impl RawImage {
         };
         tracing::info!("{}: I/O is done by {engine}", path.display());
         let nowait = direct.is_none() && storage::reads_without_wait(&file).map_err(system)?;
+        let mapped = if options.mapped && direct.is_none() {
+            map(&file, path)
+        } else {
+            None
+        };
         let file = Arc::new(RawFile {
             file,
+            mapped,
             len: AtomicU64::new(extent.bytes),
             read_only: options.read_only,
             durability: options.durability,
@@ -126,6 +134,17 @@ impl RawImage {
     /// Who does the I/O.
     pub fn engine(&self) -> Engine {
         self.engine
+    }
+}
+
+/// The file as memory, where that serves. It is done without where it cannot be had.
+fn map(file: &File, path: &Path) -> Option<Mapped> {
+    match Mapped::new(file) {
+        Ok(mapped) => Some(mapped),
+        Err(error) => {
+            tracing::debug!("{}: is not mapped: {error}", path.display());
+            None
+        }
     }
 }
 

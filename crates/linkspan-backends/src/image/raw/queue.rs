@@ -94,6 +94,7 @@ impl RawQueue {
             return Some(Err(io::ErrorKind::ReadOnlyFilesystem.into()));
         }
         match work {
+            Work::Read { .. } if self.file.read_mapped(transfer, done) => Some(Ok(())),
             Work::Read { .. } if self.file.nowait => self.file.read_cached(transfer, done),
             Work::Flush if let Some(known) = self.file.sync_at_once() => Some(known),
             Work::Read { .. } | Work::Write { .. } | Work::Flush if self.inline => {

@@ -16,6 +16,7 @@ use tempfile::NamedTempFile;
 use super::*;
 use crate::image::{Completion, Durability, Operation};
 
+mod mapped;
 mod opening;
 
 const OPTIONS: OpenOptions = OpenOptions {
@@ -24,6 +25,8 @@ const OPTIONS: OpenOptions = OpenOptions {
     io: Io::Auto,
     direct: false,
     durability: Durability::Flush,
+    // Pages that are mapped cannot be made to leave the cache.
+    mapped: false,
 };
 
 /// A way to serve an image, and the folder that its file has to be in.

@@ -12,7 +12,7 @@ use linkspan_virtio::{Features, QueueLayout};
 
 /// A mapped region for some rings, from ring 0 on.
 #[derive(Debug)]
-pub(super) struct InflightArea {
+pub(crate) struct InflightArea {
     region: Region,
     /// To be sent to the front end; only of a region that we made.
     fd: Option<OwnedFd>,
@@ -45,10 +45,21 @@ pub enum InflightAreaError {
     Window(#[from] WindowError),
 }
 
+impl InflightAreaError {
+    /// Whether the system refused something, rather than the file is wrong.
+    pub(crate) fn is_system(&self) -> bool {
+        use mapping::Error::{System, TooMany};
+        matches!(
+            self,
+            Self::System(_) | Self::Map(System { .. } | TooMany { .. })
+        )
+    }
+}
+
 impl InflightArea {
     /// A new region, all zero: nothing is in flight. Until the features are set
     /// it is large enough for either layout: packed rings need more.
-    pub(super) fn create(
+    pub(crate) fn create(
         queues: u16,
         queue_size: u16,
         features: Option<Features>,
@@ -71,7 +82,7 @@ impl InflightArea {
     /// be large enough for split rings, which need less; each part is checked
     /// once more when its ring starts. `gone` is signalled when the front end
     /// takes the memory back.
-    pub(super) fn adopt(
+    pub(crate) fn adopt(
         inflight: Inflight,
         fd: OwnedFd,
         features: Option<Features>,
@@ -102,33 +113,52 @@ impl InflightArea {
         })
     }
 
+    /// A part of a file of our own that outlives this process: what it says of
+    /// requests in flight is checked as if it came from a peer. Large enough for
+    /// either layout.
+    pub(crate) fn of_file(
+        fd: OwnedFd,
+        offset: u64,
+        size: u64,
+        queues: u16,
+        queue_size: u16,
+    ) -> Result<Self, InflightAreaError> {
+        let mapping = PeerMemory::check(fd)?.map(offset, size, None)?;
+        Ok(Self {
+            region: Region::new(Arc::new(mapping)),
+            fd: None,
+            queues,
+            queue_size,
+        })
+    }
+
     /// Bytes of the region.
-    pub(super) fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.region.len() as u64
     }
 
     /// The file that it is in, if we made it.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether the region has a part for this ring.
-    pub(super) fn covers(&self, ring: u16) -> bool {
+    pub(crate) fn covers(&self, ring: u16) -> bool {
         ring < self.queues
     }
 
     /// Whether the peer took memory back.
-    pub(super) fn poisoned(&self) -> bool {
+    pub(crate) fn poisoned(&self) -> bool {
         self.region.poisoned()
     }
 
     /// Entries that each ring's part has room for.
-    pub(super) fn queue_size(&self) -> u16 {
+    pub(crate) fn queue_size(&self) -> u16 {
         self.queue_size
     }
 
     /// The part of a ring.
-    pub(super) fn window(
+    pub(crate) fn window(
         &self,
         ring: u16,
         layout: QueueLayout,

@@ -11,13 +11,13 @@ use crate::worker::signal;
 
 /// What the back end last said. One thread writes it.
 #[derive(Debug)]
-pub(super) struct ConfigSpace {
+pub(crate) struct ConfigSpace {
     bytes: Mutex<Vec<u8>>,
     changed: EventFd,
 }
 
 impl ConfigSpace {
-    pub(super) fn new(bytes: Vec<u8>) -> io::Result<Self> {
+    pub(crate) fn new(bytes: Vec<u8>) -> io::Result<Self> {
         Ok(Self {
             bytes: Mutex::new(bytes),
             changed: EventFd::new()?,
@@ -25,7 +25,7 @@ impl ConfigSpace {
     }
 
     /// What it is now; from now on only later changes are told of.
-    pub(super) fn read(&self) -> Vec<u8> {
+    pub(crate) fn read(&self) -> Vec<u8> {
         // First: a change after this is told of again rather than not at all.
         if let Err(error) = self.changed.drain() {
             panic!("our own eventfd cannot be read: {error}");
@@ -34,12 +34,12 @@ impl ConfigSpace {
     }
 
     /// Becomes readable with a change that was not read yet.
-    pub(super) fn changed(&self) -> BorrowedFd<'_> {
+    pub(crate) fn changed(&self) -> BorrowedFd<'_> {
         self.changed.as_fd()
     }
 
     /// What the back end says now; whether that is another thing than before.
-    pub(super) fn replace(&self, bytes: &[u8]) -> bool {
+    pub(crate) fn replace(&self, bytes: &[u8]) -> bool {
         let mut known = self.lock();
         if *known == bytes {
             return false;

@@ -14,7 +14,7 @@ use linkspan_sys::EventFd;
 use crate::driver::{DriverMemory, QueueEvents, QueueHandle, Resumed};
 
 /// All queues of a link, with the memory that their rings are in.
-pub(super) struct Queues {
+pub(crate) struct Queues {
     memory: Arc<DriverMemory>,
     /// Signalled when a queue parks.
     bell: Arc<EventFd>,
@@ -44,7 +44,7 @@ impl Queues {
     ///
     /// # Errors
     /// When no descriptor can be had.
-    pub(super) fn new(memory: Arc<DriverMemory>, handles: Vec<QueueHandle>) -> io::Result<Self> {
+    pub(crate) fn new(memory: Arc<DriverMemory>, handles: Vec<QueueHandle>) -> io::Result<Self> {
         let bell = Arc::new(EventFd::new()?);
         let list = handles.into_iter().map(|handle| {
             handle.signal_when_parked(&bell);
@@ -58,27 +58,27 @@ impl Queues {
         Ok(Self { memory, bell, list })
     }
 
-    pub(super) fn memory(&self) -> &Arc<DriverMemory> {
+    pub(crate) fn memory(&self) -> &Arc<DriverMemory> {
         &self.memory
     }
 
     /// Becomes readable when a queue has parked.
-    pub(super) fn bell(&self) -> BorrowedFd<'_> {
+    pub(crate) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
     /// The descriptors of a ring.
-    pub(super) fn events(&self, ring: usize) -> Option<&QueueEvents> {
+    pub(crate) fn events(&self, ring: usize) -> Option<&QueueEvents> {
         Some(&self.list.get(ring)?.handle.events)
     }
 
     /// All rings.
-    pub(super) fn all(&self) -> Vec<u16> {
+    pub(crate) fn all(&self) -> Vec<u16> {
         (0..).zip(&self.list).map(|(ring, _)| ring).collect()
     }
 
     /// The device is gone.
-    pub(super) fn lost(&mut self) {
+    pub(crate) fn lost(&mut self) {
         for queue in &mut self.list {
             if queue.standing == Standing::Driving {
                 queue.standing = Standing::Told;
@@ -88,7 +88,7 @@ impl Queues {
     }
 
     /// Takes in which queues have parked.
-    pub(super) fn listen(&mut self) {
+    pub(crate) fn listen(&mut self) {
         if let Err(error) = self.bell.drain() {
             panic!("our own eventfd cannot be read: {error}");
         }
@@ -101,7 +101,7 @@ impl Queues {
 
     /// The rings whose queues wait for a device, with zeroes in those that begin
     /// anew.
-    pub(super) fn waiting(&self) -> Vec<u16> {
+    pub(crate) fn waiting(&self) -> Vec<u16> {
         let parked = (0..).zip(&self.list);
         let parked = parked.filter(|(_, queue)| queue.standing == Standing::Parked);
         let begin = |(ring, queue): (u16, &Queue)| {
@@ -114,25 +114,25 @@ impl Queues {
     }
 
     /// How a ring goes on at its next start.
-    pub(super) fn next(&self, ring: u16) -> Resumed {
+    pub(crate) fn next(&self, ring: u16) -> Resumed {
         self.list[usize::from(ring)].next
     }
 
     /// The device knows nothing of what is under way, and neither will later ones.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         for queue in &mut self.list {
             queue.next = Resumed::Fresh;
         }
     }
 
     /// Whether no ring ever ran on a device that could write down what is under way.
-    pub(super) fn nothing_is_known(&self) -> bool {
+    pub(crate) fn nothing_is_known(&self) -> bool {
         self.list.iter().all(|queue| queue.next == Resumed::Fresh)
     }
 
     /// These rings run. What they have under way from now on is in the in-flight
     /// region, if there is one.
-    pub(super) fn started(&mut self, rings: &[u16]) {
+    pub(crate) fn started(&mut self, rings: &[u16]) {
         for ring in rings {
             let queue = &mut self.list[usize::from(*ring)];
             let resumed = std::mem::replace(&mut queue.next, Resumed::Continued);

@@ -1,0 +1,69 @@
+//! The program asked for devices of the kernel, on a kernel without VDUSE; those of one
+//! that has it are in `lab_vduse.rs`.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
+
+fn run(arguments: &[&str]) -> Output {
+    let output = Command::new(PROGRAM).args(arguments).output();
+    output.expect("the program runs")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_kernel_without_vduse_has_status_5_and_says_what_is_missing() {
+    if Path::new("/dev/vduse/control").exists() {
+        eprintln!("SKIP a_kernel_without_vduse_has_status_5: this kernel has VDUSE");
+        return;
+    }
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().join("state");
+    let state_argument = folder.to_str().unwrap();
+    for arguments in [
+        &["blk", "--image", "mem:1M", "--vduse", "x"][..],
+        &["net", "--port", "responder", "--port", "vduse:x"],
+    ] {
+        let arguments = [arguments, &["--vduse-state", state_argument]].concat();
+        let output = run(&arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(5), "{said}");
+        for part in ["/dev/vduse/control", "modprobe", "CONFIG_VDPA_USER"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(!folder.exists(), "nothing stays");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_has_status_2() {
+    for (arguments, why) in [
+        (
+            &[
+                "blk",
+                "--image",
+                "mem:1M",
+                "--vduse",
+                "x",
+                "--socket-path",
+                "s",
+            ][..],
+            "cannot be used with",
+        ),
+        (&["blk", "--image", "mem:1M", "--vduse", "a/b"], "no name"),
+        (
+            &["blk", "--image", "mem:1M", "--vduse", "control"],
+            "no name",
+        ),
+        (&["net", "--port", "vduse:x,queues=2"], "no option"),
+    ] {
+        let output = run(arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(why), "{arguments:?}: {said}");
+    }
+}
