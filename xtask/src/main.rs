@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod bench;
 mod debs;
+mod fcopy_daemon;
 mod fuzz;
 mod kernel;
 mod lab;

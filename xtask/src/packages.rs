@@ -42,6 +42,9 @@ pub(crate) const LAB_KERNEL: &[&str] = &[
     "patch",
 ];
 
+/// Packages for Linux's daemon of file copy: its source and what builds it.
+pub(crate) const FCOPY_DAEMON: &[&str] = &["linux-source-6.12", "gcc", "xz-utils"];
+
 /// Something is not there and cannot be installed by us.
 #[derive(Debug)]
 pub(crate) struct Missing(pub(crate) String);

@@ -9,13 +9,16 @@ use crate::packages::Missing;
 use crate::project::{Project, cargo};
 use crate::run::{KERNEL_ENV, build};
 use crate::tally::{Tally, headline};
-use crate::{fuzz, kernel, lab, lint, loom, packages};
+use crate::{fcopy_daemon, fuzz, kernel, lab, lint, loom, packages};
 
 /// Set for tests that have a short form.
 const QUICK_ENV: &str = "LINKSPAN_TEST_QUICK";
 
 /// Says to tests of the lab whether the lab comes later in this run.
 const LAB_ENV: &str = "LINKSPAN_LAB";
+
+/// Where Linux's daemon of file copy is, for the tests that run it.
+const FCOPY_DAEMON_ENV: &str = "LINKSPAN_FCOPY_DAEMON";
 
 /// The exit status of the program where something is missing on the machine.
 const MISSING: i32 = 5;
@@ -51,6 +54,13 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     }
     if lab_kernel.is_some() && !quick {
         tests.env(LAB_ENV, "later");
+    }
+    // Those tests say for themselves that they are skipped.
+    match fcopy_daemon::ensure() {
+        Ok(daemon) => {
+            tests.env(FCOPY_DAEMON_ENV, daemon);
+        }
+        Err(error) => eprintln!("xtask: {error:#}"),
     }
     tally.tests("tests of the workspace", &mut tests)?;
 

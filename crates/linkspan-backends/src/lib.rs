@@ -1,5 +1,6 @@
 //! What devices stand on: disk images and the block queue that serves them, ports and
-//! the network between them; and disks and network devices from their drivers' side.
+//! the network between them; disks and network devices from their drivers' side; and a
+//! device of VMBus as a guest's kernel shows it.
 #![forbid(unsafe_code)]
 
 pub mod block;
@@ -8,3 +9,4 @@ pub mod fcopy;
 pub mod image;
 pub mod nic;
 pub mod port;
+pub mod uio;

@@ -60,7 +60,10 @@ fn channel() -> Result<(), Box<dyn Error>> {
 
 fn host(socket: &Path) -> Result<(), Box<dyn Error>> {
     let listener = Listener::bind(socket)?;
-    let options = HostOptions { ring: 20480 };
+    let options = HostOptions {
+        ring: 20480,
+        outstanding: 16,
+    };
     let host = Host::new(vec![(listener, Accepts::All)], options, drop)?;
     let guest = Framed::connect(socket, Role::Guest)?;
     drop((host, guest));

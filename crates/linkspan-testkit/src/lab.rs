@@ -171,6 +171,14 @@ pub fn await_path(path: &Path) {
     });
 }
 
+/// Waits until something is so that is bound to come, and that nobody tells of.
+///
+/// # Panics
+/// When it does not come.
+pub fn await_true(what: &str, look: impl Fn() -> bool) {
+    await_some(what, || look().then_some(()));
+}
+
 /// Waits for an entry of `dir` whose name begins with `prefix`.
 fn await_child(dir: &Path, prefix: &str) -> String {
     let look = || {

@@ -1,6 +1,6 @@
 //! What the tests of Linkspan share: a front end and a back end that can say
 //! anything, a block driver on the front end,
-//! a network card, networks of the kernel, a disk that is driven over a link, devices served in this process, a census of what the process
+//! a network card, networks of the kernel, a host of VMBus, a disk that is driven over a link, devices served in this process, a census of what the process
 //! holds, and a sweep that makes each step of a bring-up fail in turn.
 //!
 //! Everything here fails by panicking with what was expected. Every wait has
@@ -24,6 +24,7 @@ pub mod served;
 pub mod sweep;
 pub mod vdpa;
 pub mod vduse;
+pub mod vmbus;
 
 pub use back_end::BackEnd;
 pub use census::Census;
@@ -35,6 +36,7 @@ pub use memory::SharedMemory;
 pub use namespace::Namespace;
 pub use served::Served;
 pub use vduse::ModelKernel;
+pub use vmbus::VmbusHost;
 
 /// How long anything may take that is bound to happen. Far more than it needs on
 /// the slowest machine: only a test that fails waits for so long.

@@ -54,7 +54,10 @@ pub fn main() -> ExitCode {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
         Command::Driver(args) => driver::run(&args),
-        Command::Fcopy(args) => fcopy::run(&args),
+        Command::Fcopy(args) => match fcopy::run(&args) {
+            Ok(code) => return code,
+            Err(failure) => Err(failure),
+        },
         Command::Vdpa(args) => vdpa::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })

@@ -15,7 +15,7 @@ use crate::packages;
 use crate::project::{Project, cache_dir};
 
 /// The package with the source, and the folder in its archive.
-const SOURCE: &str = "linux-source-6.12";
+pub(crate) const SOURCE: &str = "linux-source-6.12";
 
 /// What compiling prints about this often; for the progress line alone.
 const STEPS: u32 = 2860;
@@ -122,7 +122,7 @@ fn image(recipe: &Recipe, version: &str) -> PathBuf {
     cache().join(format!("{}-{version}/bzImage", recipe.digest))
 }
 
-fn installed_version() -> Option<String> {
+pub(crate) fn installed_version() -> Option<String> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Status}|${Version}", SOURCE])
         .stderr(Stdio::null())
@@ -237,7 +237,7 @@ fn compile(source: &Path, log: &Path) -> Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()

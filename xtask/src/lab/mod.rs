@@ -15,7 +15,7 @@ use crate::tally::{Counted, Tally, headline};
 
 mod guest;
 mod image;
-mod kernel;
+pub(crate) mod kernel;
 mod machine;
 mod things;
 

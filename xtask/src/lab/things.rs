@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{debs, packages};
+use crate::{debs, fcopy_daemon, packages};
 
 /// Something that `pack` can name.
 struct Thing {
@@ -92,7 +92,7 @@ const THINGS: &[Thing] = &[
 ];
 
 /// Names that the image knows how to make.
-const OURS: [&str; 2] = ["linkspan", "kernel"];
+const OURS: [&str; 3] = ["linkspan", "kernel", fcopy_daemon::NAME];
 
 /// What a list of names stands for.
 #[derive(Debug, Default)]
@@ -141,6 +141,10 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
         kernel: names.iter().any(|name| name == "kernel" || name == "qemu"),
         ..Found::default()
     };
+    if names.iter().any(|name| name == fcopy_daemon::NAME) {
+        let place = format!("/usr/bin/{}", fcopy_daemon::NAME);
+        found.files.push((fcopy_daemon::ensure()?, place));
+    }
     for path in names.iter().filter(|name| name.starts_with('/')) {
         found.files.push((path.into(), path.clone()));
     }

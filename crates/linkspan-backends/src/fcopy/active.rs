@@ -11,9 +11,6 @@ use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
 use rustix::io::{Errno, pread};
 
-/// WRITEs that a guest of ours gets before it has answered the first.
-const OUTSTANDING: usize = 16;
-
 /// Passes at a time before others have their turn.
 const PASSES: usize = 64;
 
@@ -72,13 +69,13 @@ pub(super) struct Active {
     patience: Duration,
     /// When the guest has to have answered.
     deadline: Option<Instant>,
+    /// That time is over.
+    expired: bool,
 }
 
 impl Active {
-    pub(super) fn new(channel: Channel) -> Result<Self, ChannelError> {
-        let options = Options {
-            outstanding: OUTSTANDING,
-        };
+    pub(super) fn new(channel: Channel, outstanding: usize) -> Result<Self, ChannelError> {
+        let options = Options { outstanding };
         Ok(Self {
             packet: channel.packet()?,
             channel,
@@ -89,6 +86,7 @@ impl Active {
             answered: 0,
             patience: PATIENCE,
             deadline: None,
+            expired: false,
         })
     }
 
@@ -151,6 +149,7 @@ impl Active {
     pub(super) fn expire(&mut self, now: Instant) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.sender.expired();
+            self.expired = true;
         }
     }
 
@@ -179,7 +178,8 @@ impl Active {
     /// Sends until there is nothing to send, or no room: whether that was it.
     fn say(&mut self, turn: &mut Turn) -> Result<bool, GuestFault> {
         self.channel.outgoing.stop_waiting();
-        while has_room(&mut self.channel.outgoing)? {
+        // A guest that is given up may have left the ring full.
+        while self.expired || has_room(&mut self.channel.outgoing)? {
             let Some(output) = self.sender.poll_output() else {
                 return Ok(false);
             };

@@ -20,6 +20,9 @@ use super::active::{Active, GuestFault, Turn};
 /// and two pages.
 pub const RING_MIN: u64 = 3 * 4096;
 
+/// WRITEs that a guest of ours gets before it has answered the first.
+pub const OUTSTANDING: usize = 16;
+
 /// Connections at a time.
 const CLIENTS_MAX: usize = 32;
 
@@ -60,6 +63,9 @@ impl Accepts {
 pub struct HostOptions {
     /// Bytes of each ring, its header included; at least [`RING_MIN`].
     pub ring: u64,
+    /// WRITEs that the guest gets before it has answered the first, at least 1; guests of
+    /// others are promised 1, ours take [`OUTSTANDING`].
+    pub outstanding: usize,
 }
 
 /// What happens at a host.
@@ -280,6 +286,13 @@ impl Host {
     }
 
     fn greet(&mut self, token: u64, version: Option<u16>, role: Role) -> Result<(), FramedError> {
+        // One that has left is not in the way, even if nobody has looked yet.
+        if role == Role::Guest
+            && let Some((held, _)) = &self.guest
+        {
+            let held = *held;
+            self.hear(held);
+        }
         let busy = role == Role::Guest && self.guest.is_some();
         let Some(client) = self.clients.get_mut(&token) else {
             return Ok(());
@@ -302,7 +315,7 @@ impl Host {
         }
         let offer = Offer::new(self.options.ring).map_err(io::Error::other)?;
         let channel = offer.host().map_err(io::Error::other)?;
-        let active = Active::new(channel).map_err(io::Error::other)?;
+        let active = Active::new(channel, self.options.outstanding).map_err(io::Error::other)?;
         let frame = Frame::Channel {
             version,
             interface: FILE_COPY.interface,

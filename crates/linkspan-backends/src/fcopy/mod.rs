@@ -7,5 +7,5 @@ mod host;
 mod tree;
 
 pub use guest::{Guest, GuestEnd};
-pub use host::{Accepts, Host, HostEvent, HostOptions, RING_MIN};
+pub use host::{Accepts, Host, HostEvent, HostOptions, OUTSTANDING, RING_MIN};
 pub use tree::{FileError, Temporary, Tree, TreeOptions};

@@ -1,10 +1,12 @@
 //! `linkspan fcopy host`: the device, and a socket for whoever sends files.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
-use linkspan_backends::fcopy::{Accepts, Host, HostEvent, HostOptions};
+use linkspan_backends::fcopy::{Accepts, Host, HostEvent, HostOptions, OUTSTANDING};
 use linkspan_engine::vmbus::ChannelError;
 use linkspan_sys::Listener;
 use linkspan_sys::signals::{Signal, Signals};
@@ -17,7 +19,10 @@ use crate::serving::print;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: guests at a socket of their own, so that they cannot send\n\n  \
-        linkspan fcopy host --control /run/fcopy.sock --device /run/fcopy-guest.sock"
+        linkspan fcopy host --control /run/fcopy.sock --device /run/fcopy-guest.sock\n\n\
+        Example: Linux's own daemon, as it is, with the device as a kernel would show it\n\n  \
+        linkspan fcopy host --control /run/fcopy.sock -- hv_fcopy_uio_daemon -n\n\n\
+        COMMAND needs root, /dev/fuse and Linux 6.9; the host ends with it, and with its status."
 )]
 pub(super) struct Args {
     /// Where `send` connects, and a guest if there is no other socket for it
@@ -35,6 +40,10 @@ pub(super) struct Args {
     /// Prints what happens on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
+
+    /// A program that sees the device as /dev/uio0 and in sysfs; nobody else does
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 #[derive(Serialize, Default)]
@@ -50,11 +59,11 @@ struct Line<'a> {
     outcome: Option<&'static str>,
 }
 
-/// Serves until a signal ends it.
+/// Serves until a signal ends it, or the program that it runs has ended.
 ///
 /// # Errors
 /// With the status that the program is to end with.
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
+pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
         .context("cannot watch for signals")?;
     let bind = |path: &PathBuf| {
@@ -71,6 +80,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     let options = HostOptions {
         ring: args.ring_size,
+        // Whoever runs here may be anybody's.
+        outstanding: if args.command.is_empty() {
+            OUTSTANDING
+        } else {
+            1
+        },
     };
     let json = args.json;
     let host = Host::new(listeners, options, move |event| report(&event, json));
@@ -87,8 +102,12 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         });
     }
     tracing::info!("listening");
+    if !args.command.is_empty() {
+        let place = args.device.as_ref().unwrap_or(&args.control);
+        return super::command::run(host, args.ring_size, place, &args.command, &signals);
+    }
     host.run(signals.as_fd()).context("cannot wait")?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn report(event: &HostEvent, json: bool) {

@@ -1,10 +1,12 @@
 //! `linkspan fcopy`: files into a guest over VMBus, both ends.
 
+mod command;
 mod guest;
 mod host;
 mod send;
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Subcommand;
@@ -37,16 +39,17 @@ enum Verb {
     Send(send::Args),
 }
 
-/// Runs the command.
+/// Runs the command; its status is that of the program that it ran, if it did.
 ///
 /// # Errors
 /// With the status that the program is to end with.
-pub fn run(args: &Args) -> Result<(), Failure> {
-    match &args.verb {
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let done = match &args.verb {
         Verb::Guest(args) => guest::run(args),
-        Verb::Host(args) => host::run(args),
+        Verb::Host(args) => return host::run(args),
         Verb::Send(args) => send::run(args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// A connection to a host that failed.
