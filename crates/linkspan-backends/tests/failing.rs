@@ -64,7 +64,7 @@ impl ImageQueue for HalfQueue {
             Ok(())
         };
         // Each other one is known at once.
-        if self.0.load(Ordering::SeqCst) % 2 == 0 {
+        if self.0.load(Ordering::SeqCst).is_multiple_of(2) {
             return Some(result);
         }
         self.1.push_back(Completion { token, result });
