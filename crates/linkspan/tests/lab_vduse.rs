@@ -372,3 +372,70 @@ fn libblkio_drives_our_disk_through_vhost_vdpa() {
     drop(vdpa);
     daemon.stop();
 }
+
+/// Both ends are ours and the kernel is between them: once directly, once more
+/// through a bridge and a socket.
+#[test]
+fn our_driver_runs_on_our_own_disk_through_vhost_vdpa() {
+    if !lab::guest("our_driver_runs_on_our_own_disk_through_vhost_vdpa") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (name, image) = (unique("vd"), disk(dir.path(), 16 << 20));
+    let mut daemon = serve_disk(dir.path(), &name, &image, &[]);
+    daemon.expect("offered");
+    let vdpa = Vdpa::add(&name, "vduse", &[]);
+    let node = vdpa.char_device();
+    // The kernel's own driver was first.
+    daemon.expect("reset");
+    let driver = |place: &[&str], what: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        lab::run(command.args(["driver", "blk"]).args(place).args(what))
+    };
+    let at = ["--vdpa", node.to_str().unwrap()];
+    copy_through(dir.path(), &image, 1, |what| driver(&at, what));
+    daemon.expect("running");
+    driver(
+        &at,
+        &["verify", "--overwrite", "--seconds", "2", "--queues", "2"],
+    );
+
+    let socket = dir.path().join("s");
+    let log = File::create(dir.path().join("bridge")).unwrap();
+    let mut bridge = supervised(PROGRAM.as_ref());
+    bridge
+        .args(["vdpa", "serve", node.to_str().unwrap(), "--socket-path"])
+        .arg(&socket)
+        .stdin(Stdio::null())
+        .stderr(log);
+    let mut bridge = bridge.spawn().unwrap();
+    let said = || fs::read_to_string(dir.path().join("bridge")).unwrap();
+    assert!(settled(|| socket.exists()), "{}", said());
+    let at = ["--socket-path", socket.to_str().unwrap()];
+    copy_through(dir.path(), &image, 2, |what| driver(&at, what));
+    driver(&at, &["verify", "--overwrite", "--seconds", "2"]);
+    let id = bridge.id().to_string();
+    lab::run(Command::new("kill").args(["-s", "TERM", &id]));
+    let status = bridge.wait().unwrap();
+    assert!(status.success(), "{status}: {}", said());
+    drop(vdpa);
+    daemon.stop();
+    await_gone(&name);
+}
+
+/// Writes with a driver, reads it again, and finds it in the image.
+fn copy_through(dir: &Path, image: &Path, seed: u32, driver: impl Fn(&[&str]) -> String) {
+    let (from, to) = (dir.join("from"), dir.join("to"));
+    let words = (0..1_000_000_u32).map(|at| at.wrapping_mul(seed).to_le_bytes());
+    let mut bytes = words.flatten().collect::<Vec<u8>>();
+    bytes.truncate(bytes.len() / 4096 * 4096);
+    fs::write(&from, &bytes).unwrap();
+    driver(&["write", "--from", from.to_str().unwrap()]);
+    let length = bytes.len().to_string();
+    driver(&["read", "--length", &length, "--to", to.to_str().unwrap()]);
+    assert!(fs::read(&to).unwrap() == bytes);
+    let mut stored = vec![0; bytes.len()];
+    let image = File::open(image).unwrap();
+    image.read_exact_at(&mut stored, 0).unwrap();
+    assert!(stored == bytes);
+}

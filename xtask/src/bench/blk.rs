@@ -131,7 +131,7 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
 }
 
 /// An example of a crate, built for speed.
-fn example(project: &Project, package: &str, name: &str) -> Result<PathBuf> {
+pub(super) fn example(project: &Project, package: &str, name: &str) -> Result<PathBuf> {
     let status = cargo()
         .args([
             "build",

@@ -125,6 +125,16 @@ pub(crate) fn all(project: &Project) -> Result<Vec<Guest>> {
     Ok(guests)
 }
 
+/// A script that is not in the list, named like its file.
+pub(crate) fn script(path: &Path) -> Result<Guest> {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(Guest {
+        name: name.into_owned(),
+        body: Body::Script(path.to_owned()),
+        needs: read(path, "#:")?,
+    })
+}
+
 fn read(path: &Path, mark: &str) -> Result<Needs> {
     let place = || format!("in the header of {}", path.display());
     Needs::parse(&fs::read_to_string(path).with_context(place)?, mark).with_context(place)

@@ -246,6 +246,44 @@ fn one(
     Ok(())
 }
 
+/// Runs a script that measures, with release builds of ours and the kernel's words
+/// `append`, which its shell has as variables. `see` gets each line that it says.
+pub(crate) fn measure(
+    project: &Project,
+    script: &Path,
+    pack: &[String],
+    append: &str,
+    mut see: impl FnMut(&str),
+) -> Result<()> {
+    packages::ensure(packages::GUEST)?;
+    let kernel = kernel::ensure(project)?;
+    let mut guest = guest::script(script)?;
+    guest.needs.pack.extend_from_slice(pack);
+    guest.needs.append = format!("{} {append}", guest.needs.append);
+    let dir = project.target.join("lab/bench").join(&guest.name);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let image = dir.join("image.cpio");
+    let build = Build { release: true };
+    let image_bytes = image::pack(project, &guest, &kernel, &[], build, &image)?;
+    let machine = Machine {
+        kernel: &kernel,
+        image: &image,
+        image_bytes,
+        needs: &guest.needs,
+    };
+    let mut counted = Counted::default();
+    let end = machine.run(&dir, |line| {
+        counted.take_check(line);
+        see(line);
+    })?;
+    drop(fs::remove_file(&image));
+    if let Some(problem) = problem(end, counted, &guest) {
+        explain(&problem, &dir, end, false);
+        bail!("{} measured nothing: {problem}", script.display());
+    }
+    Ok(())
+}
+
 /// What is wrong with a run, if anything is.
 fn problem(end: End, counted: Counted, guest: &Guest) -> Option<String> {
     let tally = counted.finish();
