@@ -3,6 +3,7 @@
 
 mod control;
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -149,7 +150,16 @@ impl Card {
     /// When there is not enough memory.
     #[track_caller]
     pub fn bring_up(path: &Path, options: &CardOptions) -> Result<Self, Refused> {
-        Self::over(FrontEnd::connect(path)?, options)
+        // A socket is there a moment before anybody listens on it.
+        let mut front = None;
+        settled(|| {
+            let connected = FrontEnd::connect(path);
+            let refused = matches!(&connected, Err(Refused::Connect(error))
+                if error.kind() == ErrorKind::ConnectionRefused);
+            front = Some(connected);
+            !refused
+        });
+        Self::over(front.expect("it looked at least once")?, options)
     }
 
     /// The same over a connection that there is.
