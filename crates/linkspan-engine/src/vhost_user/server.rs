@@ -81,12 +81,8 @@ impl Server {
         workers: Arc<Workers>,
         report: impl Fn(Event) + Send + 'static,
     ) -> io::Result<Self> {
-        let source = match source {
-            Inherited::Listener(listener) => Source::Listener(listener),
-            Inherited::Stream(stream) => Source::Stream(Some(stream)),
-        };
         let changes = device.config_changes();
-        Self::begin(source, changes, served(device, workers), report)
+        Self::begin(source.into(), changes, served(device, workers), report)
     }
 
     /// Begins to pass a vDPA device on, as [`start`](Self::start) does a device of
@@ -99,11 +95,8 @@ impl Server {
         device: Arc<BridgedDevice>,
         report: impl Fn(Event) + Send + 'static,
     ) -> io::Result<Self> {
-        let source = match source {
-            Inherited::Listener(listener) => Source::Listener(listener),
-            Inherited::Stream(stream) => Source::Stream(Some(stream)),
-        };
-        Self::begin(source, None, move |changes| device.session(changes), report)
+        let session = move |changes| device.session(changes);
+        Self::begin(source.into(), None, session, report)
     }
 
     /// Begins to serve a front end that listens at `path`, whenever there is one: it
@@ -245,6 +238,15 @@ enum Source {
     Stream(Option<Stream>),
     /// One listens here.
     Path(PathBuf),
+}
+
+impl From<Inherited> for Source {
+    fn from(inherited: Inherited) -> Self {
+        match inherited {
+            Inherited::Listener(listener) => Self::Listener(listener),
+            Inherited::Stream(stream) => Self::Stream(Some(stream)),
+        }
+    }
 }
 
 /// Tries to connect until there is a front end; `None` when the server is to stop.
