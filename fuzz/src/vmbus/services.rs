@@ -237,7 +237,8 @@ fn sender(input: &mut Input<'_>) -> Outcome {
     let options = Options { outstanding: 4 };
     let mut outcome = Outcome::default();
     let mut sender = Sender::new(options).expect("options");
-    let mut busy = false;
+    // Files whose outcome is still to come: the next can begin before it is taken.
+    let mut files = 0_usize;
     let mut steps = || -> Option<()> {
         loop {
             match input.u8()? % host_step::COUNT {
@@ -251,17 +252,18 @@ fn sender(input: &mut Input<'_>) -> Outcome {
                             len,
                             padding,
                         }) => {
-                            assert!(busy && len + padding == 6144 && offset < 1 << 32);
+                            assert!(files > 0 && len + padding == 6144 && offset < 1 << 32);
                             [&head[..], &[0; 6144]].concat()
                         }
                         Some(Output::Ready) | None => continue,
                         Some(Output::Done) => {
-                            assert!(std::mem::take(&mut busy));
+                            assert!(files > 0);
+                            files -= 1;
                             outcome.done += 1;
                             continue;
                         }
                         Some(Output::Failed(failure)) => {
-                            busy = false;
+                            files = files.saturating_sub(1);
                             outcome.count::<(), _>(Err(failure));
                             continue;
                         }
@@ -281,7 +283,7 @@ fn sender(input: &mut Input<'_>) -> Outcome {
                         create_path: true,
                         size: input.u32()?.into(),
                     };
-                    busy |= sender.send(&job).is_ok();
+                    files += usize::from(sender.send(&job).is_ok());
                 }
                 host_step::CANCEL => sender.cancel(Failure::Stopped),
                 host_step::EXPIRE => {

@@ -368,7 +368,9 @@ impl Sender {
 
     fn fail(&mut self, failure: Failure) {
         self.phase = Phase::Over;
-        self.outputs.clear();
+        // What became of the files before stays true.
+        self.outputs
+            .retain(|output| matches!(output, Output::Done | Output::Failed(_)));
         self.outputs.push_back(Output::Failed(failure));
     }
 

@@ -261,3 +261,20 @@ fn names_and_options_that_cannot_be_are_refused_at_once() {
     assert_eq!(sender.send(&long(130)), Err(Misuse::Name));
     assert_eq!(sender.send(&long(129)), Ok(()), "258 units");
 }
+
+#[test]
+fn what_became_of_a_file_is_told_though_the_guest_breaks_the_protocol_next() {
+    let mut sender = begun(1, 1);
+    for _ in 0..2 {
+        let request = sent(&mut sender);
+        sender.receive(&reply(request, Status::OK));
+    }
+    sender.send(&job(1)).unwrap();
+    sender.receive(&[0; 3]);
+    assert_eq!(sender.poll_output(), Some(Output::Done));
+    assert!(matches!(
+        sender.poll_output(),
+        Some(Output::Failed(Failure::Protocol(_)))
+    ));
+    assert_eq!(sender.poll_output(), None);
+}

@@ -214,6 +214,16 @@ pub(super) fn seeds() -> Vec<Seed> {
             ],
         ),
         (
+            ("sender_next_before_the_outcome", 1, 1, "refused"),
+            vec![
+                ready.clone(),
+                begin(20_000),
+                reply(1, 0, 0),
+                begin(1),
+                fine.repeat(5),
+            ],
+        ),
+        (
             ("sender_silent", 0, 1, "does not answer"),
             vec![vec![end::SENDER, host_step::EXPIRE], fine.clone()],
         ),
