@@ -17,7 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use linkspan_engine::vdpa::{BridgedDevice, Opener, VdpaError};
-use linkspan_engine::vhost_user::Server;
+use linkspan_engine::vhost_user;
 use linkspan_mem::Gpa;
 use linkspan_sys::Listener;
 use linkspan_sys::memfd::Sealing;
@@ -58,7 +58,7 @@ fn entropy_runs_the_whole_way_through_the_bridge() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let listener = Listener::bind(&socket).unwrap();
-    let server = Server::bridge(Inherited::Listener(listener), device, |event| {
+    let server = vhost_user::bridge(Inherited::Listener(listener), device, |event| {
         println!("{event:?}");
     });
     let server = server.unwrap();
