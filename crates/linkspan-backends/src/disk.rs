@@ -399,6 +399,35 @@ mod tests {
         assert_eq!(tokens, [0, 1, 2, 3, 4]);
     }
 
+    /// Each one would be a call of the device's to a thread that is awake.
+    #[test]
+    fn interrupts_are_asked_for_by_who_sleeps_and_by_nobody_else() {
+        let mut rig = rig();
+        rig.features.remove(Features::VIRTIO_F_EVENT_IDX);
+        let (mut queue, handle) = rig.queue(0);
+        let _device = rig.start(std::slice::from_ref(&handle.events));
+        let asked = || rig.memory.ring(0).available_flags() == 0;
+        assert!(!asked());
+        let (data, _) = queue.buffer(0, 512).unwrap();
+        assert!(queue.submit(Command::Read { sector: 1, data }, 1).unwrap());
+        queue.kick().unwrap();
+        assert_eq!(next(&mut queue).token, 1);
+        assert!(!asked());
+        let past = Some(Instant::now());
+        assert!(!queue.wait(past).unwrap());
+        assert!(!asked());
+    }
+
+    /// Interrupts may come late: after the answer was seen.
+    #[test]
+    fn an_interrupt_of_before_ends_no_wait() {
+        let rig = rig();
+        let (mut queue, handle) = rig.queue(0);
+        handle.events.call.signal().unwrap();
+        assert!(!queue.wait(Some(Instant::now())).unwrap());
+        assert_eq!(handle.events.call.drain().unwrap(), 0);
+    }
+
     #[test]
     fn a_link_that_ends_ends_its_queue() {
         let rig = rig();

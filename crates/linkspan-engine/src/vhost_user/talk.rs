@@ -103,8 +103,11 @@ impl Talk {
             tracing::debug!("refused at the end: {error}");
         } else if !nack {
             return Err(error);
-        } else if let Some(more) = self.refusals.allow() {
-            tracing::warn!(more, "refused: {error}");
+        } else {
+            match self.refusals.allow() {
+                Some(more) => tracing::warn!(more, "refused: {error}"),
+                None => tracing::debug!("refused: {error}"),
+            }
         }
         Ok(())
     }
