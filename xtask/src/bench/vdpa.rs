@@ -136,12 +136,18 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
         boots.push(format!("{append} bench_by={BY_USER}"));
     }
     for append in boots {
-        lab::measure(project, &script, &[bare_loop.clone()], &append, |line| {
-            eprintln!("{line}");
-            if let Err(error) = told.take(line) {
-                wrong.get_or_insert(error);
-            }
-        })?;
+        lab::measure(
+            project,
+            &script,
+            std::slice::from_ref(&bare_loop),
+            &append,
+            |line| {
+                eprintln!("{line}");
+                if let Err(error) = told.take(line) {
+                    wrong.get_or_insert(error);
+                }
+            },
+        )?;
     }
     wrong.map_or(Ok(()), Err)?;
     Ok(page(args, &told))
