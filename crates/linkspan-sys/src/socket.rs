@@ -44,7 +44,8 @@ pub struct Listener {
 
 impl Listener {
     /// Listens at `path`. Whoever finds a socket there can connect to it: it is bound
-    /// under another name first, and gets this one once it listens.
+    /// under another name first, and gets this one once it listens. The kernel's list
+    /// of sockets goes on to show the first name.
     ///
     /// A socket that is there already and that nobody listens on is what a
     /// killed process left behind: it is replaced. Of two processes that start at
