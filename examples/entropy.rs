@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use linkspan_engine::vhost_user::Server;
+use linkspan_engine::vhost_user;
 use linkspan_engine::{
     ActiveRing, Budget, Device, OpenQueueError, Progress, QueueHandler, Workers,
 };
@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: entropy SOCKET")?;
     let listener = Inherited::Listener(Listener::bind(Path::new(&path))?);
     let workers = Arc::new(Workers::new(1)?);
-    let server = Server::start(listener, Arc::new(Entropy), workers, |event| {
+    let server = vhost_user::serve(listener, Arc::new(Entropy), workers, |event| {
         eprintln!("{event:?}");
     })?;
     wait_for(server.ended(), Direction::Read, None, None)?;

@@ -2,13 +2,14 @@
 # a part of rows' names, and the loop that measures a disk of the kernel. Lines:
 #   turn ROW WHO TICKS JSON     one turn; TICKS of 10 ms are of the serving process
 #   calls WHAT COUNT SLEEPS REQUESTS
+# With `bench_by` only the rows of simulated disks, with that behind their names.
 #: about figures: vDPA drivers, the bridge, VDUSE disks
 #: pack linkspan vdpa qemu-storage-daemon
 #: memory 768
 #: limit 420
 . /lab/functions.sh
 
-rounds=${bench_rounds:-3} seconds=${bench_seconds:-1} only=$bench_only loop=$bench_loop
+rounds=${bench_rounds:-3} seconds=${bench_seconds:-1} only=$bench_only loop=$bench_loop by=$bench_by
 
 wanted() { # ROW
     case $1 in
@@ -58,21 +59,21 @@ driver_turn() { # WHO DEPTH
     case $1 in
     kernel)
         plain_disk blk0
-        turn "driver-$2" "$1" $$ "$loop" direct "$plain" "$2"
+        turn "driver-$2$by" "$1" $$ "$loop" direct "$plain" "$2"
         ;;
     *)
         poll=
         [ "$1" = polls ] && poll=--poll
         vdpa_bind blk0 vhost_vdpa && node=$(vdpa_char blk0) || fatal "no character device"
         # shellcheck disable=SC2086
-        turn "driver-$2" "$1" $$ linkspan driver blk --vdpa "$node" bench --json $poll --depth "$2" --seconds
+        turn "driver-$2$by" "$1" $$ linkspan driver blk --vdpa "$node" bench --json $poll --depth "$2" --seconds
         ;;
     esac
 }
 
 vdpa_add blk0 vdpasim_blk || fatal "no simulated disk"
 for depth in 1 32; do
-    wanted "driver-$depth" || continue
+    wanted "driver-$depth$by" || continue
     for round in $(seq "$rounds"); do
         for who in $(rotated "$round" sleeps polls kernel); do
             driver_turn "$who" "$depth"
@@ -123,6 +124,11 @@ counted() { # WHAT LEAST SECONDS
     linkspan driver blk --socket-path /tmp/bridge info >/dev/null || fatal "the bridge is gone"
     echo "calls $1 $(calls) $(($(sleeps) - slept)) $sum $connections"
 }
+
+if [ -n "$by" ]; then
+    ok "the rows of simulated disks were measured"
+    exit 0
+fi
 
 if wanted serve; then
     vdpa_bind blk0 vhost_vdpa && node=$(vdpa_char blk0) || fatal "no character device"

@@ -12,7 +12,7 @@ use linkspan_devices::block::driver::{
 };
 use linkspan_engine::vdpa::{Opener, VdpaOptions};
 use linkspan_engine::vhost_user::{LinkOptions, Reach};
-use linkspan_engine::{DriverMemory, LinkEnded, QueueLink, Resumed};
+use linkspan_engine::{DriverMemory, LinkEnded, QueueLink, Resumed, Spin, WorkerOptions};
 use linkspan_mem::{Gpa, Span, Window};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_vhost::ProtocolFeatures;
@@ -27,6 +27,7 @@ pub struct DiskQueue {
     index: u16,
     memory: Arc<DriverMemory>,
     link: QueueLink,
+    spin: Spin,
     /// First byte of the buffers behind the rings, and how many bytes there are.
     buffers: (u64, u64),
 }
@@ -131,7 +132,9 @@ impl DiskQueue {
             .rest(start, slots)
             .expect("the memory was made for it");
         let queue = memory.new_queue(index, features)?;
-        let driver = BlockDriver::new(queue, features, layout.depth, address, place)?;
+        let mut driver = BlockDriver::new(queue, features, layout.depth, address, place)?;
+        // Interrupts are for who sleeps.
+        driver.queue().disarm()?;
         let first = start + layout.slots().next_multiple_of(4096);
         Ok(Self {
             driver,
@@ -139,6 +142,7 @@ impl DiskQueue {
             index,
             memory,
             link,
+            spin: Spin::new(WorkerOptions::POLL),
             buffers: (first, layout.buffer_bytes),
         })
     }
@@ -185,7 +189,7 @@ impl DiskQueue {
         let queue = self.driver.queue();
         queue.publish()?;
         if queue.kick_wanted()? {
-            self.link.events.kick.signal()?;
+            self.link.kick()?;
         }
         Ok(())
     }
@@ -205,21 +209,42 @@ impl DiskQueue {
         Ok(self.driver.answer(table)?)
     }
 
-    /// Sleeps until an answer may be there, at most until `deadline`; `false`
-    /// when that passed.
+    /// Waits until an answer is there or the link has news, at most until `deadline`;
+    /// `false` when that passed. It looks for answers while that pays, and sleeps then.
     ///
     /// # Errors
     /// When the queue cannot go on.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool, DiskError> {
-        let call = &self.link.events.call;
-        // Before looking: what comes from here on makes it readable again.
-        call.drain()?;
-        if self.driver.queue().arm()? || self.link.has_news() {
-            return Ok(true);
+        let start = Instant::now();
+        let until = start + self.spin.window();
+        let mut now = start;
+        while now < until && deadline.is_none_or(|deadline| now < deadline) {
+            if self.driver.queue().refresh()? != 0 || self.link.has_news() {
+                self.spin.came_after(now - start);
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+            now = Instant::now();
         }
-        let woken = wait_for(call.as_fd(), Direction::Read, None, deadline)?;
+        let there = self.sleep(deadline)?;
         self.driver.queue().disarm()?;
-        Ok(woken != Wake::Deadline)
+        if there {
+            self.spin.came_after(start.elapsed());
+        }
+        Ok(there)
+    }
+
+    /// Asks for an interrupt and sleeps until there is a reason to go on.
+    fn sleep(&mut self, deadline: Option<Instant>) -> Result<bool, DiskError> {
+        let call = &self.link.events.call;
+        while !(self.driver.queue().arm()? || self.link.has_news()) {
+            match wait_for(call.as_fd(), Direction::Read, None, deadline)? {
+                Wake::Deadline => return Ok(false),
+                // Before the next look: what comes from here on makes it readable again.
+                _ => call.drain()?,
+            };
+        }
+        Ok(true)
     }
 
     #[inline]
@@ -236,14 +261,15 @@ impl DiskQueue {
             None => return Ok(()),
             Some(Resumed::Continued) => {}
             Some(Resumed::Fresh) => {
-                let queue = self.memory.new_queue(self.index, self.features)?;
+                let mut queue = self.memory.new_queue(self.index, self.features)?;
+                queue.disarm()?;
                 let table = self.memory.memory().table();
                 self.driver.resubmit(table, queue)?;
                 self.driver.queue().publish()?;
             }
         }
         // The new device has not seen any kick.
-        Ok(self.link.events.kick.signal()?)
+        Ok(self.link.kick()?)
     }
 }
 
@@ -371,6 +397,35 @@ mod tests {
         drop(device);
         tokens.sort_unstable();
         assert_eq!(tokens, [0, 1, 2, 3, 4]);
+    }
+
+    /// Each one would be a call of the device's to a thread that is awake.
+    #[test]
+    fn interrupts_are_asked_for_by_who_sleeps_and_by_nobody_else() {
+        let mut rig = rig();
+        rig.features.remove(Features::VIRTIO_F_EVENT_IDX);
+        let (mut queue, handle) = rig.queue(0);
+        let _device = rig.start(std::slice::from_ref(&handle.events));
+        let asked = || rig.memory.ring(0).available_flags() == 0;
+        assert!(!asked());
+        let (data, _) = queue.buffer(0, 512).unwrap();
+        assert!(queue.submit(Command::Read { sector: 1, data }, 1).unwrap());
+        queue.kick().unwrap();
+        assert_eq!(next(&mut queue).token, 1);
+        assert!(!asked());
+        let past = Some(Instant::now());
+        assert!(!queue.wait(past).unwrap());
+        assert!(!asked());
+    }
+
+    /// Interrupts may come late: after the answer was seen.
+    #[test]
+    fn an_interrupt_of_before_ends_no_wait() {
+        let rig = rig();
+        let (mut queue, handle) = rig.queue(0);
+        handle.events.call.signal().unwrap();
+        assert!(!queue.wait(Some(Instant::now())).unwrap());
+        assert_eq!(handle.events.call.drain().unwrap(), 0);
     }
 
     #[test]

@@ -464,7 +464,7 @@ impl NicPair {
             (transmitted, &self.transmit_link),
         ] {
             if news.is_some() {
-                link.events.kick.signal()?;
+                link.kick()?;
             }
         }
         Ok(())
@@ -483,7 +483,7 @@ impl NicPair {
 fn show(queue: &mut DriverQueue<Window>, link: &QueueLink) -> Result<(), NicError> {
     queue.publish()?;
     if queue.kick_wanted()? {
-        link.events.kick.signal()?;
+        link.kick()?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use linkspan_devices::net::features::{
 };
 use linkspan_devices::net::switch::PortVlans;
 use linkspan_devices::net::{Mac, NetInfo, NetOptions, OFFLOADS, ReceiveModes, Speed, Toeplitz};
-use linkspan_engine::vhost_user::{Connection, Link, Reach, Server};
+use linkspan_engine::vhost_user::{self, Connection, Link, Reach};
 use linkspan_engine::{Device, Workers};
 use linkspan_sys::EventFd;
 use linkspan_testkit::census::settled;
@@ -490,7 +490,7 @@ fn a_driver_says_what_it_wants_to_each_device_that_comes() {
         let device = NetDevice::new(&fabric, 0, options, Count::Pairs).unwrap();
         let listener = linkspan_sys::Listener::bind(&socket).unwrap();
         let source = linkspan_sys::socket::Inherited::Listener(listener);
-        Server::start(source, Arc::new(device), Arc::clone(&workers), |_| {}).unwrap()
+        vhost_user::serve(source, Arc::new(device), Arc::clone(&workers), |_| {}).unwrap()
     };
     let mut server = Some(serve());
     // Two of the three pairs, with the control queue behind all of them.

@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
+use linkspan_sys::vdpa::Doorbell;
 use linkspan_sys::{EventFd, PeerMemory, memfd};
 use linkspan_virtio::{DriverQueue, Features, QueueLayout, StartError};
 
@@ -238,6 +239,8 @@ impl QueueEvents {
 pub struct QueueLink {
     /// The descriptors of the queue.
     pub events: QueueEvents,
+    /// A page of the device, if kicks can go there instead.
+    doorbell: Option<Arc<Doorbell>>,
     attention: Arc<AtomicBool>,
     news: Receiver<News>,
     parked: Sender<()>,
@@ -257,6 +260,7 @@ pub struct QueueHandle {
 
 #[derive(Debug)]
 enum News {
+    Doorbell(Arc<Doorbell>),
     Lost,
     Resumed(Resumed),
     Ended(Arc<str>),
@@ -292,6 +296,7 @@ pub fn queue_link() -> io::Result<(QueueLink, QueueHandle)> {
     let bell = Arc::new(OnceLock::new());
     let link = QueueLink {
         events: events.clone(),
+        doorbell: None,
         attention: Arc::clone(&attention),
         news: news_received,
         parked,
@@ -308,6 +313,21 @@ pub fn queue_link() -> io::Result<(QueueLink, QueueHandle)> {
 }
 
 impl QueueLink {
+    /// Wakes the device, which finds what was published.
+    ///
+    /// # Errors
+    /// When the descriptor of ours fails.
+    #[inline]
+    pub fn kick(&self) -> io::Result<()> {
+        match &self.doorbell {
+            Some(doorbell) => {
+                doorbell.kick();
+                Ok(())
+            }
+            None => self.events.kick.signal(),
+        }
+    }
+
     /// Whether the link has news: one relaxed load, for every pass.
     #[inline]
     pub fn has_news(&self) -> bool {
@@ -320,12 +340,13 @@ impl QueueLink {
     ///
     /// # Errors
     /// When there will be no device any more.
-    pub fn take_news(&self) -> Result<Option<Resumed>, LinkEnded> {
+    pub fn take_news(&mut self) -> Result<Option<Resumed>, LinkEnded> {
         // With `tell`: news whose flag is taken here are in the channel by now.
         self.attention.swap(false, Ordering::Acquire);
         let mut resumed = None;
         while let Ok(news) = self.news.try_recv() {
             match news {
+                News::Doorbell(doorbell) => self.doorbell = Some(doorbell),
                 News::Lost => resumed = resumed.max(Some(self.park()?)),
                 News::Resumed(_) => {}
                 News::Ended(reason) => return Err(LinkEnded { reason }),
@@ -334,19 +355,23 @@ impl QueueLink {
         Ok(resumed)
     }
 
-    fn park(&self) -> Result<Resumed, LinkEnded> {
+    fn park(&mut self) -> Result<Resumed, LinkEnded> {
         let gone = || LinkEnded {
             reason: "its thread is gone".into(),
         };
         loop {
+            self.doorbell = None;
             self.parked.send(()).map_err(|_| gone())?;
             if let Some(bell) = self.bell.get() {
                 signal(bell);
             }
-            match self.news.recv().map_err(|_| gone())? {
-                News::Resumed(resumed) => return Ok(resumed),
-                News::Ended(reason) => return Err(LinkEnded { reason }),
-                News::Lost => {}
+            loop {
+                match self.news.recv().map_err(|_| gone())? {
+                    News::Doorbell(doorbell) => self.doorbell = Some(doorbell),
+                    News::Resumed(resumed) => return Ok(resumed),
+                    News::Ended(reason) => return Err(LinkEnded { reason }),
+                    News::Lost => break,
+                }
             }
         }
     }
@@ -374,6 +399,11 @@ impl QueueHandle {
     /// Has this signalled whenever the queue parks. The first one counts.
     pub(crate) fn signal_when_parked(&self, bell: &Arc<EventFd>) {
         self.bell.get_or_init(|| Arc::clone(bell));
+    }
+
+    /// Kicks go here until the device is lost.
+    pub(crate) fn give_doorbell(&self, doorbell: &Arc<Doorbell>) {
+        self.tell(News::Doorbell(Arc::clone(doorbell)));
     }
 
     /// Tells a parked queue that it has a device again.
@@ -436,11 +466,43 @@ mod tests {
         assert_eq!(memory.ring(1).available_event(), 9);
     }
 
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn kicks_go_to_the_page_of_the_device_as_long_as_there_is_one() {
+        let page = memfd::create(
+            "page",
+            linkspan_sys::vdpa::page_size(),
+            memfd::Sealing::Fixed,
+        );
+        let page = page.unwrap();
+        let (mut link, handle) = queue_link().unwrap();
+        link.kick().unwrap();
+        assert_eq!(link.events.kick.drain().unwrap(), 1);
+        let doorbell = Arc::new(Doorbell::map(&page, 0).unwrap());
+        handle.give_doorbell(&doorbell);
+        assert!(link.has_news());
+        assert_eq!(link.take_news(), Ok(None));
+        link.kick().unwrap();
+        assert_eq!(link.events.kick.drain().unwrap(), 0);
+        handle.lost();
+        handle.resumed(Resumed::Fresh);
+        assert_eq!(link.take_news(), Ok(Some(Resumed::Fresh)));
+        assert_eq!(Arc::strong_count(&doorbell), 1, "it went with the device");
+        link.kick().unwrap();
+        assert_eq!(link.events.kick.drain().unwrap(), 1);
+        handle.lost();
+        handle.give_doorbell(&doorbell);
+        handle.resumed(Resumed::Fresh);
+        assert_eq!(link.take_news(), Ok(Some(Resumed::Fresh)));
+        link.kick().unwrap();
+        assert_eq!(link.events.kick.drain().unwrap(), 0);
+    }
+
     /// The second device goes on where the first one was; the first knew nothing,
     /// and the queue hears of both at once.
     #[test]
     fn a_fresh_device_is_not_forgotten_over_a_second_one() {
-        let (link, handle) = queue_link().unwrap();
+        let (mut link, handle) = queue_link().unwrap();
         for resumed in [Resumed::Continued, Resumed::Fresh, Resumed::Continued] {
             handle.lost();
             handle.resumed(resumed);

@@ -18,7 +18,9 @@ mod place;
 mod queues;
 mod rate;
 mod rings;
+mod serving;
 pub mod session;
+mod spin;
 pub mod vdpa;
 pub mod vduse;
 pub mod vhost_user;
@@ -41,6 +43,8 @@ pub use limit::LogLimit;
 pub use place::PlaceError;
 pub use rate::{Bucket, Rate, RateLimit};
 pub use rings::StartRingError;
+pub use serving::{Server, StopError};
+pub use spin::Spin;
 pub use worker::{
     EventSink, Neighbours, Notify, Ring, RingEvent, RingFault, RingKey, Task, WorkerOptions,
     Workers,

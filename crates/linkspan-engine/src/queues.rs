@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use linkspan_sys::EventFd;
+use linkspan_sys::vdpa::Doorbell;
 
 use crate::driver::{DriverMemory, QueueEvents, QueueHandle, Resumed};
 
@@ -75,6 +76,11 @@ impl Queues {
     /// All rings.
     pub(crate) fn all(&self) -> Vec<u16> {
         (0..).zip(&self.list).map(|(ring, _)| ring).collect()
+    }
+
+    /// Where a ring is kicked until the device is gone.
+    pub(crate) fn give_doorbell(&self, ring: u16, doorbell: &Arc<Doorbell>) {
+        self.list[usize::from(ring)].handle.give_doorbell(doorbell);
     }
 
     /// The device is gone.

@@ -26,16 +26,15 @@ use linkspan_virtio::QueueError;
 use crate::counters::{QueueCounters, WorkerCounters};
 use crate::device::{ActiveRing, Budget, Progress, QueueHandler};
 use crate::dirty::RingLog;
+use crate::spin::Spin;
 
 mod neighbours;
 mod run;
 mod slot;
-mod spin;
 
 pub use neighbours::Neighbours;
 
 use run::{CONTROL, Control, Loop};
-use spin::Spin;
 
 /// A queue with everything that it needs to run; moves into a worker at its
 /// start and out again at its stop.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{OpenOptions, RawImage};
-use linkspan_engine::vhost_user::{Connection, Link, LinkOptions, Reach, Server};
-use linkspan_engine::{Phase, Workers};
+use linkspan_engine::vhost_user::{self, Connection, Link, LinkOptions, Reach};
+use linkspan_engine::{Phase, Server, Workers};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::socket::Inherited;
 use linkspan_sys::{EventFd, Listener, Stream};
@@ -84,7 +84,7 @@ fn serve(folder: &TempDir, sectors: u64) -> (Server, Arc<BlockDevice>) {
     let listener = Listener::bind(&folder.path().join("socket")).unwrap();
     let source = Inherited::Listener(listener);
     let workers = Arc::new(Workers::new(1).unwrap());
-    let server = Server::start(source, Arc::clone(&device) as _, workers, |_| {});
+    let server = vhost_user::serve(source, Arc::clone(&device) as _, workers, |_| {});
     (server.unwrap(), device)
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{OpenOptions, RawImage};
-use linkspan_engine::vhost_user::{LinkError, Server};
-use linkspan_engine::{Phase, Workers};
+use linkspan_engine::vhost_user::{self, LinkError};
+use linkspan_engine::{Phase, Server, Workers};
 use linkspan_sys::memfd::{self, SealFlags};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::socket::Inherited;
@@ -49,7 +49,7 @@ impl Place {
         let device = Arc::new(BlockDevice::new(Arc::new(image), 4, 256).unwrap());
         let workers = Arc::new(Workers::new(1).unwrap());
         let source = Inherited::Listener(Listener::bind(&self.socket()).unwrap());
-        Server::start(source, device, workers, |_| {}).unwrap()
+        vhost_user::serve(source, device, workers, |_| {}).unwrap()
     }
 
     /// One that this test speaks for.

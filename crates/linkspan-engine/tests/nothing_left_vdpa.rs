@@ -17,7 +17,11 @@ fn kinds() -> [Quirks; 2] {
         backend_features: BackendFeatures::IOTLB_MSG_V2,
         ..Quirks::default()
     };
-    [Quirks::default(), plain]
+    let rich = Quirks {
+        doorbells: true,
+        ..Quirks::default()
+    };
+    [rich, plain]
 }
 
 /// QEMU b430a2bd23 and its review: one label of the way out skipped what stood

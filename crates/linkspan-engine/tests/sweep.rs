@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{OpenOptions, RawImage};
-use linkspan_engine::vhost_user::Server;
+use linkspan_engine::vhost_user;
 use linkspan_engine::{Device, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::Listener;
@@ -54,7 +54,7 @@ fn server() {
     let report = sweep(|| {
         let listener = Listener::bind(&socket)?;
         let source = Inherited::Listener(listener);
-        let server = Server::start(source, Arc::clone(&device), Arc::clone(&workers), |_| {})?;
+        let server = vhost_user::serve(source, Arc::clone(&device), Arc::clone(&workers), |_| {})?;
         server.stop().map_err(std::io::Error::other)
     });
     // Socket, two eventfds, thread.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{OpenOptions, RawImage};
-use linkspan_engine::vduse::{Options, Server};
+use linkspan_engine::vduse::{self, Options};
 use linkspan_engine::{Device, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
@@ -41,7 +41,7 @@ fn every_step_of_a_vduse_device_fails_in_turn_and_leaves_nothing() {
     let interrupt = Arc::new(ring.call.try_clone().unwrap());
     let mut life = || -> Result<(), Box<dyn Error>> {
         let device = Arc::clone(&device);
-        let server = Server::start(options.clone(), device, Arc::clone(&workers), |_| {})?;
+        let server = vduse::serve(options.clone(), device, Arc::clone(&workers), |_| {})?;
         kernel.attach(NAME);
         kernel.accept(NAME, NEEDED);
         kernel.ready_with(NAME, &ring, &interrupt);

@@ -474,7 +474,7 @@ fn memory_that_no_pages_can_hold_is_refused_and_not_left_out() {
 #[test]
 fn a_device_type_without_a_driver_of_ours_runs_the_whole_way() {
     let workers = Arc::new(Workers::new(1).unwrap());
-    let machine = Machine::new(4, Arc::new(Entropy), workers, Quirks::default());
+    let machine = Machine::new(Arc::new(Entropy), workers, Quirks::default());
     let served = Served::bridge(&machine).unwrap();
     let mut front = served.connect();
     let memory = SharedMemory::new(room(1, 64), Gpa(0x10_0000), Sealing::Fixed);
@@ -508,7 +508,7 @@ fn card(pairs: u16, own_space: bool) -> (Arc<Card>, Machine, Served) {
     };
     let workers = Arc::new(Workers::new(1).unwrap());
     let device = Arc::clone(&card) as Arc<dyn linkspan_engine::Device>;
-    let machine = Machine::new(1, device, workers, quirks);
+    let machine = Machine::new(device, workers, quirks);
     let served = Served::bridge(&machine).unwrap();
     (card, machine, served)
 }

@@ -201,3 +201,51 @@ fn what_a_device_says_is_checked() {
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains(&text), "{error}: {source}");
 }
+
+/// Pages that a device has for that are where its rings are kicked, and they go with
+/// it, whoever still has a queue: the kernel keeps a device for whoever maps it.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn rings_are_kicked_on_pages_of_the_device() {
+    let quirks = Quirks {
+        doorbells: true,
+        ..Quirks::default()
+    };
+    let machine = Machine::disk(1, quirks);
+    let mut driven = Driven::vdpa(machine.opener(), 1).unwrap();
+    for round in 0..3 {
+        assert_eq!(Machine::doorbells(), 1);
+        ask(&mut driven.queues[0], round);
+        assert!(machine.kicked(0), "round {round}");
+        machine.take_kick(0);
+        assert_eq!(answered(&mut driven.queues[0]).0, round);
+        machine.set_absent(true);
+        machine.break_device();
+        driven.expect_phase(Phase::Reconnecting);
+        // The queue has not looked.
+        assert!(settled(|| machine.is_empty() && Machine::doorbells() == 0));
+        machine.set_absent(false);
+        let news = driven.queues[0].answer();
+        assert!(news.unwrap().is_none());
+        driven.expect_phase(Phase::Running);
+    }
+    let Driven { queues, link } = driven;
+    drop(link);
+    assert_eq!(Machine::doorbells(), 0);
+    drop(queues);
+    assert!(machine.is_empty());
+}
+
+/// A page that cannot be had costs nothing: the eventfd is there.
+#[test]
+fn a_device_without_pages_is_kicked_by_its_descriptor() {
+    let quirks = Quirks {
+        doorbells: true,
+        ..Quirks::default()
+    };
+    let machine = Machine::disk(1, quirks);
+    machine.refuse("MMAP", 12);
+    let mut driven = Driven::vdpa(machine.opener(), 1).unwrap();
+    ask(&mut driven.queues[0], 3);
+    assert_eq!(answered(&mut driven.queues[0]).0, 3);
+}

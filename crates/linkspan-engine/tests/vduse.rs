@@ -6,8 +6,8 @@ use std::sync::mpsc::{self, Receiver};
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, OpenOptions, RawImage};
-use linkspan_engine::vduse::{Event, OpenError, Options, Server};
-use linkspan_engine::{Device, Phase, Workers};
+use linkspan_engine::vduse::{self, Event, OpenError, Options};
+use linkspan_engine::{Device, Phase, Server, Workers};
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::vduse::{Error, QueueInfo, RegionRecord};
@@ -70,7 +70,7 @@ impl Rig {
         let (sender, events) = mpsc::channel();
         let report = move |event| drop(sender.send(event));
         let device = Arc::clone(&self.device) as Arc<dyn Device>;
-        let server = Server::start(self.options(), device, Arc::clone(&self.workers), report)?;
+        let server = vduse::serve(self.options(), device, Arc::clone(&self.workers), report)?;
         Ok((server, events))
     }
 
@@ -416,7 +416,7 @@ fn two_servers_of_one_name_exclude_each_other() {
         ..rig.options()
     };
     let device = Arc::clone(&rig.device) as Arc<dyn Device>;
-    let refused = Server::start(other, device, Arc::clone(&rig.workers), |_| {});
+    let refused = vduse::serve(other, device, Arc::clone(&rig.workers), |_| {});
     assert!(matches!(refused, Err(OpenError::Kernel(Error::Served(_)))));
     server.stop().unwrap();
 }
@@ -545,7 +545,7 @@ fn a_kernel_without_vduse_says_so() {
         ..rig.options()
     };
     let device = Arc::clone(&rig.device) as Arc<dyn Device>;
-    let refused = Server::start(options, device, Arc::clone(&rig.workers), |_| {});
+    let refused = vduse::serve(options, device, Arc::clone(&rig.workers), |_| {});
     assert!(matches!(refused, Err(OpenError::Kernel(Error::NoVduse))));
     assert!(!rig.state().exists());
 }

@@ -14,15 +14,25 @@ pub use stream::{ControlTruncated, PeerCredentials, Received, Stream};
 
 use crate::acquire;
 use linkspan_mem::fault::Site;
-use rustix::fs::{CWD, FileType, RenameFlags, Stat, lstat, renameat_with, unlink};
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, RenameFlags, Stat, link, lstat, open, renameat_with, unlink,
+};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 16;
+
+/// The longest path of a socket, in bytes.
+const ADDRESS_MAX: usize = 107;
+
+/// How many first names of sockets are tried, and how long one is at most, with a slash
+/// before it.
+const NAMES: u32 = 999;
+const NAME_MAX: usize = "/.socket.4294967295.999".len();
 
 /// A socket that peers connect to. One that we bound removes its path when it
 /// is dropped, unless somebody else has put something there since.
@@ -33,33 +43,39 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`.
+    /// Listens at `path`. Whoever finds a socket there can connect to it: it is bound
+    /// under another name first, and gets this one once it listens. The kernel's list
+    /// of sockets goes on to show the first name.
     ///
     /// A socket that is there already and that nobody listens on is what a
-    /// killed process left behind: it is replaced. Two processes that start at
-    /// the same path in the same instant exclude each other, except between
-    /// `bind` and `listen` of the first, when its socket looks abandoned.
+    /// killed process left behind: it is replaced. Of two processes that start at
+    /// the same path one gets it.
     ///
     /// # Errors
     /// `AddrInUse` if somebody listens at `path` or if it is not a socket;
-    /// `InvalidInput` if it is longer than 107 bytes; what `bind(2)` reports.
+    /// `InvalidInput` if it is longer than 107 bytes; what `bind(2)`, `listen(2)` and
+    /// `link(2)` report.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let address = SocketAddrUnix::new(path)?;
         let socket = new_socket()?;
-        match net::bind(&socket, &address) {
-            Err(Errno::ADDRINUSE) => {
+        // Its end takes the first name away, whether the socket has another by then or not.
+        let first = bind_beside(&socket, path)?;
+        net::listen(&socket, BACKLOG)?;
+        match link(&first.path, path) {
+            Err(Errno::EXIST) => {
                 remove_abandoned(path, &address)?;
-                net::bind(&socket, &address)?;
+                link(&first.path, path).map_err(|errno| match errno {
+                    Errno::EXIST => in_use(path, "has just got a listener"),
+                    errno => errno.into(),
+                })?;
             }
             done => done?,
         }
-        // From here on an error drops the guard, which removes the path.
-        let path = BoundPath::new(path)?;
-        net::listen(&socket, BACKLOG)?;
-        Ok(Self {
-            socket,
-            path: Some(path),
-        })
+        let path = Some(BoundPath {
+            path: path.to_owned(),
+            inode: first.inode,
+        });
+        Ok(Self { socket, path })
     }
 
     /// Takes the next connection.
@@ -155,6 +171,39 @@ fn new_socket() -> io::Result<OwnedFd> {
     )?)
 }
 
+/// Binds a socket to a name in the folder of `path` that no other has.
+fn bind_beside(socket: &OwnedFd, path: &Path) -> io::Result<BoundPath> {
+    let mut folder = path.parent().unwrap_or(path);
+    if folder.as_os_str().is_empty() {
+        folder = Path::new(".");
+    }
+    // The folder's path may leave no room for another name, but its descriptor does.
+    let held;
+    let mut near = folder.to_owned();
+    if folder.as_os_str().len() + NAME_MAX > ADDRESS_MAX {
+        acquire(Site::Fd)?;
+        held = open(
+            folder,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        near = format!("/proc/self/fd/{}", held.as_raw_fd()).into();
+    }
+    let mut number = 0;
+    loop {
+        // A process that was killed may have left one, under the same number of a process
+        // if it was in another container.
+        let name = format!(".socket.{}.{number}", std::process::id());
+        match net::bind(socket, &SocketAddrUnix::new(near.join(&name))?) {
+            Err(Errno::ADDRINUSE) if number < NAMES => number += 1,
+            done => {
+                done?;
+                return BoundPath::new(&folder.join(&name));
+            }
+        }
+    }
+}
+
 /// Removes the socket at `path` if nobody listens on it.
 fn remove_abandoned(path: &Path, address: &SocketAddrUnix) -> io::Result<()> {
     let found = match lstat(path) {
@@ -230,6 +279,62 @@ mod tests {
         first.accept().unwrap();
         let empty = first.accept().unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// Scripts wait for the file and connect then.
+    #[test]
+    fn a_socket_that_is_there_can_be_connected_to() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        for _ in 0..200 {
+            let listener = std::thread::scope(|scope| {
+                let connecting = scope.spawn(|| {
+                    loop {
+                        match Stream::connect(&path) {
+                            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                                std::thread::yield_now();
+                            }
+                            connected => return connected,
+                        }
+                    }
+                });
+                let listener = Listener::bind(&path).unwrap();
+                connecting.join().unwrap().unwrap();
+                listener
+            });
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+            drop(listener);
+        }
+    }
+
+    #[test]
+    fn names_that_others_left_are_passed_over() {
+        let folder = tempdir().unwrap();
+        for number in 0..3 {
+            let left = format!(".socket.{}.{number}", std::process::id());
+            drop(UnixListener::bind(folder.path().join(left)).unwrap());
+        }
+        let path = folder.path().join("s");
+        let listener = Listener::bind(&path).unwrap();
+        Stream::connect(&path).unwrap();
+        drop(listener);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn the_longest_path_there_can_be_is_listened_at() {
+        let folder = tempdir().unwrap();
+        let mut path = folder.path().to_owned();
+        let room = ADDRESS_MAX - path.as_os_str().len() - "/".len() - "/s".len();
+        path.push("x".repeat(room));
+        fs::create_dir(&path).unwrap();
+        let path = path.join("s");
+        assert_eq!(path.as_os_str().len(), ADDRESS_MAX);
+        let listener = Listener::bind(&path).unwrap();
+        Stream::connect(&path).unwrap();
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        drop(listener);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]

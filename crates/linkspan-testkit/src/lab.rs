@@ -74,6 +74,15 @@ impl Vdpa {
         }
     }
 
+    /// A device of this name that something else puts on the bus.
+    #[must_use]
+    pub fn added_by_others(name: &str) -> Self {
+        let name = name.to_owned();
+        let device = Self { name };
+        await_path(&device.dir());
+        device
+    }
+
     /// Its name on the bus.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -9,8 +9,8 @@ use std::sync::mpsc::{self, Receiver};
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, OpenOptions, RawImage, ResizeError};
 use linkspan_engine::vdpa::{BridgedDevice, VdpaError};
-use linkspan_engine::vhost_user::{Event, Server};
-use linkspan_engine::{Device, Workers};
+use linkspan_engine::vhost_user::{self, Event};
+use linkspan_engine::{Device, Server, Workers};
 use linkspan_sys::Listener;
 use linkspan_sys::socket::Inherited;
 use tempfile::TempDir;
@@ -105,7 +105,7 @@ impl Served {
             let _ = sender.send(event);
         };
         let source = Inherited::Listener(listener);
-        let server = Server::start(source, device, workers, report).expect("a server");
+        let server = vhost_user::serve(source, device, workers, report).expect("a server");
         let served = Self {
             server: Some(server),
             disk: None,
@@ -133,7 +133,7 @@ impl Served {
             let _ = sender.send(event);
         };
         let source = Inherited::Listener(listener);
-        let server = Server::bridge(source, device, report).expect("a server");
+        let server = vhost_user::bridge(source, device, report).expect("a server");
         let served = Self {
             server: Some(server),
             disk: None,

@@ -10,8 +10,8 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use linkspan_backends::block::{BlockDevice, DiskOptions};
 use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
 use linkspan_devices::block::ID_BYTES;
-use linkspan_engine::Device;
-use linkspan_engine::vhost_user::Server;
+use linkspan_engine::vhost_user;
+use linkspan_engine::{Device, Server};
 use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
@@ -20,7 +20,7 @@ use linkspan_sys::vduse::Name;
 
 use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
-use crate::serving::{self, Served};
+use crate::serving;
 use crate::vduse::{self, VduseArgs};
 use crate::workers::WorkerArgs;
 
@@ -174,12 +174,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let server = match &args.vduse {
         None => {
             let report = serving::reporter(None, args.json);
-            let server = Server::start(listen(args)?, shared, workers, report);
-            Served::VhostUser(server.context("cannot start serving")?)
+            let server = vhost_user::serve(listen(args)?, shared, workers, report);
+            server.context("cannot start serving")?
         }
         Some(name) => {
             let vduse = &args.vduse_args;
-            Served::Vduse(vduse.serve(name, shared, workers, None, args.json)?)
+            vduse.serve(name, shared, workers, None, args.json)?
         }
     };
     while let Wake::Cancelled =
@@ -203,7 +203,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Looks again how large the image is, and tells the driver.
-fn resize(device: &BlockDevice, server: &Served) {
+fn resize(device: &BlockDevice, server: &Server) {
     match device.resize() {
         Ok(Some(bytes)) => {
             tracing::info!("the disk has {bytes} bytes now");

@@ -1,50 +1,10 @@
 //! What commands that serve have in common: what they say of a link, and of
 //! themselves.
 
-use std::os::fd::BorrowedFd;
-
-use linkspan_engine::vduse;
-use linkspan_engine::vhost_user::{Event, Server, StopError};
+use linkspan_engine::vhost_user::Event;
 use serde::Serialize;
 
 use crate::exit::Failure;
-
-/// A device that is being served, in whatever way.
-pub(crate) enum Served {
-    /// To a front end.
-    VhostUser(Server),
-    /// To the kernel.
-    Vduse(vduse::Server),
-}
-
-impl Served {
-    /// Becomes readable when serving has ended.
-    pub(crate) fn ended(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::VhostUser(server) => server.ended(),
-            Self::Vduse(server) => server.ended(),
-        }
-    }
-
-    /// Says that configuration space changed.
-    pub(crate) fn config_changed(&self) {
-        match self {
-            Self::VhostUser(server) => server.config_changed(),
-            Self::Vduse(server) => server.config_changed(),
-        }
-    }
-
-    /// Ends serving once everything in flight is done.
-    ///
-    /// # Errors
-    /// When requests in flight did not end in time.
-    pub(crate) fn stop(self) -> Result<(), StopError> {
-        match self {
-            Self::VhostUser(server) => server.stop(),
-            Self::Vduse(server) => server.stop(),
-        }
-    }
-}
 
 /// What management software reads (docs/interop/vhost-user.json of QEMU).
 #[derive(Serialize)]

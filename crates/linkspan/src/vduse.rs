@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use linkspan_engine::vduse::{Event, OpenError, Options, RecordError, Server};
-use linkspan_engine::{Device, Workers};
+use linkspan_engine::vduse::{self, Event, OpenError, Options, RecordError};
+use linkspan_engine::{Device, Server, Workers};
 use linkspan_sys::thread::spawn;
 use linkspan_sys::vduse::{Error, Linux, Name};
 
@@ -53,7 +53,7 @@ impl VduseArgs {
             kernel: Arc::new(Linux),
         };
         let report = reporter(name.clone(), self.vdpa_add, port, json);
-        Server::start(options, device, workers, report).map_err(not_offered)
+        vduse::serve(options, device, workers, report).map_err(not_offered)
     }
 }
 

@@ -136,6 +136,14 @@ fn queue_sizes_and_counts_are_refused_with_both_numbers() {
         3,
     );
     assert!(said.contains(text(&node)), "{said}");
+    // The only one is another driver's.
+    let _ = vdpa.disk();
+    let said = fails(
+        &["driver", "blk", "--vdpa", "/dev/vhost-vdpa-99", "info"],
+        5,
+    );
+    let words = format!("echo {} > driver/unbind", vdpa.name());
+    assert!(said.contains(&words), "{said}");
     drop(vdpa);
     let said = fails(
         &["driver", "blk", "--vdpa", "/dev/vhost-vdpa-99", "info"],

@@ -1,5 +1,6 @@
 //! Virtio PCI devices of QEMU as vDPA devices: of a type that we have no driver for,
-//! with several queues, and with memory that the kernel pins behind an IOMMU.
+//! with several queues, with memory that the kernel pins behind an IOMMU, and with a
+//! page for each queue by which it is kicked.
 
 //: about vDPA devices of hardware: entropy passed on, a disk of four queues driven
 //: pack vdpa
@@ -9,23 +10,25 @@
 //: qemu -device intel-iommu,snoop-control=on
 //: qemu -device virtio-rng-pci,iommu_platform=on,disable-legacy=on
 //: qemu -blockdev driver=null-co,size=67108864,node-name=n,read-zeroes=on
-//: qemu -device virtio-blk-pci,drive=n,iommu_platform=on,disable-legacy=on,num-queues=4,packed=on
+//: qemu -device virtio-blk-pci,drive=n,iommu_platform=on,disable-legacy=on,num-queues=4,packed=on,page-per-vq=on
 //: append intel_iommu=on
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
 use linkspan_engine::vdpa::{BridgedDevice, Opener, VdpaError};
-use linkspan_engine::vhost_user::Server;
+use linkspan_engine::vhost_user;
 use linkspan_mem::Gpa;
 use linkspan_sys::Listener;
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::socket::Inherited;
 use linkspan_sys::vdpa::{KernelVdpa, Vdpa};
 use linkspan_testkit::disk::room;
+use linkspan_testkit::driven::{answered, ask};
 use linkspan_testkit::lab;
-use linkspan_testkit::{DiskRing, FrontEnd, Io, Options, SharedMemory};
+use linkspan_testkit::{DiskRing, Driven, FrontEnd, Io, Options, SharedMemory};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
@@ -58,7 +61,7 @@ fn entropy_runs_the_whole_way_through_the_bridge() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let listener = Listener::bind(&socket).unwrap();
-    let server = Server::bridge(Inherited::Listener(listener), device, |event| {
+    let server = vhost_user::bridge(Inherited::Listener(listener), device, |event| {
         println!("{event:?}");
     });
     let server = server.unwrap();
@@ -99,4 +102,28 @@ fn a_disk_of_four_queues_whose_memory_is_pinned() {
     let bench = ["bench", "--queues", "4", "--seconds", "1", "--json"];
     println!("{}", linkspan(&[&blk[..], &bench].concat()));
     println!("{}", linkspan(&[&blk[..], &["--packed", "info"]].concat()));
+    rings_are_kicked_on_pages_of_the_device(node);
+}
+
+/// No call of the kernel is made for a kick, and none of the pages outlives its device.
+fn rings_are_kicked_on_pages_of_the_device(node: &str) {
+    let path = PathBuf::from(node);
+    let open: Opener =
+        Arc::new(move || Ok::<_, VdpaError>(Box::new(KernelVdpa::open(&path)?) as Box<dyn Vdpa>));
+    let pages = || {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().filter(|line| line.ends_with(node)).count()
+    };
+    let mut driven = Driven::vdpa(open, 4).unwrap();
+    assert_eq!(pages(), 4);
+    for queue in &mut driven.queues {
+        for number in 0..100 {
+            ask(queue, number);
+            assert_eq!(answered(queue), (number, vec![0; 512]));
+        }
+    }
+    let Driven { queues, link } = driven;
+    drop(link);
+    assert_eq!(pages(), 0);
+    drop(queues);
 }

@@ -256,6 +256,62 @@ fn a_disk_grows_under_its_driver() {
 }
 
 #[test]
+fn a_disk_puts_itself_on_the_bus() {
+    if !lab::guest("a_disk_puts_itself_on_the_bus") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (name, image) = (unique("vd"), disk(dir.path(), 1 << 20));
+    let mut daemon = serve_disk(dir.path(), &name, &image, &["--vdpa-add"]);
+    daemon.expect("offered");
+    let vdpa = Vdpa::added_by_others(&name);
+    let node = vdpa.disk();
+    daemon.expect("running");
+    let disk = File::open(node).unwrap();
+    disk.read_exact_at(&mut [0; 4096], 0).unwrap();
+    drop(disk);
+    let said = settled(|| daemon.log().contains("is on the vDPA bus"));
+    assert!(said, "{}", daemon.log());
+    // One that comes after another death goes on with what is on the bus.
+    daemon.kill();
+    let mut daemon = serve_disk(dir.path(), &name, &image, &["--vdpa-add"]);
+    daemon.expect("taken-over");
+    daemon.expect("running");
+    drop(vdpa);
+    daemon.stop();
+    await_gone(&name);
+}
+
+/// The device is there all the same, and can be put on the bus by hand.
+#[test]
+fn a_disk_without_the_program_vdpa_says_so_and_is_offered() {
+    if !lab::guest("a_disk_without_the_program_vdpa_says_so_and_is_offered") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (name, image) = (unique("vd"), disk(dir.path(), 1 << 20));
+    let log = dir.path().join("log");
+    let mut command = supervised(PROGRAM.as_ref());
+    command
+        .args(["blk", "--vduse", &name, "--vdpa-add", "--image"])
+        .arg(&image)
+        .env("PATH", dir.path())
+        .stdin(Stdio::null())
+        .stderr(File::create(&log).unwrap());
+    let mut child = command.spawn().unwrap();
+    let log = || fs::read_to_string(&log).unwrap();
+    assert!(settled(|| log().contains("package iproute2")), "{}", log());
+    let vdpa = Vdpa::add(&name, "vduse", &[]);
+    let disk = File::open(vdpa.disk()).unwrap();
+    disk.read_exact_at(&mut [0; 4096], 0).unwrap();
+    drop((disk, vdpa));
+    let id = child.id().to_string();
+    lab::run(Command::new("kill").args(["-s", "TERM", &id]));
+    assert!(child.wait().unwrap().success(), "{}", log());
+    await_gone(&name);
+}
+
+#[test]
 fn a_broken_device_is_made_anew() {
     if !lab::guest("a_broken_device_is_made_anew") {
         return;

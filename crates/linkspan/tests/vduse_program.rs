@@ -1,5 +1,5 @@
-//! The program asked for devices of the kernel, on a kernel without VDUSE; those of one
-//! that has it are in `lab_vduse.rs`.
+//! The program asked for devices of the kernel, on a kernel that has neither VDUSE nor
+//! vDPA devices; those of one that has both are in `lab_vduse.rs` and `lab_vdpa.rs`.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -36,6 +36,33 @@ fn a_kernel_without_vduse_has_status_5_and_says_what_is_missing() {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert!(!folder.exists(), "nothing stays");
+    }
+}
+
+#[test]
+fn a_kernel_without_vdpa_devices_has_status_5_and_says_what_is_missing() {
+    if Path::new("/sys/bus/vdpa").exists() {
+        eprintln!("SKIP a_kernel_without_vdpa_devices_has_status_5: this kernel has vDPA");
+        return;
+    }
+    let (node, socket) = ("/dev/vhost-vdpa-0", "/nowhere/socket");
+    for arguments in [
+        &["vdpa", "list"][..],
+        &["vdpa", "show", node],
+        &["vdpa", "serve", node, "--socket-path", socket],
+        &["driver", "blk", "--vdpa", node, "info"],
+        &["driver", "net", "--vdpa", node, "info"],
+    ] {
+        let output = run(arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(5), "{arguments:?}: {said}");
+        for part in [
+            "modprobe -a vhost_vdpa",
+            "CONFIG_VHOST_VDPA",
+            "vdpa dev add",
+        ] {
+            assert!(said.contains(part), "{arguments:?}: {part}: {said}");
+        }
     }
 }
 

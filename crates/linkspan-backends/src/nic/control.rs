@@ -218,7 +218,7 @@ impl NicControl {
         }
         // Nothing is written down about what is in flight: the ring begins anew.
         self.queue = self.memory.new_queue(self.ring, self.features)?;
-        self.link.events.kick.signal()?;
+        self.link.kick()?;
         Ok(true)
     }
 }

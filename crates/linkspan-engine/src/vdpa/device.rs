@@ -6,12 +6,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use linkspan_mem::{Iova, Region};
-use linkspan_sys::vdpa::{RingAddress, RingFd, Vdpa, page_size};
+use linkspan_sys::vdpa::{Doorbell, RingAddress, RingFd, Vdpa, page_size};
 use linkspan_vhost::vdpa::{
     Command, Consumer, Facts, Mapping, Outcome, Plan, Raw, Reply, Step, Wire,
 };
 
 use super::error::{VdpaError, name};
+use crate::limit::chain;
 
 /// How a device is opened, and opened again when it was lost.
 pub type Opener = Arc<dyn Fn() -> Result<Box<dyn Vdpa>, VdpaError> + Send + Sync>;
@@ -24,6 +25,8 @@ pub struct VdpaDevice {
     /// The memory behind the mappings, known by their numbers.
     regions: Vec<(Mapping, Region)>,
     next_id: u64,
+    /// Its pages in this process, which others have too.
+    doorbells: Vec<Arc<Doorbell>>,
 }
 
 /// The descriptors that a start gives the device.
@@ -70,6 +73,7 @@ impl VdpaDevice {
             consumer,
             regions: Vec::new(),
             next_id: 0,
+            doorbells: Vec::new(),
         };
         device.run(Command::Open, &NoWires)?;
         device.facts = Facts::check(ask_rings(&*device.kernel, raw))?;
@@ -162,6 +166,22 @@ impl VdpaDevice {
 
     pub(super) fn start(&mut self, plan: Plan, wires: &dyn Wires) -> Result<(), VdpaError> {
         self.run(Command::Start(plan), wires).map(drop)
+    }
+
+    /// The page by which a ring is kicked, where the device has one. It goes with the
+    /// device, whoever has it then.
+    pub(super) fn doorbell(&mut self, ring: u16) -> Option<Arc<Doorbell>> {
+        match self.kernel.doorbell(ring) {
+            Ok(doorbell) => {
+                let doorbell = Arc::new(doorbell);
+                self.doorbells.push(Arc::clone(&doorbell));
+                Some(doorbell)
+            }
+            Err(error) => {
+                tracing::debug!("ring {ring} is kicked by its eventfd: {error}");
+                None
+            }
+        }
     }
 
     pub(super) fn enable(&mut self, rings: Vec<u16>) -> Result<(), VdpaError> {
@@ -264,6 +284,11 @@ impl VdpaDevice {
 
 impl Drop for VdpaDevice {
     fn drop(&mut self) {
+        for doorbell in &self.doorbells {
+            if let Err(error) = doorbell.revoke() {
+                tracing::warn!("the device stays open for its doorbell: {error}");
+            }
+        }
         let _ = self.run(Command::Close, &NoWires);
     }
 }
@@ -339,15 +364,4 @@ pub fn survey(kernel: &dyn Vdpa) -> Result<Raw, VdpaError> {
     }
     kernel.set_owner().map_err(probing("VHOST_SET_OWNER"))?;
     Ok(ask_rings(kernel, raw))
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -12,12 +12,12 @@ use linkspan_vhost::frontend::Negotiated;
 use linkspan_vhost::vdpa::{Plan, RingPlan, Wire, status};
 use linkspan_virtio::{Features, QueueLayout};
 
-use super::device::{Opener, VdpaDevice, Wires, chain};
+use super::device::{Opener, VdpaDevice, Wires};
 use super::error::VdpaError;
 use crate::config_space::ConfigSpace;
 use crate::driver::{DriverMemory, QueueHandle};
 use crate::endpoint::{Endpoint, Phase};
-use crate::limit::LogLimit;
+use crate::limit::{LogLimit, chain};
 use crate::link::Link;
 use crate::queues::Queues;
 
@@ -147,6 +147,7 @@ impl Connection {
             losses: LogLimit::default(),
         };
         running.start()?;
+        running.give_doorbells();
         let endpoint = Arc::new(Endpoint::default());
         endpoint.begin();
         endpoint.enter(Phase::Running);
@@ -297,6 +298,18 @@ impl Running {
             .start(plan, &LinkWires(&self.queues, &self.changes))
     }
 
+    /// Lets queues kick without a system call, where the device has pages for that.
+    fn give_doorbells(&mut self) {
+        let Some(ready) = &mut self.ready else {
+            return;
+        };
+        for ring in self.queues.all() {
+            if let Some(doorbell) = ready.device.doorbell(ring) {
+                self.queues.give_doorbell(ring, &doorbell);
+            }
+        }
+    }
+
     /// Waits for changes of the device, and brings it up anew when it breaks.
     fn keep_alive(mut self, again: &Again, endpoint: &Endpoint) {
         loop {
@@ -331,6 +344,7 @@ impl Running {
                 }
                 continue;
             }
+            self.give_doorbells();
             let rings = self.queues.all();
             self.queues.started(&rings);
             endpoint.enter(Phase::Running);

@@ -8,7 +8,6 @@ mod error;
 mod link;
 
 pub use bridge::BridgedDevice;
-pub(crate) use device::chain;
 pub use device::{Opener, VdpaDevice, survey};
 pub use error::VdpaError;
 pub use link::{Connection, VdpaOptions};

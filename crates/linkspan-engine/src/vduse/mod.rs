@@ -12,4 +12,4 @@ pub use error::{OpenError, Reason};
 pub use iova::MapError;
 pub use open::Options;
 pub use record::RecordError;
-pub use server::{Event, Server};
+pub use server::{Event, serve};

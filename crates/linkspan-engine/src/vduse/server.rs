@@ -1,26 +1,24 @@
 //! Serves a VDUSE device, life after life, until it is stopped.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Direction, Interest, Ready, Wake, wait_for};
-use linkspan_sys::thread::spawn;
 use linkspan_sys::vduse::{self, Control};
-use linkspan_sys::{Epoll, EventFd};
 
 use super::error::{OpenError, Reason};
 use super::open::{Opened, Options, open};
 use super::record::Record;
 use super::session::DeviceSession;
 use crate::device::Device;
-use crate::endpoint::{Endpoint, Phase};
+use crate::endpoint::Phase;
 use crate::rings::Rings;
+use crate::serving::{Common, Server};
 use crate::session::{NotQuiet, QUIET_LIMIT};
-use crate::vhost_user::StopError;
-use crate::worker::{Workers, signal};
+use crate::worker::Workers;
 
 /// Pauses between attempts to make a device anew: they grow from the first to the
 /// last, and go on for ever.
@@ -53,128 +51,59 @@ pub enum Event {
     },
 }
 
-/// A device that is being served by a thread of its own.
-#[derive(Debug)]
-pub struct Server {
-    cancel: Arc<EventFd>,
-    ended: Arc<EventFd>,
-    changes: Arc<EventFd>,
-    endpoint: Arc<Endpoint>,
-    thread: Option<JoinHandle<Result<(), NotQuiet>>>,
-}
-
-impl Server {
-    /// Makes the device, or takes it over from a process that is gone, and begins to
-    /// serve it. `report` is called on the server's thread.
-    ///
-    /// # Errors
-    /// [`OpenError`]; nothing is left behind then.
-    pub fn start(
-        options: Options,
-        device: Arc<dyn Device>,
-        workers: Arc<Workers>,
-        report: impl Fn(Event) + Send + 'static,
-    ) -> Result<Self, OpenError> {
-        let cancel = Arc::new(EventFd::new()?);
-        let ended = Arc::new(EventFd::new()?);
-        let changes = match device.config_changes() {
-            Some(changes) => changes,
-            None => Arc::new(EventFd::new()?),
-        };
-        let endpoint = Arc::new(Endpoint::default());
-        let opened = match open(&options, &*device) {
-            Ok(opened) => Ok(opened),
-            // It is made anew when it is off the bus; until then there is only this.
-            Err(OpenError::Kernel(error @ vduse::Error::Broken(_))) => Err(error),
-            Err(error) => return Err(error),
-        };
-        let life = Life {
-            options,
-            device,
-            workers,
-            report: Box::new(report),
-            cancel: Arc::clone(&cancel),
-            changes: Arc::clone(&changes),
-            endpoint: Arc::clone(&endpoint),
-        };
-        let first = match opened {
-            Ok(opened) => Some(life.session(opened)?),
-            Err(error) => {
-                life.broken(&error);
-                None
-            }
-        };
-        let ending = Arc::clone(&ended);
-        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        // Through a channel, so that what was made does not go with a thread that
-        // there is not.
-        let thread = spawn("vduse", move || {
-            let result = receiver
-                .recv()
-                .map_or(Ok(()), |(mut life, first): (Life, _)| life.run(first));
-            signal(&ending);
-            result
-        });
-        let thread = match thread {
-            Ok(thread) => thread,
-            Err(error) => {
-                if let Some(first) = first {
-                    life.end(first);
-                }
-                return Err(error.into());
-            }
-        };
-        if sender.send((life, first)).is_err() {
-            panic!("the thread waits for what it is to serve");
+/// Makes the device, or takes it over from a process that is gone, and begins to
+/// serve it. `report` is called on the server's thread.
+///
+/// # Errors
+/// [`OpenError`]; nothing is left behind then.
+pub fn serve(
+    options: Options,
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+    report: impl Fn(Event) + Send + 'static,
+) -> Result<Server, OpenError> {
+    let common = Common::new(device.config_changes())?;
+    let opened = match open(&options, &*device) {
+        Ok(opened) => Ok(opened),
+        // It is made anew when it is off the bus; until then there is only this.
+        Err(OpenError::Kernel(error @ vduse::Error::Broken(_))) => Err(error),
+        Err(error) => return Err(error),
+    };
+    let life = Life {
+        options,
+        device,
+        workers,
+        report: Box::new(report),
+        common: common.clone(),
+    };
+    let first = match opened {
+        Ok(opened) => Some(life.session(opened)?),
+        Err(error) => {
+            life.broken(&error);
+            None
         }
-        Ok(Self {
-            cancel,
-            ended,
-            changes,
-            endpoint,
-            thread: Some(thread),
-        })
-    }
-
-    /// The endpoint, to look at.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// Becomes readable when serving has ended.
-    pub fn ended(&self) -> BorrowedFd<'_> {
-        self.ended.as_fd()
-    }
-
-    /// Says that the device's configuration space changed: the driver is told.
-    pub fn config_changed(&self) {
-        signal(&self.changes);
-    }
-
-    /// Ends serving once everything in flight is done. The kernel's device goes
-    /// unless it is on the vDPA bus: then another process can go on with it.
-    ///
-    /// # Errors
-    /// When requests in flight did not end in time.
-    pub fn stop(mut self) -> Result<(), StopError> {
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<(), StopError> {
-        signal(&self.cancel);
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => Ok(result?),
-            Some(Err(_)) => Err(StopError::Panicked),
-            None => Ok(()),
+    };
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    // Through a channel, so that what was made does not go with a thread that
+    // there is not.
+    let server = Server::start("vduse", common, move || {
+        receiver
+            .recv()
+            .map_or(Ok(()), |(mut life, first): (Life, _)| life.run(first))
+    });
+    let server = match server {
+        Ok(server) => server,
+        Err(error) => {
+            if let Some(first) = first {
+                life.end(first);
+            }
+            return Err(error.into());
         }
+    };
+    if sender.send((life, first)).is_err() {
+        panic!("the thread waits for what it is to serve");
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Whoever wants to know calls `stop`.
-        let _ = self.join();
-    }
+    Ok(server)
 }
 
 /// A device that is open, with what ends it.
@@ -200,9 +129,7 @@ struct Life {
     device: Arc<dyn Device>,
     workers: Arc<Workers>,
     report: Box<dyn Fn(Event) + Send>,
-    cancel: Arc<EventFd>,
-    changes: Arc<EventFd>,
-    endpoint: Arc<Endpoint>,
+    common: Common,
 }
 
 impl Life {
@@ -243,7 +170,7 @@ impl Life {
     fn broken(&self, error: &dyn std::error::Error) {
         let reason = error.to_string();
         (self.report)(Event::Broken { reason });
-        self.endpoint.enter(Phase::Reconnecting);
+        self.common.endpoint.enter(Phase::Reconnecting);
     }
 
     /// Serves one life after the other.
@@ -257,7 +184,7 @@ impl Life {
                 continue;
             };
             let end = self.serve(&mut now.session);
-            self.endpoint.enter(Phase::Draining);
+            self.common.endpoint.enter(Phase::Draining);
             now.session.close();
             quiet(&mut now.session)?;
             match end {
@@ -268,7 +195,7 @@ impl Life {
                 End::Broken(reason) => self.broken(&reason),
             }
         }
-        self.endpoint.enter(Phase::Stopped);
+        self.common.endpoint.enter(Phase::Stopped);
         Ok(())
     }
 
@@ -295,7 +222,7 @@ impl Life {
         let mut said = String::new();
         loop {
             let deadline = Some(Instant::now() + pause);
-            match wait_for(self.cancel.as_fd(), Direction::Read, None, deadline) {
+            match wait_for(self.common.cancel.as_fd(), Direction::Read, None, deadline) {
                 Ok(Wake::Deadline) => {}
                 _ => return None,
             }
@@ -330,9 +257,9 @@ impl Life {
         let epoll = Epoll::new()?;
         epoll.add(session.link(), LINK, Interest::READ)?;
         epoll.add(session.wake_fd(), WAKE, Interest::READ)?;
-        epoll.add(&*self.cancel, CANCEL, Interest::READ)?;
-        epoll.add(&*self.changes, CHANGES, Interest::READ)?;
-        self.endpoint.enter(Phase::Ready);
+        epoll.add(&*self.common.cancel, CANCEL, Interest::READ)?;
+        epoll.add(&*self.common.changes, CHANGES, Interest::READ)?;
+        self.common.endpoint.enter(Phase::Ready);
         let mut ready = Ready::with_capacity(4);
         let (mut listening, mut live) = (true, false);
         // A device that is taken over has rings to start.
@@ -366,7 +293,7 @@ impl Life {
                     CANCEL => Ok(()),
                     WAKE => session.wake(),
                     CHANGES => {
-                        if let Err(error) = self.changes.drain() {
+                        if let Err(error) = self.common.changes.drain() {
                             panic!("our own eventfd cannot be read: {error}");
                         }
                         session.config_changed()
@@ -390,12 +317,12 @@ impl Life {
     /// A driver came or went.
     fn turned(&self, live: bool) {
         if live {
-            let generation = self.endpoint.begin();
-            self.endpoint.enter(Phase::Running);
+            let generation = self.common.endpoint.begin();
+            self.common.endpoint.enter(Phase::Running);
             (self.report)(Event::Running { generation });
         } else {
-            let generation = self.endpoint.generation();
-            self.endpoint.enter(Phase::Ready);
+            let generation = self.common.endpoint.generation();
+            self.common.endpoint.enter(Phase::Ready);
             (self.report)(Event::Reset { generation });
         }
     }

@@ -118,7 +118,7 @@ pub enum Reason {
     #[error(transparent)]
     Config(#[from] crate::device::ConfigRange),
     /// The vDPA device that is passed on.
-    #[error("{}", crate::vdpa::chain(.0))]
+    #[error("{}", crate::limit::chain(.0))]
     Vdpa(#[from] VdpaError),
     /// A bridge has no part in the data path, so it cannot poll.
     #[error("a ring without a kick descriptor; the vDPA device does not poll")]

@@ -15,11 +15,10 @@ use linkspan_virtio::Features;
 
 use super::frontend::{FrontendSession, Kept};
 use super::reach::{PAUSE_MIN, Reach, Source, wait_a_while};
-use super::server::chain;
 use crate::config_space::ConfigSpace;
 use crate::driver::{DriverMemory, QueueHandle};
 use crate::endpoint::{Endpoint, Phase};
-use crate::limit::LogLimit;
+use crate::limit::{LogLimit, chain};
 use crate::link::Link;
 use crate::queues::Queues;
 use crate::session::{End, run_until};

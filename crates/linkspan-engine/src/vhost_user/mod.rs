@@ -9,15 +9,16 @@ mod link;
 mod log;
 pub(crate) mod memory;
 mod reach;
-pub(crate) mod requests;
+mod requests;
 mod rings;
 mod server;
 mod session;
+pub(crate) mod talk;
 mod transfer;
 
 pub use crate::link::Link;
 pub use error::{Reason, SessionError};
 pub use link::{Connection, LinkError, LinkOptions};
 pub use reach::Reach;
-pub use server::{Event, Server, StopError};
+pub use server::{Event, bridge, connect, serve};
 pub use session::BackendSession;

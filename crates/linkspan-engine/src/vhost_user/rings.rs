@@ -55,7 +55,7 @@ impl BackendSession {
         setup: RingSetup,
         kick: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
-        let kick = self.take_event(kick)?;
+        let kick = self.talk.take_event(kick)?;
         self.logging.check_ring(&setup)?;
         let ground = Ground {
             memory: &self.memory,
@@ -77,7 +77,7 @@ impl BackendSession {
         ring: u16,
         kick: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
-        let kick = self.take_event(kick)?;
+        let kick = self.talk.take_event(kick)?;
         Ok(self.command(ring, |workers, key| workers.set_kick(key, kick)))
     }
 
@@ -86,7 +86,7 @@ impl BackendSession {
         ring: u16,
         call: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
-        let call = self.take_event(call)?.map(Arc::new).map(Notify::Event);
+        let call = self.talk.take_event(call)?.map(Arc::new).map(Notify::Event);
         self.rings.slot(ring).call.clone_from(&call);
         Ok(self.command(ring, |workers, key| workers.set_call(key, call)))
     }
@@ -96,7 +96,7 @@ impl BackendSession {
         ring: u16,
         err: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
-        let err = self.take_event(err)?.map(Arc::new);
+        let err = self.talk.take_event(err)?.map(Arc::new);
         self.rings.slot(ring).err.clone_from(&err);
         Ok(self.command(ring, |workers, key| workers.set_err(key, err)))
     }
@@ -229,7 +229,7 @@ impl BackendSession {
         }
         match lost {
             // Whatever the answer is, it cannot say that a ring is gone.
-            Some(lost) if !self.closing => self.answer(answer).and(Err(lost)),
+            Some(lost) if !self.talk.is_closing() => self.answer(answer).and(Err(lost)),
             _ => self.answer(answer),
         }
     }
@@ -239,7 +239,7 @@ impl BackendSession {
         match event {
             RingEvent::Broken { ring, error } => {
                 tracing::warn!(ring, "retired: {error}");
-                if error == RingFault::MemoryGone && !self.closing {
+                if error == RingFault::MemoryGone && !self.talk.is_closing() {
                     return Err(SessionError::MemoryGone);
                 }
                 Ok(())

@@ -2,23 +2,23 @@
 //! each disconnect, until it is stopped.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::socket::Inherited;
-use linkspan_sys::thread::spawn;
 use linkspan_sys::{EventFd, Listener, Stream};
 
 use super::session::BackendSession;
 use crate::device::Device;
 use crate::endpoint::{Endpoint, Phase};
+use crate::limit::chain;
+use crate::serving::{Common, Server};
 use crate::session::{self, End, NotQuiet, Session};
 use crate::vdpa::BridgedDevice;
-use crate::worker::{Workers, signal};
+use crate::worker::Workers;
 
 /// How long to wait when the system has no descriptor for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -48,147 +48,60 @@ pub enum Event {
     },
 }
 
-/// A device that is being served by a thread of its own.
-#[derive(Debug)]
-pub struct Server {
-    cancel: Arc<EventFd>,
-    ended: Arc<EventFd>,
-    changes: Arc<EventFd>,
-    endpoint: Arc<Endpoint>,
-    thread: Option<JoinHandle<Result<(), NotQuiet>>>,
+/// Begins to serve a device. `report` is called on the server's thread.
+///
+/// # Errors
+/// When a thread or descriptor cannot be had; nothing is left behind.
+pub fn serve(
+    source: Inherited,
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+    report: impl Fn(Event) + Send + 'static,
+) -> io::Result<Server> {
+    let changes = device.config_changes();
+    begin(source.into(), changes, served(device, workers), report)
 }
 
-/// Why a server did not stop cleanly.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StopError {
-    /// Requests were still in flight.
-    #[error(transparent)]
-    NotQuiet(#[from] NotQuiet),
-    /// A thread of ours panicked.
-    #[error("the session thread panicked")]
-    Panicked,
+/// Begins to pass a vDPA device on, as [`serve`] does a device of this process.
+///
+/// # Errors
+/// As [`serve`].
+pub fn bridge(
+    source: Inherited,
+    device: Arc<BridgedDevice>,
+    report: impl Fn(Event) + Send + 'static,
+) -> io::Result<Server> {
+    let session = move |changes| device.session(changes);
+    begin(source.into(), None, session, report)
 }
 
-impl Server {
-    /// Begins to serve. `report` is called on the server's thread.
-    ///
-    /// # Errors
-    /// When a thread or descriptor cannot be had; nothing is left behind.
-    pub fn start(
-        source: Inherited,
-        device: Arc<dyn Device>,
-        workers: Arc<Workers>,
-        report: impl Fn(Event) + Send + 'static,
-    ) -> io::Result<Self> {
-        let changes = device.config_changes();
-        Self::begin(source.into(), changes, served(device, workers), report)
-    }
-
-    /// Begins to pass a vDPA device on, as [`start`](Self::start) does a device of
-    /// this process.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    pub fn bridge(
-        source: Inherited,
-        device: Arc<BridgedDevice>,
-        report: impl Fn(Event) + Send + 'static,
-    ) -> io::Result<Self> {
-        let session = move |changes| device.session(changes);
-        Self::begin(source.into(), None, session, report)
-    }
-
-    /// Begins to serve a front end that listens at `path`, whenever there is one: it
-    /// is connected to again and again.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    pub fn connect(
-        path: PathBuf,
-        device: Arc<dyn Device>,
-        workers: Arc<Workers>,
-        report: impl Fn(Event) + Send + 'static,
-    ) -> io::Result<Self> {
-        let changes = device.config_changes();
-        let source = Source::Path(path);
-        Self::begin(source, changes, served(device, workers), report)
-    }
-
-    fn begin<S: Session>(
-        source: Source,
-        changes: Option<Arc<EventFd>>,
-        session: impl Fn(Arc<EventFd>) -> io::Result<S> + Send + 'static,
-        report: impl Fn(Event) + Send + 'static,
-    ) -> io::Result<Self> {
-        let cancel = Arc::new(EventFd::new()?);
-        let ended = Arc::new(EventFd::new()?);
-        let changes = match changes {
-            Some(changes) => changes,
-            None => Arc::new(EventFd::new()?),
-        };
-        let endpoint = Arc::new(Endpoint::default());
-        let thread = spawn("vhost-user", {
-            let (cancel, endpoint) = (Arc::clone(&cancel), Arc::clone(&endpoint));
-            let (ended, changes) = (Arc::clone(&ended), Arc::clone(&changes));
-            move || {
-                let open = || session(Arc::clone(&changes));
-                let result = serve(source, &open, &cancel, &endpoint, &report);
-                signal(&ended);
-                result
-            }
-        })?;
-        Ok(Self {
-            cancel,
-            ended,
-            changes,
-            endpoint,
-            thread: Some(thread),
-        })
-    }
-
-    /// The endpoint, to look at.
-    pub fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// Becomes readable when serving has ended: by [`stop`](Self::stop), or since
-    /// the one connection that it was given is gone.
-    pub fn ended(&self) -> BorrowedFd<'_> {
-        self.ended.as_fd()
-    }
-
-    /// Says that the device's configuration space changed: a front end that is
-    /// connected and negotiated it is told (vhost-user:
-    /// `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`), once for changes in quick
-    /// succession. Never waits for the front end.
-    pub fn config_changed(&self) {
-        signal(&self.changes);
-    }
-
-    /// Ends the link once everything in flight is done.
-    ///
-    /// # Errors
-    /// When requests in flight did not end in time.
-    pub fn stop(mut self) -> Result<(), StopError> {
-        self.join()
-    }
-
-    fn join(&mut self) -> Result<(), StopError> {
-        signal(&self.cancel);
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => Ok(result?),
-            Some(Err(_)) => Err(StopError::Panicked),
-            None => Ok(()),
-        }
-    }
+/// Begins to serve a front end that listens at `path`, whenever there is one: it
+/// is connected to again and again.
+///
+/// # Errors
+/// As [`serve`].
+pub fn connect(
+    path: PathBuf,
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+    report: impl Fn(Event) + Send + 'static,
+) -> io::Result<Server> {
+    let changes = device.config_changes();
+    let source = Source::Path(path);
+    begin(source, changes, served(device, workers), report)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Whoever wants to know calls `stop`.
-        let _ = self.join();
-    }
+fn begin<S: Session>(
+    source: Source,
+    changes: Option<Arc<EventFd>>,
+    session: impl Fn(Arc<EventFd>) -> io::Result<S> + Send + 'static,
+    report: impl Fn(Event) + Send + 'static,
+) -> io::Result<Server> {
+    let common = Common::new(changes)?;
+    Server::start("vhost-user", common.clone(), move || {
+        let open = || session(Arc::clone(&common.changes));
+        run(source, &open, &common.cancel, &common.endpoint, &report)
+    })
 }
 
 /// Sessions of a device of this process.
@@ -199,7 +112,7 @@ fn served(
     move |changes| BackendSession::new(Arc::clone(&device), Arc::clone(&workers), changes)
 }
 
-fn serve<S: Session>(
+fn run<S: Session>(
     mut source: Source,
     open: &dyn Fn() -> io::Result<S>,
     cancel: &EventFd,
@@ -312,15 +225,4 @@ fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
         End::Socket(error) => (format!("the socket failed: {error}"), true),
         End::TooManyFds { count } => (format!("{count} descriptors came with one message"), true),
     }
-}
-
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

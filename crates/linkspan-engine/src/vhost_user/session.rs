@@ -1,7 +1,6 @@
 //! One connection of a vhost-user front end: the protocol core, and the memory,
 //! descriptors and rings that its effects act on.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,17 +9,16 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use linkspan_mem::GuestMemory;
-use linkspan_sys::poll::Interest;
-use linkspan_sys::{Epoll, EventFd, PeerEventFd, reaper};
-use linkspan_vhost::backend::{Answer, Backend, Effect, FdId, FdSlot, Offer};
-use linkspan_vhost::{Direction, Disposition, Inflight, ProtocolFeatures, VHOST_F_LOG_ALL};
+use linkspan_sys::EventFd;
+use linkspan_vhost::backend::{Answer, Effect, FdId, FdSlot, Offer};
+use linkspan_vhost::{Direction, Inflight, ProtocolFeatures, VHOST_F_LOG_ALL};
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
 use super::log::Logging;
 use super::memory::MemoryTable;
-use super::requests::RequestSocket;
 use super::rings::Waiting;
+use super::talk::Talk;
 use super::transfer::{Transfer, TransferError};
 use crate::device::{Device, NETWORK_DEVICE};
 use crate::inflight::InflightArea;
@@ -55,31 +53,20 @@ fn protocol_features(device: &dyn Device) -> ProtocolFeatures {
 
 /// A device offered to one front end.
 pub struct BackendSession {
-    pub(super) core: Backend,
+    pub(super) talk: Talk,
     pub(super) device: Arc<dyn Device>,
     pub(super) table: MemoryTable,
     pub(super) memory: Arc<GuestMemory>,
     pub(super) rings: Rings,
     pub(super) inflight: Option<InflightArea>,
     pub(super) logging: Logging,
-    /// Descriptors of the message that is being handled, by position.
-    fds: Vec<Option<OwnedFd>>,
     pub(super) waiting: Option<Waiting>,
     /// When requests in flight that somebody waits for must have ended.
     pub(super) quiet_by: Option<Instant>,
     quiet_limit: Duration,
-    outgoing: VecDeque<Outgoing>,
     events: Receiver<RingEvent>,
     wake: Arc<EventFd>,
-    /// All that wakes the session: `wake`, `changes`, and the request socket.
-    watch: Epoll,
-    /// Signalled when configuration space changed.
-    changes: Arc<EventFd>,
-    /// It changed before there was a way to say so.
-    changed: bool,
-    requests: Option<RequestSocket>,
     transfer: Option<Transfer>,
-    pub(super) closing: bool,
 }
 
 /// What is offered beside the bits of the device: either layout, and the reset of
@@ -98,11 +85,6 @@ impl BackendSession {
         changes: Arc<EventFd>,
     ) -> io::Result<Self> {
         let (rings, events, wake) = Rings::new(Arc::clone(&device), workers)?;
-        let watch = Epoll::new()?;
-        watch.add(&*wake, 0, Interest::READ)?;
-        watch.add(&*changes, 0, Interest::READ)?;
-        // What changed before nobody has read yet.
-        changes.drain()?;
         device.reset();
         let queues = device.queues();
         let offer = Offer {
@@ -117,26 +99,19 @@ impl BackendSession {
         let table = MemoryTable::default();
         let memory = table.resolve().map_err(io::Error::other)?;
         Ok(Self {
-            core: Backend::new(offer).map_err(io::Error::other)?,
+            talk: Talk::new(offer, changes, &wake)?,
             device,
             table,
             memory,
             rings,
             inflight: None,
             logging: Logging::default(),
-            fds: Vec::new(),
             waiting: None,
             quiet_by: None,
             quiet_limit: QUIET_LIMIT,
-            outgoing: VecDeque::new(),
             events,
             wake,
-            watch,
-            changes,
-            changed: false,
-            requests: None,
             transfer: None,
-            closing: false,
         })
     }
 
@@ -156,11 +131,7 @@ impl BackendSession {
     /// Carries out effects until one has to wait or none is left.
     fn proceed(&mut self) -> Result<(), SessionError> {
         while self.waiting.is_none() {
-            let Some(effect) = self.core.poll_effect() else {
-                if !self.core.is_mid_message() {
-                    // What the message left unclaimed goes.
-                    self.fds.drain(..).flatten().for_each(reaper::dispose);
-                }
+            let Some(effect) = self.talk.poll_effect() else {
                 return Ok(());
             };
             let done = match self.carry_out(effect) {
@@ -176,37 +147,7 @@ impl BackendSession {
     pub(super) fn answer(&mut self, done: Result<Answer, Reason>) -> Result<(), SessionError> {
         self.waiting = None;
         self.quiet_by = None;
-        match done {
-            Ok(answer) => self
-                .core
-                .answer(Ok(answer))
-                .or_else(|error| self.judge(error, None)),
-            Err(reason) => {
-                let failure = reason.failure();
-                self.core
-                    .answer(Err(failure))
-                    .or_else(|error| self.judge(error, Some(reason)))
-            }
-        }
-    }
-
-    /// A message that was refused ends the session, or the peer is told and the
-    /// session goes on.
-    fn judge(
-        &mut self,
-        error: linkspan_vhost::Error,
-        reason: Option<Reason>,
-    ) -> Result<(), SessionError> {
-        let disposition = error.disposition();
-        let error = match reason {
-            Some(reason) => SessionError::Refused { error, reason },
-            None => SessionError::Protocol(error),
-        };
-        if disposition == Disposition::Nack || self.closing {
-            tracing::debug!("refused: {error}");
-            return Ok(());
-        }
-        Err(error)
+        self.talk.answer(done)
     }
 
     /// Begins an effect. `None`: it needs no answer, or its answer comes later.
@@ -227,11 +168,11 @@ impl BackendSession {
             }
             Effect::SetRingLog { ring, log } => return self.set_ring_log(ring, log),
             Effect::SetLog { log, fd } => {
-                let log = Logging::map(self.take_fd(fd)?, log, &self.wake)?;
+                let log = Logging::map(self.talk.take_fd(fd)?, log, &self.wake)?;
                 return self.set_log(log);
             }
             Effect::SetLogFd { fd } => {
-                self.logging.told = self.take_event(Some(fd))?.map(Arc::new);
+                self.logging.told = self.talk.take_event(Some(fd))?.map(Arc::new);
                 return Ok(self.relog());
             }
             Effect::CreateInflight {
@@ -242,14 +183,14 @@ impl BackendSession {
             Effect::AdoptInflight { inflight, fd } => self.adopt_inflight(inflight, fd)?,
             Effect::MoveState { direction, fd } => self.move_state(direction, fd)?,
             Effect::CheckState => return self.check_state(),
-            Effect::SetRequestSocket { fd } => self.set_request_socket(fd)?,
+            Effect::SetRequestSocket { fd } => self.talk.set_request_socket(fd)?,
             Effect::SetMemory(regions) => {
-                let fds = self.fds.drain(..).flatten().collect();
+                let fds = self.talk.take_fds();
                 let table = MemoryTable::replaced(regions, fds, &self.wake)?;
                 return self.change_memory(table);
             }
             Effect::AddRegion(region) => {
-                let fd = self.take_fd(FdSlot(0))?;
+                let fd = self.talk.take_fd(FdSlot(0))?;
                 let table = self.table.with(region, fd, &self.wake)?;
                 return self.change_memory(table);
             }
@@ -287,7 +228,7 @@ impl BackendSession {
     fn queue_message(&mut self, bytes: Vec<u8>, fds: &[FdId]) -> Result<Option<Answer>, Reason> {
         let fds = fds.iter().map(|_| self.inflight_fd());
         let fds = fds.collect::<io::Result<_>>().map_err(Reason::System)?;
-        self.outgoing.push_back(Outgoing { bytes, fds });
+        self.talk.send(bytes, fds);
         Ok(None)
     }
 
@@ -305,15 +246,15 @@ impl BackendSession {
     }
 
     fn adopt_inflight(&mut self, inflight: Inflight, fd: FdSlot) -> Result<(), Reason> {
-        let fd = self.take_fd(fd)?;
-        let features = self.core.features().map(Features::from_bits_retain);
+        let fd = self.talk.take_fd(fd)?;
+        let features = self.talk.core.features().map(Features::from_bits_retain);
         let area = InflightArea::adopt(inflight, fd, features, &self.wake)?;
         self.inflight = Some(area);
         Ok(())
     }
 
     fn move_state(&mut self, direction: Direction, fd: FdSlot) -> Result<(), Reason> {
-        let fd = self.take_fd(fd)?;
+        let fd = self.talk.take_fd(fd)?;
         // One at a time: the one of before ends first.
         self.transfer = None;
         let transfer = Transfer::begin(direction, fd, self.device.name(), &self.wake)?;
@@ -332,17 +273,6 @@ impl BackendSession {
         Ok(Some(Answer::Done))
     }
 
-    fn set_request_socket(&mut self, fd: FdSlot) -> Result<(), Reason> {
-        let fd = self.take_fd(fd)?;
-        let features = self.core.protocol_features();
-        let socket = RequestSocket::open(fd, features, &self.watch).map_err(Reason::Socket)?;
-        if let Some(before) = self.requests.replace(socket) {
-            before.close(&self.watch);
-        }
-        self.announce();
-        Ok(())
-    }
-
     /// Answers who waits for the device's state, if it was moved by now.
     fn state_moved(&mut self) -> Result<(), SessionError> {
         let end = match (&self.waiting, &self.transfer) {
@@ -357,42 +287,12 @@ impl BackendSession {
         self.proceed()
     }
 
-    /// Tells the front end of a change, if there was one and there is a way, and
-    /// takes in what it answered.
-    fn announce(&mut self) {
-        let Some(requests) = &mut self.requests else {
-            return;
-        };
-        if std::mem::take(&mut self.changed) {
-            requests.config_changed();
-        }
-        if let Err(error) = requests.pump(&self.watch)
-            && let Some(requests) = self.requests.take()
-        {
-            tracing::debug!("the socket for requests to the front end is given up: {error}");
-            requests.close(&self.watch);
-        }
-    }
-
     /// The descriptor that an answer named, to go with a message.
     fn inflight_fd(&self) -> io::Result<OwnedFd> {
         match self.inflight.as_ref().and_then(InflightArea::fd) {
             Some(fd) => fd.try_clone_to_owned(),
             None => Err(io::ErrorKind::NotFound.into()),
         }
-    }
-
-    fn take_fd(&mut self, slot: FdSlot) -> Result<OwnedFd, Reason> {
-        let fd = self.fds.get_mut(slot.0).and_then(Option::take);
-        fd.ok_or(Reason::NoDescriptor)
-    }
-
-    pub(super) fn take_event(
-        &mut self,
-        slot: Option<FdSlot>,
-    ) -> Result<Option<PeerEventFd>, Reason> {
-        let fd = slot.map(|slot| self.take_fd(slot)).transpose()?;
-        Ok(fd.map(PeerEventFd::check).transpose()?)
     }
 }
 
@@ -403,25 +303,21 @@ impl Session for BackendSession {
         if self.waiting.is_some() {
             0
         } else {
-            self.core.wanted()
+            self.talk.core.wanted()
         }
     }
 
     fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), SessionError> {
-        let count = fds.len();
-        self.fds.extend(fds.into_iter().map(Some));
-        self.core
-            .receive(bytes, count)
-            .or_else(|error| self.judge(error, None))?;
+        self.talk.receive(bytes, fds)?;
         self.proceed()
     }
 
     fn poll_send(&mut self) -> Option<Outgoing> {
-        self.outgoing.pop_front()
+        self.talk.poll_send()
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.watch.as_fd())
+        Some(self.talk.as_fd())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -433,17 +329,12 @@ impl Session for BackendSession {
     }
 
     fn wake(&mut self) -> Result<(), SessionError> {
-        for event in [&self.wake, &self.changes] {
-            match event.drain() {
-                Ok(count) => self.changed |= Arc::ptr_eq(event, &self.changes) && count > 0,
-                Err(error) => panic!("our own eventfd cannot be read: {error}"),
-            }
-        }
-        self.announce();
+        self.talk.woken(&self.wake);
+        self.talk.announce();
         let poisoned = self.table.poisoned()
             || self.logging.poisoned()
             || self.inflight.as_ref().is_some_and(InflightArea::poisoned);
-        if poisoned && !self.closing {
+        if poisoned && !self.talk.is_closing() {
             return Err(SessionError::MemoryGone);
         }
         self.state_moved()?;
@@ -451,7 +342,7 @@ impl Session for BackendSession {
             self.ring_event(event)?;
             self.proceed()?;
         }
-        if !self.closing && self.quiet_by.is_some_and(|by| by <= Instant::now()) {
+        if !self.talk.is_closing() && self.quiet_by.is_some_and(|by| by <= Instant::now()) {
             let limit = self.quiet_limit;
             return Err(SessionError::NotQuiet { limit });
         }
@@ -459,17 +350,12 @@ impl Session for BackendSession {
     }
 
     fn close(&mut self) {
-        self.closing = true;
-        // Those of a message that was refused or cut short are unchecked.
-        self.fds.drain(..).flatten().for_each(reaper::dispose);
-        if let Some(requests) = self.requests.take() {
-            requests.close(&self.watch);
-        }
+        self.talk.close();
         self.transfer = None;
         if let Some(Waiting::State) = self.waiting {
             let _ = self.answer(Err(TransferError::Cancelled.into()));
         }
-        self.core.disconnect();
+        self.talk.core.disconnect();
         // Errors while ending are of no use to anybody; `is_quiet` tells.
         let _ = self.proceed();
     }
@@ -482,7 +368,7 @@ impl Session for BackendSession {
 impl fmt::Debug for BackendSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BackendSession")
-            .field("core", &self.core)
+            .field("core", &self.talk.core)
             .finish_non_exhaustive()
     }
 }

@@ -14,9 +14,9 @@ use linkspan_sys::poll::{Epoll, Interest, Ready};
 
 use super::neighbours::Addresses;
 use super::slot::{Outcome, Slot, Work, retire};
-use super::spin::Spin;
 use super::{Command, EventSink, Neighbours, Ring, RingEvent, Task};
 use crate::counters::WorkerCounters;
+use crate::spin::Spin;
 
 /// How long at most a worker that is awake goes without asking the system what has
 /// happened, a round of passes aside: a ring that sleeps waits no longer to be heard.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::ioctl::Opcode;
 
 use super::uapi::{self, ConfigHead, IovaRange, MsgV2, VringAddr, VringFile, VringState};
-use super::{RingAddress, RingFd, Vdpa};
+use super::{Doorbell, RingAddress, RingFd, Vdpa};
 use crate::acquire;
 use crate::socket::inherit_any;
 
@@ -346,6 +346,10 @@ impl Vdpa for KernelVdpa {
             fd: number(fd),
         };
         self.ask(code, file).map(drop)
+    }
+
+    fn doorbell(&self, ring: u16) -> io::Result<Doorbell> {
+        Doorbell::map(&self.fd, ring)
     }
 
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()> {

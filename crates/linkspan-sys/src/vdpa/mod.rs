@@ -4,6 +4,7 @@
 //! [`Vdpa`] is what such a descriptor can be asked. [`KernelVdpa`] asks the
 //! kernel; tests have a model of the kernel in its place, which answers errors.
 
+mod doorbell;
 mod kernel;
 mod sysfs;
 mod uapi;
@@ -15,6 +16,7 @@ use std::os::fd::BorrowedFd;
 use bitflags::bitflags;
 use linkspan_mem::{Iova, Region};
 
+pub use doorbell::Doorbell;
 pub use kernel::{KernelVdpa, OpenError};
 pub use sysfs::{Listed, devices, find};
 
@@ -131,6 +133,9 @@ pub trait Vdpa: Debug + Send + Sync {
     fn ring_base(&self, ring: u16) -> io::Result<u32>;
     /// `VHOST_SET_VRING_KICK`, `_CALL` and `_ERR`; `None` takes it away.
     fn set_ring_fd(&self, ring: u16, which: RingFd, fd: Option<BorrowedFd<'_>>) -> io::Result<()>;
+    /// `mmap(2)` of the page on which a ring is kicked without a system call. Few
+    /// devices have one, and then the eventfd is another way.
+    fn doorbell(&self, ring: u16) -> io::Result<Doorbell>;
     /// `VHOST_VDPA_SET_VRING_ENABLE`.
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()>;
     /// `VHOST_VDPA_SUSPEND`. Succeeds and does nothing before `DRIVER_OK`.

@@ -5,7 +5,9 @@ mod books;
 mod devices;
 mod model;
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use linkspan_backends::block::BlockDevice;
@@ -13,11 +15,18 @@ use linkspan_backends::image::MemoryImage;
 use linkspan_engine::vdpa::{Opener, VdpaError};
 use linkspan_engine::{Device, Workers};
 use linkspan_mem::Iova;
-use linkspan_sys::vdpa::{BackendFeatures, OpenError, Vdpa};
+use linkspan_sys::memfd::{self, Sealing};
+use linkspan_sys::vdpa::{BackendFeatures, OpenError, Vdpa, page_size};
 
 use books::Books;
 pub use devices::{Card, Entropy};
 use model::ModelVdpa;
+
+/// The name of the file with the pages, as `/proc` shows it.
+const PAGES: &str = "model-doorbells";
+
+/// What is on a page that was not written: the number of no ring.
+const NOT_KICKED: [u8; 2] = [0xff; 2];
 
 /// What a device and its kernel are like.
 #[derive(Clone, Debug)]
@@ -42,6 +51,8 @@ pub struct Quirks {
     pub does_not_start: bool,
     /// Whether a queue that is enabled after `DRIVER_OK` never hears of it, as in VDUSE.
     pub deaf_to_late_enable: bool,
+    /// Whether each ring has a page by which it is kicked.
+    pub doorbells: bool,
 }
 
 impl Default for Quirks {
@@ -65,6 +76,7 @@ impl Default for Quirks {
             refuses_features: false,
             does_not_start: false,
             deaf_to_late_enable: false,
+            doorbells: false,
         }
     }
 }
@@ -78,8 +90,9 @@ pub struct Machine {
 struct Inner {
     device: Arc<dyn Device>,
     workers: Arc<Workers>,
-    device_id: u32,
     quirks: Quirks,
+    /// Where rings are kicked, one page for each.
+    pages: Option<File>,
     books: Mutex<Books>,
     log: Mutex<Log>,
 }
@@ -96,19 +109,27 @@ struct Log {
 }
 
 impl Machine {
-    /// A device of this virtio type behind a kernel with these quirks.
-    pub fn new(
-        device_id: u32,
-        device: Arc<dyn Device>,
-        workers: Arc<Workers>,
-        quirks: Quirks,
-    ) -> Self {
+    /// A device behind a kernel with these quirks.
+    ///
+    /// # Panics
+    /// When anything cannot be had.
+    pub fn new(device: Arc<dyn Device>, workers: Arc<Workers>, quirks: Quirks) -> Self {
+        let pages = quirks.doorbells.then(|| {
+            let len = u64::from(device.queues()) * page_size();
+            let pages = memfd::create(PAGES, len, Sealing::Fixed).expect("memory");
+            let pages = File::from(pages);
+            for ring in 0..u64::from(device.queues()) {
+                let written = pages.write_all_at(&NOT_KICKED, ring * page_size());
+                written.expect("memory");
+            }
+            pages
+        });
         Self {
             inner: Arc::new(Inner {
                 device,
                 workers,
-                device_id,
                 quirks,
+                pages,
                 books: Mutex::default(),
                 log: Mutex::default(),
             }),
@@ -125,7 +146,7 @@ impl Machine {
         let image = MemoryImage::new(bytes, false).expect("memory");
         let device = BlockDevice::new(Arc::new(image), queues, 256).expect("a disk");
         let workers = Arc::new(Workers::new(2).expect("workers"));
-        Self::new(2, Arc::new(device), workers, quirks)
+        Self::new(Arc::new(device), workers, quirks)
     }
 
     /// Opens it, as `/dev/vhost-vdpa-N` is opened: one process at a time.
@@ -211,6 +232,39 @@ impl Machine {
         let books = self.books();
         let entry = |held: &books::Entry| (held.asid, held.iova, held.region.len() as u64);
         books.iotlb.iter().map(entry).collect()
+    }
+
+    /// Whether a ring was kicked on its page since this was last asked.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn kicked(&self, ring: u16) -> bool {
+        let pages = self.inner.pages.as_ref().expect("a device with doorbells");
+        let mut bytes = [0; 2];
+        let at = u64::from(ring) * page_size();
+        pages.read_exact_at(&mut bytes, at).expect("memory");
+        pages.write_all_at(&NOT_KICKED, at).expect("memory");
+        bytes == ring.to_le_bytes()
+    }
+
+    /// How many of the pages are mapped in this process.
+    ///
+    /// # Panics
+    /// When that cannot be read.
+    pub fn doorbells() -> usize {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps of this process");
+        maps.lines().filter(|line| line.contains(PAGES)).count()
+    }
+
+    /// The device takes note of a ring whose page was written.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn take_kick(&self, ring: u16) {
+        let books = self.books();
+        let kick = books.rings[usize::from(ring)].kick.as_ref();
+        let kick = kick.expect("a ring that runs");
+        let _ = kick.signal().expect("an eventfd");
     }
 
     /// Whether the device runs.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use linkspan_engine::{ActiveRing, EventSink, Notify, QueueCounters, Ring, RingEvent};
 use linkspan_mem::{Gpa, GuestMemory, Iova, Region, UserVa};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
-use linkspan_sys::vdpa::{RingAddress, RingFd, Vdpa};
+use linkspan_sys::vdpa::{Doorbell, RingAddress, RingFd, Vdpa};
 use linkspan_virtio::{DeviceQueue, Features, QueueLayout};
 
 use super::Machine;
@@ -21,6 +21,8 @@ const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
 const ENOBUFS: i32 = 105;
+/// A number that Linux does not show to programs, but for mistakes such as this.
+const ENOTSUPP: i32 = 524;
 
 const DRIVER_OK: u8 = 4;
 const FEATURES_OK: u8 = 8;
@@ -193,7 +195,7 @@ impl Running {
 impl Vdpa for ModelVdpa {
     fn device_id(&self) -> io::Result<u32> {
         self.machine.enter("GET_DEVICE_ID".into())?;
-        Ok(self.machine.inner.device_id)
+        Ok(self.machine.inner.device.device_id())
     }
 
     fn features(&self) -> io::Result<u64> {
@@ -440,6 +442,14 @@ impl Vdpa for ModelVdpa {
             running.map(Running::next);
             Ok(())
         })
+    }
+
+    fn doorbell(&self, ring: u16) -> io::Result<Doorbell> {
+        self.machine.enter(format!("MMAP {ring}"))?;
+        match &self.machine.inner.pages {
+            Some(pages) => Doorbell::map(pages, ring),
+            None => error(ENOTSUPP),
+        }
     }
 
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()> {

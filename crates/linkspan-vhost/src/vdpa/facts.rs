@@ -349,6 +349,18 @@ mod tests {
         assert_eq!(all.check_range(Iova(u64::MAX), 1), Ok(()));
     }
 
+    /// QEMU 2fbef6aad8: such a span cannot be taken back with one message, since its
+    /// length is no number of 64 bits.
+    #[test]
+    fn a_span_of_all_64_bits_cannot_be_mapped() {
+        let iova = (Iova(0), Iova(u64::MAX));
+        let facts = Facts::check(Raw { iova, ..raw() }).unwrap();
+        let len = u64::MAX.wrapping_add(1);
+        let refused = facts.check_range(Iova(0), len);
+        assert!(matches!(refused, Err(FactsError::Unreachable { .. })));
+        assert_eq!(facts.check_range(Iova(0), u64::MAX), Ok(()));
+    }
+
     #[test]
     fn a_queue_alone_in_its_group_can_have_an_address_space() {
         let facts = Facts::check(raw()).unwrap();

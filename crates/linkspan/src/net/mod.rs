@@ -18,8 +18,8 @@ use linkspan_backends::port::{
 use linkspan_devices::net::frame::{Lease, Responder};
 use linkspan_devices::net::switch::PortVlans;
 use linkspan_devices::net::{NetOptions, OFFLOADS, Speed};
-use linkspan_engine::vhost_user::Server;
-use linkspan_engine::{Device, Rate, RateLimit, Workers};
+use linkspan_engine::vhost_user;
+use linkspan_engine::{Device, Rate, RateLimit, Server, Workers};
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
@@ -27,7 +27,7 @@ use linkspan_sys::tap::{TapError, TapQueue, open_tap};
 use linkspan_sys::{Epoll, Listener};
 
 use crate::exit::{Failure, Status};
-use crate::serving::{self, Served};
+use crate::serving;
 use crate::vduse::VduseArgs;
 use crate::workers::WorkerArgs;
 pub(crate) use spec::mac;
@@ -192,7 +192,7 @@ impl Args {
 }
 
 /// Waits for a signal to end, or for the end of all guests.
-fn wait(signals: &Signals, servers: &[Served], fabric: &Fabric, json: bool) -> Result<(), Failure> {
+fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> Result<(), Failure> {
     const SIGNALS: u64 = u64::MAX;
     let epoll = Epoll::new().context("cannot wait for a signal")?;
     epoll.add(signals.as_fd(), SIGNALS, Interest::READ)?;
@@ -306,7 +306,7 @@ fn serve(
     fabric: &Arc<Fabric>,
     workers: &Arc<Workers>,
     args: &Args,
-) -> Result<Option<Served>, Failure> {
+) -> Result<Option<Server>, Failure> {
     let device = || -> Result<Arc<dyn Device>, NetDeviceError> {
         let options = NetOptions {
             mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
@@ -331,20 +331,20 @@ fn serve(
         Behind::Listen(path) => {
             let listener = Listener::bind(path)
                 .with_context(|| format!("cannot listen at {}", path.display()))?;
-            Server::start(Inherited::Listener(listener), device()?, workers, report)
+            vhost_user::serve(Inherited::Listener(listener), device()?, workers, report)
         }
         Behind::GuestFd(fd) => {
             let socket = inherit(*fd).map_err(|error| usage(anyhow!(error)))?;
-            Server::start(socket, device()?, workers, report)
+            vhost_user::serve(socket, device()?, workers, report)
         }
-        Behind::Connect(path) => Server::connect(path.clone(), device()?, workers, report),
+        Behind::Connect(path) => vhost_user::connect(path.clone(), device()?, workers, report),
         Behind::Vduse(name) => {
             let (vduse, port) = (&args.vduse, Some(port.name.clone()));
             let server = vduse.serve(name, device()?, workers, port, args.json)?;
-            return Ok(Some(Served::Vduse(server)));
+            return Ok(Some(server));
         }
         Behind::Tap(_) | Behind::TapFd(_) | Behind::Responder => return Ok(None),
     };
     let server = server.context("cannot start serving")?;
-    Ok(Some(Served::VhostUser(server)))
+    Ok(Some(server))
 }

@@ -80,9 +80,10 @@ pub(crate) fn inherited(number: RawFd) -> Opener {
 }
 
 /// How a device comes to be, for those who have none.
-const HOW: &str = "a kernel with CONFIG_VHOST_VDPA and a device: `modprobe vhost_vdpa vdpa_sim_blk`, \
-    `vdpa dev add name blk0 mgmtdev vdpasim_blk` (the tool is in iproute2), then, if another driver \
-    has it, bind it to vhost_vdpa; docs/vdpa.md shows each step";
+const HOW: &str = "`modprobe -a vhost_vdpa vdpa_sim_blk` (a kernel without these modules needs \
+    CONFIG_VHOST_VDPA and CONFIG_VDPA_SIM_BLOCK) and `vdpa dev add name blk0 mgmtdev vdpasim_blk` (the \
+    tool is in iproute2), then, if another driver has it, bind it to vhost_vdpa; docs/vdpa.md shows \
+    each step";
 
 /// An error of a vDPA device as the end of the command.
 pub(crate) fn failure(error: VdpaError) -> Failure {
@@ -113,6 +114,15 @@ pub(crate) fn failure(error: VdpaError) -> Failure {
     }
 }
 
+/// How a device that another driver has is taken from it.
+fn binding(name: &str) -> String {
+    format!(
+        "`modprobe vhost_vdpa`, then for the device {name}: `cd /sys/bus/vdpa/devices/{name}; echo \
+         vhost_vdpa > driver_override; echo {name} > driver/unbind; echo {name} > \
+         /sys/bus/vdpa/drivers/vhost_vdpa/bind`"
+    )
+}
+
 /// There is no such device: perhaps since the kernel has none at all.
 fn absent(path: &Path) -> Failure {
     let listed = devices().ok().flatten();
@@ -121,7 +131,9 @@ fn absent(path: &Path) -> Failure {
     let error = OpenError::Absent(path.to_owned());
     if nodes.is_empty() {
         let error = anyhow::Error::new(error).context("no vDPA device is bound to vhost_vdpa here");
-        return Failure::new(Status::Missing, error).hint(HOW);
+        let unbound = listed.iter().flatten().next();
+        let hint = unbound.map_or_else(|| HOW.to_owned(), |device| binding(&device.name));
+        return Failure::new(Status::Missing, error).hint(hint);
     }
     let hint = format!("one of {}", nodes.join(", "));
     Failure::new(Status::PeerUnreachable, error).hint(hint)

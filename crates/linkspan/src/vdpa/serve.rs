@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use linkspan_engine::vdpa::BridgedDevice;
-use linkspan_engine::vhost_user::Server;
+use linkspan_engine::vhost_user;
 use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let path = &args.socket_path;
     let listener =
         Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
-    let server = Server::bridge(
+    let server = vhost_user::bridge(
         Inherited::Listener(listener),
         Arc::new(bridged),
         serving::reporter(None, args.json),

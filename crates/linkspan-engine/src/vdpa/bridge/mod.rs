@@ -13,8 +13,9 @@ use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::backend::Offer;
 use linkspan_vhost::vdpa::{Bridge, Facts, device};
 
-use super::device::{Opener, VdpaDevice, chain};
+use super::device::{Opener, VdpaDevice};
 use super::error::VdpaError;
+use crate::limit::chain;
 use session::BridgeSession;
 
 /// Memory regions that a front end may have at once.

@@ -312,7 +312,7 @@ impl BridgeSession {
         let wires = BridgeWires {
             slots: &self.slots,
             control: control_ring.zip(self.control.as_ref()),
-            changes: self.changes.as_fd(),
+            changes: self.talk.changes(),
         };
         let done = device.start(plan, &wires);
         self.back(device);

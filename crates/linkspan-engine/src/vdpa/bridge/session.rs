@@ -1,7 +1,6 @@
 //! One connection of a front end to a vDPA device: the protocol core, and what
 //! becomes of its effects.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,20 +8,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use linkspan_mem::{GuestMemory, Iova};
-use linkspan_sys::poll::Interest;
-use linkspan_sys::{Epoll, EventFd, PeerEventFd, reaper};
-use linkspan_vhost::Disposition;
-use linkspan_vhost::backend::{Answer, Backend, Effect, FdSlot};
+use linkspan_sys::EventFd;
+use linkspan_vhost::backend::{Answer, Effect, FdSlot};
 use linkspan_vhost::vdpa::{ControlCommand, status};
 
 use super::BridgedDevice;
 use super::rings::Slot;
+use crate::limit::chain;
 use crate::session::{Outgoing, Session};
 use crate::vdpa::control::ControlQueue;
-use crate::vdpa::device::{VdpaDevice, chain};
+use crate::vdpa::device::VdpaDevice;
 use crate::vdpa::error::VdpaError;
 use crate::vhost_user::memory::MemoryTable;
-use crate::vhost_user::requests::RequestSocket;
+use crate::vhost_user::talk::Talk;
 use crate::vhost_user::{Reason, SessionError};
 
 /// Where the MAC address and the MTU of a network device are (virtio 1.3, 5.1.4).
@@ -33,7 +31,7 @@ const NET_F_MTU: u64 = 1 << 3;
 
 /// A vDPA device lent to one front end.
 pub(crate) struct BridgeSession {
-    pub(super) core: Backend,
+    pub(super) talk: Talk,
     pub(super) home: Arc<BridgedDevice>,
     /// There until the end.
     device: Option<VdpaDevice>,
@@ -51,16 +49,8 @@ pub(crate) struct BridgeSession {
     pub(super) pairs: u16,
     /// Rings were stopped, and others wait to go on.
     pub(super) settle_by: Option<Instant>,
-    fds: Vec<Option<OwnedFd>>,
-    outgoing: VecDeque<Outgoing>,
     /// Signalled when the front end takes memory back.
     gone: Arc<EventFd>,
-    /// Signalled by the device when configuration space changed.
-    pub(super) changes: Arc<EventFd>,
-    watch: Epoll,
-    changed: bool,
-    requests: Option<RequestSocket>,
-    closing: bool,
 }
 
 impl BridgeSession {
@@ -69,9 +59,9 @@ impl BridgeSession {
         device: VdpaDevice,
         changes: Arc<EventFd>,
     ) -> io::Result<Self> {
-        match Parts::new(&home, &changes) {
+        match Parts::new(&home, changes) {
             Ok(parts) => Ok(Self {
-                core: parts.core,
+                talk: parts.talk,
                 slots: (0..home.rings()).map(|_| Slot::default()).collect(),
                 home,
                 device: Some(device),
@@ -83,14 +73,7 @@ impl BridgeSession {
                 mac: None,
                 pairs: 1,
                 settle_by: None,
-                fds: Vec::new(),
-                outgoing: VecDeque::new(),
                 gone: parts.gone,
-                changes,
-                watch: parts.watch,
-                changed: false,
-                requests: None,
-                closing: false,
             }),
             Err(error) => {
                 home.give_back(device);
@@ -114,50 +97,15 @@ impl BridgeSession {
 
     /// Carries out effects until none is left.
     fn proceed(&mut self) -> Result<(), SessionError> {
-        while let Some(effect) = self.core.poll_effect() {
+        while let Some(effect) = self.talk.poll_effect() {
             if let Effect::Send { bytes, .. } = effect {
-                let fds = Vec::new();
-                self.outgoing.push_back(Outgoing { bytes, fds });
+                self.talk.send(bytes, Vec::new());
                 continue;
             }
             let done = self.carry_out(effect);
-            self.answer(done)?;
-        }
-        if !self.core.is_mid_message() {
-            // What the message left unclaimed goes.
-            self.fds.drain(..).flatten().for_each(reaper::dispose);
+            self.talk.answer(done)?;
         }
         Ok(())
-    }
-
-    fn answer(&mut self, done: Result<Answer, Reason>) -> Result<(), SessionError> {
-        let (answer, reason) = match done {
-            Ok(answer) => (Ok(answer), None),
-            Err(reason) => (Err(reason.failure()), Some(reason)),
-        };
-        match self.core.answer(answer) {
-            Ok(()) => Ok(()),
-            Err(error) => self.judge(error, reason),
-        }
-    }
-
-    /// A message that was refused ends the session, or the peer is told and the
-    /// session goes on. A start that failed is said either way.
-    fn judge(
-        &self,
-        error: linkspan_vhost::Error,
-        reason: Option<Reason>,
-    ) -> Result<(), SessionError> {
-        let nack = error.disposition() == Disposition::Nack;
-        let error = match reason {
-            Some(reason) => SessionError::Refused { error, reason },
-            None => SessionError::Protocol(error),
-        };
-        if nack || self.closing {
-            tracing::warn!("refused: {error}");
-            return Ok(());
-        }
-        Err(error)
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<Answer, Reason> {
@@ -166,12 +114,12 @@ impl BridgeSession {
             Effect::SetStatus(status) => self.set_status(status)?,
             Effect::ResetDevice => self.reset(),
             Effect::SetMemory(regions) => {
-                let fds = self.fds.drain(..).flatten().collect();
+                let fds = self.talk.take_fds();
                 let table = MemoryTable::replaced(regions, fds, &self.gone)?;
                 self.change_memory(table)?;
             }
             Effect::AddRegion(region) => {
-                let fd = self.take_fd(FdSlot(0))?;
+                let fd = self.talk.take_fd(FdSlot(0))?;
                 let table = self.table.with(region, fd, &self.gone)?;
                 self.change_memory(table)?;
             }
@@ -180,23 +128,23 @@ impl BridgeSession {
                 self.change_memory(table)?;
             }
             Effect::StartRing { ring, setup, kick } => {
-                let kick = self.take_event(kick)?.ok_or(Reason::NoKick)?;
-                self.start_ring(ring, setup, kick)?;
+                let kick = self.talk.take_event(kick)?.ok_or(Reason::NoKick)?;
+                self.start_ring(ring, setup, Arc::new(kick))?;
             }
             Effect::StopRing { ring } => {
                 let base = self.stop_ring(ring);
                 return Ok(Answer::RingStopped { base });
             }
             Effect::SetKick { ring, kick } => {
-                let kick = self.take_event(kick)?.ok_or(Reason::NoKick)?;
-                self.set_kick(ring, kick)?;
+                let kick = self.talk.take_event(kick)?.ok_or(Reason::NoKick)?;
+                self.set_kick(ring, Arc::new(kick))?;
             }
             Effect::SetCall { ring, call } => {
-                let call = self.take_event(call)?;
+                let call = self.talk.take_event(call)?.map(Arc::new);
                 self.set_call(ring, call)?;
             }
             Effect::SetErr { ring, err } => {
-                let err = self.take_event(err)?;
+                let err = self.talk.take_event(err)?.map(Arc::new);
                 self.set_err(ring, err)?;
             }
             Effect::EnableRing { ring, enabled } => self.enable_ring(ring, enabled)?,
@@ -206,7 +154,7 @@ impl BridgeSession {
             }
             Effect::WriteConfig { offset, bytes, .. } => self.write_config(offset, &bytes)?,
             Effect::SetMtu { mtu } => self.set_mtu(mtu)?,
-            Effect::SetRequestSocket { fd } => self.set_request_socket(fd)?,
+            Effect::SetRequestSocket { fd } => self.talk.set_request_socket(fd)?,
             Effect::Send { .. }
             | Effect::SetRingLog { .. }
             | Effect::SetLog { .. }
@@ -226,18 +174,6 @@ impl BridgeSession {
         self.status = None;
         self.mac = None;
         self.slots.fill_with(Slot::default);
-    }
-
-    fn set_request_socket(&mut self, fd: FdSlot) -> Result<(), Reason> {
-        let fd = self.take_fd(fd)?;
-        let features = self.core.protocol_features();
-        let socket = RequestSocket::open(fd, features, &self.watch);
-        let socket = socket.map_err(Reason::Socket)?;
-        if let Some(before) = self.requests.replace(socket) {
-            before.close(&self.watch);
-        }
-        self.announce();
-        Ok(())
     }
 
     /// The device is asked at once whether it agrees, so that the answer is true.
@@ -380,56 +316,26 @@ impl BridgeSession {
         }
         Ok(())
     }
-
-    /// Tells the front end of a change, if there was one and there is a way.
-    fn announce(&mut self) {
-        let Some(requests) = &mut self.requests else {
-            return;
-        };
-        if std::mem::take(&mut self.changed) {
-            requests.config_changed();
-        }
-        if let Err(error) = requests.pump(&self.watch)
-            && let Some(requests) = self.requests.take()
-        {
-            tracing::debug!("the socket for requests to the front end is given up: {error}");
-            requests.close(&self.watch);
-        }
-    }
-
-    fn take_fd(&mut self, slot: FdSlot) -> Result<OwnedFd, Reason> {
-        let fd = self.fds.get_mut(slot.0).and_then(Option::take);
-        fd.ok_or(Reason::NoDescriptor)
-    }
-
-    fn take_event(&mut self, slot: Option<FdSlot>) -> Result<Option<Arc<PeerEventFd>>, Reason> {
-        let fd = slot.map(|slot| self.take_fd(slot)).transpose()?;
-        Ok(fd.map(PeerEventFd::check).transpose()?.map(Arc::new))
-    }
 }
 
 impl Session for BridgeSession {
     type Error = SessionError;
 
     fn wanted(&self) -> usize {
-        self.core.wanted()
+        self.talk.core.wanted()
     }
 
     fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), SessionError> {
-        let count = fds.len();
-        self.fds.extend(fds.into_iter().map(Some));
-        self.core
-            .receive(bytes, count)
-            .or_else(|error| self.judge(error, None))?;
+        self.talk.receive(bytes, fds)?;
         self.proceed()
     }
 
     fn poll_send(&mut self) -> Option<Outgoing> {
-        self.outgoing.pop_front()
+        self.talk.poll_send()
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.watch.as_fd())
+        Some(self.talk.as_fd())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -437,27 +343,22 @@ impl Session for BridgeSession {
     }
 
     fn wake(&mut self) -> Result<(), SessionError> {
-        for event in [&self.gone, &self.changes] {
-            match event.drain() {
-                Ok(count) => self.changed |= Arc::ptr_eq(event, &self.changes) && count > 0,
-                Err(error) => panic!("our own eventfd cannot be read: {error}"),
-            }
-        }
-        if self.closing {
+        self.talk.woken(&self.gone);
+        if self.talk.is_closing() {
             return Ok(());
         }
         if self.table.poisoned() {
             return Err(SessionError::MemoryGone);
         }
-        if self.changed && self.device().is_live() {
+        if self.talk.has_changed() && self.device().is_live() {
             let now = self.device().status().unwrap_or(status::NEEDS_RESET);
             if now & (status::NEEDS_RESET | status::FAILED) != 0 {
-                self.core.set_needs_reset();
-                self.announce();
+                self.talk.core.set_needs_reset();
+                self.talk.announce();
                 return Err(SessionError::DeviceLost { status: now });
             }
         }
-        self.announce();
+        self.talk.announce();
         if self.settle_by.is_some_and(|by| by <= Instant::now()) {
             self.settle_by = None;
             if let Err(reason) = self.settle() {
@@ -472,15 +373,10 @@ impl Session for BridgeSession {
     }
 
     fn close(&mut self) {
-        self.closing = true;
+        self.talk.close();
         self.settle_by = None;
-        // Those of a message that was refused or cut short are unchecked.
-        self.fds.drain(..).flatten().for_each(reaper::dispose);
-        if let Some(requests) = self.requests.take() {
-            requests.close(&self.watch);
-        }
         self.halt();
-        self.core.disconnect();
+        self.talk.core.disconnect();
         // Errors while ending are of no use to anybody.
         let _ = self.proceed();
     }
@@ -501,29 +397,24 @@ impl Drop for BridgeSession {
 impl fmt::Debug for BridgeSession {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BridgeSession")
-            .field("core", &self.core)
+            .field("core", &self.talk.core)
             .finish_non_exhaustive()
     }
 }
 
 /// What a session has beside its device, all of it or nothing.
 struct Parts {
-    core: Backend,
+    talk: Talk,
     table: MemoryTable,
     memory: Arc<GuestMemory>,
     control: Option<ControlQueue>,
     gone: Arc<EventFd>,
-    watch: Epoll,
 }
 
 impl Parts {
-    fn new(home: &BridgedDevice, changes: &Arc<EventFd>) -> io::Result<Self> {
+    fn new(home: &BridgedDevice, changes: Arc<EventFd>) -> io::Result<Self> {
         let gone = Arc::new(EventFd::new()?);
-        let watch = Epoll::new()?;
-        watch.add(&*gone, 0, Interest::READ)?;
-        watch.add(&**changes, 0, Interest::READ)?;
-        // What changed before nobody has read yet.
-        changes.drain()?;
+        let talk = Talk::new(home.offer(), changes, &gone)?;
         let control = if home.bridge().drives_control() {
             Some(ControlQueue::new(
                 home.facts().queue_size(home.facts().queues, 0).unwrap_or(2),
@@ -533,14 +424,12 @@ impl Parts {
         };
         let table = MemoryTable::default();
         let memory = table.resolve().map_err(io::Error::other)?;
-        let core = Backend::new(home.offer()).map_err(io::Error::other)?;
         Ok(Self {
-            core,
+            talk,
             table,
             memory,
             control,
             gone,
-            watch,
         })
     }
 }

@@ -1,13 +1,14 @@
-//! Whether a worker that has nothing to do looks for work before it sleeps.
+//! Whether a thread that has nothing to do looks for work before it sleeps: a worker
+//! for requests, a driver for answers.
 //!
-//! Looking finds work sooner than a wake-up brings it, and saves the driver its
-//! kick. It is worth while only if work comes soon, so a worker keeps a balance of
+//! Looking finds work sooner than a wake-up brings it, and saves the other side its
+//! signal. It is worth while only if work comes soon, so a thread keeps a balance of
 //! the gaps between one piece of work and the next: short ones, which looking
 //! bridges, against long ones, in which it is in vain.
 
 use std::time::Duration;
 
-/// What a long gap takes from the balance; a short one adds one. So a worker
+/// What a long gap takes from the balance; a short one adds one. So a thread
 /// looks if about four of five gaps were short of late.
 const LONG: i32 = 4;
 
@@ -15,7 +16,7 @@ const LONG: i32 = 4;
 /// this over [`LONG`] times the limit.
 const MOST: i32 = 8;
 
-/// A gap that was long although the worker slept says only this much.
+/// A gap that was long although the thread slept says only this much.
 const LEAST_ASLEEP: i32 = -MOST;
 
 /// The least that looking in vain, again and again, brings the balance to.
@@ -23,7 +24,7 @@ const LEAST: i32 = -256;
 
 /// The balance. Time is an input.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spin {
+pub struct Spin {
     limit: Duration,
     balance: i32,
     /// Long gaps that were spent looking since one was short enough.
@@ -32,7 +33,7 @@ pub(super) struct Spin {
 
 impl Spin {
     /// Looks for at most `limit` at a time; zero: never.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub fn new(limit: Duration) -> Self {
         Self {
             limit,
             balance: 0,
@@ -42,7 +43,7 @@ impl Spin {
 
     /// How long to look for work from when there is none until to sleep.
     #[inline]
-    pub(super) fn window(&self) -> Duration {
+    pub fn window(&self) -> Duration {
         if self.balance > 0 {
             self.limit
         } else {
@@ -50,10 +51,10 @@ impl Spin {
         }
     }
 
-    /// Work came `gap` after there was none; until then the worker looked for
+    /// Work came `gap` after there was none; until then the thread looked for
     /// [`window`](Self::window) and slept for the rest.
     #[inline]
-    pub(super) fn came_after(&mut self, gap: Duration) {
+    pub fn came_after(&mut self, gap: Duration) {
         let looked = self.balance > 0;
         if gap < self.limit {
             self.balance = (self.balance + 1).min(MOST);
@@ -62,7 +63,7 @@ impl Spin {
             }
         } else if looked {
             // Looking may be the very reason: it takes the processor from the
-            // driver. Then all is short as soon as one sleeps, and each attempt
+            // other side. Then all is short as soon as one sleeps, and each attempt
             // has to cost more than the last.
             self.balance = (self.balance - (LONG << self.in_vain)).max(LEAST);
             self.in_vain = (self.in_vain + 1).min(6);
