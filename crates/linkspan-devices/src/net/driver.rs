@@ -285,6 +285,12 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
         }
     }
 
+    /// Slots that are free.
+    #[inline]
+    pub fn room(&self) -> u16 {
+        self.free_count
+    }
+
     /// Takes back the slots of all frames that the device is done with, and says
     /// how many frames those are.
     ///
@@ -367,9 +373,10 @@ pub struct ReceiveDriver<M, A> {
     free: Vec<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
-    /// Used buffers that were taken ahead, the next one last: slots and bytes.
-    ahead: Vec<(u16, u32)>,
-    /// Places of the frame at hand, header included, and its slots.
+    /// Used buffers that were taken ahead, the next one last: slots, and places of what
+    /// was written.
+    ahead: Vec<(u16, Span)>,
+    /// Places of a frame in several buffers, header included, and its slots.
     spans: Vec<Span>,
     taken: Vec<u16>,
 }
@@ -413,6 +420,12 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         &mut self.queue
     }
 
+    /// Slots that are free, to be [posted](Self::post).
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Gives the device all free slots, as far as the queue has room, and says how
     /// many; it sees them when the queue is published.
     ///
@@ -450,78 +463,97 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         self.queue.refresh()?;
         let mut bytes = [0; HEAD_LEN];
         for left in (1..=budget).rev() {
-            self.spans.clear();
             // Each frame takes one at least, so none is left when the budget is used up.
-            if !self.take_buffer(table, left)? {
+            let Some((slot, place)) = self.take_buffer(table, left)? else {
                 break;
+            };
+            self.taken.push(slot);
+            let spans = [place];
+            let first = table.slice(place);
+            let taken = match self.read_header(&first) {
+                None => Err(&mut batch.short),
+                // Most frames are in one buffer.
+                Some(header) if !self.mergeable || header.num_buffers == 1 => {
+                    Ok((header, &spans[..]))
+                }
+                Some(header) => match self.take_others(table, place, header.num_buffers)? {
+                    true => Ok((header, &self.spans[..])),
+                    false => Err(&mut batch.buffers),
+                },
+            };
+            match taken {
+                Ok((header, spans)) => {
+                    self.give(table, (&header, spans), &mut bytes, &mut batch, &mut each)
+                }
+                Err(count) => *count += 1,
             }
-            self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
-            while let Some(slot) = self.taken.pop() {
-                self.free.push(slot);
-            }
+            self.free.append(&mut self.taken);
         }
         Ok(batch)
     }
 
-    /// The frame that begins in the buffer at hand.
-    #[inline]
-    fn take_frame(
+    /// Takes the other buffers of a frame that says it has so many; `false` when that
+    /// cannot be.
+    fn take_others(
         &mut self,
         table: &RegionTable,
+        first: Span,
+        buffers: u16,
+    ) -> Result<bool, UsedError> {
+        if buffers == 0 || usize::from(buffers) > MERGE_MAX {
+            return Ok(false);
+        }
+        self.spans.clear();
+        self.spans.push(first);
+        for _ in 1..buffers {
+            // The device shows all of a frame at once (5.1.6.4.1).
+            let Some((slot, place)) = self.take_buffer(table, 1)? else {
+                return Ok(false);
+            };
+            self.taken.push(slot);
+            self.spans.push(place);
+        }
+        Ok(true)
+    }
+
+    /// Gives the frame in these places, behind its header, to the caller.
+    #[inline]
+    fn give(
+        &self,
+        table: &RegionTable,
+        (header, spans): (&Header, &[Span]),
         bytes: &mut [u8; HEAD_LEN],
         batch: &mut ReceiveBatch,
         each: &mut impl FnMut(Received<'_>),
-    ) -> Result<(), UsedError> {
-        let first = table.slice(self.spans[0]);
+    ) {
         let header_len = self.layout.len();
-        let Some(header) = self.read_header(&first) else {
-            batch.short += 1;
-            return Ok(());
-        };
-        let mut end = first.part(header_len, HEAD_LEN).read(bytes);
-        let buffers = if self.mergeable {
-            usize::from(header.num_buffers)
-        } else {
-            1
-        };
-        if buffers == 0 || buffers > MERGE_MAX {
-            batch.buffers += 1;
-            return Ok(());
-        }
-        for _ in 1..buffers {
-            // The device shows all of a frame at once (5.1.6.4.1).
-            if !self.take_buffer(table, 1)? {
-                batch.buffers += 1;
-                return Ok(());
-            }
-        }
-        let sum: u64 = self.spans.iter().map(|span| u64::from(span.len())).sum();
+        let sum: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
         let len = sum - header_len as u64;
-        if buffers > 1 && end < bytes.len() {
-            end = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
-            let head = &mut bytes[..end];
-            let whole = table.gather(&self.spans, header_len as u64, head).is_ok();
-            assert!(whole, "the spans hold what was counted");
-        }
+        let end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
+        let head = &mut bytes[..end];
+        let whole = match spans {
+            [span] => table.slice(*span).part(header_len, end).read(head) == end,
+            spans => table.gather(spans, header_len as u64, head).is_ok(),
+        };
+        assert!(whole, "the spans hold what was counted");
         let Ok(offload) = header.check(len, self.offloads) else {
             batch.headers += 1;
-            return Ok(());
+            return;
         };
         batch.frames += 1;
         each(Received {
             offload,
-            header: &header,
+            header,
             frame: Frame {
-                head: &bytes[..end],
+                head,
                 body: Body::Shared {
                     table,
-                    spans: &self.spans,
+                    spans,
                     skip: (header_len + end) as u64,
                     len: len - end as u64,
                 },
             },
         });
-        Ok(())
     }
 
     /// The header at the beginning of a buffer; `None` when it is not all there.
@@ -535,19 +567,18 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         (there >= self.layout.len()).then(|| Header::read(self.layout, &bytes))
     }
 
-    /// Takes the next used buffer, and `most` ahead if none was; `false` when there is
-    /// none.
+    /// Takes the next used buffer, and `most` ahead if none was; its slot, and the place
+    /// of what was written. `None` when there is none.
     #[inline]
-    fn take_buffer(&mut self, table: &RegionTable, most: u32) -> Result<bool, UsedError> {
+    fn take_buffer(
+        &mut self,
+        table: &RegionTable,
+        most: u32,
+    ) -> Result<Option<(u16, Span)>, UsedError> {
         if self.ahead.is_empty() {
             self.look_ahead(table, most)?;
         }
-        let Some((slot, written)) = self.ahead.pop() else {
-            return Ok(false);
-        };
-        self.taken.push(slot);
-        self.spans.push(self.slots.place(slot, written));
-        Ok(true)
+        Ok(self.ahead.pop())
     }
 
     /// Takes at most so many used buffers.
@@ -557,10 +588,9 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             && let Some(used) = self.queue.pop()?
         {
             let slot = self.slot_of[usize::from(used.id)];
-            table
-                .slice(self.slots.place(slot, used.written))
-                .prefetch(2);
-            self.ahead.push((slot, used.written));
+            let place = self.slots.place(slot, used.written);
+            table.slice(place).prefetch(2);
+            self.ahead.push((slot, place));
         }
         self.ahead.reverse();
         Ok(())

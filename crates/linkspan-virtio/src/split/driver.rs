@@ -13,7 +13,7 @@ use linkspan_mem::fault::{self, Injected};
 use linkspan_mem::{Address, Descriptor, RingMemory, SplitRing, UsedElement, publish_then_check};
 
 use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
-use crate::descriptor::VIRTQ_DESC_F_INDIRECT;
+use crate::descriptor::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
 use crate::driver::{AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors};
 use crate::features::Features;
 use crate::order::Order;
@@ -343,7 +343,10 @@ impl<M: RingMemory> SplitDriver<M> {
         let mut index = self.free_head;
         for mut descriptor in descriptors(readable, writable) {
             let next = self.slots[usize::from(index)].next;
-            descriptor.next = next;
+            if descriptor.flags & VIRTQ_DESC_F_NEXT != 0 {
+                // Else it means nothing, and what is free next changes all the time.
+                descriptor.next = next;
+            }
             self.put_descriptor(index, descriptor);
             index = next;
             taken += 1;
