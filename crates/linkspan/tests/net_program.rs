@@ -290,12 +290,7 @@ fn wrong_usage_has_status_2_and_touches_nothing() {
             "--poll-us".into(),
             "5".into(),
         ],
-        vec![
-            "--port".into(),
-            port.clone(),
-            "--ageing".into(),
-            "0".into(),
-        ],
+        vec!["--port".into(), port.clone(), "--ageing".into(), "0".into()],
         vec!["--port".into(), "vhost-user-fd:0".into()],
         vec!["--port".into(), "vhost-user-fd:99".into()],
         vec!["--port".into(), "tap-fd:99".into()],

@@ -27,6 +27,9 @@ use super::transmit::Transmit;
 /// 45 where it is built so, in descriptors of their own.
 pub(super) const SEGMENTS: usize = 64;
 
+/// Frames of a source between two looks for more buffers.
+const STUFF_AHEAD: u32 = 16;
+
 /// How queues are counted for a front end that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
@@ -379,6 +382,10 @@ impl Receive {
         bytes[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 0x88, 0xB5]);
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
+            if made % STUFF_AHEAD == 0 {
+                // Those behind the next ones, so that their memory is here in time.
+                self.expect(ring, 2 * STUFF_AHEAD as usize);
+            }
             match self.fill(ring, &header, &frame) {
                 Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
                 _ => return made,

@@ -28,8 +28,8 @@ pub(super) const FRAME_COST: u64 = 512;
 /// Frames that a source makes for one queue in a pass.
 const SOURCE_BATCH: u32 = 64;
 
-/// How long a source waits for buffers.
-const SOURCE_PAUSE: Duration = Duration::from_micros(50);
+/// How long a source waits for buffers at most, after it waited for shorter times in vain.
+const SOURCE_PAUSE_MAX: Duration = Duration::from_micros(64);
 
 /// What one worker has of a fabric for itself.
 pub(super) struct Lane {
@@ -41,6 +41,8 @@ pub(super) struct Lane {
     switch: Switch,
     now: Instant,
     now_ms: u64,
+    /// How long a source waited last.
+    pause: Duration,
     /// What was done in this pass, in bytes.
     pub(super) cost: u64,
     /// What the drivers of guests have asked for, by port.
@@ -74,6 +76,7 @@ impl Lane {
             switch,
             now: Instant::now(),
             now_ms: 0,
+            pause: Duration::ZERO,
             cost: 0,
             known,
             whole: vec![0; BYTES_MAX],
@@ -98,7 +101,7 @@ impl Lane {
 
     /// The books that this worker keeps of a port.
     #[inline]
-    fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
+    pub(super) fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
         Books {
             counts: self.counts(fabric, port),
             capture: fabric.capture.as_deref(),
@@ -125,6 +128,7 @@ impl Lane {
         came: &Came<'_>,
         neighbours: &mut Neighbours<'_>,
     ) {
+        self.books(fabric, came.port).came(&came.frame);
         let way = self.way_of(fabric, came);
         if fabric.mode != Mode::Echo {
             return self.go(fabric, way, came, neighbours);
@@ -136,10 +140,10 @@ impl Lane {
         self.go(fabric, way, &Came { frame, ..*came }, neighbours);
     }
 
-    /// Decides about a frame that came out of a port. What is dropped is counted.
+    /// Decides about a frame that came out of a port and was counted. What is dropped is
+    /// counted here.
     #[inline]
     pub(super) fn way_of(&mut self, fabric: &Fabric, came: &Came<'_>) -> Way {
-        self.books(fabric, came.port).came(&came.frame);
         self.cost += FRAME_COST + came.frame.len();
         let head = came.frame.head;
         match fabric.mode {
@@ -571,9 +575,12 @@ impl Lane {
             }
         }
         if worked {
+            self.pause = Duration::ZERO;
             return (true, Progress::More);
         }
-        (false, Progress::Until(self.now + SOURCE_PAUSE))
+        let longer = 2 * self.pause + Duration::from_nanos(500);
+        self.pause = longer.min(SOURCE_PAUSE_MAX);
+        (false, Progress::Until(self.now + self.pause))
     }
 }
 
@@ -628,8 +635,9 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Book
         Body::Shared {
             table, spans, skip, ..
         } if spans.len() < 62 => queue.send_spans(header, frame.head, table, (spans, skip)),
-        _ => match frame.read(whole) {
-            Some(bytes) => queue.send(header, bytes),
+        Body::Private(rest) => queue.send(header, (frame.head, rest)),
+        Body::Shared { .. } => match frame.read(whole) {
+            Some(bytes) => queue.send(header, (bytes, &[])),
             None => Ok(false),
         },
     };

@@ -304,7 +304,7 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
             let first = self.first_of[usize::from(used.id)];
             // It is the next that is written, or will soon be.
             let place = self.slots.place(first, self.slots.bytes);
-            table.slice(place).prefetch_to_write(2);
+            table.slice(place).prefetch_to_write();
             let mut slot = first;
             self.free_count += 1;
             while self.next[usize::from(slot)] != END {
@@ -589,7 +589,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         {
             let slot = self.slot_of[usize::from(used.id)];
             let place = self.slots.place(slot, used.written);
-            table.slice(place).prefetch(2);
+            table.slice(place).prefetch();
             self.ahead.push((slot, place));
         }
         self.ahead.reverse();

@@ -29,6 +29,8 @@ const AHEAD: usize = 16;
 pub struct FrameHead {
     bytes: [u8; HEAD_LEN],
     end: usize,
+    /// Where the frame begins in its chain.
+    start: usize,
 }
 
 impl Default for FrameHead {
@@ -36,6 +38,7 @@ impl Default for FrameHead {
         Self {
             bytes: [0; HEAD_LEN],
             end: 0,
+            start: 0,
         }
     }
 }
@@ -77,7 +80,7 @@ pub struct Transmitted {
 }
 
 /// Takes a frame out of a chain of a transmit queue: its header and first bytes are
-/// copied, and the chain is cut to the frame.
+/// copied.
 ///
 /// # Errors
 /// [`QueueError::NoRoom`] when not even the header is there: the queue must be
@@ -89,25 +92,43 @@ pub fn take_transmit(
     layout: HeaderLayout,
     head: &mut FrameHead,
 ) -> Result<Transmitted, QueueError> {
-    let start = layout.len();
-    let have = chain.readable_len();
-    let header = match chain.readable() {
+    if let [span] = *chain.readable()
+        && layout.len() == 12
+    {
         // One piece of memory, as most frames are.
-        [span] if start == 12 => table.slice(*span).read_12().map(Header::from_12),
-        _ => None,
-    };
-    let header = match header {
-        Some(header) => header,
-        None => read_header(chain, table, layout),
-    };
-    chain.cut_readable_front(start as u64)?;
-    let len = have - start as u64;
+        let bytes = table.slice(span);
+        if let Some(header) = bytes.read_12() {
+            let frame = bytes.part(12, usize::MAX);
+            head.start = 12;
+            head.end = frame.len().min(HEAD_LEN);
+            frame.read(&mut head.bytes[..head.end]);
+            return Ok(Transmitted {
+                header: Header::from_12(header),
+                len: frame.len() as u64,
+            });
+        }
+    }
+    take_pieces(chain, table, layout, head)
+}
+
+/// The same for any chain.
+fn take_pieces(
+    chain: &mut Chain,
+    table: &RegionTable,
+    layout: HeaderLayout,
+    head: &mut FrameHead,
+) -> Result<Transmitted, QueueError> {
+    let (start, have) = (layout.len() as u64, chain.readable_len());
+    if have < start {
+        // Cuts nothing off and says what is missing.
+        chain.cut_readable_front(start)?;
+    }
+    let header = read_header(chain, table, layout);
+    let len = have - start;
+    head.start = layout.len();
     head.end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
     let target = &mut head.bytes[..head.end];
-    let whole = match chain.readable() {
-        [span] => table.slice(*span).read(target) == head.end,
-        spans => table.gather(spans, 0, target).is_ok(),
-    };
+    let whole = target.is_empty() || table.gather(chain.readable(), start, target).is_ok();
     assert!(whole, "a chain holds the bytes it counts");
     Ok(Transmitted { header, len })
 }
@@ -172,10 +193,9 @@ impl<'a> Frame<'a> {
     /// A frame that [`take_transmit`] took out of `chain`.
     #[inline]
     pub fn transmitted(head: &'a FrameHead, chain: &'a Chain, table: &'a RegionTable) -> Self {
-        let head = head.bytes();
-        let skip = head.len() as u64;
+        let skip = (head.start + head.end) as u64;
         Self {
-            head,
+            head: head.bytes(),
             body: Body::Shared {
                 table,
                 spans: chain.readable(),
@@ -353,7 +373,7 @@ impl ReceiveQueue {
     /// When the memory cannot be had.
     pub fn new(accepted: Features, segments: usize) -> Result<Self, Injected> {
         let mergeable = accepted.contains(VIRTIO_NET_F_MRG_RXBUF);
-        let count = if mergeable { MERGE_MAX } else { AHEAD };
+        let count = if mergeable { MERGE_MAX } else { 2 * AHEAD };
         let mut chains = fault::try_with_capacity(count)?;
         for _ in 0..count {
             chains.push(Chain::new(segments)?);
@@ -384,8 +404,9 @@ impl ReceiveQueue {
         space: &AddressSpace<A>,
         frames: usize,
     ) -> Result<(), QueueError> {
-        if self.held < frames.min(AHEAD) {
-            self.take(queue, space)?;
+        let most = self.chains.len().min(frames);
+        if self.held < most {
+            self.take(queue, space, most)?;
         }
         Ok(())
     }
@@ -404,7 +425,7 @@ impl ReceiveQueue {
         frame: &Frame<'_>,
         mut wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
-        if self.held == 0 && !self.take(queue, space)? {
+        if self.held == 0 && !self.take(queue, space, AHEAD)? {
             return Ok(Filled::NoBuffers);
         }
         let need = self.layout.len() as u64 + frame.len();
@@ -447,7 +468,8 @@ impl ReceiveQueue {
             if count > 0 && !self.mergeable || count == MERGE_MAX {
                 return Ok(Filled::TooSmall);
             }
-            if count == self.held && !self.take(queue, space)? {
+            let more = self.held + AHEAD;
+            if count == self.held && !self.take(queue, space, more)? {
                 return Ok(Filled::NoBuffers);
             }
             room += self.chain(count).writable_len();
@@ -522,16 +544,17 @@ impl ReceiveQueue {
         &self.chains[self.place(index)]
     }
 
-    /// Takes more buffers, as many as there are, but no more than [`AHEAD`]; `false`
-    /// when there are none.
+    /// Takes more buffers, as many as there are, until there are `most`; `false` when
+    /// there are none.
     #[inline]
     fn take<M: RingMemory, A: Address>(
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
+        most: usize,
     ) -> Result<bool, QueueError> {
         let before = self.held;
-        let most = self.chains.len().min(before + AHEAD);
+        let most = most.min(self.chains.len());
         queue.prefetch(u16::try_from(most - before).unwrap_or(u16::MAX));
         let mut looked = false;
         while self.held < most {
