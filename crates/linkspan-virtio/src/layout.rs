@@ -425,6 +425,13 @@ impl<M: RingMemory> DriverQueue<M> {
         }
     }
 
+    /// See [`SplitDriver::take_in_turn`]; a packed ring is always gone through so.
+    pub fn take_in_turn(&mut self) {
+        if let Self::Split(queue) = self {
+            queue.take_in_turn();
+        }
+    }
+
     /// Entries of the queue.
     pub fn size(&self) -> u16 {
         either!(self, queue => queue.size())

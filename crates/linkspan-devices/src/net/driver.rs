@@ -5,6 +5,7 @@
 //! make one chain, on the receive queue the device merges them if that was
 //! negotiated.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
@@ -370,7 +371,8 @@ pub struct ReceiveDriver<M, A> {
     mergeable: bool,
     offloads: Offloads,
     slots: Slots<A>,
-    free: Vec<u16>,
+    /// Those that were free first come first.
+    free: VecDeque<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
     /// Used buffers that were taken ahead, the next one last: slots, and places of what
@@ -392,13 +394,14 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// # Errors
     /// When the slots cannot be, or private memory cannot be had.
     pub fn new(
-        queue: DriverQueue<M>,
+        mut queue: DriverQueue<M>,
         accepted: Features,
         slots: Slots<A>,
     ) -> Result<Self, SlotsError> {
         slots.check()?;
-        let mut free = fault::try_with_capacity(usize::from(slots.count))?;
-        free.extend((0..slots.count).rev());
+        queue.take_in_turn();
+        let mut free: Vec<u16> = fault::try_with_capacity(usize::from(slots.count))?;
+        free.extend(0..slots.count);
         let mut slot_of = fault::try_with_capacity(usize::from(queue.size()))?;
         slot_of.resize(usize::from(queue.size()), END);
         Ok(Self {
@@ -407,7 +410,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             mergeable: accepted.contains(VIRTIO_NET_F_MRG_RXBUF),
             offloads: Offloads::to_driver(accepted),
             slots,
-            free,
+            free: free.into(),
             slot_of,
             ahead: fault::try_with_capacity(AHEAD)?,
             spans: fault::try_with_capacity(MERGE_MAX)?,
@@ -434,14 +437,14 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     #[inline]
     pub fn post(&mut self) -> Result<u16, AddError> {
         let mut posted = 0;
-        while let Some(&slot) = self.free.last() {
+        while let Some(&slot) = self.free.front() {
             let buffer = self.slots.buffer(slot, self.slots.bytes);
             match self.queue.add(&[], &[buffer], None) {
                 Ok(id) => self.slot_of[usize::from(id)] = slot,
                 Err(AddError::Full { .. }) => break,
                 Err(error) => return Err(error),
             }
-            self.free.pop();
+            self.free.pop_front();
             posted += 1;
         }
         Ok(posted)
@@ -487,7 +490,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
                 }
                 Err(count) => *count += 1,
             }
-            self.free.append(&mut self.taken);
+            self.free.extend(self.taken.drain(..));
         }
         Ok(batch)
     }
@@ -599,9 +602,10 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// Goes on with a new queue after the device was lost: all slots are free.
     pub fn restart(&mut self, queue: DriverQueue<M>) {
         self.queue = queue;
+        self.queue.take_in_turn();
         self.slot_of.resize(usize::from(self.queue.size()), END);
         self.ahead.clear();
         self.free.clear();
-        self.free.extend((0..self.slots.count).rev());
+        self.free.extend(0..self.slots.count);
     }
 }
