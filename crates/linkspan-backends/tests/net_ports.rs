@@ -200,6 +200,46 @@ fn frames_for_nobody_known_go_to_all_and_for_a_known_one_to_nobody_else() {
     assert_eq!(net.counts(0).flooded, 2);
 }
 
+/// Taken out of their queue at once, since it rests until all of them are there.
+#[test]
+fn frames_of_one_batch_go_their_ways_in_order() {
+    for front in ways() {
+        let net = Net::new(Mode::Switch, 3, 1, 1);
+        let options = CardOptions {
+            front,
+            ..CardOptions::default()
+        };
+        let mut cards = [0, 1, 2].map(|port| net.card(port, &options));
+        for (port, number) in [(1, 2), (2, 3)] {
+            let hello = frame(station(number), station(1), 0, 60);
+            cards[port].send(0, &hello);
+            assert_eq!(cards[0].expect().1, hello);
+            assert_eq!(cards[3 - port].expect().1, hello);
+        }
+        cards[0].enable(0, false).unwrap();
+        let batch: Vec<_> = (0..35)
+            .map(|mark| {
+                let to = [2, 3, 9, 2, 2][usize::from(mark) % 5];
+                let len = [46, 1400, 94, 95, 300, 60, 61][usize::from(mark) % 7];
+                (to, frame(station(1), station(to), mark, len))
+            })
+            .collect();
+        for (_, frame) in &batch {
+            cards[0].send(0, frame);
+        }
+        cards[0].enable(0, true).unwrap();
+        for (port, number) in [(1, 2), (2, 3)] {
+            for (_, frame) in batch.iter().filter(|(to, _)| [number, 9].contains(to)) {
+                assert_eq!(&cards[port].expect().1, frame, "{front:?}");
+            }
+            assert_eq!(cards[port].poll(), None);
+        }
+        let counts = net.counts(0);
+        assert_eq!((counts.frames_in, counts.flooded), (35, 7));
+        assert_eq!(counts.dropped_all(), 0, "{counts:?}");
+    }
+}
+
 #[test]
 fn each_worker_has_its_pairs_and_all_know_where_stations_are() {
     let net = Net::new(Mode::Switch, 2, 2, 2);

@@ -206,8 +206,9 @@ mod imp {
     }
 
     /// # Safety
-    /// As for [`super::copy`], with `len > 32`.
-    #[inline]
+    /// As for [`super::copy`], with `len > 32`. Not inlined, so that short copies are
+    /// free of the registers that this takes.
+    #[inline(never)]
     pub(super) unsafe fn copy_narrow(dst: *mut u8, src: *const u8, len: usize) {
         // SAFETY: whole steps of 32 bytes while more than 32 are left,
         // then the last 32, which end at `len >= 33`.
@@ -234,8 +235,9 @@ mod imp {
     }
 
     /// # Safety
-    /// As for [`super::copy`], with `len >= 64`, on a machine with AVX.
-    #[inline]
+    /// As for [`super::copy`], with `len >= 64`, on a machine with AVX. Not inlined, as
+    /// [`copy_narrow`].
+    #[inline(never)]
     unsafe fn copy_wide(dst: *mut u8, src: *const u8, len: usize) {
         // SAFETY: up to 128 bytes: the first 64 and the last 64. Above: the first
         // 64, then from the next cache line of the target on (stores across

@@ -267,25 +267,30 @@ impl SharedSlice<'_> {
         len
     }
 
-    /// Has the processor fetch the first `lines` cache lines, so that they are there
-    /// when they are [read](Self::read): worth it where several such places are known
+    /// Has the processor fetch the first two cache lines, so that they are there when
+    /// they are [read](Self::read): worth it where several such places are known
     /// before the first is needed.
     #[inline]
-    pub fn prefetch(&self, lines: usize) {
-        self.each_line(lines, |place| prefetch(place, false));
+    pub fn prefetch(&self) {
+        for place in self.two_lines() {
+            prefetch(place, false);
+        }
     }
 
     /// The same for bytes that are to be [written](Self::write).
     #[inline]
-    pub fn prefetch_to_write(&self, lines: usize) {
-        self.each_line(lines, |place| prefetch(place, true));
+    pub fn prefetch_to_write(&self) {
+        for place in self.two_lines() {
+            prefetch(place, true);
+        }
     }
 
+    /// Bytes in the first two cache lines, perhaps in one that these bytes only touch.
     #[inline]
-    fn each_line(&self, lines: usize, each: impl Fn(*const u8)) {
-        for line in 0..lines.min(self.len.div_ceil(CACHE_LINE)) {
-            each(self.base.as_ptr().wrapping_add(line * CACHE_LINE));
-        }
+    fn two_lines(&self) -> [*const u8; 2] {
+        let second = self.len.saturating_sub(1).min(CACHE_LINE);
+        let base = self.base.as_ptr();
+        [base, base.wrapping_add(second)].map(<*mut u8>::cast_const)
     }
 
     /// Makes all bytes zero.
@@ -456,8 +461,8 @@ mod tests {
         let region = region(&pattern(200));
         for (at, len) in [(0, 0), (0, 1), (0, 200), (63, 2), (199, 1)] {
             let slice = region.slice(at, len).unwrap();
-            slice.prefetch(9);
-            slice.prefetch_to_write(9);
+            slice.prefetch();
+            slice.prefetch_to_write();
         }
         assert_eq!(bytes(&region), pattern(200));
     }

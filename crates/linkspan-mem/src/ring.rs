@@ -82,6 +82,12 @@ pub trait RingMemory: Send {
     /// As for [`load_u64`](Self::load_u64).
     unsafe fn store_u64(&self, offset: usize, value: u64);
 
+    /// Has the processor fetch the cache line of this offset, wherever it is: a hint.
+    #[inline]
+    fn prefetch(&self, offset: usize) {
+        let _ = offset;
+    }
+
     /// Copies bytes out, in any order: what a peer writes meanwhile arrives in
     /// any mix of old and new.
     ///
@@ -284,6 +290,13 @@ impl<M: RingMemory> SplitRing<M> {
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
         })
+    }
+
+    /// Has the processor fetch descriptor `index`, if there is one.
+    #[inline]
+    pub fn prefetch_descriptor(&self, index: u16) {
+        self.descriptors
+            .prefetch(Descriptor::SIZE * usize::from(index & self.mask));
     }
 
     /// Driver side: writes descriptor `index` (taken modulo the size).

@@ -181,6 +181,25 @@ impl RegionTable {
         short(left)
     }
 
+    /// Copies `len` bytes out of spans taken as one run, beginning at `offset`, to other
+    /// shared memory; returns how many there were and fit.
+    #[inline]
+    pub fn copy_out(
+        &self,
+        (spans, offset): (&[Span], u64),
+        len: usize,
+        to: &SharedSlice<'_>,
+    ) -> usize {
+        let mut done = 0;
+        for slice in self.run(spans, offset) {
+            done += slice.part(0, len - done).copy_to(to.part(done, usize::MAX));
+            if done == len {
+                break;
+            }
+        }
+        done
+    }
+
     #[inline]
     fn run<'a>(&'a self, spans: &'a [Span], offset: u64) -> impl Iterator<Item = SharedSlice<'a>> {
         let mut skip = offset;

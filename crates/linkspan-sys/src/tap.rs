@@ -206,15 +206,19 @@ impl TapQueue {
         }
     }
 
-    /// Sends a frame that lies in private memory; `false` when the interface takes
-    /// none now.
+    /// Sends a frame that lies in private memory, its first bytes apart from the rest;
+    /// `false` when the interface takes none now.
     ///
     /// # Errors
     /// `EINVAL` for a frame that the kernel finds wrong, `EIO` when the interface is
     /// down or gone.
     #[inline]
-    pub fn send(&self, header: &[u8; HEADER_LEN], frame: &[u8]) -> io::Result<bool> {
-        let parts = [io::IoSlice::new(header), io::IoSlice::new(frame)];
+    pub fn send(
+        &self,
+        header: &[u8; HEADER_LEN],
+        (head, rest): (&[u8], &[u8]),
+    ) -> io::Result<bool> {
+        let parts = [&header[..], head, rest].map(io::IoSlice::new);
         match rustix::io::writev(&self.fd, &parts) {
             Ok(_) => Ok(true),
             Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => Ok(false),
@@ -369,7 +373,9 @@ mod tests {
         assert!(name.starts_with("lstest") && !name.contains('%'));
         assert_eq!(queues.len(), 2);
         // It is down, and says so.
-        let error = queues[0].send(&[0; HEADER_LEN], &[0; 60]).unwrap_err();
+        let error = queues[0]
+            .send(&[0; HEADER_LEN], (&[0; 14], &[0; 46]))
+            .unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
         assert!(matches!(
             queues[1].receive(&mut [0; 2048]),

@@ -172,10 +172,10 @@ impl Chain {
     #[inline]
     pub fn prefetch(&self, table: &RegionTable) {
         if let Some(span) = self.readable().first() {
-            table.slice(*span).prefetch(2);
+            table.slice(*span).prefetch();
         }
         if let Some(span) = self.writable().first() {
-            table.slice(*span).prefetch_to_write(2);
+            table.slice(*span).prefetch_to_write();
         }
     }
 

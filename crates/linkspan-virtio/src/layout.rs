@@ -247,6 +247,13 @@ impl<M: RingMemory> DeviceQueue<M> {
         either!(self, queue => queue.refresh())
     }
 
+    /// Has the processor fetch what describes the next `count` chains, as far as that is
+    /// known: for who takes so many at once.
+    #[inline]
+    pub fn prefetch(&self, count: u16) {
+        either!(self, queue => queue.prefetch(count));
+    }
+
     /// Takes the next chain; `false` when there is none.
     ///
     /// # Errors
@@ -415,6 +422,13 @@ impl<M: RingMemory> DriverQueue<M> {
         match self {
             Self::Split(_) => QueueLayout::Split,
             Self::Packed(_) => QueueLayout::Packed,
+        }
+    }
+
+    /// See [`SplitDriver::take_in_turn`]; a packed ring is always gone through so.
+    pub fn take_in_turn(&mut self) {
+        if let Self::Split(queue) = self {
+            queue.take_in_turn();
         }
     }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use linkspan_mem::model::ModelMemory;
 use linkspan_mem::{
-    AddressSpace, EventSuppression, Gpa, PackedRing, Region, RegionTable, SplitRing,
+    AddressSpace, EventSuppression, Gpa, PackedDescriptor, PackedRing, Region, RegionTable,
+    SplitRing,
 };
 use linkspan_virtio::packed::RING_EVENT_FLAGS_DISABLE;
 use linkspan_virtio::split::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY};
@@ -73,14 +74,20 @@ const LAST: u16 = 1 | 1 << 15;
 
 fn packed_parts() -> [ModelMemory; 3] {
     let parts = [
-        ModelMemory::new(&[8, 4, 2, 2, 8, 4, 2, 2]),
+        ModelMemory::new(&[8, 8, 8, 8]),
         ModelMemory::new(&[2, 2]),
         ModelMemory::new(&[2, 2]),
     ];
     let [descriptors, driver, device] = parts.clone();
     let ring = PackedRing::new(descriptors, driver, device, 2).unwrap();
     // Used in the first round already.
-    ring.publish_flags(0, 0x8080);
+    ring.publish_used(
+        0,
+        PackedDescriptor {
+            flags: 0x8080,
+            ..PackedDescriptor::default()
+        },
+    );
     let never = EventSuppression {
         position: LAST,
         flags: RING_EVENT_FLAGS_DISABLE,

@@ -24,9 +24,23 @@ type Entry = (u64, u32, u16, u16);
 /// Makes these descriptors available in the first round.
 fn fill(rig: &Rig, entries: &[Entry]) {
     for (position, (address, len, id, flags)) in (0..).zip(entries.iter().copied()) {
-        let descriptor = PackedDescriptor { address, len, id };
-        rig.packed().set_descriptor(position, descriptor);
-        rig.packed().publish_flags(position, flags | AVAIL);
+        let descriptor = PackedDescriptor {
+            address,
+            len,
+            id,
+            flags: flags | AVAIL,
+        };
+        rig.packed().publish_descriptor(position, descriptor);
+    }
+}
+
+/// What leaves the address of a descriptor as it is.
+fn used(id: u16, len: u32, flags: u16) -> PackedDescriptor {
+    PackedDescriptor {
+        address: 0,
+        len,
+        id,
+        flags,
     }
 }
 
@@ -110,7 +124,7 @@ fn descriptors_in_flight_that_are_made_available_again() {
         assert_eq!(device.pop(&rig.memory.guest, &mut chain), Ok(true));
     }
     assert_eq!(device.pop(&rig.memory.guest, &mut chain), Ok(false));
-    rig.packed().publish_flags(0, USED);
+    rig.packed().publish_used(0, used(0, 1, USED));
     let error = QueueError::Overrun {
         head: 0,
         free: 0,
@@ -216,8 +230,8 @@ fn busy_driver(rig: &Rig) -> PackedDriver<Window> {
 fn use_first(id: u16, len: u32, flags: u16) -> Result<u32, UsedError> {
     let rig = Rig::new(5);
     let mut driver = busy_driver(&rig);
-    rig.packed().set_used(0, id, len);
-    rig.packed().publish_flags(0, AVAIL | USED | flags);
+    rig.packed()
+        .publish_used(0, used(id, len, AVAIL | USED | flags));
     assert_eq!(driver.refresh(), Ok(1));
     match driver.pop() {
         Ok(used) => Ok(used.unwrap().written),
@@ -263,8 +277,8 @@ fn a_chain_that_is_used_twice() {
     let rig = Rig::new(5);
     let mut driver = busy_driver(&rig);
     for position in [0, 2] {
-        rig.packed().set_used(position, 0, 0);
-        rig.packed().publish_flags(position, AVAIL | USED);
+        rig.packed()
+            .publish_used(position, used(0, 0, AVAIL | USED));
     }
     assert!(driver.pop().unwrap().is_some());
     let error = UsedError::NotOutstanding { id: 0 };

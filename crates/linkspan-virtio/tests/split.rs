@@ -2,6 +2,8 @@
 
 mod rig;
 
+use std::collections::VecDeque;
+
 use linkspan_mem::{Gpa, Span, Window};
 use linkspan_virtio::split::{
     AddError, IndirectTable, SplitDevice, SplitDriver, Used, VIRTQ_AVAIL_F_NO_INTERRUPT,
@@ -113,6 +115,50 @@ fn a_table_may_follow_descriptors_and_be_out_of_order() {
     assert_eq!(device.pop(&rig.memory.guest, &mut chain), Ok(true));
     assert_eq!(lengths(chain.readable()), [1, 10]);
     assert_eq!(lengths(chain.writable()), [20, 25]);
+}
+
+/// A line of the table that nobody writes stays with both sides.
+#[test]
+fn a_descriptor_that_stands_there_is_not_written_again() {
+    for in_turn in [false, true] {
+        stands_there(in_turn);
+    }
+}
+
+fn stands_there(in_turn: bool) {
+    let rig = Rig::new(4);
+    let (mut driver, mut device) = (rig.driver(PLAIN), rig.device(PLAIN));
+    if in_turn {
+        driver.take_in_turn();
+    }
+    let table = || [0, 1, 2, 3].map(|index| rig.ring().descriptor(index).unwrap());
+    let mut first = None;
+    let mut free = VecDeque::from([3, 2, 1, 0]);
+    let available = || [0, 1, 2, 3].map(|at| rig.ring().available_entry(at));
+    let mut slot_of = [0; 4];
+    for _ in 0..5 {
+        while let Some(slot) = if in_turn {
+            free.pop_front()
+        } else {
+            free.pop_back()
+        } {
+            let buffer = buffer(BASE + 64 * slot, 64);
+            slot_of[usize::from(driver.add(&[], &[buffer], None).unwrap())] = slot;
+        }
+        assert_eq!(*first.get_or_insert_with(table), table());
+        driver.publish().unwrap();
+        device.refresh().unwrap();
+        let mut chain = chain();
+        while device.pop(&rig.memory.guest, &mut chain).unwrap() {
+            device.push(&chain, 8).unwrap();
+        }
+        device.publish().unwrap();
+        driver.refresh().unwrap();
+        while let Some(used) = driver.pop().unwrap() {
+            free.push_back(slot_of[usize::from(used.id)]);
+        }
+        assert!(!in_turn || available() == [0, 1, 2, 3]);
+    }
 }
 
 #[test]

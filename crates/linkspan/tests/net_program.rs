@@ -181,6 +181,46 @@ fn a_front_end_that_listens_is_connected_to_again_and_again() {
 }
 
 #[test]
+fn a_port_floods_no_more_than_it_may() {
+    let program = Program::start(&[
+        "--json",
+        "--flood-limit",
+        "1",
+        "--ageing",
+        "60",
+        "--port",
+        "vhost-user:FOLDER/a",
+        "--port",
+        "vhost-user:FOLDER/b",
+    ]);
+    let (mut a, mut b) = (program.card("a"), program.card("b"));
+    b.send(0, &frame(station(2), station(1), 0, 100));
+    a.expect();
+    for mark in 0..100 {
+        a.send(0, &frame(station(1), station(9), mark, 100));
+    }
+    // Behind all of them.
+    let last = frame(station(1), station(2), 100, 100);
+    a.send(0, &last);
+    while b.expect().1 != last {}
+    drop((a, b));
+    program.signal(Signal::TERM);
+    let (status, lines) = program.end();
+    assert_eq!(status, Some(0));
+    let sender = lines.iter().find(|line| {
+        let port = line["port"].as_str().unwrap_or_default();
+        line["event"] == "counts" && port.ends_with("/a")
+    });
+    let counts = sender.expect("counts of the sender");
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    let (came, flooded) = (number(&counts["frames_in"]), number(&counts["flooded"]));
+    let dropped = number(&counts["dropped"]["flood"]);
+    assert_eq!((came, flooded + dropped), (101, 100), "{counts}");
+    // One in a second at most, and one at once.
+    assert!(flooded > 0 && dropped > 0, "{counts}");
+}
+
+#[test]
 fn workers_that_never_sleep_serve_as_well() {
     let args = [
         "--busy",
@@ -206,6 +246,8 @@ fn help_and_capabilities_are_what_people_and_programs_read() {
         "vhost-user:PATH",
         "tap:NAME",
         "responder",
+        "--ageing",
+        "--flood-limit",
         "-netdev vhost-user",
     ] {
         assert!(help.contains(part), "{part} is not in:\n{help}");
@@ -248,6 +290,7 @@ fn wrong_usage_has_status_2_and_touches_nothing() {
             "--poll-us".into(),
             "5".into(),
         ],
+        vec!["--port".into(), port.clone(), "--ageing".into(), "0".into()],
         vec!["--port".into(), "vhost-user-fd:0".into()],
         vec!["--port".into(), "vhost-user-fd:99".into()],
         vec!["--port".into(), "tap-fd:99".into()],

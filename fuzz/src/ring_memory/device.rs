@@ -141,8 +141,13 @@ impl Device {
             ),
             PeerRing::Packed(ring) => {
                 let (at, id) = (index % ring.size(), next.into());
-                ring.set_descriptor(at, PackedDescriptor { address, len, id });
-                ring.publish_flags(at, flags & 0xBF | (flags & 0x40) << 9);
+                let descriptor = PackedDescriptor {
+                    address,
+                    len,
+                    id,
+                    flags: flags & 0xBF | (flags & 0x40) << 9,
+                };
+                ring.publish_descriptor(at, descriptor);
             }
         }
         Some(())

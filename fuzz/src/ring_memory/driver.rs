@@ -206,14 +206,13 @@ impl Driver {
                 ring.publish_used_index(self.used);
             }
             PeerRing::Packed(ring) => {
-                let before = ring.descriptor(self.used).address;
                 let used = PackedDescriptor {
-                    address: before,
+                    address: 0,
                     len,
                     id,
+                    flags: if self.wrap { 0x8082 } else { 2 },
                 };
-                ring.set_descriptor(self.used, used);
-                ring.publish_flags(self.used, if self.wrap { 0x8082 } else { 2 });
+                ring.publish_used(self.used, used);
                 self.used += descriptors;
                 if self.used >= ring.size() {
                     self.used -= ring.size();

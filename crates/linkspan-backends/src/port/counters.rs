@@ -147,10 +147,23 @@ impl Books<'_> {
     /// A frame came out of the port.
     #[inline]
     pub(super) fn came(&self, frame: &Frame<'_>) {
-        self.counts.frames_in.add(1);
-        self.counts.bytes_in.add(frame.len());
+        self.capture(Way::In, frame);
+        self.came_all(1, frame.len());
+    }
+
+    /// The same of so many with so many bytes in all, which were [captured](Self::capture)
+    /// one by one.
+    #[inline]
+    pub(super) fn came_all(&self, frames: u64, bytes: u64) {
+        self.counts.frames_in.add(frames);
+        self.counts.bytes_in.add(bytes);
+    }
+
+    /// Gives a copy of a frame to who wants one.
+    #[inline]
+    pub(super) fn capture(&self, way: Way, frame: &Frame<'_>) {
         if let Some(capture) = self.capture {
-            capture.take(self.port, Way::In, self.now, frame);
+            capture.take(self.port, way, self.now, frame);
         }
     }
 
@@ -159,18 +172,14 @@ impl Books<'_> {
     pub(super) fn went(&self, frame: &Frame<'_>) {
         self.counts.frames_out.add(1);
         self.counts.bytes_out.add(frame.len());
-        if let Some(capture) = self.capture {
-            capture.take(self.port, Way::Out, self.now, frame);
-        }
+        self.capture(Way::Out, frame);
     }
 
     /// A frame went into a receive queue of the guest there.
     #[inline]
     pub(super) fn went_to(&self, pair: &OfPair, frame: &Frame<'_>) {
         pair.went(frame.len());
-        if let Some(capture) = self.capture {
-            capture.take(self.port, Way::Out, self.now, frame);
-        }
+        self.capture(Way::Out, frame);
     }
 
     #[inline]

@@ -17,9 +17,10 @@ use linkspan_sys::tap::TapQueue;
 use super::capture::Capture;
 use super::control::Asked;
 use super::counters::{ControlCounts, Counts, OfPair, PortCounts};
-use super::lane::{Lane, LaneTask};
+use super::lane::Lane;
 use super::mailbox::{Address, Mailbox};
 use super::tap::TapTask;
+use super::task::LaneTask;
 
 /// Bytes of the longest frame here: one may get a tag.
 pub(super) const BYTES_MAX: usize = FRAME_LEN_MAX as usize + VLAN_LEN;
@@ -139,6 +140,8 @@ pub struct Fabric {
     pub(super) ports: Vec<Port>,
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) capture: Option<Arc<Capture>>,
+    ageing_s: u32,
+    flood: Option<FloodLimit>,
     /// Pairs of the port that has most.
     stride: u32,
     start: Instant,
@@ -150,6 +153,55 @@ impl fmt::Debug for Fabric {
             .field("mode", &self.mode)
             .field("ports", &self.ports.len())
             .finish_non_exhaustive()
+    }
+}
+
+/// How ports are joined.
+#[derive(Debug)]
+pub struct FabricOptions {
+    /// What becomes of frames.
+    pub mode: Mode,
+    /// What is joined.
+    pub ports: Vec<PortOptions>,
+    /// The workers that [`Fabric::run`] begins on.
+    pub workers: usize,
+    /// Who gets copies of all frames.
+    pub capture: Option<Arc<Capture>>,
+    /// Seconds after which a station that sends nothing is forgotten.
+    pub ageing_s: u32,
+    /// How much a port may flood, on each worker by itself, if that is limited.
+    pub flood: Option<FloodLimit>,
+}
+
+impl FabricOptions {
+    /// For [`ageing_s`](Self::ageing_s): what bridges have (IEEE 802.1Q 8.8.3).
+    pub const AGEING_S: u32 = 300;
+    /// For [`flood`](Self::flood).
+    pub const FLOOD_PER_S: u32 = 100_000;
+
+    /// So many frames a second, and a tenth of them at once.
+    pub const fn flood_per_second(frames_per_s: u32) -> FloodLimit {
+        FloodLimit {
+            frames_per_s,
+            // At least one can pass.
+            burst: if frames_per_s < 10 {
+                1
+            } else {
+                frames_per_s / 10
+            },
+        }
+    }
+
+    /// With nobody who gets copies, and the usual limits.
+    pub fn new(mode: Mode, ports: Vec<PortOptions>, workers: usize) -> Self {
+        Self {
+            mode,
+            ports,
+            workers,
+            capture: None,
+            ageing_s: Self::AGEING_S,
+            flood: Some(Self::flood_per_second(Self::FLOOD_PER_S)),
+        }
     }
 }
 
@@ -202,19 +254,22 @@ impl Fabric {
         ports: Vec<PortOptions>,
         workers: usize,
     ) -> Result<Arc<Self>, FabricError> {
-        Self::captured(mode, ports, workers, None)
+        Self::with(FabricOptions::new(mode, ports, workers))
     }
 
-    /// The same with somebody who gets copies of all frames.
+    /// The same with all options.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn captured(
-        mode: Mode,
-        ports: Vec<PortOptions>,
-        workers: usize,
-        capture: Option<Arc<Capture>>,
-    ) -> Result<Arc<Self>, FabricError> {
+    pub fn with(options: FabricOptions) -> Result<Arc<Self>, FabricError> {
+        let FabricOptions {
+            mode,
+            ports,
+            workers,
+            capture,
+            ageing_s,
+            flood,
+        } = options;
         let count = ports.len();
         if count == 0 || count > PORTS_MAX {
             return Err(FabricError::Ports { ports: count });
@@ -241,6 +296,8 @@ impl Fabric {
             ports: ports.collect(),
             mailboxes: mailboxes.collect::<io::Result<_>>()?,
             capture,
+            ageing_s,
+            flood,
             stride,
             start: Instant::now(),
         };
@@ -287,11 +344,8 @@ impl Fabric {
             ports,
             stations: 16384,
             stations_per_port: 4096,
-            ageing_s: 300,
-            flood: Some(FloodLimit {
-                frames_per_s: 100_000,
-                burst: 10_000,
-            }),
+            ageing_s: self.ageing_s,
+            flood: self.flood,
             seed: u64::from(std::process::id()).wrapping_mul(0x9E37_79B9_7F4A_7C15),
         })?;
         for (number, port) in (0..).zip(&self.ports) {

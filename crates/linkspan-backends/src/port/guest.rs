@@ -6,28 +6,29 @@ use std::io;
 use std::sync::Arc;
 
 use linkspan_devices::net::features::{Offloads, VIRTIO_NET_F_CTRL_VQ, settle};
-use linkspan_devices::net::header::{Header, HeaderLayout, Offload};
+use linkspan_devices::net::header::{FRAME_LEN_MIN, Header, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::{
-    CONFIG_LEN, Filled, Frame, FrameHead, Mac, Net, NetOptions, OptionsError, QueueRole,
-    ReceiveQueue, take_transmit,
+    CONFIG_LEN, Filled, Frame, Mac, Net, NetOptions, OptionsError, QueueRole, ReceiveQueue,
 };
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, Neighbours, OpenQueueError, Progress,
-    QueueHandler,
+    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, OpenQueueError, Progress, QueueHandler,
 };
-use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
 
 use super::control::{Asked, ControlQueue, Terms};
 use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Side};
-use super::lane::{Came, Lane, with_lane};
+use super::lane::{Came, FRAME_COST};
+use super::transmit::Transmit;
 
 /// Pieces of memory in a chain at most: Linux sends up to 17 pages with a frame, or
 /// 45 where it is built so, in descriptors of their own.
-const SEGMENTS: usize = 64;
+pub(super) const SEGMENTS: usize = 64;
+
+/// Frames of a source between two looks for more buffers.
+const STUFF_AHEAD: u32 = 16;
 
 /// How queues are counted for a front end that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,158 +236,12 @@ impl Device for NetDevice {
                 offloads: Offloads::to_driver(features),
                 counts,
             })),
-            QueueRole::Transmit(pair) => Ok(Box::new(Transmit {
-                fabric,
-                port,
-                pair,
-                counts,
-                sent: 0,
-                layout: HeaderLayout::of(features),
-                offloads: Offloads::to_device(features),
-                chains: some_chains()?,
-                head: FrameHead::default(),
-            })),
+            QueueRole::Transmit(pair) => {
+                let transmit = Transmit::new((fabric, port, pair), features, counts)?;
+                Ok(Box::new(transmit))
+            }
             QueueRole::Control => Err(refused),
         }
-    }
-}
-
-/// A transmit queue: the guest's frames go into the fabric.
-struct Transmit {
-    fabric: Arc<Fabric>,
-    port: u16,
-    pair: u16,
-    counts: Arc<OfPair>,
-    /// Frames of this pass.
-    sent: u64,
-    layout: HeaderLayout,
-    offloads: Offloads,
-    /// As many as are taken at a time.
-    chains: Vec<Chain>,
-    head: FrameHead,
-}
-
-/// Frames that are taken out of a queue at a time: the memory of all of them is on its
-/// way to the processor before the first is looked at.
-const AHEAD: usize = 16;
-
-fn some_chains() -> Result<Vec<Chain>, Injected> {
-    let mut chains = fault::try_with_capacity(AHEAD)?;
-    for _ in 0..AHEAD {
-        chains.push(Chain::new(SEGMENTS)?);
-    }
-    Ok(chains)
-}
-
-impl Transmit {
-    fn pass(
-        &mut self,
-        ring: &mut ActiveRing,
-        budget: Budget,
-        lane: &mut Lane,
-        neighbours: &mut Neighbours<'_>,
-    ) -> Result<Progress, QueueError> {
-        let mut left = budget.chains as usize;
-        while left > 0 {
-            let taken = self.take(ring, left)?;
-            for at in 0..taken {
-                if let Some(stop) = self.holds(budget, lane) {
-                    for chain in self.chains[at..taken].iter().rev() {
-                        ring.queue.put_back(chain)?;
-                    }
-                    return Ok(stop);
-                }
-                self.send(ring, at, lane, neighbours)?;
-            }
-            if taken < left.min(self.chains.len()) {
-                return Ok(Progress::Idle);
-            }
-            left -= taken;
-            if self.fabric.mode.passes_on() {
-                // Whoever gets these begins with them while the next are taken.
-                return Ok(Progress::More);
-            }
-        }
-        Ok(Progress::More)
-    }
-
-    /// Takes chains, as many as there are, but no more than have room and than `most`.
-    #[inline]
-    fn take(&mut self, ring: &mut ActiveRing, most: usize) -> Result<usize, QueueError> {
-        let space = &ring.memory.guest;
-        for (taken, chain) in self.chains.iter_mut().take(most).enumerate() {
-            if !ring.queue.pop(space, chain)? {
-                return Ok(taken);
-            }
-            chain.prefetch(space.table());
-        }
-        Ok(most.min(self.chains.len()))
-    }
-
-    /// Why no further frame is taken in this pass, if so.
-    #[inline]
-    fn holds(&self, budget: Budget, lane: &Lane) -> Option<Progress> {
-        if lane.cost >= budget.bytes {
-            return Some(Progress::More);
-        }
-        let limit = self.fabric.ports[usize::from(self.port)].limit.as_ref()?;
-        limit.admit(lane.now()).err().map(Progress::Until)
-    }
-
-    /// Passes on the frame in a chain that was taken.
-    #[inline]
-    fn send(
-        &mut self,
-        ring: &mut ActiveRing,
-        at: usize,
-        lane: &mut Lane,
-        neighbours: &mut Neighbours<'_>,
-    ) -> Result<(), QueueError> {
-        let (fabric, chain) = (&*self.fabric, &mut self.chains[at]);
-        let table = ring.memory.table();
-        let taken = take_transmit(chain, table, self.layout, &mut self.head)
-            .map_err(|error| ring.queue.retire(error))?;
-        self.sent += 1;
-        if let Some(limit) = &fabric.ports[usize::from(self.port)].limit {
-            limit.charge(taken.len, lane.now());
-        }
-        match taken.header.check(taken.len, self.offloads) {
-            Ok(offload) => {
-                let came = Came {
-                    port: self.port,
-                    offload,
-                    frame: Frame::transmitted(&self.head, chain, table),
-                };
-                lane.forward(fabric, &came, neighbours);
-            }
-            Err(_) => lane.counts(fabric, self.port).dropped(DropCause::Header),
-        }
-        ring.queue.push(chain, 0)
-    }
-}
-
-impl QueueHandler for Transmit {
-    fn run(&mut self, _: &mut ActiveRing, _: Budget) -> Result<Progress, QueueError> {
-        Ok(Progress::Idle)
-    }
-
-    fn run_among(
-        &mut self,
-        ring: &mut ActiveRing,
-        budget: Budget,
-        neighbours: &mut Neighbours<'_>,
-    ) -> Result<Progress, QueueError> {
-        if budget.chains == 0 {
-            return Ok(Progress::Idle);
-        }
-        let fabric = Arc::clone(&self.fabric);
-        let done = with_lane(&fabric, neighbours, |lane, neighbours| {
-            lane.pair = self.pair;
-            self.pass(ring, budget, lane, neighbours)
-        });
-        self.counts.sent.add(std::mem::take(&mut self.sent));
-        // Without a lane the fabric rests, and so does the queue.
-        done.unwrap_or(Ok(Progress::Idle))
     }
 }
 
@@ -402,13 +257,42 @@ pub(super) struct Receive {
 }
 
 impl Receive {
+    /// Takes buffers for so many frames ahead.
+    #[inline]
+    pub(super) fn expect(&mut self, ring: &mut ActiveRing, frames: usize) {
+        // Who breaks the ring hears of it when the worker publishes it.
+        let _ = self
+            .queue
+            .expect(&mut ring.queue, &ring.memory.guest, frames);
+    }
+
     /// Delivers a frame, or as many as it has to be cut into, and counts it. What
     /// that cost beside the frame itself.
     #[inline]
     pub(super) fn deliver(
         &mut self,
         ring: &mut ActiveRing,
-        (came, terms): (&Came<'_>, Terms),
+        (came, terms): (&Came<'_>, &Terms),
+        mtu: u16,
+        whole: &mut [u8],
+        books: &Books<'_>,
+    ) -> u64 {
+        let frame = &came.frame;
+        // Most frames leave nothing to be done.
+        if matches!(*came.offload, Offload::NONE)
+            && terms.hash.is_none()
+            && frame.len() <= u64::from(mtu) + u64::from(FRAME_LEN_MIN)
+        {
+            self.count(ring, &Header::of(&Offload::NONE), frame, books);
+            return 0;
+        }
+        self.deliver_as_planned(ring, (came, terms), mtu, whole, books)
+    }
+
+    fn deliver_as_planned(
+        &mut self,
+        ring: &mut ActiveRing,
+        (came, terms): (&Came<'_>, &Terms),
         mtu: u16,
         whole: &mut [u8],
         books: &Books<'_>,
@@ -419,10 +303,10 @@ impl Receive {
             mtu,
         };
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-        match plan(&came.offload, frame.head, len, &receiver) {
+        match plan(came.offload, frame.head, len, &receiver) {
             Plan::Forward(offload) => {
                 self.count(ring, &header(&offload, terms), frame, books);
-                frame.len()
+                0
             }
             Plan::Checksum(partial) => {
                 let Some(bytes) = frame.read(whole) else {
@@ -432,7 +316,7 @@ impl Receive {
                 complete_checksum(bytes, partial);
                 let header = header(&Offload::NONE, terms);
                 self.count(ring, &header, &Frame::private(bytes), books);
-                2 * frame.len()
+                frame.len()
             }
             Plan::Segment(how) => {
                 let Some(bytes) = frame.read(whole) else {
@@ -441,10 +325,10 @@ impl Receive {
                 };
                 let header = header(&Offload::NONE, terms);
                 let mut segments = how.cut(bytes);
-                let mut cost = frame.len();
+                let mut cost = 0;
                 while let Some(segment) = segments.next() {
                     let frame = Frame::segment(segment);
-                    cost += 512 + frame.len();
+                    cost += FRAME_COST + frame.len();
                     self.count(ring, &header, &frame, books);
                 }
                 cost
@@ -498,6 +382,10 @@ impl Receive {
         bytes[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 0x88, 0xB5]);
         let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
         for made in 0..most {
+            if made % STUFF_AHEAD == 0 {
+                // Those behind the next ones, so that their memory is here in time.
+                self.expect(ring, 2 * STUFF_AHEAD as usize);
+            }
             match self.fill(ring, &header, &frame) {
                 Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
                 _ => return made,
@@ -509,7 +397,7 @@ impl Receive {
 
 /// The header before a frame, with its hash where the driver wants it.
 #[inline]
-fn header(offload: &Offload, terms: Terms) -> Header {
+fn header(offload: &Offload, terms: &Terms) -> Header {
     let mut header = Header::of(offload);
     if let Some(hash) = terms.hash {
         (header.hash_value, header.hash_report) = (hash.value, hash.report);

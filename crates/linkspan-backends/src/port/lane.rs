@@ -2,8 +2,6 @@
 //! the ports that get it. A guest's receive queue on the same worker is filled at
 //! once, straight from where the frame lies.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,31 +9,31 @@ use linkspan_devices::net::frame::RESPONSE_MAX;
 use linkspan_devices::net::header::{Checksum, Header, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::switch::{Egress, Forward, Switch};
-use linkspan_devices::net::{Body, ETHERNET_LEN, Frame, HEAD_LEN, Mac, flow_hash, steer};
-use linkspan_engine::{Budget, Neighbours, Progress, Task};
+use linkspan_devices::net::{Body, ETHERNET_LEN, Frame, FrameHead, Mac, flow_hash, steer};
+use linkspan_engine::{Budget, Neighbours, Progress};
 use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
 use super::control::{Known, Terms};
 use super::counters::{Books, Counts, DropCause};
-use super::fabric::{BYTES_MAX, Fabric, LANE, Mode, Pairs, Side};
+use super::fabric::{BYTES_MAX, Fabric, Mode, Pairs, Side};
 use super::guest::Receive;
 use super::mailbox::{Address, Mailbox, Note, split};
 use super::retag::Retagged;
 
 /// What handling a frame costs beside its bytes, in bytes: a pass has a budget of
 /// them, and one frame can become many.
-const FRAME_COST: u64 = 512;
+pub(super) const FRAME_COST: u64 = 512;
 
 /// Frames that a source makes for one queue in a pass.
 const SOURCE_BATCH: u32 = 64;
 
-/// How long a source waits for buffers.
-const SOURCE_PAUSE: Duration = Duration::from_micros(50);
+/// How long a source waits for buffers at most, after it waited for shorter times in vain.
+const SOURCE_PAUSE_MAX: Duration = Duration::from_micros(64);
 
 /// What one worker has of a fabric for itself.
 pub(super) struct Lane {
-    number: usize,
+    pub(super) number: usize,
     /// The queue pairs of every guest that this worker has, as bits.
     own: u128,
     /// The queue pair of the guest whose frames come in this pass.
@@ -43,6 +41,8 @@ pub(super) struct Lane {
     switch: Switch,
     now: Instant,
     now_ms: u64,
+    /// How long a source waited last.
+    pause: Duration,
     /// What was done in this pass, in bytes.
     pub(super) cost: u64,
     /// What the drivers of guests have asked for, by port.
@@ -56,7 +56,7 @@ pub(super) struct Lane {
 #[derive(Clone, Copy)]
 pub(super) struct Came<'a> {
     pub(super) port: u16,
-    pub(super) offload: Offload,
+    pub(super) offload: &'a Offload,
     pub(super) frame: Frame<'a>,
 }
 
@@ -76,6 +76,7 @@ impl Lane {
             switch,
             now: Instant::now(),
             now_ms: 0,
+            pause: Duration::ZERO,
             cost: 0,
             known,
             whole: vec![0; BYTES_MAX],
@@ -100,7 +101,7 @@ impl Lane {
 
     /// The books that this worker keeps of a port.
     #[inline]
-    fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
+    pub(super) fn books<'f>(&self, fabric: &'f Fabric, port: u16) -> Books<'f> {
         Books {
             counts: self.counts(fabric, port),
             capture: fabric.capture.as_deref(),
@@ -109,8 +110,8 @@ impl Lane {
         }
     }
 
-    fn begin(&mut self, fabric: &Fabric) {
-        self.now = Instant::now();
+    pub(super) fn begin(&mut self, fabric: &Fabric, now: Instant) {
+        self.now = now;
         self.now_ms = fabric.millis(self.now);
         self.cost = 0;
         while let Some(note) = self.mailbox(fabric).next_note() {
@@ -128,13 +129,68 @@ impl Lane {
         neighbours: &mut Neighbours<'_>,
     ) {
         self.books(fabric, came.port).came(&came.frame);
+        let way = self.way_of(fabric, came);
+        if fabric.mode != Mode::Echo {
+            return self.go(fabric, way, came, neighbours);
+        }
+        let mut head = FrameHead::of(came.frame.head);
+        head.swap_addresses();
+        let (head, body) = (head.bytes(), came.frame.body);
+        let frame = Frame { head, body };
+        self.go(fabric, way, &Came { frame, ..*came }, neighbours);
+    }
+
+    /// Decides about a frame that came out of a port and was counted. What is dropped is
+    /// counted here.
+    #[inline]
+    pub(super) fn way_of(&mut self, fabric: &Fabric, came: &Came<'_>) -> Way {
         self.cost += FRAME_COST + came.frame.len();
+        let head = came.frame.head;
         match fabric.mode {
-            Mode::Switch => self.switch(fabric, came, neighbours, true),
-            Mode::Pair => self.deliver(fabric, 1 - came.port, came, neighbours, true),
-            Mode::Echo => self.echo(fabric, came, neighbours),
-            Mode::Sink => self.sink(fabric, came),
-            Mode::Source => {}
+            Mode::Switch => self.switch(fabric, came.port, head),
+            Mode::Pair => self.way_to(fabric, 1 - came.port, head),
+            Mode::Echo => self.way_back(fabric, came.port, head),
+            Mode::Sink => {
+                self.sink(fabric, came);
+                Way::Nowhere
+            }
+            Mode::Source => Way::Nowhere,
+        }
+    }
+
+    /// Has a frame go where it was decided that it goes.
+    #[inline]
+    pub(super) fn go(
+        &mut self,
+        fabric: &Fabric,
+        way: Way,
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        match way {
+            Way::Queue(to, pair) => {
+                let frames = [*came].into_iter();
+                self.fill(fabric, (to, pair), &Terms::default(), frames, neighbours);
+            }
+            Way::Nowhere => {}
+            way => self.go_far(fabric, &way, came, neighbours),
+        }
+    }
+
+    fn go_far(
+        &mut self,
+        fabric: &Fabric,
+        way: &Way,
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        match *way {
+            Way::Queue(..) | Way::Nowhere => {}
+            Way::Asked(to, pair, terms) => {
+                self.fill(fabric, (to, pair), &terms, [*came].into_iter(), neighbours);
+            }
+            Way::Port(to) => self.deliver(fabric, to, came, neighbours, true),
+            Way::Switched(forward) => self.pass_on(fabric, forward, came, neighbours, true),
         }
     }
 
@@ -157,15 +213,20 @@ impl Lane {
         self.counts(fabric, came.port).dropped(cause);
     }
 
-    /// `answers`: whether responders hear of it.
-    fn switch(
-        &mut self,
-        fabric: &Fabric,
-        came: &Came<'_>,
-        neighbours: &mut Neighbours<'_>,
-        answers: bool,
-    ) {
-        let (port, head) = (came.port, came.frame.head);
+    /// Decides about a frame as a switch does.
+    fn switch(&mut self, fabric: &Fabric, port: u16, head: &[u8]) -> Way {
+        match self.look_up(fabric, port, head) {
+            Forward::One { port: to, vlan } => match self.switch.egress(to, vlan, head) {
+                Some(Egress::AsItIs) => self.way_to(fabric, to, head),
+                _ => Way::Switched(Forward::One { port: to, vlan }),
+            },
+            forward => Way::Switched(forward),
+        }
+    }
+
+    /// Asks the switch, and tells the other workers what it learned.
+    #[inline]
+    fn look_up(&mut self, fabric: &Fabric, port: u16, head: &[u8]) -> Forward {
         let news = self.switch.news();
         let forward = self.switch.forward(port, head, self.now_ms);
         match forward {
@@ -174,6 +235,19 @@ impl Lane {
             }
             _ => {}
         }
+        forward
+    }
+
+    /// Has a frame go where the switch says. `answers`: whether responders hear of it.
+    fn pass_on(
+        &mut self,
+        fabric: &Fabric,
+        forward: Forward,
+        came: &Came<'_>,
+        neighbours: &mut Neighbours<'_>,
+        answers: bool,
+    ) {
+        let port = came.port;
         match forward {
             Forward::One { port: to, vlan } => {
                 if !self.leave(fabric, (to, vlan), came, neighbours, answers) {
@@ -222,57 +296,42 @@ impl Lane {
         true
     }
 
-    /// Gives a frame back to its port.
-    fn echo(&mut self, fabric: &Fabric, came: &Came<'_>, neighbours: &mut Neighbours<'_>) {
-        let old = came.frame.head;
-        let Some((addresses, rest)) = old.split_first_chunk::<12>() else {
-            return;
+    /// The way of a frame back to its port: on the pair that it came on, where that is
+    /// possible.
+    #[inline]
+    fn way_back(&mut self, fabric: &Fabric, port: u16, head: &[u8]) -> Way {
+        let pair = self.pair;
+        let Side::Guest(pairs) = &fabric.ports[usize::from(port)].kind else {
+            return Way::Port(port);
         };
-        // In words, since it is written so right afterwards.
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = *addresses;
-        let mut swapped = [0; 12];
-        swapped[..8]
-            .copy_from_slice(&u64::from_ne_bytes([s0, s1, s2, s3, s4, s5, d0, d1]).to_ne_bytes());
-        swapped[8..].copy_from_slice(&u32::from_ne_bytes([d2, d3, d4, d5]).to_ne_bytes());
-        if old.len() as u64 == came.frame.len() {
-            // All of it is here.
-            let frame = Frame {
-                head: &swapped,
-                body: Body::Private(rest),
-            };
-            return self.give_back(fabric, came, frame, neighbours);
+        if pairs.enabled() & self.own & 1 << pair == 0 {
+            return Way::Port(port);
         }
-        let mut head = [0; HEAD_LEN];
-        let head = &mut head[..old.len()];
-        head.copy_from_slice(old);
-        head[..12].copy_from_slice(&swapped);
-        let body = came.frame.body;
-        self.give_back(fabric, came, Frame { head, body }, neighbours);
+        if !pairs.asked.is_there() {
+            return Way::Queue(port, pair);
+        }
+        match self.terms(fabric, (port, pair), head) {
+            Some(terms) => Way::Asked(port, pair, terms),
+            None => Way::Port(port),
+        }
     }
 
-    /// On the pair that it came on, where that is possible.
+    /// The way of a frame to a port.
     #[inline]
-    fn give_back(
-        &mut self,
-        fabric: &Fabric,
-        came: &Came<'_>,
-        frame: Frame<'_>,
-        neighbours: &mut Neighbours<'_>,
-    ) {
-        let (port, offload) = (came.port, came.offload);
-        let back = Came {
-            port,
-            offload,
-            frame,
+    fn way_to(&mut self, fabric: &Fabric, to: u16, head: &[u8]) -> Way {
+        let Side::Guest(pairs) = &fabric.ports[usize::from(to)].kind else {
+            return Way::Port(to);
         };
-        if let Side::Guest(pairs) = &fabric.ports[usize::from(port)].kind
-            && pairs.enabled() & self.own & 1 << self.pair != 0
-            && let Some(terms) = self.terms(fabric, (port, self.pair), came.frame.head)
-        {
-            self.cost += FRAME_COST;
-            return self.fill(fabric, (port, self.pair), (&back, terms), neighbours);
+        if pairs.asked.is_there() {
+            return match self.pick_as_asked(fabric, (to, pairs), head) {
+                (Pick::Here(pair), terms) => Way::Asked(to, pair, terms),
+                _ => Way::Port(to),
+            };
         }
-        self.deliver(fabric, port, &back, neighbours, false);
+        match self.pick(fabric, pairs.enabled(), head) {
+            Pick::Here(pair) => Way::Queue(to, pair),
+            _ => Way::Port(to),
+        }
     }
 
     /// Gives a frame to a port.
@@ -285,21 +344,20 @@ impl Lane {
         neighbours: &mut Neighbours<'_>,
         answers: bool,
     ) {
-        self.cost += FRAME_COST;
         let port = &fabric.ports[usize::from(to)];
+        if !matches!(port.kind, Side::Guest(_)) {
+            self.cost += FRAME_COST;
+        }
         match &port.kind {
             Side::Guest(pairs) => {
-                let head = came.frame.head;
-                let (pick, terms) = if pairs.asked.is_there() {
-                    self.pick_as_asked(fabric, (to, pairs), head)
-                } else {
-                    (self.pick(fabric, pairs.enabled(), head), Terms::default())
-                };
+                let (pick, terms) = self.pick_for(fabric, (to, pairs), came.frame.head);
                 match pick {
-                    Pick::Here(pair) => self.fill(fabric, (to, pair), (came, terms), neighbours),
+                    Pick::Here(pair) => {
+                        self.fill(fabric, (to, pair), &terms, [*came].into_iter(), neighbours);
+                    }
                     Pick::There(pair, worker) => {
                         let address = Address::Pair(to, pair);
-                        if !fabric.mailboxes[worker].send(address, &came.offload, &came.frame) {
+                        if !fabric.mailboxes[worker].send(address, came.offload, &came.frame) {
                             self.counts(fabric, to).dropped(DropCause::Busy);
                         }
                     }
@@ -316,7 +374,7 @@ impl Lane {
                 let Some(bytes) = came.frame.read(&mut self.whole) else {
                     return;
                 };
-                if let Offload::Whole(Checksum::Partial(partial)) = came.offload {
+                if let Offload::Whole(Checksum::Partial(partial)) = *came.offload {
                     complete_checksum(bytes, partial);
                 }
                 // Out of its place, so that the rest can be used to send it.
@@ -340,17 +398,34 @@ impl Lane {
     ) {
         let came = Came {
             port,
-            offload: Offload::NONE,
+            offload: &Offload::NONE,
             frame: split(answer),
         };
         self.books(fabric, port).came(&came.frame);
         match fabric.mode {
-            Mode::Switch => self.switch(fabric, &came, neighbours, false),
+            Mode::Switch => {
+                let forward = self.look_up(fabric, port, came.frame.head);
+                self.pass_on(fabric, forward, &came, neighbours, false);
+            }
             _ => self.deliver(fabric, asker, &came, neighbours, false),
         }
     }
 
-    /// Which queue pair of a guest gets a frame: one of this worker if any is enabled,
+    /// Which queue pair of a guest gets a frame, and on what terms.
+    #[inline]
+    fn pick_for(
+        &mut self,
+        fabric: &Fabric,
+        (to, pairs): (u16, &Pairs),
+        head: &[u8],
+    ) -> (Pick, Terms) {
+        if pairs.asked.is_there() {
+            return self.pick_as_asked(fabric, (to, pairs), head);
+        }
+        (self.pick(fabric, pairs.enabled(), head), Terms::default())
+    }
+
+    /// One of this worker if any is enabled,
     /// and the same for all frames of a flow.
     #[inline]
     fn pick(&self, fabric: &Fabric, enabled: u128, head: &[u8]) -> Pick {
@@ -411,26 +486,31 @@ impl Lane {
         })
     }
 
-    /// Puts a frame into a receive queue of this worker.
+    /// Puts frames into a receive queue of this worker.
     #[inline]
-    fn fill(
+    pub(super) fn fill<'f>(
         &mut self,
         fabric: &Fabric,
         (to, pair): (u16, u16),
-        came: (&Came<'_>, Terms),
+        terms: &Terms,
+        frames: impl ExactSizeIterator<Item = Came<'f>>,
         neighbours: &mut Neighbours<'_>,
     ) {
         let books = self.books(fabric, to);
         let address = fabric.address(to, pair);
         let Some((ring, receive)) = neighbours.ring::<Receive>(address) else {
-            return books.dropped(DropCause::Down);
+            return frames.for_each(|_| books.dropped(DropCause::Down));
         };
         let mtu = fabric.ports[usize::from(to)].mtu.load(Ordering::Relaxed);
-        self.cost += receive.deliver(ring, came, mtu, &mut self.whole, &books);
+        receive.expect(ring, frames.len());
+        for came in frames {
+            self.cost += FRAME_COST + came.frame.len();
+            self.cost += receive.deliver(ring, (&came, terms), mtu, &mut self.whole, &books);
+        }
     }
 
     /// Takes what others have for this worker.
-    fn take_parcels(
+    pub(super) fn take_parcels(
         &mut self,
         fabric: &Fabric,
         budget: Budget,
@@ -445,15 +525,15 @@ impl Lane {
             };
             let came = Came {
                 port: 0,
-                offload: parcel.offload,
+                offload: &parcel.offload,
                 frame: parcel.frame(),
             };
             match parcel.address {
                 Address::Pair(port, pair) => {
-                    self.cost += FRAME_COST;
                     match self.terms(fabric, (port, pair), came.frame.head) {
                         Some(terms) => {
-                            self.fill(fabric, (port, pair), (&came, terms), neighbours);
+                            let frames = [came].into_iter();
+                            self.fill(fabric, (port, pair), &terms, frames, neighbours);
                         }
                         None => self.counts(fabric, port).dropped(DropCause::Down),
                     }
@@ -468,7 +548,7 @@ impl Lane {
     }
 
     /// Gives guests as many frames as they take.
-    fn make_frames(
+    pub(super) fn make_frames(
         &mut self,
         fabric: &Fabric,
         neighbours: &mut Neighbours<'_>,
@@ -495,10 +575,28 @@ impl Lane {
             }
         }
         if worked {
+            self.pause = Duration::ZERO;
             return (true, Progress::More);
         }
-        (false, Progress::Until(self.now + SOURCE_PAUSE))
+        let longer = 2 * self.pause + Duration::from_nanos(500);
+        self.pause = longer.min(SOURCE_PAUSE_MAX);
+        (false, Progress::Until(self.now + self.pause))
     }
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy)]
+pub(super) enum Way {
+    /// Into the receive queue of this pair of a port, which is this worker's.
+    Queue(u16, u16),
+    /// The same, where the driver has said what it wants.
+    Asked(u16, u16, Terms),
+    /// To a port, whatever is behind it.
+    Port(u16),
+    /// Where the switch says, perhaps with another tag.
+    Switched(Forward),
+    /// Nowhere; that was counted.
+    Nowhere,
 }
 
 enum Pick {
@@ -528,7 +626,7 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Book
     };
     let frame = &came.frame;
     let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-    let Plan::Forward(offload) = plan(&came.offload, frame.head, len, &receiver) else {
+    let Plan::Forward(offload) = plan(came.offload, frame.head, len, &receiver) else {
         return books.dropped(DropCause::TooLong);
     };
     let header = Header::of(&offload).to_bytes();
@@ -537,8 +635,9 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Book
         Body::Shared {
             table, spans, skip, ..
         } if spans.len() < 62 => queue.send_spans(header, frame.head, table, (spans, skip)),
-        _ => match frame.read(whole) {
-            Some(bytes) => queue.send(header, bytes),
+        Body::Private(rest) => queue.send(header, (frame.head, rest)),
+        Body::Shared { .. } => match frame.read(whole) {
+            Some(bytes) => queue.send(header, (bytes, &[])),
             None => Ok(false),
         },
     };
@@ -546,77 +645,5 @@ fn send_to_tap(queue: &TapQueue, came: &Came<'_>, whole: &mut [u8], books: &Book
         Ok(true) => books.went(frame),
         Ok(false) => books.dropped(DropCause::NoBuffers),
         Err(_) => books.dropped(DropCause::Broken),
-    }
-}
-
-/// What a worker does beside its queues: it has its [`Lane`], and empties its mailbox.
-pub(super) struct LaneTask {
-    fabric: Arc<Fabric>,
-    number: usize,
-    /// Out of its place while something of this worker has a pass.
-    lane: Option<Box<Lane>>,
-    asleep: bool,
-}
-
-impl LaneTask {
-    pub(super) fn new(fabric: &Arc<Fabric>, lane: Lane) -> Self {
-        Self {
-            fabric: Arc::clone(fabric),
-            number: lane.number,
-            lane: Some(Box::new(lane)),
-            asleep: false,
-        }
-    }
-}
-
-/// Does something with the lane of this worker; `None` when it has none, since its
-/// fabric rests.
-#[inline]
-pub(super) fn with_lane<R>(
-    fabric: &Fabric,
-    neighbours: &mut Neighbours<'_>,
-    work: impl FnOnce(&mut Lane, &mut Neighbours<'_>) -> R,
-) -> Option<R> {
-    let mut lane = neighbours.task::<LaneTask>(LANE)?.lane.take()?;
-    lane.begin(fabric);
-    let result = work(&mut lane, neighbours);
-    if let Some(task) = neighbours.task::<LaneTask>(LANE) {
-        task.lane = Some(lane);
-    }
-    Some(result)
-}
-
-impl Task for LaneTask {
-    fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
-        if std::mem::take(&mut self.asleep) {
-            self.fabric.mailboxes[self.number].wake_up();
-        }
-        let Some(lane) = &mut self.lane else {
-            return (false, Progress::Idle);
-        };
-        lane.begin(&self.fabric);
-        let taken = lane.take_parcels(&self.fabric, budget, neighbours);
-        if self.fabric.mode != Mode::Source {
-            return taken;
-        }
-        lane.make_frames(&self.fabric, neighbours)
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.fabric.mailboxes[self.number].wake.as_fd())
-    }
-
-    fn address(&self) -> Option<u32> {
-        Some(LANE)
-    }
-
-    fn has_work(&mut self) -> bool {
-        self.fabric.mailboxes[self.number].has_parcels()
-    }
-
-    fn arm(&mut self) -> bool {
-        let waits = self.fabric.mailboxes[self.number].sleep();
-        self.asleep |= !waits;
-        waits
     }
 }

@@ -16,9 +16,13 @@ mod lane;
 mod mailbox;
 mod retag;
 mod tap;
+mod task;
+mod transmit;
 
 pub use capture::{Capture, CaptureFile, SNAP_LENGTH_MAX};
 pub use counters::{DropCause, PairCounts, PortCounts};
-pub use fabric::{Fabric, FabricError, Kind, Mode, PAIRS_MAX, PORTS_MAX, PortOptions, Running};
+pub use fabric::{
+    Fabric, FabricError, FabricOptions, Kind, Mode, PAIRS_MAX, PORTS_MAX, PortOptions, Running,
+};
 pub use guest::{Count, NetDevice, NetDeviceError};
 pub use tap::from_kernel;

@@ -32,7 +32,7 @@ impl Retagged {
         let mut new = Self {
             bytes: [0; HEAD_LEN + VLAN_LEN],
             len: 0,
-            offload: moved(&came.offload, tagged, tag.is_some()),
+            offload: moved(came.offload, tagged, tag.is_some()),
         };
         new.put(first);
         if let Some(vlan) = tag {
@@ -52,7 +52,7 @@ impl Retagged {
     pub(super) fn came<'a>(&'a self, before: &Came<'a>) -> Came<'a> {
         Came {
             port: before.port,
-            offload: self.offload,
+            offload: &self.offload,
             frame: Frame {
                 head: &self.bytes[..self.len],
                 body: before.frame.body,

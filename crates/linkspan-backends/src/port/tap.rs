@@ -12,8 +12,9 @@ use linkspan_sys::tap::{self, HEADER_LEN, TapQueue};
 
 use super::counters::DropCause;
 use super::fabric::{BYTES_MAX, Fabric};
-use super::lane::{Came, Lane, with_lane};
+use super::lane::{Came, Lane};
 use super::mailbox::split;
+use super::task::with_lane;
 
 /// What the kernel does of frames that it gets.
 pub(super) const TO_KERNEL: Offloads = Offloads::all().difference(Offloads::UFO);
@@ -90,7 +91,7 @@ impl TapTask {
                 Ok(offload) => {
                     let came = Came {
                         port: self.port,
-                        offload,
+                        offload: &offload,
                         frame: split(bytes),
                     };
                     lane.forward(fabric, &came, neighbours);

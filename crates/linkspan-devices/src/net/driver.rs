@@ -5,6 +5,7 @@
 //! make one chain, on the receive queue the device merges them if that was
 //! negotiated.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
@@ -285,6 +286,12 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
         }
     }
 
+    /// Slots that are free.
+    #[inline]
+    pub fn room(&self) -> u16 {
+        self.free_count
+    }
+
     /// Takes back the slots of all frames that the device is done with, and says
     /// how many frames those are.
     ///
@@ -298,7 +305,7 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
             let first = self.first_of[usize::from(used.id)];
             // It is the next that is written, or will soon be.
             let place = self.slots.place(first, self.slots.bytes);
-            table.slice(place).prefetch_to_write(2);
+            table.slice(place).prefetch_to_write();
             let mut slot = first;
             self.free_count += 1;
             while self.next[usize::from(slot)] != END {
@@ -364,12 +371,14 @@ pub struct ReceiveDriver<M, A> {
     mergeable: bool,
     offloads: Offloads,
     slots: Slots<A>,
-    free: Vec<u16>,
+    /// Those that were free first come first.
+    free: VecDeque<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
-    /// Used buffers that were taken ahead, the next one last: slots and bytes.
-    ahead: Vec<(u16, u32)>,
-    /// Places of the frame at hand, header included, and its slots.
+    /// Used buffers that were taken ahead, the next one last: slots, and places of what
+    /// was written.
+    ahead: Vec<(u16, Span)>,
+    /// Places of a frame in several buffers, header included, and its slots.
     spans: Vec<Span>,
     taken: Vec<u16>,
 }
@@ -385,13 +394,14 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// # Errors
     /// When the slots cannot be, or private memory cannot be had.
     pub fn new(
-        queue: DriverQueue<M>,
+        mut queue: DriverQueue<M>,
         accepted: Features,
         slots: Slots<A>,
     ) -> Result<Self, SlotsError> {
         slots.check()?;
-        let mut free = fault::try_with_capacity(usize::from(slots.count))?;
-        free.extend((0..slots.count).rev());
+        queue.take_in_turn();
+        let mut free: Vec<u16> = fault::try_with_capacity(usize::from(slots.count))?;
+        free.extend(0..slots.count);
         let mut slot_of = fault::try_with_capacity(usize::from(queue.size()))?;
         slot_of.resize(usize::from(queue.size()), END);
         Ok(Self {
@@ -400,7 +410,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             mergeable: accepted.contains(VIRTIO_NET_F_MRG_RXBUF),
             offloads: Offloads::to_driver(accepted),
             slots,
-            free,
+            free: free.into(),
             slot_of,
             ahead: fault::try_with_capacity(AHEAD)?,
             spans: fault::try_with_capacity(MERGE_MAX)?,
@@ -413,6 +423,12 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         &mut self.queue
     }
 
+    /// Slots that are free, to be [posted](Self::post).
+    #[inline]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Gives the device all free slots, as far as the queue has room, and says how
     /// many; it sees them when the queue is published.
     ///
@@ -421,14 +437,14 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     #[inline]
     pub fn post(&mut self) -> Result<u16, AddError> {
         let mut posted = 0;
-        while let Some(&slot) = self.free.last() {
+        while let Some(&slot) = self.free.front() {
             let buffer = self.slots.buffer(slot, self.slots.bytes);
             match self.queue.add(&[], &[buffer], None) {
                 Ok(id) => self.slot_of[usize::from(id)] = slot,
                 Err(AddError::Full { .. }) => break,
                 Err(error) => return Err(error),
             }
-            self.free.pop();
+            self.free.pop_front();
             posted += 1;
         }
         Ok(posted)
@@ -450,78 +466,97 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         self.queue.refresh()?;
         let mut bytes = [0; HEAD_LEN];
         for left in (1..=budget).rev() {
-            self.spans.clear();
             // Each frame takes one at least, so none is left when the budget is used up.
-            if !self.take_buffer(table, left)? {
+            let Some((slot, place)) = self.take_buffer(table, left)? else {
                 break;
+            };
+            self.taken.push(slot);
+            let spans = [place];
+            let first = table.slice(place);
+            let taken = match self.read_header(&first) {
+                None => Err(&mut batch.short),
+                // Most frames are in one buffer.
+                Some(header) if !self.mergeable || header.num_buffers == 1 => {
+                    Ok((header, &spans[..]))
+                }
+                Some(header) => match self.take_others(table, place, header.num_buffers)? {
+                    true => Ok((header, &self.spans[..])),
+                    false => Err(&mut batch.buffers),
+                },
+            };
+            match taken {
+                Ok((header, spans)) => {
+                    self.give(table, (&header, spans), &mut bytes, &mut batch, &mut each)
+                }
+                Err(count) => *count += 1,
             }
-            self.take_frame(table, &mut bytes, &mut batch, &mut each)?;
-            while let Some(slot) = self.taken.pop() {
-                self.free.push(slot);
-            }
+            self.free.extend(self.taken.drain(..));
         }
         Ok(batch)
     }
 
-    /// The frame that begins in the buffer at hand.
-    #[inline]
-    fn take_frame(
+    /// Takes the other buffers of a frame that says it has so many; `false` when that
+    /// cannot be.
+    fn take_others(
         &mut self,
         table: &RegionTable,
+        first: Span,
+        buffers: u16,
+    ) -> Result<bool, UsedError> {
+        if buffers == 0 || usize::from(buffers) > MERGE_MAX {
+            return Ok(false);
+        }
+        self.spans.clear();
+        self.spans.push(first);
+        for _ in 1..buffers {
+            // The device shows all of a frame at once (5.1.6.4.1).
+            let Some((slot, place)) = self.take_buffer(table, 1)? else {
+                return Ok(false);
+            };
+            self.taken.push(slot);
+            self.spans.push(place);
+        }
+        Ok(true)
+    }
+
+    /// Gives the frame in these places, behind its header, to the caller.
+    #[inline]
+    fn give(
+        &self,
+        table: &RegionTable,
+        (header, spans): (&Header, &[Span]),
         bytes: &mut [u8; HEAD_LEN],
         batch: &mut ReceiveBatch,
         each: &mut impl FnMut(Received<'_>),
-    ) -> Result<(), UsedError> {
-        let first = table.slice(self.spans[0]);
+    ) {
         let header_len = self.layout.len();
-        let Some(header) = self.read_header(&first) else {
-            batch.short += 1;
-            return Ok(());
-        };
-        let mut end = first.part(header_len, HEAD_LEN).read(bytes);
-        let buffers = if self.mergeable {
-            usize::from(header.num_buffers)
-        } else {
-            1
-        };
-        if buffers == 0 || buffers > MERGE_MAX {
-            batch.buffers += 1;
-            return Ok(());
-        }
-        for _ in 1..buffers {
-            // The device shows all of a frame at once (5.1.6.4.1).
-            if !self.take_buffer(table, 1)? {
-                batch.buffers += 1;
-                return Ok(());
-            }
-        }
-        let sum: u64 = self.spans.iter().map(|span| u64::from(span.len())).sum();
+        let sum: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
         let len = sum - header_len as u64;
-        if buffers > 1 && end < bytes.len() {
-            end = usize::try_from(len).map_or(bytes.len(), |len| len.min(bytes.len()));
-            let head = &mut bytes[..end];
-            let whole = table.gather(&self.spans, header_len as u64, head).is_ok();
-            assert!(whole, "the spans hold what was counted");
-        }
+        let end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
+        let head = &mut bytes[..end];
+        let whole = match spans {
+            [span] => table.slice(*span).part(header_len, end).read(head) == end,
+            spans => table.gather(spans, header_len as u64, head).is_ok(),
+        };
+        assert!(whole, "the spans hold what was counted");
         let Ok(offload) = header.check(len, self.offloads) else {
             batch.headers += 1;
-            return Ok(());
+            return;
         };
         batch.frames += 1;
         each(Received {
             offload,
-            header: &header,
+            header,
             frame: Frame {
-                head: &bytes[..end],
+                head,
                 body: Body::Shared {
                     table,
-                    spans: &self.spans,
+                    spans,
                     skip: (header_len + end) as u64,
                     len: len - end as u64,
                 },
             },
         });
-        Ok(())
     }
 
     /// The header at the beginning of a buffer; `None` when it is not all there.
@@ -535,19 +570,18 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         (there >= self.layout.len()).then(|| Header::read(self.layout, &bytes))
     }
 
-    /// Takes the next used buffer, and `most` ahead if none was; `false` when there is
-    /// none.
+    /// Takes the next used buffer, and `most` ahead if none was; its slot, and the place
+    /// of what was written. `None` when there is none.
     #[inline]
-    fn take_buffer(&mut self, table: &RegionTable, most: u32) -> Result<bool, UsedError> {
+    fn take_buffer(
+        &mut self,
+        table: &RegionTable,
+        most: u32,
+    ) -> Result<Option<(u16, Span)>, UsedError> {
         if self.ahead.is_empty() {
             self.look_ahead(table, most)?;
         }
-        let Some((slot, written)) = self.ahead.pop() else {
-            return Ok(false);
-        };
-        self.taken.push(slot);
-        self.spans.push(self.slots.place(slot, written));
-        Ok(true)
+        Ok(self.ahead.pop())
     }
 
     /// Takes at most so many used buffers.
@@ -557,10 +591,9 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             && let Some(used) = self.queue.pop()?
         {
             let slot = self.slot_of[usize::from(used.id)];
-            table
-                .slice(self.slots.place(slot, used.written))
-                .prefetch(2);
-            self.ahead.push((slot, used.written));
+            let place = self.slots.place(slot, used.written);
+            table.slice(place).prefetch();
+            self.ahead.push((slot, place));
         }
         self.ahead.reverse();
         Ok(())
@@ -569,9 +602,10 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// Goes on with a new queue after the device was lost: all slots are free.
     pub fn restart(&mut self, queue: DriverQueue<M>) {
         self.queue = queue;
+        self.queue.take_in_turn();
         self.slot_of.resize(usize::from(self.queue.size()), END);
         self.ahead.clear();
         self.free.clear();
-        self.free.extend((0..self.slots.count).rev());
+        self.free.extend(0..self.slots.count);
     }
 }

@@ -148,6 +148,12 @@ pub enum Offload {
     Segments(Gso),
 }
 
+impl Default for Offload {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 impl Offload {
     /// A frame as it goes over a wire.
     pub const NONE: Self = Self::Whole(Checksum::Unknown);
@@ -313,6 +319,15 @@ impl Header {
                 num_buffers,
                 ..Self::default()
             }
+    }
+
+    /// The same before a frame in so many buffers.
+    #[inline]
+    pub(super) fn in_buffers(&self, num_buffers: u16) -> Self {
+        Self {
+            num_buffers,
+            ..*self
+        }
     }
 
     /// What stands before a frame in one buffer that leaves nothing to its receiver, as

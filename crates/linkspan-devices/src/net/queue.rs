@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
-use linkspan_mem::{Address, AddressSpace, RegionTable, RingMemory, Span};
+use linkspan_mem::{Address, AddressSpace, RegionTable, RingMemory, SharedSlice, Span};
 use linkspan_virtio::{Chain, DeviceQueue, Features, QueueError};
 
 use super::features::VIRTIO_NET_F_MRG_RXBUF;
@@ -29,6 +29,8 @@ const AHEAD: usize = 16;
 pub struct FrameHead {
     bytes: [u8; HEAD_LEN],
     end: usize,
+    /// Where the frame begins in its chain.
+    start: usize,
 }
 
 impl Default for FrameHead {
@@ -36,16 +38,35 @@ impl Default for FrameHead {
         Self {
             bytes: [0; HEAD_LEN],
             end: 0,
+            start: 0,
         }
     }
 }
 
 impl FrameHead {
+    /// The first bytes of a frame that is in private memory, no more than [`HEAD_LEN`].
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut head = Self::default();
+        head.end = bytes.len().min(HEAD_LEN);
+        head.bytes[..head.end].copy_from_slice(&bytes[..head.end]);
+        head
+    }
+
     /// The first bytes of the frame, all of them if there are no more than
     /// [`HEAD_LEN`].
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.end]
+    }
+
+    /// Swaps destination and source. A frame without both keeps what it has.
+    #[inline]
+    pub fn swap_addresses(&mut self) {
+        if self.end >= 12 {
+            let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = self.bytes;
+            let swapped = [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5];
+            self.bytes[..12].copy_from_slice(&swapped);
+        }
     }
 }
 
@@ -59,7 +80,7 @@ pub struct Transmitted {
 }
 
 /// Takes a frame out of a chain of a transmit queue: its header and first bytes are
-/// copied, and the chain is cut to the frame.
+/// copied.
 ///
 /// # Errors
 /// [`QueueError::NoRoom`] when not even the header is there: the queue must be
@@ -71,25 +92,43 @@ pub fn take_transmit(
     layout: HeaderLayout,
     head: &mut FrameHead,
 ) -> Result<Transmitted, QueueError> {
-    let start = layout.len();
-    let have = chain.readable_len();
-    let header = match chain.readable() {
+    if let [span] = *chain.readable()
+        && layout.len() == 12
+    {
         // One piece of memory, as most frames are.
-        [span] if start == 12 => table.slice(*span).read_12().map(Header::from_12),
-        _ => None,
-    };
-    let header = match header {
-        Some(header) => header,
-        None => read_header(chain, table, layout),
-    };
-    chain.cut_readable_front(start as u64)?;
-    let len = have - start as u64;
+        let bytes = table.slice(span);
+        if let Some(header) = bytes.read_12() {
+            let frame = bytes.part(12, usize::MAX);
+            head.start = 12;
+            head.end = frame.len().min(HEAD_LEN);
+            frame.read(&mut head.bytes[..head.end]);
+            return Ok(Transmitted {
+                header: Header::from_12(header),
+                len: frame.len() as u64,
+            });
+        }
+    }
+    take_pieces(chain, table, layout, head)
+}
+
+/// The same for any chain.
+fn take_pieces(
+    chain: &mut Chain,
+    table: &RegionTable,
+    layout: HeaderLayout,
+    head: &mut FrameHead,
+) -> Result<Transmitted, QueueError> {
+    let (start, have) = (layout.len() as u64, chain.readable_len());
+    if have < start {
+        // Cuts nothing off and says what is missing.
+        chain.cut_readable_front(start)?;
+    }
+    let header = read_header(chain, table, layout);
+    let len = have - start;
+    head.start = layout.len();
     head.end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
     let target = &mut head.bytes[..head.end];
-    let whole = match chain.readable() {
-        [span] => table.slice(*span).read(target) == head.end,
-        spans => table.gather(spans, 0, target).is_ok(),
-    };
+    let whole = target.is_empty() || table.gather(chain.readable(), start, target).is_ok();
     assert!(whole, "a chain holds the bytes it counts");
     Ok(Transmitted { header, len })
 }
@@ -154,10 +193,9 @@ impl<'a> Frame<'a> {
     /// A frame that [`take_transmit`] took out of `chain`.
     #[inline]
     pub fn transmitted(head: &'a FrameHead, chain: &'a Chain, table: &'a RegionTable) -> Self {
-        let head = head.bytes();
-        let skip = head.len() as u64;
+        let skip = (head.start + head.end) as u64;
         Self {
-            head,
+            head: head.bytes(),
             body: Body::Shared {
                 table,
                 spans: chain.readable(),
@@ -213,6 +251,27 @@ impl<'a> Frame<'a> {
         len
     }
 
+    /// Copies all of the frame to a place that is known to hold it.
+    #[inline]
+    pub(super) fn write_one(&self, place: &SharedSlice<'_>) {
+        let done = place.write(self.head);
+        let rest = place.part(done, usize::MAX);
+        let (len, done) = match self.body {
+            Body::Private([]) | Body::Shared { len: 0, .. } => return,
+            Body::Private(bytes) => (bytes.len(), rest.write(bytes)),
+            Body::Shared {
+                table,
+                spans,
+                skip,
+                len,
+            } => {
+                let len = usize::try_from(len).unwrap_or(usize::MAX);
+                (len, table.copy_out((spans, skip), len, &rest))
+            }
+        };
+        assert!(done == len, "room and frame were counted before");
+    }
+
     /// Copies the `len` bytes at `from` to `offset` in `spans`, which are known to
     /// hold them.
     #[inline]
@@ -223,24 +282,12 @@ impl<'a> Frame<'a> {
         table: &RegionTable,
         (spans, offset): (&[Span], u64),
     ) {
-        let rest = match self.body {
-            Body::Private(bytes) => Some(bytes),
-            Body::Shared { len: 0, .. } => Some(&[][..]),
-            Body::Shared { .. } => None,
-        };
         if from == 0
             && len == self.len()
-            && let ([span], Some(rest)) = (spans, rest)
+            && let [span] = spans
         {
-            // All of a frame that is in private memory into one piece of memory.
             let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-            let place = table.slice(*span).part(skip, usize::MAX);
-            let mut done = place.write(self.head);
-            if !rest.is_empty() {
-                done += place.part(done, usize::MAX).write(rest);
-            }
-            assert!(done as u64 == len, "room and frame were counted before");
-            return;
+            return self.write_one(&table.slice(*span).part(skip, usize::MAX));
         }
         self.write_parts(from, len, table, (spans, offset));
     }
@@ -326,7 +373,7 @@ impl ReceiveQueue {
     /// When the memory cannot be had.
     pub fn new(accepted: Features, segments: usize) -> Result<Self, Injected> {
         let mergeable = accepted.contains(VIRTIO_NET_F_MRG_RXBUF);
-        let count = if mergeable { MERGE_MAX } else { AHEAD };
+        let count = if mergeable { MERGE_MAX } else { 2 * AHEAD };
         let mut chains = fault::try_with_capacity(count)?;
         for _ in 0..count {
             chains.push(Chain::new(segments)?);
@@ -345,6 +392,25 @@ impl ReceiveQueue {
         self.held
     }
 
+    /// Takes buffers ahead for so many frames, as far as there are some: their memory is
+    /// on its way while the frames are still being looked at.
+    ///
+    /// # Errors
+    /// As for [`fill`](Self::fill).
+    #[inline]
+    pub fn expect<M: RingMemory, A: Address>(
+        &mut self,
+        queue: &mut DeviceQueue<M>,
+        space: &AddressSpace<A>,
+        frames: usize,
+    ) -> Result<(), QueueError> {
+        let most = self.chains.len().min(frames);
+        if self.held < most {
+            self.take(queue, space, most)?;
+        }
+        Ok(())
+    }
+
     /// Delivers a frame with this header, in which the number of buffers is set.
     /// `wrote` hears of all places that were written.
     ///
@@ -359,14 +425,51 @@ impl ReceiveQueue {
         frame: &Frame<'_>,
         mut wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
-        let header_len = self.layout.len() as u64;
-        let need = header_len + frame.len();
+        if self.held == 0 && !self.take(queue, space, AHEAD)? {
+            return Ok(Filled::NoBuffers);
+        }
+        let need = self.layout.len() as u64 + frame.len();
+        let chain = &self.chains[self.first];
+        let [span] = *chain.writable() else {
+            return self.fill_many(queue, space, (header, frame), wrote);
+        };
+        if need > u64::from(span.len()) {
+            return self.fill_many(queue, space, (header, frame), wrote);
+        }
+        // One piece of memory, as most buffers are.
+        let bytes = if header.is_plain() {
+            &Header::PLAIN
+        } else {
+            &header.in_buffers(1).to_bytes()
+        };
+        let place = space.table().slice(span);
+        let skip = place.write(&bytes[..self.layout.len()]);
+        frame.write_one(&place.part(skip, usize::MAX));
+        // Not more than the span, whose length fits.
+        let len = u32::try_from(need).unwrap_or(u32::MAX);
+        wrote(span.part(0, len));
+        queue.push(chain, len)?;
+        self.first = self.place(1);
+        self.held -= 1;
+        Ok(Filled::Delivered { buffers: 1 })
+    }
+
+    /// The same for a frame that takes several buffers, or one in several pieces.
+    fn fill_many<M: RingMemory, A: Address>(
+        &mut self,
+        queue: &mut DeviceQueue<M>,
+        space: &AddressSpace<A>,
+        (header, frame): (&Header, &Frame<'_>),
+        wrote: impl FnMut(Span),
+    ) -> Result<Filled, QueueError> {
+        let need = self.layout.len() as u64 + frame.len();
         let (mut room, mut count) = (0, 0);
         while room < need {
             if count > 0 && !self.mergeable || count == MERGE_MAX {
                 return Ok(Filled::TooSmall);
             }
-            if count == self.held && !self.take(queue, space)? {
+            let more = self.held + AHEAD;
+            if count == self.held && !self.take(queue, space, more)? {
                 return Ok(Filled::NoBuffers);
             }
             room += self.chain(count).writable_len();
@@ -374,38 +477,16 @@ impl ReceiveQueue {
         }
         // At most `MERGE_MAX`.
         let buffers = u16::try_from(count).unwrap_or(u16::MAX);
-        let header = Header {
-            num_buffers: buffers,
-            ..*header
-        };
-        let bytes = if count == 1 && header.is_plain() {
-            &Header::PLAIN
-        } else {
-            &header.to_bytes()
-        };
-        let table = space.table();
+        let bytes = header.in_buffers(buffers).to_bytes();
         let bytes = &bytes[..self.layout.len()];
-        if count == 1
-            && let chain = self.chain(0)
-            && let [span] = chain.writable()
-        {
-            // One piece of memory, as most buffers are.
-            table.slice(*span).write(bytes);
-            frame.write(0, frame.len(), table, (&[*span], header_len));
-            // Not more than the span, whose length fits.
-            let len = u32::try_from(need).unwrap_or(u32::MAX);
-            wrote(span.part(0, len));
-            queue.push(chain, len)?;
-        } else {
-            self.fill_many(queue, table, (bytes, frame), count, wrote)?;
-        }
+        self.spread(queue, space.table(), (bytes, frame), count, wrote)?;
         self.first = self.place(count);
         self.held -= count;
         Ok(Filled::Delivered { buffers })
     }
 
     /// Spreads header and frame over the first `count` chains, which have room.
-    fn fill_many<M: RingMemory>(
+    fn spread<M: RingMemory>(
         &self,
         queue: &mut DeviceQueue<M>,
         table: &RegionTable,
@@ -463,16 +544,18 @@ impl ReceiveQueue {
         &self.chains[self.place(index)]
     }
 
-    /// Takes more buffers, as many as there are, but no more than [`AHEAD`]; `false`
-    /// when there are none.
+    /// Takes more buffers, as many as there are, until there are `most`; `false` when
+    /// there are none.
     #[inline]
     fn take<M: RingMemory, A: Address>(
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
+        most: usize,
     ) -> Result<bool, QueueError> {
         let before = self.held;
-        let most = self.chains.len().min(before + AHEAD);
+        let most = most.min(self.chains.len());
+        queue.prefetch(u16::try_from(most - before).unwrap_or(u16::MAX));
         let mut looked = false;
         while self.held < most {
             let place = self.place(self.held);

@@ -4,6 +4,7 @@
 //! lock: a frame that one ring sends goes into the ring that receives it at once.
 
 use std::any::Any;
+use std::time::Instant;
 
 use super::Task;
 use super::slot::{Slot, Work};
@@ -53,9 +54,17 @@ pub struct Neighbours<'a> {
     pub(super) slots: &'a mut [Option<Slot>],
     pub(super) addresses: &'a Addresses,
     pub(super) fed: &'a mut Vec<usize>,
+    pub(super) now: Instant,
 }
 
 impl Neighbours<'_> {
+    /// When the worker's round began, in which each of them has one pass: nobody looks at
+    /// the clock for one of these.
+    #[inline]
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
     /// The ring at `address` and what serves it, for chains to be taken and pushed.
     /// The worker publishes them, and notifies, when the pass is over. `None` when no
     /// such ring runs here, is enabled and is sound.

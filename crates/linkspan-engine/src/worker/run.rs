@@ -148,7 +148,7 @@ impl Loop {
         std::mem::swap(round, &mut self.queued);
         let mut worked = false;
         for place in round.drain(..) {
-            worked |= self.pass(place);
+            worked |= self.pass(place, now);
         }
         if worked && let Some(since) = self.idle_since.take() {
             let gap = now.duration_since(since);
@@ -266,8 +266,9 @@ impl Loop {
         }
     }
 
-    /// One pass of the ring at `place`; whether anything moved on.
-    fn pass(&mut self, place: usize) -> bool {
+    /// One pass of the ring at `place`, in a round that began at `now`; whether anything
+    /// moved on.
+    fn pass(&mut self, place: usize, now: Instant) -> bool {
         // Out of its place, so that it can have all others.
         let Some(mut slot) = self.slots[place].take() else {
             return false;
@@ -281,6 +282,7 @@ impl Loop {
             slots: &mut self.slots,
             addresses: &self.addresses,
             fed: &mut self.fed,
+            now,
         });
         match outcome {
             Outcome::Awake if !std::mem::replace(&mut slot.awake, true) => self.awake.push(place),

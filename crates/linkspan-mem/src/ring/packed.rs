@@ -4,16 +4,19 @@
 use super::{RingMemory, WindowError};
 use crate::barrier::{observe, publish};
 
-/// A packed descriptor without its flags, as it stood in shared memory at one
-/// moment (virtio 1.3 2.8.13): a private copy, not yet believed.
+/// A packed descriptor as it stood in shared memory at one moment (virtio 1.3
+/// 2.8.13): a private copy, not yet believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PackedDescriptor {
-    /// Address of the buffer, in the space that the transport negotiated.
+    /// Address of the buffer, in the space that the transport negotiated. Means
+    /// nothing in a used descriptor.
     pub address: u64,
     /// Size of the buffer in bytes, or of what was written, if it is used.
     pub len: u32,
     /// Names the buffer; counts in the last descriptor of a chain only.
     pub id: u16,
+    /// `VIRTQ_DESC_F_*`: also to whom it belongs.
+    pub flags: u16,
 }
 
 /// When a side wants to be notified (virtio 1.3 2.8.14).
@@ -28,7 +31,8 @@ pub struct EventSuppression {
 /// The three parts of a packed virtqueue (virtio 1.3 2.8), for either side.
 ///
 /// A descriptor's flags hand it over: their load ends with [`observe`], their
-/// store begins with [`publish`]. The event fields need
+/// store begins with [`publish`]. They are loaded and stored together with length and
+/// id, as one word. The event fields need
 /// [`publish_then_check`](crate::publish_then_check) around them.
 #[derive(Debug)]
 pub struct PackedRing<M> {
@@ -38,10 +42,8 @@ pub struct PackedRing<M> {
     size: u16,
 }
 
-/// Offsets within a descriptor.
-const LEN: usize = 8;
-const ID: usize = 12;
-const FLAGS: usize = 14;
+/// Offset within a descriptor of the word that has length, id and flags.
+const WORD: usize = 8;
 
 /// Offsets within an event suppression structure.
 const POSITION: usize = 0;
@@ -105,81 +107,106 @@ impl<M: RingMemory> PackedRing<M> {
     /// When `position` is not below the size: positions are the caller's own.
     #[inline]
     pub fn flags(&self, position: u16) -> u16 {
-        let offset = self.offset(position) + FLAGS;
-        // SAFETY: `offset` checked that the descriptor is inside; aligned to 2.
-        let flags = u16::from_le(unsafe { self.descriptors.load_u16(offset) });
-        observe();
+        let (_, _, flags) = self.word(self.offset(position));
         flags
     }
 
-    /// Hands the descriptor at `position` over, after what was written before.
-    ///
-    /// # Panics
-    /// As for [`flags`](Self::flags).
-    #[inline]
-    pub fn publish_flags(&self, position: u16, flags: u16) {
-        let offset = self.offset(position) + FLAGS;
-        publish();
-        // SAFETY: as in `flags`.
-        unsafe { self.descriptors.store_u16(offset, flags.to_le()) }
-    }
-
-    /// Writes flags that nobody reads before other flags are published.
-    ///
-    /// # Panics
-    /// As for [`flags`](Self::flags).
-    #[inline]
-    pub fn set_flags(&self, position: u16, flags: u16) {
-        let offset = self.offset(position) + FLAGS;
-        // SAFETY: as in `flags`.
-        unsafe { self.descriptors.store_u16(offset, flags.to_le()) }
-    }
-
-    /// The descriptor at `position`.
+    /// The descriptor at `position`. What its flags hand over is visible afterwards,
+    /// its address included.
     ///
     /// # Panics
     /// As for [`flags`](Self::flags).
     #[inline]
     pub fn descriptor(&self, position: u16) -> PackedDescriptor {
         let offset = self.offset(position);
-        // SAFETY: the descriptor is inside the ring, which is aligned to 16.
-        unsafe {
-            PackedDescriptor {
-                address: u64::from_le(self.descriptors.load_u64(offset)),
-                len: u32::from_le(self.descriptors.load_u32(offset + LEN)),
-                id: u16::from_le(self.descriptors.load_u16(offset + ID)),
-            }
+        let (len, id, flags) = self.word(offset);
+        PackedDescriptor {
+            // SAFETY: the descriptor is inside the ring, which is aligned to 16.
+            address: u64::from_le(unsafe { self.descriptors.load_u64(offset) }),
+            len,
+            id,
+            flags,
         }
     }
 
-    /// Driver side: writes the descriptor at `position`, but not its flags.
+    /// Has the processor fetch the descriptor at `position`, if there is one.
+    #[inline]
+    pub fn prefetch_descriptor(&self, position: u16) {
+        self.descriptors.prefetch(16 * usize::from(position));
+    }
+
+    /// Driver side: writes the descriptor at `position`, at which nobody looks before
+    /// another one is [handed over](Self::publish_descriptor).
     ///
     /// # Panics
     /// As for [`flags`](Self::flags).
     #[inline]
     pub fn set_descriptor(&self, position: u16, descriptor: PackedDescriptor) {
         let offset = self.offset(position);
-        // SAFETY: as in `descriptor`.
-        unsafe {
-            self.descriptors
-                .store_u64(offset, descriptor.address.to_le())
-        };
-        self.set_used(position, descriptor.id, descriptor.len);
+        self.set_address(offset, descriptor.address);
+        self.set_word(offset, descriptor);
     }
 
-    /// Device side: writes what the used descriptor at `position` says, but not
-    /// its flags; the address means nothing in it.
+    /// Driver side: writes the descriptor at `position` and hands it over, after what
+    /// was written before.
     ///
     /// # Panics
     /// As for [`flags`](Self::flags).
     #[inline]
-    pub fn set_used(&self, position: u16, id: u16, len: u32) {
+    pub fn publish_descriptor(&self, position: u16, descriptor: PackedDescriptor) {
         let offset = self.offset(position);
-        // SAFETY: as in `descriptor`.
-        unsafe {
-            self.descriptors.store_u32(offset + LEN, len.to_le());
-            self.descriptors.store_u16(offset + ID, id.to_le());
-        }
+        self.set_address(offset, descriptor.address);
+        publish();
+        self.set_word(offset, descriptor);
+    }
+
+    /// Device side: writes the used descriptor at `position`, but for its address, at
+    /// which nobody looks before another one is [handed over](Self::publish_used).
+    ///
+    /// # Panics
+    /// As for [`flags`](Self::flags).
+    #[inline]
+    pub fn set_used(&self, position: u16, used: PackedDescriptor) {
+        self.set_word(self.offset(position), used);
+    }
+
+    /// Device side: writes the used descriptor at `position`, but for its address, and
+    /// hands it over, after what was written before.
+    ///
+    /// # Panics
+    /// As for [`flags`](Self::flags).
+    #[inline]
+    pub fn publish_used(&self, position: u16, used: PackedDescriptor) {
+        let offset = self.offset(position);
+        publish();
+        self.set_word(offset, used);
+    }
+
+    #[inline]
+    fn word(&self, offset: usize) -> (u32, u16, u16) {
+        // SAFETY: `offset` is one that `Self::offset` gave; aligned to 8.
+        let word = u64::from_le(unsafe { self.descriptors.load_u64(offset + WORD) });
+        observe();
+        let [l0, l1, l2, l3, i0, i1, f0, f1] = word.to_le_bytes();
+        (
+            u32::from_le_bytes([l0, l1, l2, l3]),
+            u16::from_le_bytes([i0, i1]),
+            u16::from_le_bytes([f0, f1]),
+        )
+    }
+
+    #[inline]
+    fn set_word(&self, offset: usize, descriptor: PackedDescriptor) {
+        let PackedDescriptor { len, id, flags, .. } = descriptor;
+        let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+        // SAFETY: as in `word`.
+        unsafe { self.descriptors.store_u64(offset + WORD, word.to_le()) }
+    }
+
+    #[inline]
+    fn set_address(&self, offset: usize, address: u64) {
+        // SAFETY: as in `word`.
+        unsafe { self.descriptors.store_u64(offset, address.to_le()) }
     }
 
     /// What the driver wants to hear of.
@@ -264,11 +291,16 @@ mod tests {
             address: 0x1122_3344_5566_7788,
             len: 0xAABB_CCDD,
             id: 0x0102,
+            flags: 0x8081,
         };
-        ring.set_descriptor(1, descriptor);
-        ring.publish_flags(1, 0x8081);
-        ring.set_used(2, 7, 9);
-        ring.set_flags(2, 2);
+        ring.publish_descriptor(1, descriptor);
+        let used = PackedDescriptor {
+            address: u64::MAX,
+            len: 9,
+            id: 7,
+            flags: 2,
+        };
+        ring.publish_used(2, used);
         let event = EventSuppression {
             position: 0x8003,
             flags: 2,
@@ -281,7 +313,7 @@ mod tests {
             &bytes[16..32],
             b"\x88\x77\x66\x55\x44\x33\x22\x11\xdd\xcc\xbb\xaa\x02\x01\x81\x80"
         );
-        assert_eq!(&bytes[40..48], b"\x09\0\0\0\x07\0\x02\0");
+        assert_eq!(&bytes[32..48], b"\0\0\0\0\0\0\0\0\x09\0\0\0\x07\0\x02\0");
         assert_eq!(&bytes[48..], b"\x03\x80\x02\0\0\0\x01\0");
         assert_eq!((ring.descriptor(1), ring.flags(1)), (descriptor, 0x8081));
         assert_eq!(ring.driver_event(), event);

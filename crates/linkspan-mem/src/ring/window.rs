@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::RingMemory;
-use crate::copy::copy;
+use crate::copy::{copy, prefetch};
 use crate::region::Region;
 
 /// Bytes of a region, kept alive by it, that a ring lies in.
@@ -71,6 +71,11 @@ impl RingMemory for Window {
     window_access!(load_u16, store_u16, u16, AtomicU16);
     window_access!(load_u32, store_u32, u32, AtomicU32);
     window_access!(load_u64, store_u64, u64, AtomicU64);
+
+    #[inline(always)]
+    fn prefetch(&self, offset: usize) {
+        prefetch(self.base.as_ptr().wrapping_add(offset), false);
+    }
 
     #[inline]
     unsafe fn copy_out(&self, offset: usize, target: &mut [u8]) {

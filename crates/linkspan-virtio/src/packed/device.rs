@@ -8,13 +8,13 @@ use alloc::vec::Vec;
 
 use linkspan_mem::fault;
 use linkspan_mem::{
-    Address, AddressSpace, EventSuppression, InflightPacked, PackedRing, RingMemory,
-    publish_then_check,
+    Address, AddressSpace, EventSuppression, InflightPacked, PackedDescriptor, PackedRing,
+    RingMemory, publish_then_check,
 };
 
 use super::inflight::Tracker;
 use super::position::Position;
-use super::walk::{Copied, fill_one, walk};
+use super::walk::{fill_one, walk};
 use super::{RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, wanted};
 use crate::chain::Chain;
 use crate::descriptor::VIRTQ_DESC_F_WRITE;
@@ -43,9 +43,9 @@ pub struct PackedDevice<M> {
     held: u16,
     /// Used descriptors pushed and not yet published, by chains.
     unpublished: u16,
-    /// Index and flags of the first one: written last, so that the driver sees
-    /// the batch whole.
-    withheld: Option<(u16, u16)>,
+    /// The first one and its index: written last, so that the driver sees the batch
+    /// whole.
+    withheld: Option<(u16, PackedDescriptor)>,
     /// Descriptors published since `notify_wanted` last said what they mean.
     unnotified: u32,
     /// Whether the driver may believe that we want notifications.
@@ -188,6 +188,18 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(waiting.saturating_add(self.resubmits()))
     }
 
+    /// Has the processor fetch the next `count` descriptors.
+    #[inline]
+    pub fn prefetch(&self, count: u16) {
+        // One in each cache line.
+        for at in (0..count).step_by(4) {
+            let at = self
+                .next_available
+                .plus(at % self.ring.size(), self.ring.size());
+            self.ring.prefetch_descriptor(at.index);
+        }
+    }
+
     /// Takes the next chain; `false` when none is available. Chains of an earlier
     /// life come first.
     ///
@@ -204,11 +216,11 @@ impl<M: RingMemory> PackedDevice<M> {
         let walked = match again {
             Some(entry) => self.walk_copies(space, chain, entry),
             None => {
-                let flags = self.ring.flags(self.next_available.index);
-                if !self.next_available.is_available(flags) {
+                let first = self.ring.descriptor(self.next_available.index);
+                if !self.next_available.is_available(first.flags) {
                     return Ok(false);
                 }
-                self.walk_ring(space, chain, flags)
+                self.walk_ring(space, chain, first)
             }
         };
         if let Err(error) = walked {
@@ -315,20 +327,24 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(())
     }
 
-    /// Writes a used descriptor, but not the flags of the first one of a batch.
+    /// Writes a used descriptor, but for the first one of a batch.
     #[inline]
     fn write_used(&mut self, Used { at, id, written }: Used) {
-        self.ring.set_used(at.index, id, written);
         let wrote = if written == 0 { 0 } else { VIRTQ_DESC_F_WRITE };
-        let flags = at.used() | wrote;
+        let used = PackedDescriptor {
+            address: 0,
+            len: written,
+            id,
+            flags: at.used() | wrote,
+        };
         match self.withheld {
-            Some((first, _)) if first != at.index => self.ring.set_flags(at.index, flags),
-            _ => self.withheld = Some((at.index, flags)),
+            Some((first, _)) if first != at.index => self.ring.set_used(at.index, used),
+            _ => self.withheld = Some((at.index, used)),
         }
     }
 
-    /// See [`SplitDevice::end_run`](crate::split::SplitDevice::end_run). The flags of
-    /// the first descriptor of a batch come with [`publish`](Self::publish) alone.
+    /// See [`SplitDevice::end_run`](crate::split::SplitDevice::end_run). The first
+    /// descriptor of a batch comes with [`publish`](Self::publish) alone.
     #[inline]
     pub fn end_run(&mut self) {
         if let Some(used) = self.run.take() {
@@ -344,13 +360,13 @@ impl<M: RingMemory> PackedDevice<M> {
     pub fn publish(&mut self) -> Result<(), QueueError> {
         self.check()?;
         self.end_run();
-        let Some((index, flags)) = self.withheld.take() else {
+        let Some((index, used)) = self.withheld.take() else {
             return Ok(());
         };
         if let Some(inflight) = &mut self.inflight {
             inflight.before_publish(self.next_used);
         }
-        self.ring.publish_flags(index, flags);
+        self.ring.publish_used(index, used);
         if let Some(inflight) = &mut self.inflight {
             inflight.after_publish();
         }
@@ -455,13 +471,13 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(Self::new(ring, saved.features, saved.state)?)
     }
 
-    /// Fills `chain` from the ring, whose next descriptor has `flags`.
+    /// Fills `chain` from the ring, whose next descriptor is `first`.
     #[inline]
     fn walk_ring<A: Address>(
         &mut self,
         space: &AddressSpace<A>,
         chain: &mut Chain,
-        flags: u16,
+        first: PackedDescriptor,
     ) -> Result<(), QueueError> {
         let (ring, size, start) = (&self.ring, self.ring.size(), self.next_available);
         let (head, free) = (start.index, size - self.held);
@@ -472,16 +488,6 @@ impl<M: RingMemory> PackedDevice<M> {
         if free == 0 {
             return Err(QueueError::Overrun { head, free, size });
         }
-        let copy = |at: Position, flags| {
-            let descriptor = ring.descriptor(at.index);
-            Copied {
-                address: descriptor.address,
-                len: descriptor.len,
-                id: descriptor.id,
-                flags,
-            }
-        };
-        let first = copy(start, flags);
         if let Some(inflight) = &mut inflight {
             inflight.stage(first);
         }
@@ -499,12 +505,11 @@ impl<M: RingMemory> PackedDevice<M> {
                 return Err(QueueError::Overrun { head, free, size });
             }
             let at = start.plus(count - 1, size);
-            let flags = ring.flags(at.index);
-            if !at.is_available(flags) {
+            let copied = ring.descriptor(at.index);
+            if !at.is_available(copied.flags) {
                 let position = at.index;
                 return Err(QueueError::NotAvailable { head, position });
             }
-            let copied = copy(at, flags);
             if let Some(inflight) = &mut inflight {
                 inflight.stage(copied);
             }
@@ -527,7 +532,7 @@ impl<M: RingMemory> PackedDevice<M> {
         let inflight = self.inflight.as_ref();
         walk(space, self.indirect, chain, || {
             // What was recovered ends as its flags say, so there is a next one.
-            let (copied, after) = inflight.map_or((Copied::NONE, 0), |it| it.copied(next));
+            let (copied, after) = inflight.map_or_else(Default::default, |it| it.copied(next));
             next = after;
             Ok(copied)
         })

@@ -32,9 +32,9 @@ pub struct PackedDriver<M> {
     next_available: Position,
     published_available: Position,
     next_used: Position,
-    /// Index and flags of the first descriptor that is not published: written
-    /// last, so that the device sees the batch whole.
-    withheld: Option<(u16, u16)>,
+    /// The first descriptor that is not published, and its index: written last, so
+    /// that the device sees the batch whole.
+    withheld: Option<(u16, PackedDescriptor)>,
     /// Chains added so far, and those of them that the device may see.
     added: u64,
     published: u64,
@@ -209,10 +209,10 @@ impl<M: RingMemory> PackedDriver<M> {
     #[inline]
     pub fn publish(&mut self) -> Result<(), UsedError> {
         self.check()?;
-        let Some((index, flags)) = self.withheld.take() else {
+        let Some((index, first)) = self.withheld.take() else {
             return Ok(());
         };
-        self.ring.publish_flags(index, flags);
+        self.ring.publish_descriptor(index, first);
         let size = self.ring.size();
         let count = self.next_available.since(self.published_available, size);
         self.published_available = self.next_available;
@@ -342,8 +342,7 @@ impl<M: RingMemory> PackedDriver<M> {
         Ok(Self::new(ring, saved.features, saved.state)?)
     }
 
-    /// Writes the next descriptor of the ring; the first one of a batch without
-    /// the flags that hand it over.
+    /// Writes the next descriptor of the ring, unless it is the first one of a batch.
     #[inline]
     fn put(&mut self, descriptor: Descriptor, id: u16) {
         let at = self.next_available;
@@ -351,12 +350,11 @@ impl<M: RingMemory> PackedDriver<M> {
             address: descriptor.address,
             len: descriptor.len,
             id,
+            flags: descriptor.flags | at.available(),
         };
-        self.ring.set_descriptor(at.index, packed);
-        let flags = descriptor.flags | at.available();
         match self.withheld {
-            None => self.withheld = Some((at.index, flags)),
-            Some(_) => self.ring.set_flags(at.index, flags),
+            None => self.withheld = Some((at.index, packed)),
+            Some(_) => self.ring.set_descriptor(at.index, packed),
         }
         self.next_available = at.plus(1, self.ring.size());
     }
@@ -401,12 +399,10 @@ impl<M: RingMemory> PackedDriver<M> {
     #[inline]
     fn read_used(&mut self) -> Result<Option<Used>, UsedError> {
         let at = self.next_used.index;
-        let flags = self.ring.flags(at);
+        let PackedDescriptor { len, id, flags, .. } = self.ring.descriptor(at);
         if !self.next_used.is_used(flags) {
             return Ok(None);
         }
-        let descriptor = self.ring.descriptor(at);
-        let (id, len) = (descriptor.id, descriptor.len);
         let slot = match self.slots.get(usize::from(id)) {
             Some(slot) if slot.descriptors != 0 && slot.number < self.published => *slot,
             _ => {

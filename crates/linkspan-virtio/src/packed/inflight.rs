@@ -8,10 +8,9 @@
 use alloc::vec::Vec;
 
 use linkspan_mem::fault;
-use linkspan_mem::{InflightPacked, InflightPackedEntry, PackedRing, RingMemory};
+use linkspan_mem::{InflightPacked, InflightPackedEntry, PackedDescriptor, PackedRing, RingMemory};
 
 use super::position::Position;
-use super::walk::Copied;
 use crate::descriptor::VIRTQ_DESC_F_NEXT;
 use crate::inflight::{Found, InflightError, Seen, order};
 
@@ -199,9 +198,9 @@ impl<M: RingMemory> Tracker<M> {
     }
 
     /// The descriptor at `entry` as it was when it was taken, and the next entry.
-    pub(super) fn copied(&self, entry: u16) -> (Copied, u16) {
+    pub(super) fn copied(&self, entry: u16) -> (PackedDescriptor, u16) {
         let entry = &self.entries[usize::from(entry)];
-        let copied = Copied {
+        let copied = PackedDescriptor {
             address: entry.address,
             len: entry.len,
             id: entry.id,
@@ -220,7 +219,7 @@ impl<M: RingMemory> Tracker<M> {
     /// Copies the next descriptor of the chain. The queue has seen to it that no
     /// more are in flight than the ring has, so an entry is free.
     #[inline]
-    pub(super) fn stage(&mut self, copied: Copied) {
+    pub(super) fn stage(&mut self, copied: PackedDescriptor) {
         if self.staged > 0 {
             self.staged_last = self.entries[usize::from(self.staged_last)].next;
         }
@@ -309,9 +308,10 @@ impl<M: RingMemory> Tracker<M> {
 fn take_back<M: RingMemory>(ring: &PackedRing<M>, used: Position, held: u16) {
     let mut at = used;
     for _ in 0..held {
-        let flags = ring.flags(at.index);
-        if at.is_used(flags) {
-            ring.publish_flags(at.index, at.available());
+        let mut descriptor = ring.descriptor(at.index);
+        if at.is_used(descriptor.flags) {
+            descriptor.flags = at.available();
+            ring.publish_used(at.index, descriptor);
         }
         at = at.plus(1, ring.size());
     }

@@ -1,6 +1,6 @@
 //! From a position to a checked chain; each descriptor is read once.
 
-use linkspan_mem::{Address, AddressSpace, Descriptor};
+use linkspan_mem::{Address, AddressSpace, Descriptor, PackedDescriptor};
 
 use crate::chain::Chain;
 use crate::descriptor::{
@@ -8,32 +8,13 @@ use crate::descriptor::{
 };
 use crate::queue::QueueError;
 
-/// A descriptor as it stood at one moment: a private copy.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Copied {
-    pub(super) address: u64,
-    pub(super) len: u32,
-    pub(super) id: u16,
-    pub(super) flags: u16,
-}
-
-impl Copied {
-    /// An empty chain of one descriptor.
-    pub(super) const NONE: Self = Self {
-        address: 0,
-        len: 0,
-        id: 0,
-        flags: 0,
-    };
-}
-
 /// Fills `chain` with the one descriptor that it has, if it has one in one piece of
 /// memory; `false` for any other.
 #[inline]
 pub(super) fn fill_one<A: Address>(
     space: &AddressSpace<A>,
     chain: &mut Chain,
-    only: Copied,
+    only: PackedDescriptor,
 ) -> bool {
     let one = (only.flags & (VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_INDIRECT) == 0)
         && chain.fill_one(space, (only.id, only.address), (only.len, only.flags));
@@ -50,7 +31,7 @@ pub(super) fn walk<A: Address>(
     space: &AddressSpace<A>,
     indirect: bool,
     chain: &mut Chain,
-    mut next: impl FnMut() -> Result<Copied, QueueError>,
+    mut next: impl FnMut() -> Result<PackedDescriptor, QueueError>,
 ) -> Result<(), QueueError> {
     let head = chain.id();
     chain.slots = 0;
@@ -81,7 +62,7 @@ pub(super) fn walk<A: Address>(
 /// in it only one counts (virtio 1.3 2.8.7).
 fn walk_indirect<A: Address>(
     space: &AddressSpace<A>,
-    table: Copied,
+    table: PackedDescriptor,
     chain: &mut Chain,
 ) -> Result<(), QueueError> {
     let mut reader = TableReader::new(space, table.address, table.len, chain.id())?;
@@ -91,7 +72,7 @@ fn walk_indirect<A: Address>(
     Ok(())
 }
 
-fn plain(copied: Copied) -> Descriptor {
+fn plain(copied: PackedDescriptor) -> Descriptor {
     Descriptor {
         address: copied.address,
         len: copied.len,
@@ -100,9 +81,9 @@ fn plain(copied: Copied) -> Descriptor {
     }
 }
 
-fn from_bytes(bytes: [u8; 16]) -> Copied {
+fn from_bytes(bytes: [u8; 16]) -> PackedDescriptor {
     let [a, b, c, d, e, f, g, h, l0, l1, l2, l3, i0, i1, f0, f1] = bytes;
-    Copied {
+    PackedDescriptor {
         address: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
         len: u32::from_le_bytes([l0, l1, l2, l3]),
         id: u16::from_le_bytes([i0, i1]),

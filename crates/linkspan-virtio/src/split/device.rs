@@ -174,6 +174,17 @@ impl<M: RingMemory> SplitDevice<M> {
         Ok(waiting.saturating_add(self.resubmits()))
     }
 
+    /// Has the processor fetch the first descriptors of the next chains, `count` at most,
+    /// of the batch that [`refresh`](Self::refresh) saw.
+    #[inline]
+    pub fn prefetch(&self, count: u16) {
+        for at in 0..count.min(self.waiting()) {
+            let position = self.next_available.wrapping_add(at);
+            self.ring
+                .prefetch_descriptor(self.ring.available_entry(position));
+        }
+    }
+
     /// Takes the next chain of the batch that [`refresh`](Self::refresh) saw;
     /// `false` at its end. Chains of an earlier life come first.
     ///

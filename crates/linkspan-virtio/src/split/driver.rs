@@ -13,7 +13,7 @@ use linkspan_mem::fault::{self, Injected};
 use linkspan_mem::{Address, Descriptor, RingMemory, SplitRing, UsedElement, publish_then_check};
 
 use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
-use crate::descriptor::VIRTQ_DESC_F_INDIRECT;
+use crate::descriptor::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
 use crate::driver::{AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors};
 use crate::features::Features;
 use crate::order::Order;
@@ -39,9 +39,12 @@ pub struct SplitDriver<M> {
     unnotified: u32,
     armed: bool,
     slots: Vec<Slot>,
-    /// First free descriptor; meaningless when none is free.
+    /// First free descriptor, and the last; meaningless when none is free.
     free_head: u16,
+    free_tail: u16,
     free: u16,
+    /// Whether those are taken first that were given back first.
+    in_turn: bool,
     outstanding: u16,
     /// With `VIRTIO_F_IN_ORDER`, what the device has, and the end of the run of
     /// chains that it used at once, while the run is being taken.
@@ -102,7 +105,9 @@ impl<M: RingMemory> SplitDriver<M> {
             armed: true,
             slots,
             free_head: 0,
+            free_tail: size - 1,
             free: size,
+            in_turn: false,
             outstanding: 0,
             order: in_order.then(|| Order::new(size)).transpose()?,
             run: None,
@@ -343,7 +348,10 @@ impl<M: RingMemory> SplitDriver<M> {
         let mut index = self.free_head;
         for mut descriptor in descriptors(readable, writable) {
             let next = self.slots[usize::from(index)].next;
-            descriptor.next = next;
+            if descriptor.flags & VIRTQ_DESC_F_NEXT != 0 {
+                // Else it means nothing, and what is free next changes all the time.
+                descriptor.next = next;
+            }
             self.put_descriptor(index, descriptor);
             index = next;
             taken += 1;
@@ -442,8 +450,15 @@ impl<M: RingMemory> SplitDriver<M> {
         }
     }
 
-    /// Puts the descriptors of a chain in front of the free list. In order there
-    /// is no list: they lie behind those that are free.
+    /// Takes free descriptors in the order in which they were given back from now on, not
+    /// the newest first: for a queue all of whose descriptors are mostly with the device.
+    /// Both sides then go through table, rings and buffers from front to back.
+    pub fn take_in_turn(&mut self) {
+        self.in_turn = true;
+    }
+
+    /// Puts the descriptors of a chain in front of the free list, or behind it. In order
+    /// there is no list: they lie behind those that are free.
     #[inline]
     fn give_back(&mut self, head: u16, descriptors: u16) {
         self.slots[usize::from(head)].descriptors = 0;
@@ -455,8 +470,15 @@ impl<M: RingMemory> SplitDriver<M> {
         for _ in 1..descriptors {
             last = self.slots[usize::from(last)].next;
         }
-        self.slots[usize::from(last)].next = self.free_head;
-        self.free_head = head;
+        if self.free == 0 {
+            (self.free_head, self.free_tail) = (head, last);
+        } else if self.in_turn {
+            self.slots[usize::from(self.free_tail)].next = head;
+            self.free_tail = last;
+        } else {
+            self.slots[usize::from(last)].next = self.free_head;
+            self.free_head = head;
+        }
         self.free += descriptors;
     }
 

@@ -2,7 +2,9 @@
 
 #![expect(dead_code, reason = "each test file uses a part of it")]
 
-use linkspan_mem::{Descriptor, Gpa, GuestMemory, PackedRing, Region, SplitRing, UserVa, Window};
+use linkspan_mem::{
+    Descriptor, Gpa, GuestMemory, PackedDescriptor, PackedRing, Region, SplitRing, UserVa, Window,
+};
 use linkspan_virtio::split::{Buffer, IndirectTable, SplitDevice, SplitDriver};
 use linkspan_virtio::{Chain, DeviceQueue, DriverQueue, Features, QueueLayout, QueueState};
 
@@ -89,7 +91,12 @@ impl Rig {
                 // As the round before this one left the descriptors behind.
                 for index in 0..size {
                     let used = wrap == (index < start % size);
-                    ring.set_flags(index, if used { 0x8080 } else { 0 });
+                    let flags = if used { 0x8080 } else { 0 };
+                    let before = PackedDescriptor {
+                        flags,
+                        ..PackedDescriptor::default()
+                    };
+                    ring.set_used(index, before);
                 }
                 (start % size) | u16::from(wrap) << 15
             }

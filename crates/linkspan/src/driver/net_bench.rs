@@ -339,7 +339,9 @@ impl Work<'_> {
         let mut stamped = Stamped::new(self.args.size, self.number, self.args.batch);
         'all: loop {
             for _ in 0..PASSES {
-                tally.taken += u64::from(pair.reclaim()?);
+                if pair.room() < self.args.batch {
+                    tally.taken += u64::from(pair.reclaim()?);
+                }
                 let sent = send(pair, &mut stamped, (self.args.batch, 0), tally)?;
                 tally.passes += 1;
                 tally.full += u64::from(sent < self.args.batch);
@@ -412,7 +414,9 @@ impl Work<'_> {
             let now = Instant::now();
             let over = now >= self.end || self.target.is_stopped();
             let elapsed = nanoseconds(now - start);
-            pair.reclaim()?;
+            if pair.room() < self.args.batch {
+                pair.reclaim()?;
+            }
             let came = round.take(pair, tally, self.args.batch, elapsed)?;
             if came {
                 progress = now;

@@ -12,8 +12,8 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use clap::{ArgGroup, ValueEnum};
 use linkspan_backends::port::{
-    Capture, CaptureFile, Fabric, FabricError, Kind, Mode, NetDevice, NetDeviceError, PortOptions,
-    SNAP_LENGTH_MAX, from_kernel,
+    Capture, CaptureFile, Fabric, FabricError, FabricOptions, Kind, Mode, NetDevice,
+    NetDeviceError, PortOptions, SNAP_LENGTH_MAX, from_kernel,
 };
 use linkspan_devices::net::frame::{Lease, Responder};
 use linkspan_devices::net::switch::PortVlans;
@@ -87,6 +87,15 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "switch")]
     mode: ModeArg,
 
+    /// Seconds after which the switch forgets a station that sends nothing
+    #[arg(long, value_name = "SECONDS", default_value_t = FabricOptions::AGEING_S, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    ageing: u32,
+
+    /// Frames a second that a port may send to all others, as those for an unknown
+    /// station are, on each worker; a tenth of them at once; 0: no limit
+    #[arg(long, value_name = "FRAMES", default_value_t = FabricOptions::FLOOD_PER_S)]
+    flood_limit: u32,
+
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
     #[arg(long)]
@@ -157,7 +166,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         .iter()
         .map(|port| open_port(port, args.json))
         .collect();
-    let fabric = Fabric::captured(args.mode.into(), ports?, workers.count(), capture);
+    let limit = args.flood_limit;
+    let fabric = Fabric::with(FabricOptions {
+        capture,
+        ageing_s: args.ageing,
+        flood: (limit > 0).then(|| FabricOptions::flood_per_second(limit)),
+        ..FabricOptions::new(args.mode.into(), ports?, workers.count())
+    });
     let fabric = fabric.map_err(no_fabric)?;
     let running = fabric.run(&workers).map_err(no_fabric)?;
     let mut servers = Vec::new();

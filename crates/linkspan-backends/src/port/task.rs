@@ -1,0 +1,81 @@
+//! What a worker does beside its queues.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use linkspan_engine::{Budget, Neighbours, Progress, Task};
+
+use super::fabric::{Fabric, LANE, Mode};
+use super::lane::Lane;
+
+/// It has the [`Lane`] of its worker, and empties its mailbox.
+pub(super) struct LaneTask {
+    fabric: Arc<Fabric>,
+    number: usize,
+    /// Out of its place while something of this worker has a pass.
+    lane: Option<Box<Lane>>,
+    asleep: bool,
+}
+
+impl LaneTask {
+    pub(super) fn new(fabric: &Arc<Fabric>, lane: Lane) -> Self {
+        Self {
+            fabric: Arc::clone(fabric),
+            number: lane.number,
+            lane: Some(Box::new(lane)),
+            asleep: false,
+        }
+    }
+}
+
+/// Does something with the lane of this worker; `None` when it has none, since its
+/// fabric rests.
+#[inline]
+pub(super) fn with_lane<R>(
+    fabric: &Fabric,
+    neighbours: &mut Neighbours<'_>,
+    work: impl FnOnce(&mut Lane, &mut Neighbours<'_>) -> R,
+) -> Option<R> {
+    let mut lane = neighbours.task::<LaneTask>(LANE)?.lane.take()?;
+    lane.begin(fabric, neighbours.now());
+    let result = work(&mut lane, neighbours);
+    if let Some(task) = neighbours.task::<LaneTask>(LANE) {
+        task.lane = Some(lane);
+    }
+    Some(result)
+}
+
+impl Task for LaneTask {
+    fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
+        if std::mem::take(&mut self.asleep) {
+            self.fabric.mailboxes[self.number].wake_up();
+        }
+        let Some(lane) = &mut self.lane else {
+            return (false, Progress::Idle);
+        };
+        lane.begin(&self.fabric, neighbours.now());
+        let taken = lane.take_parcels(&self.fabric, budget, neighbours);
+        if self.fabric.mode != Mode::Source {
+            return taken;
+        }
+        lane.make_frames(&self.fabric, neighbours)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fabric.mailboxes[self.number].wake.as_fd())
+    }
+
+    fn address(&self) -> Option<u32> {
+        Some(LANE)
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.fabric.mailboxes[self.number].has_parcels()
+    }
+
+    fn arm(&mut self) -> bool {
+        let waits = self.fabric.mailboxes[self.number].sleep();
+        self.asleep |= !waits;
+        waits
+    }
+}

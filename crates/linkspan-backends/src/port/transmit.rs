@@ -1,0 +1,336 @@
+//! The transmit queues of a guest: its frames go into the fabric, a batch at a time.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use linkspan_devices::net::features::Offloads;
+use linkspan_devices::net::header::{HeaderLayout, Offload};
+use linkspan_devices::net::pcapng::Way as Capture;
+use linkspan_devices::net::{Frame, FrameHead, Transmitted, take_transmit};
+use linkspan_engine::{ActiveRing, Budget, Neighbours, Progress, QueueHandler, RateLimit};
+use linkspan_mem::RegionTable;
+use linkspan_mem::fault::{self, Injected};
+use linkspan_virtio::{Chain, Features, QueueError};
+
+use super::control::Terms;
+use super::counters::{DropCause, OfPair};
+use super::fabric::{Fabric, Mode};
+use super::guest::SEGMENTS;
+use super::lane::{Came, FRAME_COST, Lane, Way};
+use super::task::with_lane;
+
+/// A transmit queue: the guest's frames go into the fabric.
+pub(super) struct Transmit {
+    fabric: Arc<Fabric>,
+    port: u16,
+    pair: u16,
+    counts: Arc<OfPair>,
+    /// Frames of this pass.
+    sent: u64,
+    layout: HeaderLayout,
+    offloads: Offloads,
+    /// As many as are taken at a time.
+    chains: Vec<Chain>,
+    /// What was taken out of each.
+    frames: Vec<Taken>,
+}
+
+/// A frame that was taken out of a chain.
+#[derive(Default)]
+struct Taken {
+    head: FrameHead,
+    len: u64,
+    checked: Checked,
+}
+
+/// What its header says. Little is written for most frames.
+#[derive(Default)]
+enum Checked {
+    /// Nothing is left to be done.
+    #[default]
+    Plain,
+    Offload(Offload),
+    /// What cannot be.
+    Wrong,
+}
+
+impl Checked {
+    #[inline]
+    fn new(taken: &Transmitted, offloads: Offloads) -> Self {
+        match taken.header.check(taken.len, offloads) {
+            Ok(Offload::NONE) => Self::Plain,
+            Ok(offload) => Self::Offload(offload),
+            Err(_) => Self::Wrong,
+        }
+    }
+}
+
+/// Frames that are taken out of a queue at a time. Each step is done for all of them
+/// before the next one: their memory is on its way to the processor before the first is
+/// looked at, and nothing is read right after it was written.
+const AHEAD: usize = 32;
+
+/// The same of frames that go to another driver: it begins with the first while the
+/// others are still under way. With 8 or 32 frames went round more slowly.
+const AHEAD_PASSED_ON: usize = 16;
+
+fn some<T>(make: impl Fn() -> Result<T, Injected>) -> Result<Vec<T>, Injected> {
+    let mut all = fault::try_with_capacity(AHEAD)?;
+    for _ in 0..AHEAD {
+        all.push(make()?);
+    }
+    Ok(all)
+}
+
+impl Transmit {
+    /// The queue of this pair of a port, for a driver with these features.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(super) fn new(
+        (fabric, port, pair): (Arc<Fabric>, u16, u16),
+        features: Features,
+        counts: Arc<OfPair>,
+    ) -> Result<Self, Injected> {
+        Ok(Self {
+            fabric,
+            port,
+            pair,
+            counts,
+            sent: 0,
+            layout: HeaderLayout::of(features),
+            offloads: Offloads::to_device(features),
+            chains: some(|| Chain::new(SEGMENTS))?,
+            frames: some(|| Ok(Taken::default()))?,
+        })
+    }
+
+    fn pass(
+        &mut self,
+        ring: &mut ActiveRing,
+        budget: Budget,
+        lane: &mut Lane,
+        neighbours: &mut Neighbours<'_>,
+    ) -> Result<Progress, QueueError> {
+        let mut left = budget.chains as usize;
+        let passes_on = self.fabric.mode.passes_on();
+        let most = if passes_on { AHEAD_PASSED_ON } else { AHEAD };
+        while left > 0 {
+            let want = left.min(most);
+            let taken = self.take(ring, want)?;
+            let (read, broken) = self.read(ring, taken);
+            let (sent, stop) = self.send(ring, read, budget, lane, neighbours);
+            for chain in &self.chains[..sent] {
+                ring.queue.push(chain, 0)?;
+            }
+            self.sent += sent as u64;
+            if let Some(stop) = stop {
+                for chain in self.chains[sent..taken].iter().rev() {
+                    ring.queue.put_back(chain)?;
+                }
+                return Ok(stop);
+            }
+            if let Some(error) = broken {
+                return Err(ring.queue.retire(error));
+            }
+            if taken < want {
+                return Ok(Progress::Idle);
+            }
+            left -= taken;
+            if passes_on {
+                // Whoever gets these begins with them while the next are taken.
+                return Ok(Progress::More);
+            }
+        }
+        Ok(Progress::More)
+    }
+
+    /// Takes chains, as many as there are, but no more than `most`, for which there is room.
+    #[inline]
+    fn take(&mut self, ring: &mut ActiveRing, most: usize) -> Result<usize, QueueError> {
+        let space = &ring.memory.guest;
+        ring.queue.prefetch(u16::try_from(most).unwrap_or(u16::MAX));
+        for (taken, chain) in self.chains.iter_mut().take(most).enumerate() {
+            if !ring.queue.pop(space, chain)? {
+                return Ok(taken);
+            }
+            chain.prefetch(space.table());
+        }
+        Ok(most)
+    }
+
+    /// Copies the headers and first bytes of frames out of the chains that were taken; how
+    /// many, and what is wrong with the next.
+    #[inline]
+    fn read(&mut self, ring: &ActiveRing, taken: usize) -> (usize, Option<QueueError>) {
+        let table = ring.memory.table();
+        let chains = self.chains[..taken].iter_mut();
+        for (at, (chain, frame)) in chains.zip(&mut self.frames).enumerate() {
+            match take_transmit(chain, table, self.layout, &mut frame.head) {
+                Ok(taken) => {
+                    frame.len = taken.len;
+                    frame.checked = Checked::new(&taken, self.offloads);
+                }
+                Err(error) => return (at, Some(error)),
+            }
+        }
+        (taken, None)
+    }
+
+    /// Passes on the first `count` frames that were read; how many before something
+    /// holds them up. Those in a row that go to the same queue go there together.
+    #[inline]
+    fn send(
+        &mut self,
+        ring: &ActiveRing,
+        count: usize,
+        budget: Budget,
+        lane: &mut Lane,
+        neighbours: &mut Neighbours<'_>,
+    ) -> (usize, Option<Progress>) {
+        let table = ring.memory.table();
+        let fabric = &*self.fabric;
+        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
+        let books = lane.books(fabric, self.port);
+        let (mut run, mut came, mut bytes) = (Run::default(), 0, 0);
+        let (mut sent, mut stop) = (count, None);
+        for at in 0..count {
+            stop = holds(limit, lane, (budget, run.cost));
+            if stop.is_some() {
+                sent = at;
+                break;
+            }
+            let Taken { len, checked, .. } = &self.frames[at];
+            let len = *len;
+            if let Some(limit) = limit {
+                limit.charge(len, lane.now());
+            }
+            if matches!(checked, Checked::Wrong) {
+                books.dropped(DropCause::Header);
+                continue;
+            }
+            let frame = self.came(table, at);
+            books.capture(Capture::In, &frame.frame);
+            came += 1;
+            bytes += len;
+            let way = lane.way_of(fabric, &frame);
+            if fabric.mode == Mode::Echo {
+                self.frames[at].head.swap_addresses();
+            }
+            match way {
+                Way::Queue(to, pair) => {
+                    if !run.takes(at, (to, pair)) {
+                        run.end(self, table, lane, neighbours);
+                    }
+                    run.add(at, (to, pair), FRAME_COST + len);
+                }
+                Way::Nowhere => {}
+                way => {
+                    run.end(self, table, lane, neighbours);
+                    lane.go(fabric, way, &self.came(table, at), neighbours);
+                }
+            }
+        }
+        run.end(self, table, lane, neighbours);
+        books.came_all(came, bytes);
+        (sent, stop)
+    }
+
+    /// The frame that was taken out of a chain, as others see it.
+    #[inline]
+    fn came<'a>(&'a self, table: &'a RegionTable, at: usize) -> Came<'a> {
+        let Taken { head, checked, .. } = &self.frames[at];
+        let offload = match checked {
+            Checked::Offload(offload) => offload,
+            _ => &Offload::NONE,
+        };
+        Came {
+            port: self.port,
+            offload,
+            frame: Frame::transmitted(head, &self.chains[at], table),
+        }
+    }
+}
+
+/// Why no further frame is passed on in this pass, if so. `waiting` is what those will
+/// cost whose way was decided.
+#[inline]
+fn holds(
+    limit: Option<&RateLimit>,
+    lane: &Lane,
+    (budget, waiting): (Budget, u64),
+) -> Option<Progress> {
+    if lane.cost + waiting >= budget.bytes {
+        return Some(Progress::More);
+    }
+    limit?.admit(lane.now()).err().map(Progress::Until)
+}
+
+/// Frames in a row that go to the same queue.
+#[derive(Default)]
+struct Run {
+    /// Port and pair.
+    target: Option<(u16, u16)>,
+    frames: Range<usize>,
+    cost: u64,
+}
+
+impl Run {
+    /// Whether the frame at `at` goes on with this one.
+    #[inline]
+    fn takes(&self, at: usize, target: (u16, u16)) -> bool {
+        self.frames.end == at && self.target == Some(target)
+    }
+
+    #[inline]
+    fn add(&mut self, at: usize, target: (u16, u16), cost: u64) {
+        if self.target.is_none() {
+            (self.target, self.frames) = (Some(target), at..at);
+        }
+        self.frames.end = at + 1;
+        self.cost += cost;
+    }
+
+    /// They go there.
+    #[inline]
+    fn end(
+        &mut self,
+        transmit: &Transmit,
+        table: &RegionTable,
+        lane: &mut Lane,
+        neighbours: &mut Neighbours<'_>,
+    ) {
+        let Self { target, frames, .. } = std::mem::take(self);
+        let Some(target) = target else {
+            return;
+        };
+        let frames = frames.map(|at| transmit.came(table, at));
+        let terms = Terms::default();
+        lane.fill(&transmit.fabric, target, &terms, frames, neighbours);
+    }
+}
+
+impl QueueHandler for Transmit {
+    fn run(&mut self, _: &mut ActiveRing, _: Budget) -> Result<Progress, QueueError> {
+        Ok(Progress::Idle)
+    }
+
+    fn run_among(
+        &mut self,
+        ring: &mut ActiveRing,
+        budget: Budget,
+        neighbours: &mut Neighbours<'_>,
+    ) -> Result<Progress, QueueError> {
+        if budget.chains == 0 {
+            return Ok(Progress::Idle);
+        }
+        let fabric = Arc::clone(&self.fabric);
+        let done = with_lane(&fabric, neighbours, |lane, neighbours| {
+            lane.pair = self.pair;
+            self.pass(ring, budget, lane, neighbours)
+        });
+        self.counts.sent.add(std::mem::take(&mut self.sent));
+        // Without a lane the fabric rests, and so does the queue.
+        done.unwrap_or(Ok(Progress::Idle))
+    }
+}
