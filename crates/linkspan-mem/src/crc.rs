@@ -38,16 +38,16 @@ static BYTE: [u32; 256] = byte_table();
 
 const fn byte_table() -> [u32; 256] {
     let mut table = [0; 256];
-    let mut at = 0;
+    let (mut at, mut byte): (usize, u32) = (0, 0);
     while at < 256 {
-        let mut state = at as u32;
+        let mut state = byte;
         let mut bit = 0;
         while bit < 8 {
             state = state >> 1 ^ if state & 1 == 1 { POLYNOMIAL } else { 0 };
             bit += 1;
         }
         table[at] = state;
-        at += 1;
+        (at, byte) = (at + 1, byte + 1);
     }
     table
 }
@@ -214,7 +214,7 @@ mod hardware {
     /// The state: the instruction leaves the upper half zero.
     #[inline]
     fn low(state: u64) -> u32 {
-        (state & u64::from(u32::MAX)) as u32
+        u32::try_from(state & u64::from(u32::MAX)).unwrap_or(0)
     }
 }
 

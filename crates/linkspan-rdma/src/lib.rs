@@ -5,4 +5,7 @@
 extern crate alloc;
 
 pub mod iwarp;
+mod memory;
 pub mod verbs;
+
+pub use memory::{Memories, Pool};

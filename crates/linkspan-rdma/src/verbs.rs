@@ -260,6 +260,9 @@ pub enum Failure {
     /// The peer did not do its part in time.
     #[error("the peer did not answer in time")]
     TimedOut,
+    /// Memory that work or an exposure names is not known any more.
+    #[error("memory that was in use is gone")]
+    Memory,
     /// The peer broke the protocol, or says that we did.
     #[error(transparent)]
     Wire(#[from] WireError),

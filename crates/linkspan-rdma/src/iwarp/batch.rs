@@ -164,7 +164,7 @@ impl Batch {
         mut header: Header,
         slices: usize,
         payload: u32,
-        crc: Option<&mut dyn FnMut(Slice, u32) -> u32>,
+        crc: Option<&mut (dyn FnMut(Slice, u32) -> u32 + '_)>,
     ) {
         header.finish(payload);
         let padding = padding(header.bytes().len() + payload as usize);

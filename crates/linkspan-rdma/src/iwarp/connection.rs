@@ -334,6 +334,11 @@ impl Connection {
         }
     }
 
+    /// Memory that is named here is not there any more.
+    pub fn memory_lost(&mut self) {
+        self.fail(Failure::Memory);
+    }
+
     /// Puts into `batch` what is to be written. `crc` extends a checksum by bytes of
     /// memory; it is asked only where there are checksums.
     pub fn fill(&mut self, batch: &mut Batch, crc: &mut dyn FnMut(Slice, u32) -> u32) {

@@ -7,6 +7,7 @@
 mod batch;
 mod connection;
 mod error;
+mod feed;
 mod incoming;
 mod mpa;
 mod options;
@@ -18,6 +19,7 @@ mod wire;
 pub use batch::{Batch, Piece};
 pub use connection::{Connection, Life, Wanted};
 pub use error::{Layer, MEANINGS, Terminate, WireError};
+pub use feed::feed;
 pub use mpa::{PRIVATE_DATA_MAX, Ready};
 pub use options::{FrameSize, OptionError, Options};
 pub use tags::ENTROPY;

@@ -101,7 +101,7 @@ pub struct OptionError {
 /// Depths have 14 bits, one of whose values means that they are open.
 const DEPTH_MAX: u64 = 0x3FFE;
 /// Below it nothing fits behind a header.
-const SEGMENT_MIN: u64 = 128;
+const SEGMENT_MIN: u16 = 128;
 const EXPOSURES_MAX: u64 = 1 << 20;
 
 impl Options {
@@ -113,7 +113,7 @@ impl Options {
         let limits = &self.limits;
         let segment = match self.frame {
             FrameSize::Max => SEGMENT_MIN,
-            FrameSize::Segment(size) => size.into(),
+            FrameSize::Segment(size) => size,
         };
         let rows = [
             ("inbound depth", self.depth.inbound.into(), 0, DEPTH_MAX),
@@ -125,7 +125,12 @@ impl Options {
                 DEPTH_MAX,
             ),
             ("revision", self.revision.into(), 1, REVISION_MAX.into()),
-            ("size of a segment", segment, SEGMENT_MIN, u16::MAX.into()),
+            (
+                "size of a segment",
+                segment.into(),
+                SEGMENT_MIN.into(),
+                u16::MAX.into(),
+            ),
             ("number of works", limits.works as u64, 1, 1 << 20),
             ("number of receives", limits.receives.into(), 1, 1 << 20),
             ("size of a receive", limits.receive_size.into(), 1, 1 << 30),
@@ -214,7 +219,7 @@ mod tests {
             };
             for header in [TAGGED, UNTAGGED] {
                 let payload = options.payload(header) as usize;
-                assert!(payload % 8 == 0 && payload > 0);
+                assert!(payload.is_multiple_of(8) && payload > 0);
                 assert!(header + payload + CRC <= usize::from(size));
             }
         }

@@ -14,8 +14,9 @@ use crate::verbs::{Access, Key, PostError, Refusal, Remote, Slice};
 /// Bytes of entropy that tags are made from.
 pub const ENTROPY: usize = 32;
 
-/// Where the addresses of every exposure begin.
-const BASE: u64 = 0;
+/// Where the addresses of every exposure begin: not at zero, so that whoever ignores
+/// the address that it was told is found out.
+pub(super) const BASE: u64 = 1 << 16;
 
 /// The exposures of one connection.
 #[derive(Debug)]
@@ -365,7 +366,7 @@ mod tests {
         let mut entropy = ENTROPY_A;
         entropy[31] ^= 1;
         let mut other = Tags::new(1000, entropy);
-        let keys: vec::Vec<Key> = (0..100).map(|_| expose(&mut tags)).collect();
+        let keys: Vec<Key> = (0..100).map(|_| expose(&mut tags)).collect();
         for key in &keys {
             assert!(tags.is_live(*key));
             assert!(!other.is_live(*key));
@@ -407,14 +408,21 @@ mod tests {
             .expose(&[slice(6), slice(4)], 10, Access::READ)
             .unwrap()
             .key;
-        assert!(tags.check(key.0, 3, 7, false).is_ok());
-        assert!(tags.check(key.0, 10, 0, false).is_ok());
+        assert!(tags.check(key.0, BASE + 3, 7, false).is_ok());
+        assert!(tags.check(key.0, BASE + 10, 0, false).is_ok());
         let refused =
             |key: u32, address, len, write| tags.check(key, address, len, write).unwrap_err();
         let bad = Key(key.0 ^ 1);
-        assert_eq!(refused(bad.0, 0, 1, false), Refusal::Key { key: bad });
-        assert_eq!(refused(key.0, 0, 1, true), Refusal::Access { key });
-        for (address, len) in [(0, 11), (10, 1), (11, 0), (u64::MAX, 0)] {
+        assert_eq!(refused(bad.0, BASE, 1, false), Refusal::Key { key: bad });
+        assert_eq!(refused(key.0, BASE, 1, true), Refusal::Access { key });
+        for (address, len) in [
+            (BASE, 11),
+            (BASE + 10, 1),
+            (BASE + 11, 0),
+            (BASE - 1, 1),
+            (0, 1),
+            (u64::MAX, 0),
+        ] {
             let expected = Refusal::Bounds { key, address, len };
             assert_eq!(refused(key.0, address, len, false), expected);
         }
@@ -430,7 +438,7 @@ mod tests {
         let mut tags = Tags::new(3, ENTROPY_A);
         let list = [slice(6), slice(4), slice(5)];
         let key = tags.expose(&list, 15, Access::WRITE).unwrap().key;
-        let (found, offset) = tags.check(key.0, 4, 8, true).unwrap();
+        let (found, offset) = tags.check(key.0, BASE + 4, 8, true).unwrap();
         let mut places = vec![];
         assert!(tags.places(found, offset, 8, &mut |place| places.push(place)));
         assert_eq!(places, [slice(6).part(4, 9), slice(4), slice(5).part(0, 2)]);

@@ -1,0 +1,10 @@
+//! iWARP: two ends back to back, and each end against a script of bytes.
+
+mod checks;
+mod golden;
+mod life;
+mod order;
+mod pair;
+mod random;
+mod script;
+mod setup;
