@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod iwarp;
+pub mod local;
 mod memory;
 pub mod verbs;
 

@@ -435,7 +435,7 @@ impl Connection {
 }
 
 /// Bytes of a list that is within its limits.
-fn sum(slices: &[Slice], elements: usize, bytes: u32) -> Result<u32, PostError> {
+pub(crate) fn sum(slices: &[Slice], elements: usize, bytes: u32) -> Result<u32, PostError> {
     if slices.len() > elements {
         return Err(PostError::Elements {
             got: slices.len(),

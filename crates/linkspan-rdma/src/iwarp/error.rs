@@ -321,7 +321,7 @@ impl WireError {
 }
 
 /// What a peer is told whose operation was refused.
-pub(super) fn refused(operation: Operation, why: &Refusal) -> Terminate {
+pub(crate) fn refused(operation: Operation, why: &Refusal) -> Terminate {
     let read = operation == Operation::Read;
     let (layer, kind, code) = match why {
         Refusal::NoReceive => (1, 2, 2),

@@ -5,15 +5,15 @@
 //! is to be written ([`Batch`]), as gather lists for one system call.
 
 mod batch;
-mod connection;
-mod error;
+pub(crate) mod connection;
+pub(crate) mod error;
 mod feed;
 mod incoming;
 mod mpa;
 mod options;
 mod outgoing;
 mod setup;
-mod tags;
+pub(crate) mod tags;
 mod wire;
 
 pub use batch::{Batch, Piece};

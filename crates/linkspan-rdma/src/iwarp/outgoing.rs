@@ -154,13 +154,16 @@ impl Outgoing {
             Work::Read { from, .. } => Kind::Read { from },
             Work::Invalidate { key } => Kind::Invalidate { key },
         };
-        self.slices.extend(slices);
+        // Elements without bytes would never be framed.
+        let before = self.slices.len();
+        self.slices
+            .extend(slices.iter().filter(|slice| slice.len > 0));
         self.jobs.push_back(Job {
             id: post.id,
             signalled: post.signalled,
             left: len,
             framed: 0,
-            slices: slices.len(),
+            slices: self.slices.len() - before,
             kind,
         });
     }
@@ -180,23 +183,18 @@ impl Outgoing {
     /// Moves bytes of the first job into a frame; says how many elements they are.
     fn take(&mut self, len: u32, batch: &mut Batch) -> usize {
         let (mut left, mut count) = (len, 0);
-        while let Some(front) = self.slices.front_mut() {
+        while left > 0
+            && let Some(front) = self.slices.front_mut()
+        {
             let part = front.part(0, left);
             if part.len == front.len {
                 self.slices.pop_front();
-            } else if left == 0 {
-                break;
             } else {
                 *front = front.part(part.len, front.len);
             }
             left -= part.len;
-            if part.len > 0 {
-                batch.push_slice(part);
-                count += 1;
-            }
-            if left == 0 {
-                break;
-            }
+            batch.push_slice(part);
+            count += 1;
         }
         count
     }
@@ -326,7 +324,7 @@ impl Connection {
         };
         self.tx.last = Source::Work;
         let list = self.tx.slices.drain(..job.slices);
-        self.sinks.extend(list.filter(|slice| slice.len > 0));
+        self.sinks.extend(list);
         let work = Some((job.id, job.signalled));
         self.request_read(work, job.left, from, batch, crc);
     }

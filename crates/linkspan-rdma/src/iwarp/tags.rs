@@ -16,11 +16,11 @@ pub const ENTROPY: usize = 32;
 
 /// Where the addresses of every exposure begin: not at zero, so that whoever ignores
 /// the address that it was told is found out.
-pub(super) const BASE: u64 = 1 << 16;
+pub(crate) const BASE: u64 = 1 << 16;
 
 /// The exposures of one connection.
 #[derive(Debug)]
-pub(super) struct Tags {
+pub(crate) struct Tags {
     cipher: Cipher,
     slot_bits: u32,
     max: usize,
@@ -44,13 +44,13 @@ struct Slot {
 
 /// An exposure that a peer may use as it wanted to, when it was looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     slot: u32,
     life: u32,
 }
 
 impl Tags {
-    pub(super) fn new(max: usize, entropy: [u8; ENTROPY]) -> Self {
+    pub(crate) fn new(max: usize, entropy: [u8; ENTROPY]) -> Self {
         // One more slot stands for sinks.
         let slot_bits = usize::BITS - max.leading_zeros();
         Self {
@@ -65,11 +65,11 @@ impl Tags {
     }
 
     /// Exposures at this moment.
-    pub(super) fn live(&self) -> usize {
+    pub(crate) fn live(&self) -> usize {
         self.live
     }
 
-    pub(super) fn expose(
+    pub(crate) fn expose(
         &mut self,
         slices: &[Slice],
         len: u32,
@@ -121,7 +121,7 @@ impl Tags {
 
     /// A tag for a sink of a read of ours. It exposes nothing: a response is only taken
     /// for the read that it belongs to.
-    pub(super) fn sink(&mut self) -> u32 {
+    pub(crate) fn sink(&mut self) -> u32 {
         loop {
             let slot = (1 << self.slot_bits) - 1;
             let tag = self.cipher.encipher(self.sink << self.slot_bits | slot);
@@ -152,12 +152,12 @@ impl Tags {
     }
 
     /// Whether it names something.
-    pub(super) fn is_live(&self, key: Key) -> bool {
+    pub(crate) fn is_live(&self, key: Key) -> bool {
         self.find(key.0).is_some()
     }
 
     /// Whether a peer may do that: every check of 2.6.
-    pub(super) fn check(
+    pub(crate) fn check(
         &self,
         key: u32,
         address: u64,
@@ -191,7 +191,7 @@ impl Tags {
     }
 
     /// The places of `len` bytes from `offset` on, if the exposure has not ended.
-    pub(super) fn places(
+    pub(crate) fn places(
         &self,
         found: Found,
         offset: u32,
@@ -206,12 +206,12 @@ impl Tags {
     }
 
     /// Whether it has not ended.
-    pub(super) fn is_valid(&self, found: Found) -> bool {
+    pub(crate) fn is_valid(&self, found: Found) -> bool {
         self.slot(found).is_some()
     }
 
     /// Ends an exposure; says whether there was one.
-    pub(super) fn invalidate(&mut self, key: Key) -> bool {
+    pub(crate) fn invalidate(&mut self, key: Key) -> bool {
         let Some(found) = self.find(key.0) else {
             return false;
         };
@@ -229,7 +229,7 @@ impl Tags {
     }
 
     /// Ends all of them.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.slots = Vec::new();
         self.free = VecDeque::new();
         self.live = 0;
@@ -238,7 +238,7 @@ impl Tags {
 }
 
 /// The part of a list that begins at `offset` and has `len` bytes.
-pub(super) fn parts<'a>(
+pub(crate) fn parts<'a>(
     slices: impl Iterator<Item = &'a Slice>,
     offset: u32,
     len: u32,

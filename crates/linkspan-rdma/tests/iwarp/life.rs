@@ -44,6 +44,12 @@ fn lost_after(cut: usize, crc: bool) -> bool {
     let ours = pair.a.expose(100_000, 100, Access::WRITE);
     let all = pair.a.slice(0, 10_000);
     let part = pair.a.slice(0, 3000);
+    // What is being sent stays as it is.
+    let read = Remote {
+        address: theirs.address + 30_000,
+        ..theirs
+    };
+    let sink = pair.a.slice(200_000, 3000);
     pair.a
         .post(
             1,
@@ -60,15 +66,15 @@ fn lost_after(cut: usize, crc: bool) -> bool {
             .post(
                 id,
                 Work::Read {
-                    into: &[part],
-                    from: theirs,
+                    into: &[sink],
+                    from: read,
                 },
             )
             .unwrap();
     }
     pair.a.send(9, part).unwrap();
     pair.a.post(10, Work::Invalidate { key: ours.key }).unwrap();
-    pair.b.send(11, pair.b.slice(0, 2000)).unwrap();
+    pair.b.send(11, pair.b.slice(200_000, 2000)).unwrap();
     let mut left = cut;
     loop {
         let to_b = pair.a.transmit(1000);
@@ -161,7 +167,7 @@ fn a_disconnect_between_messages_is_an_orderly_end_for_both() {
 
 #[test]
 fn a_stream_that_ends_inside_of_anything_is_truncated() {
-    let send = super::script::frame(
+    let send = script::frame(
         &script::untagged(script::SEND_MORE, 0, [0, 1, 0], &[1; 100]),
         false,
     );

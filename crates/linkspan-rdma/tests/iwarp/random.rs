@@ -189,6 +189,11 @@ fn run(steps: &[Step], frame: FrameSize, crc: bool, pieces: (usize, usize)) {
         assert_eq!(end.pool.used().1, 0);
     }
     assert_eq!(told, posted);
+    let lens = |all: &[Vec<Vec<u8>>; 2]| {
+        all.clone()
+            .map(|it| it.iter().map(Vec::len).collect::<Vec<_>>())
+    };
+    assert_eq!(lens(&messages), lens(&expected));
     assert!(messages == expected);
     check_writes(steps, &pair);
 }
@@ -214,7 +219,7 @@ fn check_writes(steps: &[Step], pair: &Pair) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_works_in_any_pieces(

@@ -68,7 +68,7 @@ pub fn request() -> Vec<u8> {
 }
 
 pub fn reply() -> Vec<u8> {
-    b"MPA ID Rep Frame\x10\x02\x00\x04\x00\x10\x00\x10".to_vec()
+    b"MPA ID Rep Frame\x10\x02\x00\x04\x00\x10\x00\x04".to_vec()
 }
 
 /// A responder that has accepted the script, with receives posted and events taken.
