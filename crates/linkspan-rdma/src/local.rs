@@ -76,7 +76,7 @@ pub struct End {
     jobs: VecDeque<Job>,
     /// Reads that are not answered, with the places where their bytes go.
     reads: VecDeque<(Job, Vec<Slice>)>,
-    responses: VecDeque<(Option<(Found, u32)>, u32, Key)>,
+    responses: VecDeque<Response>,
     /// What goes before all work.
     control: VecDeque<Packet>,
     /// What waits for a buffer, and all that came behind it.
@@ -99,6 +99,14 @@ struct Job {
     id: u64,
     signalled: bool,
     work: Owned,
+}
+
+/// A read of the other end: where its bytes are, how many, and what it named.
+#[derive(Debug)]
+struct Response {
+    source: Option<(Found, u32)>,
+    len: u32,
+    key: Key,
 }
 
 #[derive(Debug)]
@@ -202,8 +210,8 @@ impl End {
         if let Some(packet) = self.control.pop_front() {
             return Some(packet);
         }
-        if let Some((source, len, key)) = self.responses.pop_front() {
-            return Some(self.respond(source, len, key));
+        if let Some(response) = self.responses.pop_front() {
+            return Some(self.respond(&response));
         }
         while let Some(job) = self.jobs.front() {
             let is_read = matches!(job.work, Owned::Read(..));
@@ -247,15 +255,16 @@ impl End {
         packet
     }
 
-    fn respond(&mut self, source: Option<(Found, u32)>, len: u32, key: Key) -> Packet {
+    fn respond(&mut self, response: &Response) -> Packet {
         let mut slices = Vec::new();
-        let there = source.is_none_or(|(found, offset)| {
+        let there = response.source.is_none_or(|(found, offset)| {
             let each = &mut |slice| slices.push(slice);
-            self.tags.places(found, offset, len, each)
+            self.tags.places(found, offset, response.len, each)
         });
         if there {
             return Packet::Response(self.gather(&slices));
         }
+        let key = response.key;
         self.refuse(Operation::Read, Refusal::Key { key });
         self.control.pop_front().unwrap_or(Packet::Close)
     }
@@ -389,7 +398,11 @@ impl End {
                 .map(Some),
         };
         match source {
-            Ok(source) => self.responses.push_back((source, len, from.key)),
+            Ok(source) => self.responses.push_back(Response {
+                source,
+                len,
+                key: from.key,
+            }),
             Err(why) => self.refuse(Operation::Read, why),
         }
     }

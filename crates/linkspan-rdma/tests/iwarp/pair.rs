@@ -10,19 +10,19 @@ use linkspan_rdma::verbs::{
 };
 use linkspan_rdma::{Memories, Pool};
 
-pub const MEMORY: usize = 1 << 20;
+pub(crate) const MEMORY: usize = 1 << 20;
 
-pub struct End {
-    pub connection: Connection,
-    pub memories: Memories,
-    pub pool: Pool,
-    pub memory: MemoryId,
-    pub batch: Batch,
+pub(crate) struct End {
+    pub(crate) connection: Connection,
+    pub(crate) memories: Memories,
+    pub(crate) pool: Pool,
+    pub(crate) memory: MemoryId,
+    pub(crate) batch: Batch,
     staged: Vec<u8>,
 }
 
 impl End {
-    pub fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: Connection) -> Self {
         let mut memories = Memories::new();
         let memory = memories.add(Region::heap(MEMORY).unwrap()).unwrap();
         let size = connection.limits().receive_size;
@@ -36,17 +36,17 @@ impl End {
         }
     }
 
-    pub fn initiator(options: Options) -> Self {
+    pub(crate) fn initiator(options: Options) -> Self {
         let connection = Connection::initiator(options, [7; 32], b"hello", Duration::ZERO);
         Self::new(connection.unwrap())
     }
 
-    pub fn responder(options: Options) -> Self {
+    pub(crate) fn responder(options: Options) -> Self {
         Self::new(Connection::responder(options, [9; 32], Duration::ZERO).unwrap())
     }
 
     /// What is to be written, at most so many bytes of it.
-    pub fn transmit(&mut self, max: usize) -> Vec<u8> {
+    pub(crate) fn transmit(&mut self, max: usize) -> Vec<u8> {
         let memories = &self.memories;
         self.connection.fill(&mut self.batch, &mut |slice, crc| {
             memories.crc32c(slice, crc)
@@ -71,7 +71,7 @@ impl End {
         bytes
     }
 
-    pub fn receive(&mut self, bytes: &[u8]) {
+    pub(crate) fn receive(&mut self, bytes: &[u8]) {
         self.staged.extend_from_slice(bytes);
         let used = feed(
             &mut self.connection,
@@ -85,7 +85,7 @@ impl End {
         }
     }
 
-    pub fn slice(&self, offset: u64, len: u32) -> Slice {
+    pub(crate) fn slice(&self, offset: u64, len: u32) -> Slice {
         Slice {
             memory: self.memory,
             len,
@@ -93,23 +93,23 @@ impl End {
         }
     }
 
-    pub fn write(&self, offset: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) {
         let slice = self.slice(offset, u32::try_from(bytes.len()).unwrap());
         self.memories.slice(slice).unwrap().write(bytes);
     }
 
-    pub fn read(&self, slice: Slice) -> Vec<u8> {
+    pub(crate) fn read(&self, slice: Slice) -> Vec<u8> {
         let mut bytes = vec![0; slice.len as usize];
         self.memories.slice(slice).unwrap().read(&mut bytes);
         bytes
     }
 
-    pub fn events(&mut self) -> Vec<Event> {
+    pub(crate) fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.connection.poll()).collect()
     }
 
     /// The messages that came; their buffers are given back. Other events are dropped.
-    pub fn messages(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn messages(&mut self) -> Vec<Vec<u8>> {
         let mut messages = Vec::new();
         for event in self.events() {
             if let Event::Received(received) = event {
@@ -119,13 +119,13 @@ impl End {
         messages
     }
 
-    pub fn take(&mut self, received: Received) -> Vec<u8> {
+    pub(crate) fn take(&mut self, received: Received) -> Vec<u8> {
         let bytes = self.read(received.buffer);
         self.pool.put(received.buffer);
         bytes
     }
 
-    pub fn post(&mut self, id: u64, work: Work<'_>) -> Result<(), PostError> {
+    pub(crate) fn post(&mut self, id: u64, work: Work<'_>) -> Result<(), PostError> {
         self.connection.post(&Post {
             id,
             signalled: true,
@@ -133,7 +133,7 @@ impl End {
         })
     }
 
-    pub fn send(&mut self, id: u64, slice: Slice) -> Result<(), PostError> {
+    pub(crate) fn send(&mut self, id: u64, slice: Slice) -> Result<(), PostError> {
         self.post(
             id,
             Work::Send {
@@ -144,19 +144,19 @@ impl End {
         )
     }
 
-    pub fn expose(&mut self, offset: u64, len: u32, access: Access) -> Remote {
+    pub(crate) fn expose(&mut self, offset: u64, len: u32, access: Access) -> Remote {
         let slice = self.slice(offset, len);
         self.connection.expose(&[slice], access).unwrap()
     }
 }
 
-pub struct Pair {
-    pub a: End,
-    pub b: End,
+pub(crate) struct Pair {
+    pub(crate) a: End,
+    pub(crate) b: End,
 }
 
 impl Pair {
-    pub fn new(a: Options, b: Options) -> Self {
+    pub(crate) fn new(a: Options, b: Options) -> Self {
         Self {
             a: End::initiator(a),
             b: End::responder(b),
@@ -164,7 +164,7 @@ impl Pair {
     }
 
     /// Two ends that have met; their events are taken.
-    pub fn established(options: Options) -> Self {
+    pub(crate) fn established(options: Options) -> Self {
         let mut pair = Self::new(options, options);
         pair.run();
         pair.b.connection.accept(b"welcome", options.depth).unwrap();
@@ -183,12 +183,12 @@ impl Pair {
     }
 
     /// Carries bytes until both are silent.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         self.run_in_pieces(usize::MAX, usize::MAX);
     }
 
     /// The same, written and read in pieces of these sizes.
-    pub fn run_in_pieces(&mut self, write: usize, read: usize) {
+    pub(crate) fn run_in_pieces(&mut self, write: usize, read: usize) {
         loop {
             let to_b = self.a.transmit(write);
             let to_a = self.b.transmit(write);
@@ -205,7 +205,7 @@ impl Pair {
     }
 }
 
-pub fn done(id: u64, operation: Operation) -> Event {
+pub(crate) fn done(id: u64, operation: Operation) -> Event {
     Event::Completed(Completion {
         id,
         operation,
@@ -213,7 +213,7 @@ pub fn done(id: u64, operation: Operation) -> Event {
     })
 }
 
-pub fn undone(id: u64, operation: Operation) -> Event {
+pub(crate) fn undone(id: u64, operation: Operation) -> Event {
     Event::Completed(Completion {
         id,
         operation,
@@ -222,7 +222,7 @@ pub fn undone(id: u64, operation: Operation) -> Event {
 }
 
 /// How a connection ended, of all its events the last.
-pub fn end_of(events: &[Event]) -> Failure {
+pub(crate) fn end_of(events: &[Event]) -> Failure {
     let ends = events.iter().filter(|it| matches!(it, Event::Ended(_)));
     assert_eq!(ends.count(), 1, "{events:?}");
     match events.last() {
@@ -231,13 +231,13 @@ pub fn end_of(events: &[Event]) -> Failure {
     }
 }
 
-pub fn pattern(len: usize, seed: u8) -> Vec<u8> {
+pub(crate) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|at| (at * 37 + at / 251).to_le_bytes()[0] ^ seed)
         .collect()
 }
 
-pub const DEPTH: Depth = Depth {
+pub(crate) const DEPTH: Depth = Depth {
     inbound: 4,
     outbound: 4,
 };

@@ -6,7 +6,7 @@ use linkspan_rdma::iwarp::Options;
 use super::pair::End;
 
 /// A frame without its length: the rest is added.
-pub fn frame(ulpdu: &[u8], crc: bool) -> Vec<u8> {
+pub(crate) fn frame(ulpdu: &[u8], crc: bool) -> Vec<u8> {
     let len = u16::try_from(ulpdu.len()).unwrap();
     let mut bytes = len.to_be_bytes().to_vec();
     bytes.extend_from_slice(ulpdu);
@@ -16,7 +16,7 @@ pub fn frame(ulpdu: &[u8], crc: bool) -> Vec<u8> {
     bytes
 }
 
-pub fn tagged(control: u16, key: u32, address: u64, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn tagged(control: u16, key: u32, address: u64, payload: &[u8]) -> Vec<u8> {
     [
         &control.to_be_bytes()[..],
         &key.to_be_bytes(),
@@ -26,7 +26,7 @@ pub fn tagged(control: u16, key: u32, address: u64, payload: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-pub fn untagged(control: u16, reserved: u32, place: [u32; 3], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn untagged(control: u16, reserved: u32, place: [u32; 3], payload: &[u8]) -> Vec<u8> {
     let [queue, number, offset] = place;
     [
         &control.to_be_bytes()[..],
@@ -39,7 +39,7 @@ pub fn untagged(control: u16, reserved: u32, place: [u32; 3], payload: &[u8]) ->
     .concat()
 }
 
-pub fn read_request(number: u32, sink: u32, len: u32, key: u32, address: u64) -> Vec<u8> {
+pub(crate) fn read_request(number: u32, sink: u32, len: u32, key: u32, address: u64) -> Vec<u8> {
     let body = [
         &sink.to_be_bytes()[..],
         &0_u64.to_be_bytes(),
@@ -51,28 +51,27 @@ pub fn read_request(number: u32, sink: u32, len: u32, key: u32, address: u64) ->
     untagged(READ_REQUEST, 0, [1, number, 0], &body)
 }
 
-pub const SEND: u16 = 0x4143;
-pub const SEND_MORE: u16 = 0x0143;
-pub const SEND_INVALIDATE: u16 = 0x4144;
-pub const SEND_SOLICITED: u16 = 0x4145;
-pub const WRITE: u16 = 0xC140;
-pub const WRITE_MORE: u16 = 0x8140;
-pub const READ_REQUEST: u16 = 0x4141;
-pub const READ_RESPONSE: u16 = 0xC142;
-pub const READ_RESPONSE_MORE: u16 = 0x8142;
-pub const TERMINATE: u16 = 0x4147;
+pub(crate) const SEND: u16 = 0x4143;
+pub(crate) const SEND_MORE: u16 = 0x0143;
+pub(crate) const SEND_INVALIDATE: u16 = 0x4144;
+pub(crate) const WRITE: u16 = 0xC140;
+pub(crate) const WRITE_MORE: u16 = 0x8140;
+pub(crate) const READ_REQUEST: u16 = 0x4141;
+pub(crate) const READ_RESPONSE: u16 = 0xC142;
+pub(crate) const READ_RESPONSE_MORE: u16 = 0x8142;
+pub(crate) const TERMINATE: u16 = 0x4147;
 
 /// A request of revision 2 without anything.
-pub fn request() -> Vec<u8> {
+pub(crate) fn request() -> Vec<u8> {
     b"MPA ID Req Frame\x10\x02\x00\x04\x00\x10\x00\x10".to_vec()
 }
 
-pub fn reply() -> Vec<u8> {
+pub(crate) fn reply() -> Vec<u8> {
     b"MPA ID Rep Frame\x10\x02\x00\x04\x00\x10\x00\x04".to_vec()
 }
 
 /// A responder that has accepted the script, with receives posted and events taken.
-pub fn responder(options: Options) -> End {
+pub(crate) fn responder(options: Options) -> End {
     let mut end = End::responder(options);
     let mut request = request();
     if options.crc {
@@ -87,7 +86,7 @@ pub fn responder(options: Options) -> End {
 }
 
 /// An initiator that the script has accepted.
-pub fn initiator(options: Options) -> End {
+pub(crate) fn initiator(options: Options) -> End {
     let mut end = End::initiator(options);
     end.connection.post_receives(4).unwrap();
     end.transmit(usize::MAX);
@@ -97,7 +96,7 @@ pub fn initiator(options: Options) -> End {
 }
 
 /// The last frame of `bytes`, if it is a terminate message: layer, kind, code.
-pub fn terminate_in(bytes: &[u8]) -> Option<(u8, u8, u8)> {
+pub(crate) fn terminate_in(bytes: &[u8]) -> Option<(u8, u8, u8)> {
     let mut rest = bytes;
     let mut found = None;
     while rest.len() >= 4 {
