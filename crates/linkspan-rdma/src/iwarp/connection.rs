@@ -189,6 +189,12 @@ impl Connection {
         self.events.pop_front()
     }
 
+    /// Whether [`Connection::poll`] has something to tell.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// How its driver goes on.
     #[must_use]
     pub fn life(&self) -> Life {

@@ -219,7 +219,7 @@ fn check_writes(steps: &[Step], pair: &Pair) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_works_in_any_pieces(
@@ -246,7 +246,7 @@ fn every_split_is_the_same() {
         Step::Send(true, 7, 1),
     ];
     for crc in [false, true] {
-        for piece in 1..140 {
+        for piece in (1..30).chain([31, 47, 64, 100, 128, 139]) {
             run(&steps, FrameSize::Segment(128), crc, (piece, piece));
             run(&steps, FrameSize::Max, crc, (usize::MAX, piece));
         }

@@ -1,0 +1,542 @@
+//! iWARP over TCP: connections of this process, without a driver and without privilege.
+//!
+//! A [`Provider`] belongs to one thread and waits in one place, for all of its sockets.
+//! An idle connection costs nothing but its state: no buffer, no timer, no call.
+
+mod link;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use linkspan_mem::Region;
+use linkspan_mem::fault::Injected;
+use linkspan_rdma::iwarp::{Batch, ENTROPY, OptionError, Options};
+use linkspan_rdma::verbs::{
+    Access, Depth, Event, Limits, MemoryId, Post, PostError, Remote, Slice, Verbs, Work,
+};
+use linkspan_rdma::{Memories, Pool};
+use linkspan_sys::Epoll;
+use linkspan_sys::poll::{Interest, Ready};
+use linkspan_sys::tcp::{TcpListener, TcpStream};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use link::Link;
+
+/// Bytes that are read ahead at a time, for all connections.
+const STAGING: usize = 128 << 10;
+
+/// Bytes that are framed for one system call.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// Batches that are kept for whoever has something to say next.
+const SPARE_BATCHES: usize = 16;
+
+/// What epoll calls the listener.
+const LISTENER: u64 = u64::MAX;
+
+/// A connection of a provider. The number never comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId {
+    place: u32,
+    life: u32,
+}
+
+impl ConnectionId {
+    fn token(self) -> u64 {
+        u64::from(self.life) << 32 | u64::from(self.place)
+    }
+
+    fn of(token: u64) -> Self {
+        let [place, life] = [token & u64::from(u32::MAX), token >> 32];
+        Self {
+            place: u32::try_from(place).unwrap_or(0),
+            life: u32::try_from(life).unwrap_or(0),
+        }
+    }
+}
+
+/// Why there is no connection, or no provider.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProviderError {
+    /// Options that cannot be.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// The system refuses.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// As many connections as may be.
+    #[error("{max} connections are there already")]
+    Full {
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// What a provider is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How connections are made.
+    pub options: Options,
+    /// Bytes of all buffers for messages that come, at most.
+    pub budget: usize,
+    /// Connections at a time, those that are being made included.
+    pub connections: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            options: Options::default(),
+            budget: 64 << 20,
+            connections: 4096,
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    memories: Memories,
+    pool: Pool,
+    staging: Box<[u8]>,
+    batches: Vec<Batch>,
+    now: Duration,
+}
+
+impl Shared {
+    fn batch(&mut self) -> Batch {
+        self.batches
+            .pop()
+            .unwrap_or_else(|| Batch::new(BATCH_BYTES))
+    }
+
+    fn give_back(&mut self, batch: Batch) {
+        if self.batches.len() < SPARE_BATCHES {
+            self.batches.push(batch);
+        }
+    }
+}
+
+/// iWARP over TCP.
+pub struct Provider {
+    config: Config,
+    epoll: Epoll,
+    ready: Ready,
+    begin: Instant,
+    shared: Shared,
+    listener: Option<TcpListener>,
+    links: Vec<Slot>,
+    free: Vec<u32>,
+    /// Those with something to write, or to tell.
+    busy: VecDeque<ConnectionId>,
+    telling: VecDeque<ConnectionId>,
+    /// Those that wait for a buffer, the first one first.
+    starved: VecDeque<ConnectionId>,
+    timers: BTreeSet<(Duration, ConnectionId)>,
+}
+
+#[derive(Default)]
+struct Slot {
+    life: u32,
+    link: Option<Link>,
+}
+
+impl Provider {
+    /// A provider without connections.
+    ///
+    /// # Errors
+    /// Options that cannot be; what the system refuses.
+    pub fn new(config: Config) -> Result<Self, ProviderError> {
+        config.options.check()?;
+        Ok(Self {
+            epoll: Epoll::new()?,
+            ready: Ready::with_capacity(256),
+            begin: Instant::now(),
+            shared: Shared {
+                memories: Memories::new(),
+                pool: Pool::new(config.options.limits.receive_size, config.budget),
+                staging: vec![0; STAGING].into_boxed_slice(),
+                batches: Vec::new(),
+                now: Duration::ZERO,
+            },
+            config,
+            listener: None,
+            links: Vec::new(),
+            free: Vec::new(),
+            busy: VecDeque::new(),
+            telling: VecDeque::new(),
+            starved: VecDeque::new(),
+            timers: BTreeSet::new(),
+        })
+    }
+
+    /// Makes memory known to all connections.
+    ///
+    /// # Errors
+    /// When there is no room for its number.
+    pub fn add_memory(&mut self, region: Region) -> Result<MemoryId, Injected> {
+        self.shared.memories.add(region)
+    }
+
+    /// Forgets memory; work that names it ends its connection.
+    pub fn remove_memory(&mut self, memory: MemoryId) -> Option<Region> {
+        self.shared.memories.remove(memory)
+    }
+
+    /// The memory that is known, buffers of messages included.
+    #[must_use]
+    pub fn memories(&self) -> &Memories {
+        &self.shared.memories
+    }
+
+    /// Bytes of buffers that are allocated, and buffers that are lent.
+    #[must_use]
+    pub fn buffers(&self) -> (usize, usize) {
+        self.shared.pool.used()
+    }
+
+    /// Listens; connections that come are told by [`Event::Requested`]. Says where.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address)?;
+        self.epoll.add(&listener, LISTENER, Interest::READ)?;
+        let address = listener.address()?;
+        self.listener = Some(listener);
+        Ok(address)
+    }
+
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// What the system refuses at once; too much private data.
+    pub fn connect(
+        &mut self,
+        address: SocketAddr,
+        private_data: &[u8],
+    ) -> Result<ConnectionId, ProviderError> {
+        let stream = TcpStream::connect(address)?;
+        self.tell_time();
+        let link = Link::initiator(
+            stream,
+            self.config.options,
+            entropy()?,
+            private_data,
+            self.shared.now,
+        )?;
+        self.add(link, Interest::WRITE)
+    }
+
+    fn add(&mut self, mut link: Link, interest: Interest) -> Result<ConnectionId, ProviderError> {
+        let max = self.config.connections;
+        if self.links.len() - self.free.len() >= max {
+            return Err(ProviderError::Full { max });
+        }
+        let place = match self.free.last() {
+            Some(place) => *place,
+            None => u32::try_from(self.links.len()).map_err(|_| ProviderError::Full { max })?,
+        };
+        let life = self.links.get(place as usize).map_or(0, |slot| slot.life);
+        let id = ConnectionId { place, life };
+        self.epoll.add(link.stream(), id.token(), interest)?;
+        link.set_interest(interest);
+        if self.free.pop().is_none() {
+            self.links.push(Slot::default());
+        }
+        self.links[place as usize].link = Some(link);
+        self.settle(id);
+        Ok(id)
+    }
+
+    /// The connection of that number; `None` when it is over and its last event was taken.
+    pub fn connection(&mut self, id: ConnectionId) -> Option<Handle<'_>> {
+        self.link(id)?;
+        Some(Handle { provider: self, id })
+    }
+
+    /// Connections, those that are being made and those that end included.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.links.len() - self.free.len()
+    }
+
+    fn link(&mut self, id: ConnectionId) -> Option<&mut Link> {
+        let slot = self.links.get_mut(id.place as usize)?;
+        slot.link.as_mut().filter(|_| slot.life == id.life)
+    }
+
+    fn tell_time(&mut self) {
+        self.shared.now = self.begin.elapsed();
+    }
+
+    /// Writes what was posted, without waiting.
+    pub fn flush(&mut self) {
+        while let Some(id) = self.busy.pop_front() {
+            if let Some((link, shared)) = self.parts(id) {
+                link.busy = false;
+                link.write(shared);
+                self.settle(id);
+            }
+        }
+    }
+
+    fn parts(&mut self, id: ConnectionId) -> Option<(&mut Link, &mut Shared)> {
+        let slot = self.links.get_mut(id.place as usize)?;
+        let link = slot.link.as_mut().filter(|_| slot.life == id.life)?;
+        Some((link, &mut self.shared))
+    }
+
+    /// Writes what was posted, and waits until something has happened, at most for
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// What `epoll_wait(2)` reports.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.flush();
+        let mut timeout = timeout;
+        if !self.telling.is_empty() {
+            timeout = Some(Duration::ZERO);
+        } else if let Some((due, _)) = self.timers.first() {
+            self.shared.now = self.begin.elapsed();
+            // Rounded up, so that it is due when we wake up.
+            let left = due.saturating_sub(self.shared.now) + Duration::from_millis(1);
+            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        }
+        self.epoll.wait(&mut self.ready, timeout)?;
+        self.tell_time();
+        let ready = std::mem::replace(&mut self.ready, Ready::with_capacity(1));
+        for event in ready.iter() {
+            if event.token == LISTENER {
+                self.accept();
+                continue;
+            }
+            let id = ConnectionId::of(event.token);
+            if let Some((link, shared)) = self.parts(id) {
+                link.happened(shared, event);
+                self.settle(id);
+            }
+        }
+        self.ready = ready;
+        self.tick();
+        self.flush();
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        // As many as one wait brings; the rest comes with the next.
+        for _ in 0..64 {
+            let Some(Ok(stream)) = self.listener.as_ref().map(TcpListener::accept) else {
+                return;
+            };
+            let Ok(entropy) = entropy() else {
+                return;
+            };
+            let link = Link::responder(stream, self.config.options, entropy, self.shared.now);
+            // Whoever finds no room is closed.
+            if let Ok(link) = link {
+                let _ = self.add(link, Interest::READ);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        while let Some((due, id)) = self.timers.first().copied() {
+            if due > self.shared.now {
+                return;
+            }
+            self.timers.remove(&(due, id));
+            if let Some((link, shared)) = self.parts(id) {
+                link.timer = None;
+                link.tick(shared);
+                self.settle(id);
+            }
+        }
+    }
+
+    /// After anything: what has to be watched, told, written or closed.
+    fn settle(&mut self, id: ConnectionId) {
+        let Some(link) = self
+            .links
+            .get_mut(id.place as usize)
+            .filter(|slot| slot.life == id.life)
+            .and_then(|slot| slot.link.as_mut())
+        else {
+            return;
+        };
+        if link.has_events() && !link.telling {
+            link.telling = true;
+            self.telling.push_back(id);
+        }
+        let due = link.connection().next_timeout();
+        if due != link.timer {
+            if let Some(timer) = link.timer {
+                self.timers.remove(&(timer, id));
+            }
+            if let Some(due) = due {
+                self.timers.insert((due, id));
+            }
+            link.timer = due;
+        }
+        if link.is_starved() && !link.starving {
+            link.starving = true;
+            self.starved.push_back(id);
+        }
+        if link.watch(&self.epoll, id.token()).is_err() {
+            link.fail(&mut self.shared);
+        }
+        if link.is_over() {
+            // Whoever posts to it is told so until it has heard of the end.
+            link.close(&self.epoll);
+            if !link.has_events() {
+                self.remove(id);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: ConnectionId) {
+        let slot = &mut self.links[id.place as usize];
+        if let Some(link) = slot.link.take() {
+            if let Some(timer) = link.timer {
+                self.timers.remove(&(timer, id));
+            }
+            slot.life = slot.life.wrapping_add(1);
+            self.free.push(id.place);
+        }
+    }
+
+    /// What has happened, on any connection.
+    pub fn poll(&mut self) -> Option<(ConnectionId, Event)> {
+        while let Some(id) = self.telling.front().copied() {
+            let event = self.link(id).and_then(Link::poll);
+            if let Some(event) = event {
+                return Some((id, event));
+            }
+            self.telling.pop_front();
+            if let Some(link) = self.link(id) {
+                link.telling = false;
+            }
+            self.settle(id);
+        }
+        None
+    }
+
+    fn release(&mut self, buffer: Slice) {
+        self.shared.pool.put(buffer);
+        if let Some(id) = self.starved.pop_front()
+            && let Some((link, shared)) = self.parts(id)
+        {
+            link.starving = false;
+            link.read(shared);
+            self.settle(id);
+        }
+    }
+}
+
+impl AsFd for Provider {
+    /// Readable when [`Provider::wait`] has something to do, timers aside.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+/// One connection, borrowed from its provider.
+pub struct Handle<'a> {
+    provider: &'a mut Provider,
+    id: ConnectionId,
+}
+
+impl Handle<'_> {
+    fn link(&mut self) -> Result<&mut Link, PostError> {
+        self.provider.link(self.id).ok_or(PostError::NotConnected)
+    }
+
+    /// There is something to write.
+    fn wake(&mut self) {
+        let id = self.id;
+        if let Some(link) = self.provider.link(id)
+            && !link.busy
+        {
+            link.busy = true;
+            self.provider.busy.push_back(id);
+        }
+    }
+
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// What the system says of a connection that is lost.
+    pub fn peer(&mut self) -> io::Result<SocketAddr> {
+        let link = self.provider.link(self.id);
+        link.ok_or(io::ErrorKind::NotConnected)?.stream().peer()
+    }
+}
+
+impl Verbs for Handle<'_> {
+    fn limits(&self) -> Limits {
+        self.provider.config.options.limits
+    }
+
+    fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {
+        self.link()?.connection().accept(private_data, depth)?;
+        self.wake();
+        Ok(())
+    }
+
+    fn reject(&mut self, private_data: &[u8]) -> Result<(), PostError> {
+        self.link()?.connection().reject(private_data)?;
+        self.wake();
+        Ok(())
+    }
+
+    fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
+        self.link()?.connection().post_receives(count)
+    }
+
+    fn release(&mut self, buffer: Slice) {
+        self.provider.release(buffer);
+    }
+
+    fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
+        let slices: &[Slice] = match post.work {
+            Work::Send { gather, .. } | Work::Write { gather, .. } => gather,
+            Work::Read { into, .. } => into,
+            Work::Invalidate { .. } => &[],
+        };
+        self.provider.shared.memories.check(slices)?;
+        self.link()?.connection().post(post)?;
+        self.wake();
+        Ok(())
+    }
+
+    fn expose(&mut self, slices: &[Slice], access: Access) -> Result<Remote, PostError> {
+        self.provider.shared.memories.check(slices)?;
+        self.link()?.connection().expose(slices, access)
+    }
+
+    fn disconnect(&mut self) {
+        if let Ok(link) = self.link() {
+            link.connection().disconnect();
+            self.wake();
+        }
+    }
+
+    fn poll(&mut self) -> Option<Event> {
+        let id = self.id;
+        let event = self.provider.link(id)?.poll();
+        self.provider.settle(id);
+        event
+    }
+}
+
+fn entropy() -> io::Result<[u8; ENTROPY]> {
+    let mut bytes = [0; ENTROPY];
+    let mut filled = 0;
+    while filled < ENTROPY {
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
