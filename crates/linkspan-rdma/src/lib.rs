@@ -4,6 +4,7 @@
 
 extern crate alloc;
 
+pub mod depth;
 pub mod iwarp;
 pub mod local;
 mod memory;

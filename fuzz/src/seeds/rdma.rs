@@ -250,7 +250,7 @@ fn mpa() -> Vec<Row> {
             0,
             "",
             vec![
-                raw(b"MPA ID Rep Frame\x10\x02\x00\x04\x80\x10\x00\x02"),
+                raw(b"MPA ID Rep Frame\x10\x02\x00\x04\x80\x10\x80\x02"),
                 TRANSMIT.to_vec(),
             ],
         ),
@@ -491,10 +491,14 @@ fn ddp() -> Vec<Row> {
             "exposes nothing",
             vec![
                 begin(),
+                // More than a batch holds.
                 read_request(1, 256, READABLE, BASE),
+                read_request(2, 256, READABLE, BASE),
+                read_request(3, 256, READABLE, BASE),
+                read_request(4, 256, READABLE, BASE),
                 vec![8, 3],
                 vec![6, 1],
-                untagged(SEND_INVALIDATE, READABLE, [0, 2, 0], b""),
+                t(),
                 t(),
             ],
         ),
