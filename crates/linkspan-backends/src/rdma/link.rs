@@ -150,6 +150,10 @@ impl Link {
                 return self.fail(shared);
             }
         }
+        if event.closed && self.is_starved() {
+            // Nobody reads, so nobody else would notice.
+            return self.fail(shared);
+        }
         if event.readable || event.closed {
             self.read(shared);
         }

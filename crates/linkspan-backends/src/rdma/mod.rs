@@ -124,7 +124,8 @@ impl Shared {
 pub struct Provider {
     config: Config,
     epoll: Epoll,
-    ready: Ready,
+    /// Lent while its events are dealt with.
+    ready: Option<Ready>,
     begin: Instant,
     shared: Shared,
     listener: Option<TcpListener>,
@@ -153,7 +154,7 @@ impl Provider {
         config.options.check()?;
         Ok(Self {
             epoll: Epoll::new()?,
-            ready: Ready::with_capacity(256),
+            ready: None,
             begin: Instant::now(),
             shared: Shared {
                 memories: Memories::new(),
@@ -306,9 +307,12 @@ impl Provider {
             let left = due.saturating_sub(self.shared.now) + Duration::from_millis(1);
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         }
-        self.epoll.wait(&mut self.ready, timeout)?;
+        let mut ready = self
+            .ready
+            .take()
+            .unwrap_or_else(|| Ready::with_capacity(256));
+        self.epoll.wait(&mut ready, timeout)?;
         self.tell_time();
-        let ready = std::mem::replace(&mut self.ready, Ready::with_capacity(1));
         for event in ready.iter() {
             if event.token == LISTENER {
                 self.accept();
@@ -320,7 +324,7 @@ impl Provider {
                 self.settle(id);
             }
         }
-        self.ready = ready;
+        self.ready = Some(ready);
         self.tick();
         self.flush();
         Ok(())
