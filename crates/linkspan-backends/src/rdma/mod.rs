@@ -34,6 +34,10 @@ const BATCH_BYTES: usize = 512 << 10;
 /// Batches that are kept for whoever has something to say next.
 const SPARE_BATCHES: usize = 16;
 
+/// How long a listener rests that cannot accept, and a connection for which there is no
+/// memory although nobody holds any: both are asked again.
+const REST: Duration = Duration::from_millis(20);
+
 /// What epoll calls the listener.
 const LISTENER: u64 = u64::MAX;
 
@@ -129,6 +133,8 @@ pub struct Provider {
     begin: Instant,
     shared: Shared,
     listener: Option<TcpListener>,
+    /// When the listener is asked again.
+    listener_rests: Option<Duration>,
     links: Vec<Slot>,
     free: Vec<u32>,
     /// Those with something to write, or to tell.
@@ -165,6 +171,7 @@ impl Provider {
             },
             config,
             listener: None,
+            listener_rests: None,
             links: Vec::new(),
             free: Vec::new(),
             busy: VecDeque::new(),
@@ -298,15 +305,7 @@ impl Provider {
     /// What `epoll_wait(2)` reports.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.flush();
-        let mut timeout = timeout;
-        if !self.telling.is_empty() {
-            timeout = Some(Duration::ZERO);
-        } else if let Some((due, _)) = self.timers.first() {
-            self.shared.now = self.begin.elapsed();
-            // Rounded up, so that it is due when we wake up.
-            let left = due.saturating_sub(self.shared.now) + Duration::from_millis(1);
-            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
-        }
+        let timeout = self.timeout(timeout);
         let mut ready = self
             .ready
             .take()
@@ -326,15 +325,68 @@ impl Provider {
         }
         self.ready = Some(ready);
         self.tick();
+        self.ask_again()?;
         self.flush();
+        Ok(())
+    }
+
+    /// Until when to wait at most.
+    fn timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        if !self.telling.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let mut timeout = timeout;
+        let mut at_most = |left: Duration| {
+            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        };
+        if let Some((due, _)) = self.timers.first() {
+            let left = due.saturating_sub(self.begin.elapsed());
+            // Rounded up, so that it is due when we wake up.
+            at_most(left + Duration::from_millis(1));
+        }
+        if self.listener_rests.is_some() || !self.starved.is_empty() {
+            at_most(REST);
+        }
+        timeout
+    }
+
+    /// What failed for want of memory or descriptors is tried again.
+    fn ask_again(&mut self) -> io::Result<()> {
+        if self
+            .listener_rests
+            .is_some_and(|due| self.shared.now >= due)
+        {
+            self.listener_rests = None;
+            if let Some(listener) = &self.listener {
+                self.epoll.modify(listener, LISTENER, Interest::READ)?;
+            }
+        }
+        if !self.starved.is_empty() {
+            self.feed_starved();
+        }
         Ok(())
     }
 
     fn accept(&mut self) {
         // As many as one wait brings; the rest comes with the next.
         for _ in 0..64 {
-            let Some(Ok(stream)) = self.listener.as_ref().map(TcpListener::accept) else {
+            let Some(listener) = &self.listener else {
                 return;
+            };
+            let stream = match listener.accept() {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // No descriptors, most likely: it would be told again at once.
+                    if self
+                        .epoll
+                        .modify(listener, LISTENER, Interest::NONE)
+                        .is_ok()
+                    {
+                        self.listener_rests = Some(self.shared.now + REST);
+                    }
+                    return;
+                }
             };
             let Ok(entropy) = entropy() else {
                 return;
@@ -430,6 +482,11 @@ impl Provider {
 
     fn release(&mut self, buffer: Slice) {
         self.shared.pool.put(buffer);
+        self.feed_starved();
+    }
+
+    /// The connection that has waited the longest looks for a buffer.
+    fn feed_starved(&mut self) {
         if let Some(id) = self.starved.pop_front()
             && let Some((link, shared)) = self.parts(id)
         {
