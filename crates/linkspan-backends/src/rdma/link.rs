@@ -3,15 +3,17 @@
 use std::io;
 use std::time::Duration;
 
+use linkspan_rdma::Memories;
 use linkspan_rdma::iwarp::{
     Batch, Connection, ENTROPY, Life, OptionError, Options, Piece, Wanted, feed,
 };
-use linkspan_rdma::verbs::Event;
+use linkspan_rdma::verbs::{Event, Slice};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, ReadyEvent};
 use linkspan_sys::tcp::{Gather, Scatter, TcpStream};
 
 use super::Shared;
+use super::capture::{Trace, Way};
 
 /// From here on bytes are read straight to their place.
 const DIRECT_MIN: u32 = 4096;
@@ -41,6 +43,8 @@ pub(super) struct Link {
     pub(super) busy: bool,
     pub(super) telling: bool,
     pub(super) starving: bool,
+    /// Where its bytes stand in a capture.
+    trace: Trace,
 }
 
 impl Link {
@@ -83,6 +87,7 @@ impl Link {
             busy: false,
             telling: false,
             starving: false,
+            trace: Trace::default(),
         }
     }
 
@@ -242,6 +247,10 @@ impl Link {
                 };
                 let count = stream.read_bytes(&mut shared.staging[..room])?;
                 self.large = false;
+                if let Some(capture) = &mut shared.capture {
+                    let parts = [&shared.staging[..count]];
+                    capture.write(&mut self.trace, stream, Way::In, &parts);
+                }
                 self.take(shared, count)?;
                 Ok(Some((count, count == room)))
             }
@@ -297,6 +306,13 @@ impl Link {
                 .places(placed_len, |place| sum = shared.memories.crc32c(place, sum));
             sum
         });
+        if let Some(capture) = &mut shared.capture {
+            let mut bytes = Vec::new();
+            self.connection
+                .places(placed_len, |place| add(&mut bytes, &shared.memories, place));
+            let parts = [&bytes[..], &shared.staging[..count - placed]];
+            capture.write(&mut self.trace, stream, Way::In, &parts);
+        }
         self.connection.placed(placed_len, sum);
         self.large = len >= LARGE;
         if count > placed {
@@ -344,6 +360,10 @@ impl Link {
             let done = self.write_batch(shared, &batch);
             match done {
                 Ok(Some((written, all))) => {
+                    if let (Some(capture), Some(stream)) = (&mut shared.capture, &self.stream) {
+                        let bytes = first(&batch, written, &shared.memories);
+                        capture.write(&mut self.trace, stream, Way::Out, &[&bytes]);
+                    }
                     self.connection.written(&mut batch, written);
                     self.blocked = !all;
                 }
@@ -389,5 +409,29 @@ impl Link {
         let offered = gather.len();
         let written = stream.write(&mut gather)?;
         Ok(Some((written, written == offered)))
+    }
+}
+
+/// The first bytes of a batch, for a capture.
+fn first(batch: &Batch, len: usize, memories: &Memories) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for piece in batch.pieces() {
+        match piece {
+            Piece::Bytes(part) => bytes.extend_from_slice(part),
+            Piece::Slice(slice) => add(&mut bytes, memories, slice),
+        }
+        if bytes.len() >= len {
+            break;
+        }
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+fn add(bytes: &mut Vec<u8>, memories: &Memories, slice: Slice) {
+    let at = bytes.len();
+    bytes.resize(at + slice.len as usize, 0);
+    if let Some(memory) = memories.slice(slice) {
+        memory.read(&mut bytes[at..]);
     }
 }

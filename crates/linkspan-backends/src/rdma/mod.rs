@@ -3,9 +3,12 @@
 //! A [`Provider`] belongs to one thread and waits in one place, for all of its sockets.
 //! An idle connection costs nothing but its state: no buffer, no timer, no call.
 
+mod capture;
+mod handle;
 mod link;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,15 +17,15 @@ use std::time::{Duration, Instant};
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
 use linkspan_rdma::iwarp::{Batch, ENTROPY, OptionError, Options};
-use linkspan_rdma::verbs::{
-    Access, Depth, Event, Limits, MemoryId, Post, PostError, Remote, Slice, Verbs, Work,
-};
+use linkspan_rdma::verbs::{Event, MemoryId, Slice};
 use linkspan_rdma::{Memories, Pool};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::tcp::{TcpListener, TcpStream};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use capture::Capture;
+pub use handle::Handle;
 use link::Link;
 
 /// Bytes that are read ahead at a time, for all connections.
@@ -108,6 +111,7 @@ struct Shared {
     staging: Box<[u8]>,
     batches: Vec<Batch>,
     now: Duration,
+    capture: Option<Capture>,
 }
 
 impl Shared {
@@ -168,6 +172,7 @@ impl Provider {
                 staging: vec![0; STAGING].into_boxed_slice(),
                 batches: Vec::new(),
                 now: Duration::ZERO,
+                capture: None,
             },
             config,
             listener: None,
@@ -216,6 +221,16 @@ impl Provider {
         let address = listener.address()?;
         self.listener = Some(listener);
         Ok(address)
+    }
+
+    /// Writes what goes over all connections from now on to a file, as Wireshark reads it
+    /// (pcap, with addresses and TCP headers made up). It takes time, and holds payload.
+    ///
+    /// # Errors
+    /// What the system says of the file. Later errors end the capture, and nothing else.
+    pub fn capture(&mut self, file: File) -> io::Result<()> {
+        self.shared.capture = Some(Capture::new(file)?);
+        Ok(())
     }
 
     /// Begins to connect.
@@ -501,95 +516,6 @@ impl AsFd for Provider {
     /// Readable when [`Provider::wait`] has something to do, timers aside.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
-    }
-}
-
-/// One connection, borrowed from its provider.
-pub struct Handle<'a> {
-    provider: &'a mut Provider,
-    id: ConnectionId,
-}
-
-impl Handle<'_> {
-    fn link(&mut self) -> Result<&mut Link, PostError> {
-        self.provider.link(self.id).ok_or(PostError::NotConnected)
-    }
-
-    /// There is something to write.
-    fn wake(&mut self) {
-        let id = self.id;
-        if let Some(link) = self.provider.link(id)
-            && !link.busy
-        {
-            link.busy = true;
-            self.provider.busy.push_back(id);
-        }
-    }
-
-    /// Who is at the other end.
-    ///
-    /// # Errors
-    /// What the system says of a connection that is lost.
-    pub fn peer(&mut self) -> io::Result<SocketAddr> {
-        let link = self.provider.link(self.id);
-        link.ok_or(io::ErrorKind::NotConnected)?.stream().peer()
-    }
-}
-
-impl Verbs for Handle<'_> {
-    fn limits(&self) -> Limits {
-        self.provider.config.options.limits
-    }
-
-    fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {
-        self.link()?.connection().accept(private_data, depth)?;
-        self.wake();
-        Ok(())
-    }
-
-    fn reject(&mut self, private_data: &[u8]) -> Result<(), PostError> {
-        self.link()?.connection().reject(private_data)?;
-        self.wake();
-        Ok(())
-    }
-
-    fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
-        self.link()?.connection().post_receives(count)
-    }
-
-    fn release(&mut self, buffer: Slice) {
-        self.provider.release(buffer);
-    }
-
-    fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
-        let slices: &[Slice] = match post.work {
-            Work::Send { gather, .. } | Work::Write { gather, .. } => gather,
-            Work::Read { into, .. } => into,
-            Work::Invalidate { .. } => &[],
-        };
-        self.provider.shared.memories.check(slices)?;
-        self.link()?.connection().post(post)?;
-        self.wake();
-        Ok(())
-    }
-
-    fn expose(&mut self, slices: &[Slice], access: Access) -> Result<Remote, PostError> {
-        self.provider.shared.memories.check(slices)?;
-        self.link()?.connection().expose(slices, access)
-    }
-
-    fn disconnect(&mut self) {
-        if let Ok(link) = self.link() {
-            link.connection().disconnect();
-            self.wake();
-        }
-    }
-
-    fn poll(&mut self) -> Option<Event> {
-        let id = self.id;
-        let event = self.provider.link(id)?.poll();
-        self.provider.settle(id);
-        event
     }
 }
 
