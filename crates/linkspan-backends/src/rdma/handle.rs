@@ -38,7 +38,8 @@ impl Handle<'_> {
     /// What the system says of a connection that is lost.
     pub fn peer(&mut self) -> io::Result<SocketAddr> {
         let link = self.provider.link(self.id);
-        link.ok_or(io::ErrorKind::NotConnected)?.stream().peer()
+        let stream = link.and_then(|link| link.stream());
+        stream.ok_or(io::ErrorKind::NotConnected)?.peer()
     }
 }
 

@@ -91,16 +91,27 @@ impl Link {
         }
     }
 
-    pub(super) fn stream(&self) -> &TcpStream {
-        self.stream.as_ref().expect("asked for before it is closed")
+    /// Nothing once it is closed.
+    pub(super) fn stream(&self) -> Option<&TcpStream> {
+        self.stream.as_ref()
     }
 
     pub(super) fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
 
-    pub(super) fn set_interest(&mut self, interest: Interest) {
+    /// Watches the socket for the first time.
+    pub(super) fn begin(
+        &mut self,
+        epoll: &Epoll,
+        token: u64,
+        interest: Interest,
+    ) -> io::Result<()> {
+        if let Some(stream) = &self.stream {
+            epoll.add(stream, token, interest)?;
+        }
         self.interest = interest;
+        Ok(())
     }
 
     pub(super) fn has_events(&self) -> bool {
@@ -151,7 +162,8 @@ impl Link {
         self.connection.tick(shared.now);
         if self.connecting && (event.writable || event.closed) {
             self.connecting = false;
-            if self.stream().check().is_err() {
+            let failed = |stream: &TcpStream| stream.check().is_err();
+            if self.stream.as_ref().is_none_or(failed) {
                 return self.fail(shared);
             }
         }

@@ -265,8 +265,7 @@ impl Provider {
         };
         let life = self.links.get(place as usize).map_or(0, |slot| slot.life);
         let id = ConnectionId { place, life };
-        self.epoll.add(link.stream(), id.token(), interest)?;
-        link.set_interest(interest);
+        link.begin(&self.epoll, id.token(), interest)?;
         if self.free.pop().is_none() {
             self.links.push(Slot::default());
         }
@@ -507,6 +506,7 @@ impl Provider {
         {
             link.starving = false;
             link.read(shared);
+            link.write(shared);
             self.settle(id);
         }
     }
