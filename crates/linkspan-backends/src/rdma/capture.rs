@@ -86,17 +86,17 @@ fn write(
     way: Way,
     bytes: &[u8],
 ) -> io::Result<()> {
-    let ends = match &mut trace.ends {
-        Some(ends) => ends,
-        None => {
-            let mut ends = [end(stream.address()?, 1), end(stream.peer()?, 2)];
-            // Whoever sends its bytes first is the one that connected: MPA's initiator.
-            let from = usize::from(way == Way::In);
-            packet(file, &mut ends, from, SYN, &[])?;
-            packet(file, &mut ends, 1 - from, SYN | ACK, &[])?;
-            packet(file, &mut ends, from, ACK, &[])?;
-            trace.ends.insert(ends)
-        }
+    if trace.ends.is_none() {
+        let mut ends = [end(stream.address()?, 1), end(stream.peer()?, 2)];
+        // Whoever sends the first bytes is the one that connected: MPA's initiator.
+        let from = usize::from(way == Way::In);
+        packet(file, &mut ends, from, SYN, &[])?;
+        packet(file, &mut ends, 1 - from, SYN | ACK, &[])?;
+        packet(file, &mut ends, from, ACK, &[])?;
+        trace.ends = Some(ends);
+    }
+    let Some(ends) = &mut trace.ends else {
+        return Ok(());
     };
     let from = usize::from(way == Way::In);
     for part in bytes.chunks(SEGMENT) {
