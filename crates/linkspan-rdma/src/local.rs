@@ -14,8 +14,9 @@ use linkspan_mem::fault::{Injected, Site, point};
 
 use crate::iwarp::connection::sum;
 use crate::iwarp::error::refused;
+use crate::iwarp::setup::check_private;
 use crate::iwarp::tags::{Found, Tags, parts};
-use crate::iwarp::{ENTROPY, PRIVATE_DATA_MAX, Terminate, WireError};
+use crate::iwarp::{ENTROPY, Terminate, WireError};
 use crate::memory::{Memories, Pool};
 use crate::verbs::{
     Access, Completion, Depth, Event, Failure, Greeting, Key, Limits, MemoryId, Operation, Post,
@@ -588,17 +589,4 @@ impl Verbs for End {
     fn poll(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
-}
-
-fn check_private(private_data: &[u8]) -> Result<(), PostError> {
-    let got = private_data.len();
-    if got <= PRIVATE_DATA_MAX {
-        return Ok(());
-    }
-    // 252.
-    let max = u32::try_from(PRIVATE_DATA_MAX).unwrap_or(0);
-    Err(PostError::Bytes {
-        got: got as u64,
-        max,
-    })
 }

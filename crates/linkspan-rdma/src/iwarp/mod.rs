@@ -12,7 +12,7 @@ mod incoming;
 mod mpa;
 mod options;
 mod outgoing;
-mod setup;
+pub(crate) mod setup;
 pub(crate) mod tags;
 mod wire;
 

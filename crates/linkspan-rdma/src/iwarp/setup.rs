@@ -226,7 +226,8 @@ fn reply(
     frame.write(Kind::Reply)
 }
 
-fn check_private(private_data: &[u8]) -> Result<(), PostError> {
+/// Whether there is room for it in any frame.
+pub(crate) fn check_private(private_data: &[u8]) -> Result<(), PostError> {
     let got = private_data.len();
     if got <= PRIVATE_DATA_MAX {
         return Ok(());

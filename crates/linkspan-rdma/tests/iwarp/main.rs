@@ -6,5 +6,6 @@ mod life;
 mod order;
 mod pair;
 mod random;
+mod reach;
 mod script;
 mod setup;
