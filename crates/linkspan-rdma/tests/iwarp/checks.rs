@@ -1,7 +1,7 @@
 //! Every check of what is received, by name, and what the peer is told.
 
 use linkspan_rdma::iwarp::{Opcode, Options, WireError};
-use linkspan_rdma::verbs::{Access, Event, Failure, Key, Operation, Refusal, Remote, Slice, Work};
+use linkspan_rdma::verbs::{Access, Event, Failure, Key, Operation, Refusal, Remote, Work};
 
 use super::pair::{DEPTH, End, end_of, pattern};
 use super::script::{
