@@ -3,6 +3,7 @@
 
 mod input;
 pub mod net;
+pub mod rdma;
 pub mod ring_memory;
 pub mod seeds;
 pub mod vdpa;
@@ -17,6 +18,8 @@ pub type Target = fn(&[u8]);
 /// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("net", net::target),
+    ("rdma_ddp", rdma::ddp),
+    ("rdma_mpa", rdma::mpa),
     ("ring_memory", ring_memory::target),
     ("vduse", vduse::target),
     ("vdpa", vdpa::target),

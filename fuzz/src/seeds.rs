@@ -4,6 +4,7 @@ mod driver;
 mod net;
 mod packed;
 mod queue;
+mod rdma;
 mod replies;
 mod stream;
 mod vdpa;
@@ -11,8 +12,8 @@ mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, ring_memory, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
-    vhost_user_stream, vmbus as vmbus_target,
+    net as net_target, rdma as rdma_target, ring_memory, vdpa as vdpa_target,
+    vduse as vduse_target, vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.
@@ -83,6 +84,16 @@ pub enum Expected {
         /// A part of the last error, or nothing.
         error: Option<&'static str>,
     },
+    /// So many messages and works that were done, works that were not, and why the
+    /// connection ended.
+    Rdma {
+        /// Messages and works.
+        done: usize,
+        /// Works refused, or given back.
+        refused: usize,
+        /// A part of why it ended, or nothing.
+        error: Option<&'static str>,
+    },
     /// What a device and its kernel answered came to this.
     Vdpa(vdpa_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
@@ -108,6 +119,7 @@ pub fn all() -> Vec<Seed> {
         vduse::seeds(),
         vmbus::seeds(),
         vdpa::seeds(),
+        rdma::seeds(),
     ]
     .concat()
 }
@@ -175,6 +187,20 @@ impl Seed {
                     "vmbus_ring" => vmbus_target::ring::run,
                     "vmbus_services" => vmbus_target::services::run,
                     _ => vmbus_target::channel::run,
+                };
+                let outcome = run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
+            Expected::Rdma {
+                done,
+                refused,
+                error,
+            } => {
+                let run = match self.target {
+                    "rdma_mpa" => rdma_target::run_mpa,
+                    _ => rdma_target::run_ddp,
                 };
                 let outcome = run(&self.bytes);
                 let found = (outcome.done, outcome.refused);

@@ -9,4 +9,5 @@ pub mod fcopy;
 pub mod image;
 pub mod nic;
 pub mod port;
+pub mod rdma;
 pub mod uio;

@@ -29,6 +29,7 @@ pub mod signals;
 pub mod socket;
 pub mod storage;
 pub mod tap;
+pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod thread;

@@ -1,0 +1,529 @@
+//! iWARP over TCP: connections of this process, without a driver and without privilege.
+//!
+//! A [`Provider`] belongs to one thread and waits in one place, for all of its sockets.
+//! An idle connection costs nothing but its state: no buffer, no timer, no call.
+
+mod capture;
+mod handle;
+mod link;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use linkspan_mem::Region;
+use linkspan_mem::fault::Injected;
+use linkspan_rdma::iwarp::{Batch, ENTROPY, OptionError, Options};
+use linkspan_rdma::verbs::{Event, MemoryId, Slice};
+use linkspan_rdma::{Memories, Pool};
+use linkspan_sys::Epoll;
+use linkspan_sys::poll::{Interest, Ready};
+use linkspan_sys::tcp::{TcpListener, TcpStream};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use capture::Capture;
+pub use handle::Handle;
+use link::Link;
+
+/// Bytes that are read ahead at a time, for all connections.
+const STAGING: usize = 128 << 10;
+
+/// Bytes that are framed for one system call.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// Batches that are kept for whoever has something to say next.
+const SPARE_BATCHES: usize = 16;
+
+/// How long a listener rests that cannot accept, and a connection for which there is no
+/// memory although nobody holds any: both are asked again.
+const REST: Duration = Duration::from_millis(20);
+
+/// What epoll calls the listener.
+const LISTENER: u64 = u64::MAX;
+
+/// A connection of a provider. The number never comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId {
+    place: u32,
+    life: u32,
+}
+
+impl ConnectionId {
+    fn token(self) -> u64 {
+        u64::from(self.life) << 32 | u64::from(self.place)
+    }
+
+    fn of(token: u64) -> Self {
+        let [place, life] = [token & u64::from(u32::MAX), token >> 32];
+        Self {
+            place: u32::try_from(place).unwrap_or(0),
+            life: u32::try_from(life).unwrap_or(0),
+        }
+    }
+}
+
+/// Why there is no connection, or no provider.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProviderError {
+    /// Options that cannot be.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+    /// The system refuses.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// As many connections as may be.
+    #[error("{max} connections are there already")]
+    Full {
+        /// The limit.
+        max: usize,
+    },
+}
+
+/// What a provider is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How connections are made.
+    pub options: Options,
+    /// Bytes of all buffers for messages that come, at most.
+    pub budget: usize,
+    /// Connections at a time, those that are being made included.
+    pub connections: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            options: Options::default(),
+            budget: 64 << 20,
+            connections: 4096,
+        }
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    memories: Memories,
+    pool: Pool,
+    staging: Box<[u8]>,
+    batches: Vec<Batch>,
+    now: Duration,
+    capture: Option<Capture>,
+}
+
+impl Shared {
+    fn batch(&mut self) -> Batch {
+        self.batches
+            .pop()
+            .unwrap_or_else(|| Batch::new(BATCH_BYTES))
+    }
+
+    fn give_back(&mut self, batch: Batch) {
+        if self.batches.len() < SPARE_BATCHES {
+            self.batches.push(batch);
+        }
+    }
+}
+
+/// iWARP over TCP.
+pub struct Provider {
+    config: Config,
+    epoll: Epoll,
+    /// Lent while its events are dealt with.
+    ready: Option<Ready>,
+    begin: Instant,
+    shared: Shared,
+    listener: Option<TcpListener>,
+    /// When the listener is asked again.
+    listener_rests: Option<Duration>,
+    links: Vec<Slot>,
+    free: Vec<u32>,
+    /// Those with something to write, or to tell.
+    busy: VecDeque<ConnectionId>,
+    telling: VecDeque<ConnectionId>,
+    /// Those that wait for a buffer, the first one first.
+    starved: VecDeque<ConnectionId>,
+    timers: BTreeSet<(Duration, ConnectionId)>,
+}
+
+#[derive(Default)]
+struct Slot {
+    life: u32,
+    link: Option<Link>,
+}
+
+impl Provider {
+    /// A provider without connections.
+    ///
+    /// # Errors
+    /// Options that cannot be; what the system refuses.
+    pub fn new(config: Config) -> Result<Self, ProviderError> {
+        config.options.check()?;
+        Ok(Self {
+            epoll: Epoll::new()?,
+            ready: None,
+            begin: Instant::now(),
+            shared: Shared {
+                memories: Memories::new(),
+                pool: Pool::new(config.options.limits.receive_size, config.budget),
+                staging: vec![0; STAGING].into_boxed_slice(),
+                batches: Vec::new(),
+                now: Duration::ZERO,
+                capture: None,
+            },
+            config,
+            listener: None,
+            listener_rests: None,
+            links: Vec::new(),
+            free: Vec::new(),
+            busy: VecDeque::new(),
+            telling: VecDeque::new(),
+            starved: VecDeque::new(),
+            timers: BTreeSet::new(),
+        })
+    }
+
+    /// Makes memory known to all connections.
+    ///
+    /// # Errors
+    /// When there is no room for its number.
+    pub fn add_memory(&mut self, region: Region) -> Result<MemoryId, Injected> {
+        self.shared.memories.add(region)
+    }
+
+    /// Forgets memory; work that names it ends its connection.
+    pub fn remove_memory(&mut self, memory: MemoryId) -> Option<Region> {
+        self.shared.memories.remove(memory)
+    }
+
+    /// The memory that is known, buffers of messages included.
+    #[must_use]
+    pub fn memories(&self) -> &Memories {
+        &self.shared.memories
+    }
+
+    /// Bytes of buffers that are allocated, and buffers that are lent.
+    #[must_use]
+    pub fn buffers(&self) -> (usize, usize) {
+        self.shared.pool.used()
+    }
+
+    /// Listens; connections that come are told by [`Event::Requested`]. Says where.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = TcpListener::bind(address)?;
+        self.epoll.add(&listener, LISTENER, Interest::READ)?;
+        let address = listener.address()?;
+        self.listener = Some(listener);
+        Ok(address)
+    }
+
+    /// Writes what goes over all connections from now on to a file, as Wireshark reads it
+    /// (pcap, with addresses and TCP headers made up). It takes time, and holds payload.
+    ///
+    /// # Errors
+    /// What the system says of the file. Later errors end the capture, and nothing else.
+    pub fn capture(&mut self, file: File) -> io::Result<()> {
+        self.shared.capture = Some(Capture::new(file)?);
+        Ok(())
+    }
+
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// What the system refuses at once; too much private data.
+    pub fn connect(
+        &mut self,
+        address: SocketAddr,
+        private_data: &[u8],
+    ) -> Result<ConnectionId, ProviderError> {
+        let stream = TcpStream::connect(address)?;
+        self.tell_time();
+        let link = Link::initiator(
+            stream,
+            self.config.options,
+            entropy()?,
+            private_data,
+            self.shared.now,
+        )?;
+        self.add(link, Interest::WRITE)
+    }
+
+    fn add(&mut self, mut link: Link, interest: Interest) -> Result<ConnectionId, ProviderError> {
+        let max = self.config.connections;
+        if self.links.len() - self.free.len() >= max {
+            return Err(ProviderError::Full { max });
+        }
+        let place = match self.free.last() {
+            Some(place) => *place,
+            None => u32::try_from(self.links.len()).map_err(|_| ProviderError::Full { max })?,
+        };
+        let life = self.links.get(place as usize).map_or(0, |slot| slot.life);
+        let id = ConnectionId { place, life };
+        link.begin(&self.epoll, id.token(), interest)?;
+        if self.free.pop().is_none() {
+            self.links.push(Slot::default());
+        }
+        self.links[place as usize].link = Some(link);
+        self.settle(id);
+        Ok(id)
+    }
+
+    /// The connection of that number; `None` when it is over and its last event was taken.
+    pub fn connection(&mut self, id: ConnectionId) -> Option<Handle<'_>> {
+        self.link(id)?;
+        Some(Handle { provider: self, id })
+    }
+
+    /// Connections, those that are being made and those that end included.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.links.len() - self.free.len()
+    }
+
+    fn link(&mut self, id: ConnectionId) -> Option<&mut Link> {
+        let slot = self.links.get_mut(id.place as usize)?;
+        slot.link.as_mut().filter(|_| slot.life == id.life)
+    }
+
+    fn tell_time(&mut self) {
+        self.shared.now = self.begin.elapsed();
+    }
+
+    /// Writes what was posted, without waiting.
+    pub fn flush(&mut self) {
+        while let Some(id) = self.busy.pop_front() {
+            if let Some((link, shared)) = self.parts(id) {
+                link.busy = false;
+                link.write(shared);
+                self.settle(id);
+            }
+        }
+    }
+
+    fn parts(&mut self, id: ConnectionId) -> Option<(&mut Link, &mut Shared)> {
+        let slot = self.links.get_mut(id.place as usize)?;
+        let link = slot.link.as_mut().filter(|_| slot.life == id.life)?;
+        Some((link, &mut self.shared))
+    }
+
+    /// Writes what was posted, and waits until something has happened, at most for
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// What `epoll_wait(2)` reports.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.flush();
+        let timeout = self.timeout(timeout);
+        let mut ready = self
+            .ready
+            .take()
+            .unwrap_or_else(|| Ready::with_capacity(256));
+        self.epoll.wait(&mut ready, timeout)?;
+        self.tell_time();
+        for event in ready.iter() {
+            if event.token == LISTENER {
+                self.accept();
+                continue;
+            }
+            let id = ConnectionId::of(event.token);
+            if let Some((link, shared)) = self.parts(id) {
+                link.happened(shared, event);
+                self.settle(id);
+            }
+        }
+        self.ready = Some(ready);
+        self.tick();
+        self.ask_again()?;
+        self.flush();
+        Ok(())
+    }
+
+    /// Until when to wait at most.
+    fn timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        if !self.telling.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let mut timeout = timeout;
+        let mut at_most = |left: Duration| {
+            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
+        };
+        if let Some((due, _)) = self.timers.first() {
+            let left = due.saturating_sub(self.begin.elapsed());
+            // Rounded up, so that it is due when we wake up.
+            at_most(left + Duration::from_millis(1));
+        }
+        if self.listener_rests.is_some() || !self.starved.is_empty() {
+            at_most(REST);
+        }
+        timeout
+    }
+
+    /// What failed for want of memory or descriptors is tried again.
+    fn ask_again(&mut self) -> io::Result<()> {
+        if self
+            .listener_rests
+            .is_some_and(|due| self.shared.now >= due)
+        {
+            self.listener_rests = None;
+            if let Some(listener) = &self.listener {
+                self.epoll.modify(listener, LISTENER, Interest::READ)?;
+            }
+        }
+        if !self.starved.is_empty() {
+            self.feed_starved();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        // As many as one wait brings; the rest comes with the next.
+        for _ in 0..64 {
+            let Some(listener) = &self.listener else {
+                return;
+            };
+            let stream = match listener.accept() {
+                Ok(stream) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // No descriptors, most likely: it would be told again at once.
+                    if self
+                        .epoll
+                        .modify(listener, LISTENER, Interest::NONE)
+                        .is_ok()
+                    {
+                        self.listener_rests = Some(self.shared.now + REST);
+                    }
+                    return;
+                }
+            };
+            let Ok(entropy) = entropy() else {
+                return;
+            };
+            let link = Link::responder(stream, self.config.options, entropy, self.shared.now);
+            // Whoever finds no room is closed.
+            if let Ok(link) = link {
+                let _ = self.add(link, Interest::READ);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        while let Some((due, id)) = self.timers.first().copied() {
+            if due > self.shared.now {
+                return;
+            }
+            self.timers.remove(&(due, id));
+            if let Some((link, shared)) = self.parts(id) {
+                link.timer = None;
+                link.tick(shared);
+                self.settle(id);
+            }
+        }
+    }
+
+    /// After anything: what has to be watched, told, written or closed.
+    fn settle(&mut self, id: ConnectionId) {
+        let Some(link) = self
+            .links
+            .get_mut(id.place as usize)
+            .filter(|slot| slot.life == id.life)
+            .and_then(|slot| slot.link.as_mut())
+        else {
+            return;
+        };
+        if link.has_events() && !link.telling {
+            link.telling = true;
+            self.telling.push_back(id);
+        }
+        let due = link.connection().next_timeout();
+        if due != link.timer {
+            if let Some(timer) = link.timer {
+                self.timers.remove(&(timer, id));
+            }
+            if let Some(due) = due {
+                self.timers.insert((due, id));
+            }
+            link.timer = due;
+        }
+        if link.is_starved() && !link.starving {
+            link.starving = true;
+            self.starved.push_back(id);
+        }
+        if link.watch(&self.epoll, id.token()).is_err() {
+            link.fail(&mut self.shared);
+        }
+        if link.is_over() {
+            // Whoever posts to it is told so until it has heard of the end.
+            link.close(&self.epoll);
+            if !link.has_events() {
+                self.remove(id);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: ConnectionId) {
+        let slot = &mut self.links[id.place as usize];
+        if let Some(link) = slot.link.take() {
+            if let Some(timer) = link.timer {
+                self.timers.remove(&(timer, id));
+            }
+            slot.life = slot.life.wrapping_add(1);
+            self.free.push(id.place);
+        }
+    }
+
+    /// What has happened, on any connection.
+    pub fn poll(&mut self) -> Option<(ConnectionId, Event)> {
+        while let Some(id) = self.telling.front().copied() {
+            let event = self.link(id).and_then(Link::poll);
+            if let Some(event) = event {
+                return Some((id, event));
+            }
+            self.telling.pop_front();
+            if let Some(link) = self.link(id) {
+                link.telling = false;
+            }
+            self.settle(id);
+        }
+        None
+    }
+
+    fn release(&mut self, buffer: Slice) {
+        self.shared.pool.put(buffer);
+        self.feed_starved();
+    }
+
+    /// The connection that has waited the longest looks for a buffer.
+    fn feed_starved(&mut self) {
+        if let Some(id) = self.starved.pop_front()
+            && let Some((link, shared)) = self.parts(id)
+        {
+            link.starving = false;
+            link.read(shared);
+            link.write(shared);
+            self.settle(id);
+        }
+    }
+}
+
+impl AsFd for Provider {
+    /// Readable when [`Provider::wait`] has something to do, timers aside.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+fn entropy() -> io::Result<[u8; ENTROPY]> {
+    let mut bytes = [0; ENTROPY];
+    let mut filled = 0;
+    while filled < ENTROPY {
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}

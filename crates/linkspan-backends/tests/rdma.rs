@@ -1,0 +1,573 @@
+//! iWARP over TCP: two providers, or one and a socket that anybody could have opened.
+
+use std::collections::VecDeque;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use linkspan_backends::rdma::{Config, ConnectionId, Provider};
+use linkspan_mem::Region;
+use linkspan_rdma::iwarp::{FrameSize, Options, WireError};
+use linkspan_rdma::verbs::{
+    Access, Depth, Event, Failure, MemoryId, Operation, Post, PostError, Received, Remote, Slice,
+    Verbs as _, Work,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+const MEMORY: usize = 4 << 20;
+const MEMORY_LEN: u32 = 4 << 20;
+const DEPTH: Depth = Depth {
+    inbound: 8,
+    outbound: 8,
+};
+
+/// A provider, its memory, and the events that nobody took.
+struct Side {
+    provider: Provider,
+    memory: MemoryId,
+    events: VecDeque<(ConnectionId, Event)>,
+    ends: Vec<(ConnectionId, Failure)>,
+}
+
+impl Side {
+    fn new(config: Config) -> Self {
+        let mut provider = Provider::new(config).unwrap();
+        let memory = provider.add_memory(Region::heap(MEMORY).unwrap()).unwrap();
+        Self {
+            provider,
+            memory,
+            events: VecDeque::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    fn slice(&self, offset: u64, len: u32) -> Slice {
+        Slice {
+            memory: self.memory,
+            len,
+            offset,
+        }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        let slice = self.slice(offset, u32::try_from(bytes.len()).unwrap());
+        let memories = self.provider.memories();
+        assert_eq!(memories.slice(slice).unwrap().write(bytes), bytes.len());
+    }
+
+    fn read(&self, slice: Slice) -> Vec<u8> {
+        let mut bytes = vec![0; slice.len as usize];
+        let memories = self.provider.memories();
+        memories.slice(slice).unwrap().read(&mut bytes);
+        bytes
+    }
+
+    fn post(&mut self, id: ConnectionId, number: u64, work: Work<'_>) -> Result<(), PostError> {
+        let post = Post {
+            id: number,
+            signalled: true,
+            work,
+        };
+        let connection = self.provider.connection(id);
+        connection.ok_or(PostError::NotConnected)?.post(&post)
+    }
+
+    fn send(&mut self, id: ConnectionId, number: u64, gather: &[Slice]) {
+        let work = Work::Send {
+            gather,
+            invalidate: None,
+            solicited: false,
+        };
+        self.post(id, number, work).unwrap();
+    }
+
+    fn expose(&mut self, id: ConnectionId, slices: &[Slice], access: Access) -> Remote {
+        let mut connection = self.provider.connection(id).unwrap();
+        connection.expose(slices, access).unwrap()
+    }
+
+    fn look(&mut self) {
+        self.provider.wait(Some(Duration::from_millis(1))).unwrap();
+        while let Some((id, event)) = self.provider.poll() {
+            match event {
+                Event::Ended(failure) => self.ends.push((id, failure)),
+                event => self.events.push_back((id, event)),
+            }
+        }
+    }
+
+    /// The next event that is not of another kind than what is looked for.
+    fn find<T>(&mut self, each: impl Fn(&Event) -> Option<T>) -> Option<(ConnectionId, T)> {
+        let at = self.events.iter().position(|it| each(&it.1).is_some())?;
+        let (id, event) = self.events.remove(at)?;
+        each(&event).map(|found| (id, found))
+    }
+
+    fn message(&mut self) -> Option<Vec<u8>> {
+        let (id, received) = self.find(received)?;
+        let bytes = self.read(received.buffer);
+        if let Some(mut connection) = self.provider.connection(id) {
+            connection.release(received.buffer);
+        }
+        Some(bytes)
+    }
+}
+
+fn received(event: &Event) -> Option<Received> {
+    match event {
+        Event::Received(received) => Some(*received),
+        _ => None,
+    }
+}
+
+fn done(event: &Event) -> Option<(u64, Operation)> {
+    match event {
+        Event::Completed(it) if it.done => Some((it.id, it.operation)),
+        _ => None,
+    }
+}
+
+/// Both sides go on until there is what is looked for.
+fn until<T>(
+    a: &mut Side,
+    b: &mut Side,
+    mut found: impl FnMut(&mut Side, &mut Side) -> Option<T>,
+) -> T {
+    loop {
+        a.look();
+        b.look();
+        if let Some(found) = found(a, b) {
+            return found;
+        }
+    }
+}
+
+fn options(crc: bool) -> Config {
+    let mut options = Options {
+        crc,
+        depth: DEPTH,
+        ..Options::default()
+    };
+    options.limits.receive_size = 8192;
+    Config {
+        options,
+        ..Config::default()
+    }
+}
+
+fn anywhere() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+/// Two sides with a connection, and its numbers.
+fn connected(a: Config, b: Config) -> (Side, Side, ConnectionId, ConnectionId) {
+    let (mut a, mut b) = (Side::new(a), Side::new(b));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let (at_a, at_b) = connect(&mut a, &mut b, address);
+    (a, b, at_a, at_b)
+}
+
+fn connect(a: &mut Side, b: &mut Side, address: SocketAddr) -> (ConnectionId, ConnectionId) {
+    let at_a = a.provider.connect(address, b"hello").unwrap();
+    let at_b = until(a, b, |_, b| {
+        let asked = |event: &Event| match event {
+            Event::Requested(greeting) => Some(greeting.private_data.clone()),
+            _ => None,
+        };
+        b.find(asked).map(|(id, private_data)| {
+            assert_eq!(private_data, b"hello");
+            id
+        })
+    });
+    let mut connection = b.provider.connection(at_b).unwrap();
+    connection.post_receives(255).unwrap();
+    connection.accept(b"welcome", DEPTH).unwrap();
+    let established = |event: &Event| match event {
+        Event::Established(greeting) => Some(greeting.private_data.clone()),
+        _ => None,
+    };
+    let private_data = until(a, b, |a, _| a.find(established));
+    assert_eq!(private_data, (at_a, b"welcome".to_vec()));
+    b.find(established).unwrap();
+    a.provider
+        .connection(at_a)
+        .unwrap()
+        .post_receives(255)
+        .unwrap();
+    (at_a, at_b)
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|at| (at * 37 + at / 251).to_le_bytes()[0] ^ seed)
+        .collect()
+}
+
+#[test]
+fn everything_arrives_with_checksums_and_without_in_frames_of_any_size() {
+    for (crc, frame) in [
+        (false, FrameSize::Max),
+        (true, FrameSize::Max),
+        (false, FrameSize::Segment(1448)),
+        (true, FrameSize::Segment(1448)),
+    ] {
+        let mut config = options(crc);
+        config.options.frame = frame;
+        let (mut a, mut b, at_a, at_b) = connected(config, config);
+        let data = pattern(MEMORY / 2, 1);
+        a.write(0, &data);
+        let both = Access {
+            read: true,
+            write: true,
+        };
+        // In two pieces, the second one first.
+        let half = MEMORY_LEN / 2;
+        let pieces = [b.slice(1_000_003, half - 1_000_003), b.slice(0, 1_000_003)];
+        let to = b.expose(at_b, &pieces, both);
+        let gather = [a.slice(0, 77), a.slice(77, half - 77)];
+        a.post(
+            at_a,
+            1,
+            Work::Write {
+                gather: &gather,
+                to,
+            },
+        )
+        .unwrap();
+        let into = [a.slice(u64::from(half), half - 5)];
+        let mut from = to;
+        from.address += 5;
+        a.post(at_a, 2, Work::Read { into: &into, from }).unwrap();
+        a.send(at_a, 3, &[a.slice(3, 8192)]);
+        a.send(at_a, 4, &[]);
+        let mut left = vec![
+            (1, Operation::Write),
+            (2, Operation::Read),
+            (3, Operation::Send),
+            (4, Operation::Send),
+        ];
+        let mut messages = Vec::new();
+        until(&mut a, &mut b, |a, b| {
+            while let Some((_, it)) = a.find(done) {
+                left.retain(|one| *one != it);
+            }
+            messages.extend(b.message());
+            (left.is_empty() && messages.len() == 2).then_some(())
+        });
+        assert!(messages == [&data[3..3 + 8192], b""]);
+        assert!(a.read(into[0]) == data[5..], "read back, {crc} {frame:?}");
+        assert!([b.read(pieces[0]), b.read(pieces[1])].concat() == data);
+        assert_eq!(b.provider.buffers().1, 0);
+    }
+}
+
+#[test]
+fn both_ends_talk_at_the_same_time_and_neither_waits() {
+    let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
+    for number in 0..200 {
+        a.send(at_a, number, &[a.slice(number, 5000)]);
+        b.send(at_b, number, &[b.slice(number, 5000)]);
+    }
+    let mut counts = [0; 2];
+    until(&mut a, &mut b, |a, b| {
+        while a.message().is_some() {
+            counts[0] += 1;
+        }
+        while b.message().is_some() {
+            counts[1] += 1;
+        }
+        (counts == [200, 200]).then_some(())
+    });
+}
+
+/// More than sockets hold: the writer waits, and goes on when the reader does.
+#[test]
+fn a_reader_that_sleeps_holds_up_the_writer_and_nothing_else() {
+    let (mut a, mut b, at_a, at_b) = connected(options(true), options(true));
+    let to = b.expose(at_b, &[b.slice(0, MEMORY_LEN)], Access::WRITE);
+    let data = pattern(MEMORY, 9);
+    a.write(0, &data);
+    // The first frame is the initiator's, and the responder has to have seen it.
+    for number in 0..20 {
+        let gather = [a.slice(0, MEMORY_LEN)];
+        a.post(
+            at_a,
+            number,
+            Work::Write {
+                gather: &gather,
+                to,
+            },
+        )
+        .unwrap();
+    }
+    let mut before = 0;
+    for _ in 0..50 {
+        a.look();
+        before = a.events.len();
+    }
+    assert!(before < 20, "80 MiB do not fit into sockets");
+    let mut count = 0;
+    until(&mut a, &mut b, |a, _| {
+        while a.find(done).is_some() {
+            count += 1;
+        }
+        (count == 20).then_some(())
+    });
+    // The last bytes may be on their way.
+    a.send(at_a, 99, &[]);
+    until(&mut a, &mut b, |_, b| b.message());
+    assert!(b.read(b.slice(0, MEMORY_LEN)) == data);
+}
+
+#[test]
+fn messages_beyond_the_budget_wait_for_buffers() {
+    let config = Config {
+        budget: 0,
+        ..options(false)
+    };
+    let (mut a, mut b, at_a, at_b) = connected(options(false), config);
+    a.write(0, &pattern(100, 0));
+    for number in 0..100 {
+        a.send(at_a, number, &[a.slice(0, 100)]);
+    }
+    let mut held = VecDeque::new();
+    let mut seen = 0;
+    while seen < 100 {
+        // A slab of 64 KiB: as many as are wanted are there before one goes back.
+        let wanted = 8.min(100 - seen);
+        until(&mut a, &mut b, |_, b| {
+            held.extend(std::iter::from_fn(|| b.find(received)));
+            (held.len() >= wanted).then_some(())
+        });
+        assert_eq!(held.len(), wanted);
+        let (_, received) = held.pop_front().unwrap();
+        assert_eq!(b.read(received.buffer), pattern(100, 0));
+        let mut connection = b.provider.connection(at_b).unwrap();
+        connection.release(received.buffer);
+        seen += 1;
+    }
+    assert_eq!(b.provider.buffers(), (64 << 10, 0));
+}
+
+#[test]
+fn an_end_is_heard_of_at_the_other_and_leaves_nothing() {
+    let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
+    a.provider.connection(at_a).unwrap().disconnect();
+    gone(&mut a, &mut b);
+    assert_eq!(a.ends, [(at_a, Failure::Disconnected)]);
+    assert_eq!(b.ends, [(at_b, Failure::Closed)]);
+    assert!(a.provider.connection(at_a).is_none());
+    let work = Work::Send {
+        gather: &[],
+        invalidate: None,
+        solicited: false,
+    };
+    assert_eq!(a.post(at_a, 1, work), Err(PostError::NotConnected));
+}
+
+/// Until no connection is left at either side.
+fn gone(a: &mut Side, b: &mut Side) {
+    until(a, b, |a, b| {
+        (a.provider.count() + b.provider.count() == 0).then_some(())
+    });
+}
+
+#[test]
+fn a_process_that_dies_is_a_loss_and_everything_comes_back() {
+    let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
+    let to = b.expose(at_b, &[b.slice(0, MEMORY_LEN)], Access::WRITE);
+    let gather = [a.slice(0, MEMORY_LEN)];
+    for number in 0..10 {
+        a.post(
+            at_a,
+            number,
+            Work::Write {
+                gather: &gather,
+                to,
+            },
+        )
+        .unwrap();
+    }
+    // What it has sent is not read: a reset.
+    a.look();
+    drop(b);
+    let mut other = Side::new(options(false));
+    until(&mut a, &mut other, |a, _| {
+        (a.provider.count() == 0).then_some(())
+    });
+    assert!(
+        matches!(
+            a.ends[..],
+            [(
+                _,
+                Failure::Lost | Failure::Wire(WireError::Truncated) | Failure::Closed
+            )]
+        ),
+        "{:?}",
+        a.ends
+    );
+    let back = |event: &Event| matches!(event, Event::Completed(_)).then_some(());
+    assert_eq!(std::iter::from_fn(|| a.find(back)).count(), 10);
+}
+
+#[test]
+fn nobody_listens() {
+    let mut a = Side::new(options(false));
+    let mut b = Side::new(options(false));
+    let address = b.provider.listen(anywhere()).unwrap();
+    drop(b);
+    let mut b = Side::new(options(false));
+    // Refused at once, or a moment later.
+    if let Ok(id) = a.provider.connect(address, b"") {
+        gone(&mut a, &mut b);
+        assert_eq!(a.ends, [(id, Failure::Lost)]);
+    }
+}
+
+#[test]
+fn whoever_speaks_no_mpa_is_closed() {
+    let (mut a, mut b) = (Side::new(options(false)), Side::new(options(false)));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let mut stranger = TcpStream::connect(address).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    until(&mut a, &mut b, |_, b| (!b.ends.is_empty()).then_some(()));
+    assert!(matches!(
+        b.ends[..],
+        [(_, Failure::Wire(WireError::NotMpa { .. }))]
+    ));
+    let mut rest = Vec::new();
+    stranger.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"");
+    drop(stranger);
+    gone(&mut a, &mut b);
+}
+
+/// A frame that cannot be, right behind a good one: the peer is told why.
+#[test]
+fn whoever_breaks_the_protocol_is_told_why() {
+    let (mut a, mut b) = (Side::new(options(false)), Side::new(options(false)));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let mut stranger = TcpStream::connect(address).unwrap();
+    stranger
+        .write_all(b"MPA ID Req Frame\x10\x02\x00\x04\x00\x10\x00\x10")
+        .unwrap();
+    let requested = |event: &Event| matches!(event, Event::Requested(_)).then_some(());
+    let (id, ()) = until(&mut a, &mut b, |_, b| b.find(requested));
+    let mut connection = b.provider.connection(id).unwrap();
+    connection.accept(b"", DEPTH).unwrap();
+    b.provider.flush();
+    let mut reply = [0; 24];
+    stranger.read_exact(&mut reply).unwrap();
+    assert_eq!(&reply[..17], b"MPA ID Rep Frame\x10");
+    stranger.write_all(b"\x00\x12\x41\x4F").unwrap();
+    until(&mut a, &mut b, |_, b| (!b.ends.is_empty()).then_some(()));
+    let failure = Failure::Wire(WireError::Opcode { got: 15 });
+    assert_eq!(b.ends, [(id, failure)]);
+    let mut told = Vec::new();
+    stranger.read_to_end(&mut told).unwrap();
+    assert_eq!(
+        (told.len(), &told[2..4], &told[20..22]),
+        (28, &b"\x41\x47"[..], &b"\x02\x06"[..])
+    );
+    drop(stranger);
+    gone(&mut a, &mut b);
+}
+
+#[test]
+fn memory_that_is_removed_ends_what_uses_it() {
+    for receiving in [false, true] {
+        let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
+        let to = b.expose(at_b, &[b.slice(0, MEMORY_LEN)], Access::WRITE);
+        let gather = [a.slice(0, MEMORY_LEN)];
+        a.post(
+            at_a,
+            1,
+            Work::Write {
+                gather: &gather,
+                to,
+            },
+        )
+        .unwrap();
+        let (side, memory) = if receiving {
+            (&mut b, MemoryId(0))
+        } else {
+            (&mut a, MemoryId(0))
+        };
+        side.provider.remove_memory(memory).unwrap();
+        gone(&mut a, &mut b);
+        let ends = if receiving { &b.ends } else { &a.ends };
+        assert!(matches!(ends[..], [(_, Failure::Memory)]), "{ends:?}");
+    }
+}
+
+/// 1,000 idle connections with 255 receives each, both ends in this process.
+#[test]
+fn a_thousand_idle_connections_take_little_memory_and_no_time() {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, all).unwrap();
+    if limit.maximum.is_some_and(|most| most < 3000) {
+        eprintln!("SKIP: 3,000 descriptors are needed (ulimit -Hn)");
+        return;
+    }
+    let (mut a, mut b) = (Side::new(options(false)), Side::new(options(false)));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let before = resident();
+    let mut last = None;
+    for _ in 0..1000 {
+        last = Some(connect(&mut a, &mut b, address));
+    }
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 64 << 20, "2,000 ends take {grown} bytes");
+    assert_eq!((a.provider.count(), b.provider.count()), (1000, 1000));
+    assert_eq!(b.provider.buffers(), (0, 0));
+    // Nothing is due, so a wait without end would be one: only a message ends it.
+    let (at_a, _) = last.unwrap();
+    a.send(at_a, 1, &[a.slice(0, 8)]);
+    a.provider.flush();
+    b.provider.wait(None).unwrap();
+    let message = until(&mut a, &mut b, |_, b| b.message());
+    assert_eq!(message.len(), 8);
+    println!("2,000 ends of idle connections take {} KiB", grown >> 10);
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = text.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[test]
+fn connections_have_their_limit() {
+    let config = Config {
+        connections: 1,
+        ..options(false)
+    };
+    let (mut a, mut b) = (Side::new(options(false)), Side::new(config));
+    let address = b.provider.listen(anywhere()).unwrap();
+    connect(&mut a, &mut b, address);
+    let extra = a.provider.connect(address, b"").unwrap();
+    until(&mut a, &mut b, |a, _| (!a.ends.is_empty()).then_some(()));
+    assert_eq!(a.ends, [(extra, Failure::Lost)]);
+    assert_eq!(b.provider.count(), 1);
+    let error = b.provider.connect(address, b"").unwrap_err();
+    assert_eq!(error.to_string(), "1 connections are there already");
+}
+
+#[test]
+fn wrong_options_are_refused() {
+    let mut config = options(false);
+    config.options.revision = 7;
+    let error = Provider::new(config).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "revision is 7, where 1 to 2 are possible"
+    );
+    let mut a = Side::new(options(false));
+    let long = a.provider.connect(anywhere(), &[0; 300]).unwrap_err();
+    assert!(!long.to_string().is_empty());
+}

@@ -1,0 +1,226 @@
+//! Memory by number, and buffers for messages out of a budget that connections share.
+
+use alloc::vec::Vec;
+
+use linkspan_mem::fault::{Injected, Site, point};
+use linkspan_mem::{Region, SharedSlice};
+
+use crate::verbs::{MemoryId, PostError, Slice};
+
+/// The memory that a provider knows.
+#[derive(Debug, Default)]
+pub struct Memories {
+    regions: Vec<Option<Region>>,
+}
+
+impl Memories {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes memory known.
+    ///
+    /// # Errors
+    /// When there is no room for its number.
+    pub fn add(&mut self, region: Region) -> Result<MemoryId, Injected> {
+        point(Site::Alloc)?;
+        let free = self.regions.iter().position(Option::is_none);
+        let at = free.unwrap_or(self.regions.len());
+        if free.is_none() {
+            self.regions.push(None);
+        }
+        self.regions[at] = Some(region);
+        let refused = Injected { site: Site::Alloc };
+        u32::try_from(at).map(MemoryId).map_err(|_| refused)
+    }
+
+    /// Forgets memory. Work that names it then ends its connection, or, if the number was
+    /// given to other memory since, means that.
+    pub fn remove(&mut self, memory: MemoryId) -> Option<Region> {
+        self.regions.get_mut(memory.0 as usize)?.take()
+    }
+
+    /// The memory of that number.
+    #[must_use]
+    pub fn region(&self, memory: MemoryId) -> Option<&Region> {
+        self.regions.get(memory.0 as usize)?.as_ref()
+    }
+
+    /// The bytes of a slice; `None` if they are not there.
+    #[must_use]
+    pub fn slice(&self, slice: Slice) -> Option<SharedSlice<'_>> {
+        let region = self.region(slice.memory)?;
+        region.slice(slice.offset, slice.len.into()).ok()
+    }
+
+    /// Whether all of these are there.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self, slices: &[Slice]) -> Result<(), PostError> {
+        let missing = slices.iter().find(|slice| self.slice(**slice).is_none());
+        missing.map_or(Ok(()), |slice| Err(PostError::Memory { slice: *slice }))
+    }
+
+    /// The checksum of what `crc` stands for and these bytes.
+    #[must_use]
+    pub fn crc32c(&self, slice: Slice, crc: u32) -> u32 {
+        self.slice(slice).map_or(crc, |bytes| bytes.crc32c(crc))
+    }
+}
+
+/// Bytes that are allocated at a time.
+const SLAB_BYTES: usize = 64 << 10;
+
+/// Buffers of one size, allocated when they are first needed, up to a budget.
+#[derive(Debug)]
+pub struct Pool {
+    size: u32,
+    budget: usize,
+    allocated: usize,
+    free: Vec<Slice>,
+    slabs: Vec<MemoryId>,
+    lent: usize,
+}
+
+impl Pool {
+    /// Buffers of `size` bytes, which all together take at most `budget`, but for one
+    /// slab of 64 KiB, or of one buffer, that is always possible.
+    #[must_use]
+    pub fn new(size: u32, budget: usize) -> Self {
+        Self {
+            // Each begins at a cache line.
+            size: size.max(1).next_multiple_of(64),
+            budget,
+            allocated: 0,
+            free: Vec::new(),
+            slabs: Vec::new(),
+            lent: 0,
+        }
+    }
+
+    /// Bytes of a buffer.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Bytes allocated, and buffers that are lent.
+    #[must_use]
+    pub fn used(&self) -> (usize, usize) {
+        (self.allocated, self.lent)
+    }
+
+    /// A buffer; `None` if the budget is spent, or the machine has no memory.
+    pub fn take(&mut self, memories: &mut Memories) -> Option<Slice> {
+        if self.free.is_empty() {
+            self.grow(memories)?;
+        }
+        let buffer = self.free.pop()?;
+        self.lent += 1;
+        Some(buffer)
+    }
+
+    /// Takes back a buffer, of which any part from its begin on is given.
+    pub fn put(&mut self, buffer: Slice) {
+        let known = self.slabs.contains(&buffer.memory);
+        assert!(known && self.lent > 0, "{buffer:?} is no buffer of these");
+        self.lent -= 1;
+        self.free.push(Slice {
+            len: self.size,
+            ..buffer
+        });
+    }
+
+    fn grow(&mut self, memories: &mut Memories) -> Option<()> {
+        let size = self.size as usize;
+        let count = (SLAB_BYTES / size).max(1);
+        let bytes = count * size;
+        if !self.slabs.is_empty() && self.allocated + bytes > self.budget {
+            return None;
+        }
+        let region = Region::heap(bytes).ok()?;
+        self.free.try_reserve(count).ok()?;
+        self.slabs.try_reserve(1).ok()?;
+        let memory = memories.add(region).ok()?;
+        self.slabs.push(memory);
+        self.allocated += bytes;
+        // The first one first.
+        for at in (0..count).rev() {
+            self.free.push(Slice {
+                memory,
+                len: self.size,
+                offset: (at * size) as u64,
+            });
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_known_until_it_is_removed() {
+        let mut memories = Memories::new();
+        let first = memories.add(Region::heap(10).unwrap()).unwrap();
+        let second = memories.add(Region::heap(20).unwrap()).unwrap();
+        let slice = |memory, offset, len| Slice {
+            memory,
+            len,
+            offset,
+        };
+        assert_eq!(
+            memories.check(&[slice(first, 0, 10), slice(second, 20, 0)]),
+            Ok(())
+        );
+        let outside = slice(first, 1, 10);
+        assert_eq!(
+            memories.check(&[slice(second, 0, 20), outside]),
+            Err(PostError::Memory { slice: outside })
+        );
+        assert_eq!(memories.remove(first).unwrap().len(), 10);
+        assert!(memories.slice(slice(first, 0, 0)).is_none());
+        assert!(memories.remove(first).is_none() && memories.remove(MemoryId(9)).is_none());
+        let third = memories.add(Region::heap(30).unwrap()).unwrap();
+        assert_eq!(third, first);
+    }
+
+    #[test]
+    fn a_pool_lends_what_its_budget_allows_and_takes_it_back() {
+        let mut memories = Memories::new();
+        let mut pool = Pool::new(1364, 200 << 10);
+        assert_eq!((pool.size(), pool.used()), (1408, (0, 0)));
+        let mut lent = Vec::new();
+        while let Some(buffer) = pool.take(&mut memories) {
+            assert!(memories.slice(buffer).is_some());
+            lent.push(buffer);
+        }
+        assert_eq!(lent.len(), 3 * (SLAB_BYTES / 1408));
+        let mut starts: Vec<(MemoryId, u64)> =
+            lent.iter().map(|it| (it.memory, it.offset)).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        assert_eq!(starts.len(), lent.len());
+        let count = lent.len();
+        for buffer in lent {
+            pool.put(buffer.part(0, 7));
+        }
+        assert_eq!(pool.used().1, 0);
+        for _ in 0..count {
+            assert_eq!(pool.take(&mut memories).map(|it| it.len), Some(1408));
+        }
+        assert!(pool.take(&mut memories).is_none());
+    }
+
+    #[test]
+    fn one_buffer_is_always_possible() {
+        let mut memories = Memories::new();
+        let mut pool = Pool::new(1 << 20, 0);
+        assert!(pool.take(&mut memories).is_some());
+        assert!(pool.take(&mut memories).is_none());
+    }
+}

@@ -1,0 +1,11 @@
+//! iWARP: two ends back to back, and each end against a script of bytes.
+
+mod checks;
+mod golden;
+mod life;
+mod order;
+mod pair;
+mod random;
+mod reach;
+mod script;
+mod setup;

@@ -1,0 +1,421 @@
+//! iWARP: a peer's stream against both roles, from its first byte (`rdma_mpa`) and from
+//! an established connection on (`rdma_ddp`).
+//!
+//! The first byte says which end is under test and with which options. Then come
+//! operations: pieces of the peer's stream, raw or as frames that are completed with
+//! length and checksum, and what the end's own upper layer and driver do meanwhile. In a
+//! frame the tags 0xFFFFFF01, 02 and 03 stand for what is exposed to be written and to
+//! be read, and for the sink of the latest read.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use linkspan_mem::{Region, crc32c};
+use linkspan_rdma::iwarp::{Batch, Connection, FrameSize, Options, Piece, Ready, feed};
+use linkspan_rdma::verbs::{Access, Depth, Event, Key, MemoryId, Post, Remote, Slice, Work};
+use linkspan_rdma::{Memories, Pool};
+
+use crate::input::Input;
+
+/// What came of a script.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Messages received, and works done.
+    pub done: usize,
+    /// Works that were refused, or came back undone.
+    pub refused: usize,
+    /// Why the connection ended, if that was before the script did.
+    pub error: Option<String>,
+}
+
+/// The target `rdma_mpa`.
+pub fn mpa(bytes: &[u8]) {
+    run_mpa(bytes);
+}
+
+/// The target `rdma_ddp`.
+pub fn ddp(bytes: &[u8]) {
+    run_ddp(bytes);
+}
+
+/// Runs a script from the first byte of the stream on.
+pub fn run_mpa(bytes: &[u8]) -> Outcome {
+    let mut input = Input::new(bytes);
+    let kind = input.u8().unwrap_or(0);
+    End::new(kind).run(&mut input)
+}
+
+/// Runs a script on an established connection.
+pub fn run_ddp(bytes: &[u8]) -> Outcome {
+    let mut input = Input::new(bytes);
+    let kind = input.u8().unwrap_or(0) & !(REVISION_1 | READY | REJECTS);
+    let mut end = End::new(kind);
+    end.transmit(usize::MAX);
+    end.receive(if kind & INITIATOR == 0 {
+        b"MPA ID Req Frame\x10\x02\x00\x04\x00\x10\x00\x04"
+    } else {
+        b"MPA ID Rep Frame\x10\x02\x00\x04\x00\x02\x00\x02"
+    });
+    end.look();
+    end.transmit(usize::MAX);
+    end.connection.post_receives(2).expect("two are few");
+    end.expose();
+    end.run(&mut input)
+}
+
+/// Bits of the first byte.
+pub const INITIATOR: u8 = 1;
+/// Checksums are asked for.
+pub const CRC: u8 = 2;
+/// Revision 1.
+pub const REVISION_1: u8 = 4;
+/// An initiator offers to begin.
+pub const READY: u8 = 8;
+/// Short frames are sent.
+pub const SHORT: u8 = 16;
+/// Requests are rejected.
+pub const REJECTS: u8 = 32;
+
+const MEMORY: usize = 1536;
+const WRITABLE: (u64, u32) = (512, 256);
+const READABLE: (u64, u32) = (768, 256);
+const SINK: u64 = 1024;
+const SINK_MAX: u32 = 255;
+
+struct End {
+    connection: Connection,
+    memories: Memories,
+    memory: MemoryId,
+    pool: Pool,
+    batch: Batch,
+    staged: Vec<u8>,
+    now: Duration,
+    crc: bool,
+    rejects: bool,
+    exposed: [Option<Remote>; 2],
+    sink: u32,
+    held: Vec<Slice>,
+    next_id: u64,
+    posted: BTreeSet<u64>,
+    ended: bool,
+    outcome: Outcome,
+}
+
+/// What is in memory before anybody writes.
+static PATTERN: [u8; MEMORY] = {
+    let mut bytes = [0x5A; MEMORY];
+    let mut at = 0;
+    while at < MEMORY {
+        bytes[at] ^= at.to_le_bytes()[0];
+        at += 1;
+    }
+    bytes
+};
+
+impl End {
+    fn new(kind: u8) -> Self {
+        let has = |bit| kind & bit != 0;
+        let depth = Depth {
+            inbound: 2,
+            outbound: 2,
+        };
+        let mut options = Options {
+            depth,
+            inbound_max: 4,
+            crc: has(CRC),
+            revision: if has(REVISION_1) { 1 } else { 2 },
+            ready: has(READY).then_some(Ready {
+                write: true,
+                read: true,
+                send: true,
+            }),
+            frame: if has(SHORT) {
+                FrameSize::Segment(128)
+            } else {
+                FrameSize::Max
+            },
+            ..Options::default()
+        };
+        options.limits.receive_size = 200;
+        options.limits.works = 20;
+        options.limits.receives = 50;
+        options.limits.exposures = 3;
+        let connection = if has(INITIATOR) {
+            Connection::initiator(options, [7; 32], b"fuzz", Duration::ZERO)
+        } else {
+            Connection::responder(options, [7; 32], Duration::ZERO)
+        };
+        let mut memories = Memories::new();
+        let region = Region::heap(MEMORY).expect("little");
+        region.slice(0, MEMORY as u64).expect("all").write(&PATTERN);
+        let memory = memories.add(region).expect("the first");
+        Self {
+            connection: connection.expect("good options"),
+            memories,
+            memory,
+            pool: Pool::new(200, 64 << 10),
+            batch: Batch::new(1000),
+            staged: Vec::new(),
+            now: Duration::ZERO,
+            crc: has(CRC),
+            rejects: has(REJECTS),
+            exposed: [None; 2],
+            sink: 0,
+            held: Vec::new(),
+            next_id: 0,
+            posted: BTreeSet::new(),
+            ended: false,
+            outcome: Outcome::default(),
+        }
+    }
+
+    fn run(mut self, input: &mut Input<'_>) -> Outcome {
+        while let Some(operation) = input.u8() {
+            if self.step(operation, input).is_none() {
+                break;
+            }
+            self.look();
+        }
+        self.connection.lost();
+        self.batch.clear();
+        let error = self.outcome.error.take();
+        let was_over = self.ended;
+        self.look();
+        self.outcome.error = error.filter(|_| was_over);
+        assert!(self.ended && self.posted.is_empty(), "something is lost");
+        let backs = std::mem::take(&mut self.held);
+        backs.into_iter().for_each(|buffer| self.pool.put(buffer));
+        assert_eq!(self.pool.used().1, 0, "a buffer is lost");
+        self.check_memory();
+        self.outcome
+    }
+
+    fn step(&mut self, operation: u8, input: &mut Input<'_>) -> Option<()> {
+        let slice = |offset, len: u8| Slice {
+            memory: self.memory,
+            len: len.into(),
+            offset,
+        };
+        let peer = Remote {
+            key: Key(5),
+            address: 1,
+        };
+        match operation % 16 {
+            0 => {
+                let len = input.u8()?.into();
+                self.receive(input.bytes(len));
+            }
+            kind @ (1 | 2) => {
+                let len = input.u8()?.into();
+                let frame = self.frame(input.bytes(len));
+                let piece = if kind == 1 { frame.len() } else { 1 };
+                frame.chunks(piece).for_each(|part| self.receive(part));
+            }
+            3 => {
+                let len = input.u8()?;
+                let gather = [slice(0, len / 2), slice(256, len - len / 2)];
+                self.post(Work::Send {
+                    gather: &gather,
+                    invalidate: (len == 9).then_some(Key(9)),
+                    solicited: len == 8,
+                });
+            }
+            4 => {
+                let gather = [slice(0, input.u8()?)];
+                self.post(Work::Write {
+                    gather: &gather,
+                    to: peer,
+                });
+            }
+            5 => {
+                let into = [slice(SINK, input.u8()?)];
+                self.post(Work::Read {
+                    into: &into,
+                    from: peer,
+                });
+            }
+            6 => {
+                let which = usize::from(input.u8()? & 1);
+                if let Some(remote) = self.exposed[which] {
+                    self.post(Work::Invalidate { key: remote.key });
+                }
+            }
+            7 => self.expose(),
+            8 => {
+                let max = usize::from(input.u8()?) * 16;
+                self.transmit(max);
+            }
+            9 => {
+                if let Some(buffer) = self.held.pop() {
+                    self.pool.put(buffer);
+                    self.receive(b"");
+                }
+            }
+            10 => {
+                self.now += Duration::from_millis(u64::from(input.u8()?) * 100);
+                self.connection.tick(self.now);
+            }
+            11 => self.connection.disconnect(),
+            12 => self.connection.receive_end(),
+            13 => self.connection.lost(),
+            14 => {
+                let _ = self.connection.post_receives(input.u8()?.into());
+            }
+            _ => {
+                let due = self.connection.next_timeout();
+                self.now = due.unwrap_or(self.now).max(self.now);
+                self.connection.tick(self.now);
+            }
+        }
+        Some(())
+    }
+
+    /// A frame of which only what is between length and padding is given.
+    fn frame(&self, ulpdu: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(ulpdu.len()).expect("at most 255");
+        let mut bytes = len.to_be_bytes().to_vec();
+        bytes.extend_from_slice(ulpdu);
+        let [writable, readable] = self.exposed.map(|it| it.map_or(0, |remote| remote.key.0));
+        let end = bytes.len().min(48);
+        for at in (4..end.saturating_sub(3)).step_by(4) {
+            let tag = match bytes[at..at + 4] {
+                [0xFF, 0xFF, 0xFF, 1] => writable,
+                [0xFF, 0xFF, 0xFF, 2] => readable,
+                [0xFF, 0xFF, 0xFF, 3] => self.sink,
+                _ => continue,
+            };
+            bytes[at..at + 4].copy_from_slice(&tag.to_be_bytes());
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let sum = if self.crc { crc32c(0, &bytes) } else { 0 };
+        bytes.extend(sum.to_le_bytes());
+        bytes
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        self.staged.extend_from_slice(bytes);
+        let used = feed(
+            &mut self.connection,
+            &self.staged,
+            &mut self.memories,
+            &mut self.pool,
+        );
+        self.staged.drain(..used);
+    }
+
+    fn expose(&mut self) {
+        for (at, (offset, len)) in [WRITABLE, READABLE].into_iter().enumerate() {
+            let whole = Slice {
+                memory: self.memory,
+                len,
+                offset,
+            };
+            let list = [whole.part(0, 100), whole.part(100, len)];
+            let access = [Access::WRITE, Access::READ][at];
+            if let Ok(remote) = self.connection.expose(&list, access) {
+                self.exposed[at] = Some(remote);
+            }
+        }
+    }
+
+    fn post(&mut self, work: Work<'_>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let post = Post {
+            id,
+            signalled: true,
+            work,
+        };
+        match self.connection.post(&post) {
+            Ok(()) => assert!(self.posted.insert(id)),
+            Err(_) => self.outcome.refused += 1,
+        }
+    }
+
+    fn transmit(&mut self, max: usize) {
+        let (memories, mut whole) = (&self.memories, self.batch.is_empty());
+        self.connection.fill(&mut self.batch, &mut |slice, crc| {
+            memories.crc32c(slice, crc)
+        });
+        let (mut written, mut read_request) = (0, None);
+        for piece in self.batch.pieces() {
+            let len = match piece {
+                Piece::Bytes(bytes) => {
+                    if whole && bytes.len() == 48 && bytes[3] & 0xF == 1 {
+                        read_request = bytes.get(20..24);
+                    }
+                    bytes.len()
+                }
+                Piece::Slice(slice) => {
+                    assert!(memories.slice(slice).is_some());
+                    slice.len as usize
+                }
+            };
+            whole = true;
+            written += len;
+        }
+        if let Some(&[a, b, c, d]) = read_request {
+            self.sink = u32::from_be_bytes([a, b, c, d]);
+        }
+        assert_eq!(written, self.batch.left());
+        self.connection.written(&mut self.batch, written.min(max));
+    }
+
+    /// What has happened: each work comes back once, and nothing after the end.
+    fn look(&mut self) {
+        if let Some(buffer) = self.connection.take_abandoned() {
+            self.pool.put(buffer);
+        }
+        while let Some(event) = self.connection.poll() {
+            assert!(!self.ended, "{event:?} after the end");
+            match event {
+                Event::Requested(_) if self.rejects => {
+                    let rejected = self.connection.reject(b"no");
+                    self.outcome.refused += usize::from(rejected.is_err());
+                }
+                Event::Requested(greeting) => {
+                    let accepted = self.connection.accept(b"yes", greeting.depth);
+                    // Whatever else came with it may have ended it.
+                    self.outcome.refused += usize::from(accepted.is_err());
+                }
+                Event::Established(_) | Event::Rejected { .. } => {}
+                Event::Received(received) => {
+                    assert!(received.buffer.len <= 200);
+                    self.held.push(received.buffer);
+                    self.outcome.done += 1;
+                }
+                Event::Completed(completion) => {
+                    assert!(self.posted.remove(&completion.id), "{completion:?}");
+                    if completion.done {
+                        self.outcome.done += 1;
+                    } else {
+                        self.outcome.refused += 1;
+                    }
+                }
+                Event::Ended(failure) => {
+                    self.ended = true;
+                    self.outcome.error = Some(failure.to_string());
+                    self.batch.clear();
+                    assert_eq!(self.connection.posted(), (0, 0, 0));
+                }
+            }
+        }
+        if let Some(buffer) = self.connection.take_abandoned() {
+            self.pool.put(buffer);
+        }
+    }
+
+    /// A peer writes where it may, and a read of ours where it was told.
+    fn check_memory(&self) {
+        let region = self.memories.region(self.memory).expect("it is there");
+        let mut bytes = [0; MEMORY];
+        let all = region.slice(0, MEMORY as u64).expect("all");
+        all.read(&mut bytes);
+        for (offset, len) in [WRITABLE, (SINK, SINK_MAX)] {
+            let begin = usize::try_from(offset).expect("small");
+            let place = begin..begin + usize::try_from(len).expect("small");
+            bytes[place.clone()].copy_from_slice(&PATTERN[place]);
+        }
+        assert!(bytes == PATTERN, "other memory was written");
+    }
+}
