@@ -283,7 +283,7 @@ mod tests {
             denied(fs::write(path("device/new"), ""));
             fs::create_dir(path("fill/new")).unwrap();
             denied(fs::write(path("fill/file"), "what was there is cut off"));
-            File::create_new(path("fill/new/another")).unwrap();
+            fs::write(path("fill/new/another"), "").unwrap();
             fs::rename(path("fill/new/another"), path("fill/new/name")).unwrap();
             fs::remove_file(path("fill/new/name")).unwrap();
             fs::remove_dir(path("fill/new")).unwrap();
