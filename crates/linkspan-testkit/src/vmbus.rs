@@ -43,11 +43,19 @@ impl VmbusHost {
         }
     }
 
-    /// Both ends of a new channel, to a guest with pages of so many bytes.
+    /// Both ends of a new channel.
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn pair(ring: u64, page: u64) -> io::Result<(Self, Channel)> {
+    pub fn pair(ring: u64) -> io::Result<(Self, Channel)> {
+        Self::pair_of(ring, rustix::param::page_size() as u64)
+    }
+
+    /// The same, to a guest with pages of so many bytes.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn pair_of(ring: u64, page: u64) -> io::Result<(Self, Channel)> {
         let memory = memfd::create("rings", ring * 2, Sealing::Fixed)?;
         let mapped = PeerMemory::check(memory.try_clone()?).map_err(io::Error::other)?;
         let mapped = mapped.map(0, ring * 2, None).map_err(io::Error::other)?;
@@ -90,7 +98,7 @@ impl VmbusHost {
     ) -> (Connect, Receiver<Self>) {
         let (send, hosts) = mpsc::channel();
         let connect = Box::new(move || {
-            let (mut host, channel) = Self::pair(ring, page)?;
+            let (mut host, channel) = Self::pair_of(ring, page)?;
             first(&mut host);
             let lost = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
             send.send(host).map_err(lost)?;

@@ -281,11 +281,11 @@ fn the_guest_is_in_a_sandbox_before_it_hears_of_the_host() {
     let mut command = guest(dir.path());
     let file = fs::File::create(&log).unwrap();
     command.env("LINKSPAN_LOG", "debug").stderr(file);
-    let Some(mut machine) = Machine::start(test, offer(RING, false), command, |_| {}) else {
+    let Some(machine) = Machine::start(test, offer(RING, false), command, |_| {}) else {
         return;
     };
-    let _host = machine.host();
-    machine.event("joined");
+    let mut host = machine.host();
+    machine.begin(&mut host, dir.path().to_str().unwrap(), 1 << 20);
     let status = fs::read_to_string(machine.process("status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
     let said = fs::read_to_string(&log).unwrap();

@@ -83,21 +83,26 @@ fn failure(unique: u64, errno: Errno) -> Effect {
 }
 
 impl Device {
-    /// A device whose file has this mode, user and group. With `masks` it masks
-    /// interrupts when its channel is opened and with each one, as Linux did before
-    /// b15b7d2a1b09.
+    /// A device whose file has this mode, user and group.
     #[must_use]
-    pub fn new(mode: u32, owner: [u32; 2], masks: bool) -> Self {
+    pub fn new(mode: u32, owner: [u32; 2]) -> Self {
         Self {
             mode,
             owner,
-            masks,
+            masks: false,
             below: Below::Closed,
             events: 0,
             files: BTreeMap::new(),
             next: 0,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Whether it masks interrupts when its channel is opened and with each one, as Linux
+    /// did before b15b7d2a1b09.
+    #[must_use]
+    pub fn masking(self, masks: bool) -> Self {
+        Self { masks, ..self }
     }
 
     /// Takes a message of the kernel.

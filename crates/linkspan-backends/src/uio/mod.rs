@@ -254,7 +254,7 @@ impl Serving {
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
         ];
-        let device = Device::new(0o600, owner, offer.masks);
+        let device = Device::new(0o600, owner).masking(offer.masks);
         let both = offer.ring * 2;
         let server = serve::Server::new(fuse, &stop, device, connect, both, send).map_err(&what)?;
         let thread = thread::spawn("uio file", move || server.run()).map_err(&what)?;

@@ -134,7 +134,11 @@ fn confine(settings: &Settings) -> Result<(), Failure> {
         .iter()
         .map(|root| Rule::new(root, Access::Fill))
         .collect();
-    if settings.connect.is_none() {
+    if settings.connect.is_some() {
+        // A host of ours may ask what has become of a file.
+        let roots = settings.roots.iter();
+        rules.extend(roots.map(|root| Rule::new(root, Access::Read)));
+    } else {
         let uio::Roots { sysfs, dev, .. } = uio::Roots::default();
         // The device may come back as another file, of which only the folder is known.
         rules.push(Rule::new(dev, Access::ReadWrite));
