@@ -4,7 +4,7 @@
 //! On this machine where a program can have the device, and always in the lab.
 
 //: about file copy on machines with pages of 4, 16 and 64 KiB
-//: limit 120
+//: limit 240
 
 use std::env;
 use std::fs;
@@ -53,12 +53,15 @@ fn files_arrive_whatever_a_page_is() {
                     let remedy = error.remedy().unwrap_or_else(|| panic!("{error:?}"));
                     assert_ne!(env::var("LINKSPAN_LAB").as_deref(), Ok("1"), "{error}");
                     let mut out = io::stderr().lock();
-                    drop(writeln!(out, "SKIP files_arrive_whatever_a_page_is: {error}: {remedy}"));
+                    drop(writeln!(
+                        out,
+                        "SKIP files_arrive_whatever_a_page_is: {error}: {remedy}"
+                    ));
                     return;
                 }
             };
             let mut host = hosts.recv_timeout(PATIENCE).expect("it opens the device");
-            let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+            let data: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
             let jobs: Vec<(Job, &[u8])> = ["a", "b"]
                 .into_iter()
                 .map(|name| (job(name, dir.path(), &data), &data[..]))

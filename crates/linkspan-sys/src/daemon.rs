@@ -31,10 +31,13 @@ mod tests {
 
     #[test]
     fn a_process_with_threads_stays_as_it_is() {
-        in_child("daemon::tests::a_process_with_threads_stays_as_it_is", || {
-            // This runs in a thread of the test harness.
-            assert_eq!(detach().unwrap_err().raw_os_error(), Some(libc::EBUSY));
-        })
+        in_child(
+            "daemon::tests::a_process_with_threads_stays_as_it_is",
+            || {
+                // This runs in a thread of the test harness.
+                assert_eq!(detach().unwrap_err().raw_os_error(), Some(libc::EBUSY));
+            },
+        )
         .assert_success();
     }
 

@@ -140,9 +140,7 @@ impl Access {
         match self {
             Self::Read => READ_FILE | READ_DIR,
             Self::ReadWrite => READ_FILE | READ_DIR | WRITE_FILE,
-            Self::Fill => {
-                WRITE_FILE | READ_DIR | MAKE_DIR | MAKE_REG | REMOVE_DIR | REMOVE_FILE
-            }
+            Self::Fill => WRITE_FILE | READ_DIR | MAKE_DIR | MAKE_REG | REMOVE_DIR | REMOVE_FILE,
         }
     }
 }
@@ -315,15 +313,16 @@ mod tests {
 
     #[test]
     fn a_path_that_is_not_there_is_named() {
-        in_child_alone("sandbox::tests::a_path_that_is_not_there_is_named", || {
-            match enter(&[Rule::new("/nonexistent/path", Access::Read)]) {
+        in_child_alone(
+            "sandbox::tests::a_path_that_is_not_there_is_named",
+            || match enter(&[Rule::new("/nonexistent/path", Access::Read)]) {
                 Err(Error::Path { path, .. }) => {
                     assert_eq!(path, Path::new("/nonexistent/path"));
                 }
                 Ok(Sandbox::PrivilegesOnly) => {}
                 other => panic!("{other:?}"),
-            }
-        })
+            },
+        )
         .assert_success();
     }
 

@@ -3,7 +3,7 @@
 //! On this machine where a program can have the device, and always in the lab.
 
 //: about our program in the place of Linux's daemon of file copy
-//: limit 120
+//: limit 240
 
 mod fcopy_device;
 
@@ -75,7 +75,10 @@ fn it_has_the_options_of_linux_s_daemon() {
 fn what_is_wrong_is_told_before_it_leaves() {
     let rig = Rig::new();
     fs::write(&rig.config, "root = \"/tmp\"\nowners = \"me\"\n").unwrap();
-    for words in [&["-n", "--config", rig.config()][..], &["--config", rig.config()]] {
+    for words in [
+        &["-n", "--config", rig.config()][..],
+        &["--config", rig.config()],
+    ] {
         let output = rig.run(words);
         assert_eq!(output.status.code(), Some(2), "{words:?}");
         let said = String::from_utf8(output.stderr).unwrap();
@@ -89,7 +92,10 @@ fn what_is_wrong_is_told_before_it_leaves() {
     // No device, or the host's service is off: whatever is so here.
     let rig = Rig::new();
     if !fs::exists("/sys/bus/vmbus/devices/eb765408-105f-49b6-b4aa-c123b64d17d4").unwrap() {
-        for words in [&["-n", "--config", rig.config()][..], &["--config", rig.config()]] {
+        for words in [
+            &["-n", "--config", rig.config()][..],
+            &["--config", rig.config()],
+        ] {
             let output = rig.run(words);
             assert!(matches!(output.status.code(), Some(3 | 5)), "{output:?}");
             assert!(String::from_utf8(output.stderr).unwrap().contains("try: "));
@@ -162,7 +168,10 @@ fn a_daemon_leaves_takes_files_and_says_so_to_the_log() {
     machine.copy(&mut host, file, &data).unwrap();
     let pidfd = pidfd_open(daemon, PidfdFlags::empty()).unwrap();
     pidfd_send_signal(&pidfd, Signal::TERM).unwrap();
-    let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+    let mut fds = [rustix::event::PollFd::new(
+        &pidfd,
+        rustix::event::PollFlags::IN,
+    )];
     rustix::event::poll(&mut fds, None).unwrap();
     drop(File::options().write(true).open(&end).unwrap());
     machine.ends(0);

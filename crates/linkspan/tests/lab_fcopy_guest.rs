@@ -4,7 +4,7 @@
 //! On this machine where a program can have the device, and always in the lab.
 
 //: about our guest of Hyper-V's file copy over the kernel's device
-//: limit 240
+//: limit 400
 
 mod fcopy_device;
 
@@ -105,7 +105,8 @@ fn many_messages_of_one_interrupt_are_all_answered() {
         let mut core = Host::new(&FILE_COPY);
         let negotiation = core.negotiate();
         host.post(&[&negotiation], false);
-        core.receive(&host.receive(&machine.program).unwrap()).unwrap();
+        core.receive(&host.receive(&machine.program).unwrap())
+            .unwrap();
         // CANCEL, more often than there is room for replies.
         let cancel = [&[3, 0, 0, 0][..], &[0; 32]].concat();
         for _ in 0..3 {
@@ -168,7 +169,10 @@ fn a_device_that_returns_under_another_number_is_found() {
     };
     let host = machine.host();
     machine.event("joined");
-    let (device, gone) = (machine.inside(DEVICE), machine.inside("/sys/bus/vmbus/gone"));
+    let (device, gone) = (
+        machine.inside(DEVICE),
+        machine.inside("/sys/bus/vmbus/gone"),
+    );
     fs::rename(&device, &gone).unwrap();
     host.rescind();
     machine.event("left");
@@ -335,7 +339,9 @@ fn status_tells_what_there_is() {
     ];
     let mut rest = &said[..];
     for part in expected {
-        let at = rest.find(part).unwrap_or_else(|| panic!("{part}\nis not in\n{rest}\nof\n{said}"));
+        let at = rest
+            .find(part)
+            .unwrap_or_else(|| panic!("{part}\nis not in\n{rest}\nof\n{said}"));
         rest = &rest[at + part.len() - usize::from(part.ends_with('\n'))..];
     }
     machine.ends(0);

@@ -5,7 +5,7 @@
 //! 10 GB are for figures; services that go and come back are in lab_fcopy_guest.rs.
 
 //: about the list of Microsoft's suite for file copy, with our programs
-//: limit 300
+//: limit 400
 
 mod fcopy_device;
 
@@ -221,7 +221,10 @@ fn negative_an_immutable_folder_takes_nothing() {
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
             rig.arrives(&source, &folder, &[]);
         }
-        Err(errno) => skip("negative: immutable", &format!("no folder can be so: {errno}")),
+        Err(errno) => skip(
+            "negative: immutable",
+            &format!("no folder can be so: {errno}"),
+        ),
     }
     rig.stop();
 }
@@ -236,7 +239,8 @@ fn negative_without_the_service_nothing_is_sent() {
     rig.host.wait().unwrap();
     let socket = rig.dir.path().join("bare");
     let mut host = Command::new(PROGRAM);
-    host.args(["fcopy", "host", "--json", "--control"]).arg(&socket);
+    host.args(["fcopy", "host", "--json", "--control"])
+        .arg(&socket);
     let mut host = host.stdout(Stdio::piped()).spawn().unwrap();
     let lines = listening(&mut host);
     let source = rig.source("testfile", b"x");

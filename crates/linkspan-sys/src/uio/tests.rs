@@ -245,10 +245,18 @@ fn a_device_that_the_driver_does_not_take_goes_back() {
 fn a_device_of_another_driver_stays_with_it() {
     let mut kernel = Kernel::new(Some("hv_other"), true);
     let refused = kernel.bind().unwrap_err();
-    assert!(refused.to_string().ends_with("hv_other has it"), "{refused}");
+    assert!(
+        refused.to_string().ends_with("hv_other has it"),
+        "{refused}"
+    );
     assert!(!refused.may_come());
     let mut kernel = Kernel::new(None, true);
-    let ours = kernel.tree.roots.sysfs.join("bus/vmbus/drivers").join(DRIVER);
+    let ours = kernel
+        .tree
+        .roots
+        .sysfs
+        .join("bus/vmbus/drivers")
+        .join(DRIVER);
     fs::remove_dir(ours).unwrap();
     let refused = kernel.bind().unwrap_err();
     assert!(matches!(refused, Error::NoDriver), "{refused}");
@@ -266,7 +274,10 @@ fn words_are_written_to_files() {
     tree.write(&format!("sys/bus/vmbus/drivers/{DRIVER}/bind"), "");
     let none = bind(&tree.roots, CLASS, Some(INSTANCE)).unwrap_err();
     // This kernel is none: nothing came of it.
-    assert!(matches!(none, Error::NotBound { driver: None, .. }), "{none}");
+    assert!(
+        matches!(none, Error::NotBound { driver: None, .. }),
+        "{none}"
+    );
     let bind = tree.roots.sysfs.join("bus/vmbus/drivers").join(DRIVER);
     let told = fs::read_to_string(bind.join("bind")).unwrap();
     assert_eq!(told, INSTANCE);

@@ -165,7 +165,11 @@ pub(super) fn run_status(args: &StatusArgs) -> ExitCode {
             println!("ready: {device}, two rings of {ring} bytes");
         }
         (_, reason) => {
-            println!("{}: {}", report.state, reason.as_deref().unwrap_or_default());
+            println!(
+                "{}: {}",
+                report.state,
+                reason.as_deref().unwrap_or_default()
+            );
             println!("  try: {}", report.remedy.unwrap_or_default());
         }
     }

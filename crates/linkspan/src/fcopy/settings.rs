@@ -208,17 +208,17 @@ fn parse(text: &str) -> Result<Options, Wrong> {
     let document: Document = toml::from_str(text)
         .map_err(|error| at(error.span().unwrap_or_default(), &error.message()))?;
     let text_of = |word: Option<Spanned<String>>| word.map(|word| (word.span(), word.into_inner()));
-    let owner = text_of(document.owner).map(|(span, word)| {
-        owner(&word).map_err(|why| at(span, &format!("owner: {why}")))
-    });
+    let owner = text_of(document.owner)
+        .map(|(span, word)| owner(&word).map_err(|why| at(span, &format!("owner: {why}"))));
     let mode = text_of(document.mode)
         .map(|(span, word)| mode(&word).map_err(|why| at(span, &format!("mode: {why}"))));
     let max_size = document.max_size.map(|size| {
         let span = size.span();
         match size.into_inner() {
             Size::Bytes(bytes) => Ok(bytes),
-            Size::Text(word) => crate::driver::bytes(&word)
-                .map_err(|why| at(span, &format!("max-size: {why}"))),
+            Size::Text(word) => {
+                crate::driver::bytes(&word).map_err(|why| at(span, &format!("max-size: {why}")))
+            }
         }
     });
     Ok(Options {
@@ -324,10 +324,18 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (text, line, word) in [
-            ("root = \"/a\"\nroots = \"/b\"\n", 2, "unknown field `roots`"),
+            (
+                "root = \"/a\"\nroots = \"/b\"\n",
+                2,
+                "unknown field `roots`",
+            ),
             ("\n\nmode = 640\n", 3, "string"),
             ("mode = \"4755\"\n", 1, "three octal digits"),
-            ("# x\nowner = \"nobody-has-this-name\"\n", 2, "there is no user"),
+            (
+                "# x\nowner = \"nobody-has-this-name\"\n",
+                2,
+                "there is no user",
+            ),
             ("max-size = \"many\"\n", 1, "max-size"),
             ("max-size = -1\n", 1, "expected bytes"),
             ("root = 7\n", 1, "expected a folder"),

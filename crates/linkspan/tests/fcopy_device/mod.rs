@@ -30,7 +30,9 @@ pub(crate) fn skip(test: &str, why: &str) {
 /// `linkspan fcopy guest` for this folder.
 pub(crate) fn guest(root: &Path) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.args(["fcopy", "guest", "--json", "--root"]).arg(root);
+    command
+        .args(["fcopy", "guest", "--json", "--root"])
+        .arg(root);
     command
 }
 
@@ -72,7 +74,9 @@ impl Machine {
     /// The host of the next channel that it opens.
     #[track_caller]
     pub(crate) fn host(&self) -> VmbusHost {
-        self.hosts.recv_timeout(PATIENCE).expect("it opens the device")
+        self.hosts
+            .recv_timeout(PATIENCE)
+            .expect("it opens the device")
     }
 
     /// The next line that it prints; `None` at the end.
@@ -86,7 +90,9 @@ impl Machine {
     #[track_caller]
     pub(crate) fn event(&mut self, name: &str) -> Value {
         loop {
-            let line = self.line().unwrap_or_else(|| panic!("it ended before {name}"));
+            let line = self
+                .line()
+                .unwrap_or_else(|| panic!("it ended before {name}"));
             let value: Value = serde_json::from_str(&line).unwrap();
             if value["event"] == name {
                 return value;

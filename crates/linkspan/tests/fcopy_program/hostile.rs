@@ -352,7 +352,9 @@ fn a_file_that_waits_for_a_guest_is_sent_when_there_is_one() {
         patience: 60_000,
     };
     let source = File::open(rig.source("file", b"1234")).unwrap();
-    framed.say(&Frame::Send(request), &[source.as_fd()]).unwrap();
+    framed
+        .say(&Frame::Send(request), &[source.as_fd()])
+        .unwrap();
     let _guest = rig.guest(&[]);
     loop {
         match framed.await_frame(never.as_fd(), Some(deadline)).unwrap() {

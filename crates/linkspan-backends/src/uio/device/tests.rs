@@ -295,10 +295,7 @@ fn attributes_are_those_of_a_file_of_its_owner() {
 #[test]
 fn an_old_kernel_masks_before_it_tells() {
     let masked = Effect::Interrupts { on: false };
-    let mut told = Told(
-        Device::new(0o600, [0, 0]).masking(true),
-        VecDeque::new(),
-    );
+    let mut told = Told(Device::new(0o600, [0, 0]).masking(true), VecDeque::new());
     assert_eq!(
         told.ask(opcode::OPEN, 7, &[0; 8]),
         [Effect::Connect { unique: 7 }]
