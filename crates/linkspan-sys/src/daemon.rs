@@ -42,6 +42,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_may_not_fork_stays_as_it_is() {
+        let name = "daemon::tests::a_process_that_may_not_fork_stays_as_it_is";
+        in_child(name, || {
+            alone(|| {
+                let _sweep = linkspan_mem::fault::arm(1);
+                let id = std::process::id();
+                assert_eq!(detach().unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+                assert_eq!(std::process::id(), id);
+            });
+        })
+        .assert_success();
+    }
+
+    #[test]
     fn a_daemon_keeps_what_is_open_and_nothing_else() {
         let name = "daemon::tests::a_daemon_keeps_what_is_open_and_nothing_else";
         in_child(name, || {

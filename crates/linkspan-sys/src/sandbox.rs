@@ -26,7 +26,7 @@ pub enum Access {
     Fill,
 }
 
-/// Who may do what is not named is refused with `EACCES`.
+/// Something that may still be done; all else is refused with `EACCES`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// A file or a folder that exists.
@@ -234,7 +234,7 @@ fn positive(result: libc::c_long) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{in_child, in_child_alone};
+    use crate::testing::{alone, in_child, in_child_alone};
     use std::fs::File;
     use std::process::Command;
 
@@ -335,6 +335,30 @@ mod tests {
             assert!(matches!(enter(&[]), Err(Error::Threads(2..))));
             drop(send);
             assert!(other.join().unwrap());
+        })
+        .assert_success();
+    }
+
+    #[test]
+    fn each_step_fails_in_turn_and_restricts_nothing() {
+        let name = "sandbox::tests::each_step_fails_in_turn_and_restricts_nothing";
+        in_child(name, || {
+            if version().unwrap().is_none() {
+                println!("SKIP: no Landlock here");
+                return;
+            }
+            let rules = ["/proc", "/tmp"].map(|path| Rule::new(path, Access::Read));
+            // The set of rules, and each rule's path.
+            for nth in 1..=4 {
+                alone(|| {
+                    let sweep = linkspan_mem::fault::arm(nth);
+                    let entered = enter(&rules);
+                    assert_eq!(entered.is_err(), sweep.fired());
+                    assert_eq!(sweep.fired(), nth < 4);
+                    let passwd = File::open("/etc/passwd");
+                    assert_eq!(passwd.is_ok(), sweep.fired());
+                });
+            }
         })
         .assert_success();
     }

@@ -175,8 +175,11 @@ fn called(dir: &Path) -> BTreeSet<String> {
         send.arg("--to").arg(inbox.join("new/folder/")).arg(&source);
         assert!(send.status().unwrap().success());
     }
-    kill_process(Pid::from_child(&guest), Signal::TERM).unwrap();
-    guest.wait().unwrap();
+    // The guest's own number is the first word of what strace writes.
+    let text = fs::read_to_string(&trace).unwrap();
+    let id = text.split_whitespace().next().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+    assert!(guest.wait().unwrap().success());
     kill_process(Pid::from_child(&host), Signal::TERM).unwrap();
     host.wait().unwrap();
     let text = fs::read_to_string(&trace).unwrap();

@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use crate::acquire;
+use linkspan_mem::fault::Site;
+
 use super::{DRIVER, Error, Found, Roots, bare, driver, find, system};
 
 /// The driver that has file copy before Linux 6.10. From no other is a device taken.
@@ -93,6 +96,7 @@ fn take(tell: Tell<'_>, device: &Path, ours: &Path, class: &str) -> Result<(), E
 
 /// With one write, as sysfs wants it.
 fn write(file: &Path, word: &str) -> io::Result<()> {
+    acquire(Site::Fd)?;
     let mut open = File::options().write(true).open(file)?;
     open.write_all(word.as_bytes())
 }
