@@ -48,7 +48,7 @@ fn files_arrive_through_every_ring_on_either_kernel() {
                 return;
             };
             let mut host = machine.host();
-            let files: Vec<(String, Vec<u8>)> = [0, 1, 6143, 6144, 6145, 1 << 20]
+            let files: Vec<(String, Vec<u8>)> = [0, 1, 6143, 6144, 6145, 1 << 18]
                 .into_iter()
                 .map(|len| (format!("naïve-日本-{len}"), bytes(len)))
                 .collect();
@@ -151,7 +151,7 @@ fn a_device_that_goes_while_a_file_is_copied_comes_back_20_times() {
         machine.event("left");
         assert_eq!(names(dir.path()), [""; 0], "{round}");
     }
-    let (mut host, data) = (machine.host(), bytes(5_000_000));
+    let (mut host, data) = (machine.host(), bytes(2_000_000));
     let large = job("large", dir.path(), &data);
     machine.copy(&mut host, large, &data).unwrap();
     assert!(fs::read(dir.path().join("large")).unwrap() == data);
