@@ -237,7 +237,9 @@ fn processors(path: &Path, found: &mut Vec<String>) {
         return;
     }
     let text = fs::read_to_string(path).unwrap();
-    let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
     for line in code {
         let words = ["target_arch", "core::arch", "std::arch", "asm!", "x86"];
         if words.iter().any(|word| line.contains(word)) {

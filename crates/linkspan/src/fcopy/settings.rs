@@ -110,10 +110,10 @@ impl Options {
         let file = match &self.config {
             Some(file) => read(file)?,
             None if self.root.is_empty() => match read(Path::new(FILE)) {
-                Err(failure) if is_missing(&failure) => Options::default(),
+                Err(failure) if is_missing(&failure) => Self::default(),
                 done => done?,
             },
-            None => Options::default(),
+            None => Self::default(),
         };
         let roots = if self.root.is_empty() {
             file.root
