@@ -11,7 +11,7 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 /// Packages for all tests: the guest, a disk server and a network device that are
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
 /// networks to talk through, with what a guest changes its own with, and who reads
-/// captures.
+/// captures; who checks units, and who shows system calls.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -23,6 +23,8 @@ pub(crate) const TESTS: &[&str] = &[
     "ethtool",
     "dpdk-dev",
     "tshark",
+    "systemd",
+    "strace",
 ];
 
 /// Packages for the figures of network devices.
@@ -153,6 +155,8 @@ fn is_installed(package: &str) -> bool {
         "iproute2" => runs("ip"),
         "iputils-ping" => runs("ping"),
         "iperf3" => runs("iperf3"),
+        "systemd" => runs("systemd-analyze"),
+        "strace" => runs("strace"),
         "ethtool" => runs("ethtool"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),

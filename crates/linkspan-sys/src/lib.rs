@@ -12,6 +12,7 @@
 //! bring-up fail in turn.
 
 mod anonymous;
+pub mod daemon;
 pub mod eventfd;
 pub mod file;
 pub mod filemap;
@@ -24,6 +25,7 @@ pub mod memfd;
 pub mod mounts;
 pub mod poll;
 pub mod reaper;
+pub mod sandbox;
 mod sigbus;
 pub mod signals;
 pub mod socket;

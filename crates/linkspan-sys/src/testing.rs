@@ -65,6 +65,25 @@ pub(crate) fn in_child(test: &str, body: impl FnOnce()) -> Ended {
     }
 }
 
+/// As [`in_child`], in a process that has one thread alone; the test harness has two.
+pub(crate) fn in_child_alone(test: &str, body: impl FnOnce()) -> Ended {
+    in_child(test, || alone(body))
+}
+
+/// Runs `body` in a process that has one thread alone. Only for [`in_child`].
+pub(crate) fn alone(body: impl FnOnce()) {
+    // SAFETY: the other thread of the test harness waits for this one and holds no lock.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        std::process::exit(i32::from(done.is_err()));
+    }
+    let mut status = -1;
+    // SAFETY: the status is ours.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!((waited, status), (child, 0));
+}
+
 /// A file whose server has answered its opening and answers nothing else: what
 /// a hostile peer can send us.
 pub(crate) struct DeadFile {

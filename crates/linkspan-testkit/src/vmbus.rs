@@ -1,7 +1,7 @@
 //! The host's end of a VMBus channel, which can say anything.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver};
 
@@ -21,6 +21,7 @@ use crate::PATIENCE;
 /// A channel of file copy, seen from the host.
 #[derive(Debug)]
 pub struct VmbusHost {
+    memory: OwnedFd,
     kick: EventFd,
     call: EventFd,
     gone: EventFd,
@@ -38,6 +39,7 @@ impl VmbusHost {
             instance: FILE_COPY.instance.expect("it has one"),
             relid: 11,
             ring,
+            masks: false,
         }
     }
 
@@ -46,14 +48,23 @@ impl VmbusHost {
     /// # Errors
     /// What the system refuses.
     pub fn pair(ring: u64) -> io::Result<(Self, Channel)> {
+        Self::pair_of(ring, rustix::param::page_size() as u64)
+    }
+
+    /// The same, to a guest with pages of so many bytes.
+    ///
+    /// # Errors
+    /// What the system refuses.
+    pub fn pair_of(ring: u64, page: u64) -> io::Result<(Self, Channel)> {
         let memory = memfd::create("rings", ring * 2, Sealing::Fixed)?;
         let mapped = PeerMemory::check(memory.try_clone()?).map_err(io::Error::other)?;
         let mapped = mapped.map(0, ring * 2, None).map_err(io::Error::other)?;
-        let shape = Shape::halves(ring * 2, rustix::param::page_size() as u64);
+        let shape = Shape::halves(ring * 2, page);
         let rings = shape.rings(&Region::new(Arc::new(mapped)), 0);
         let [to_host, to_guest] = rings.map_err(io::Error::other)?;
         let incoming = Incoming::new(to_host).map_err(io::Error::other)?;
         let host = Self {
+            memory: memory.try_clone()?,
             kick: EventFd::new()?,
             call: EventFd::new()?,
             gone: EventFd::new()?,
@@ -74,9 +85,21 @@ impl VmbusHost {
     /// the receiver.
     #[must_use]
     pub fn for_each_guest(ring: u64) -> (Connect, Receiver<Self>) {
+        Self::for_each_guest_of(ring, rustix::param::page_size() as u64, |_| {})
+    }
+
+    /// The same for guests with pages of so many bytes; `first` is what the host does as
+    /// soon as the channel is open, before the guest hears of it.
+    #[must_use]
+    pub fn for_each_guest_of(
+        ring: u64,
+        page: u64,
+        mut first: impl FnMut(&mut Self) + Send + 'static,
+    ) -> (Connect, Receiver<Self>) {
         let (send, hosts) = mpsc::channel();
         let connect = Box::new(move || {
-            let (host, channel) = Self::pair(ring)?;
+            let (mut host, channel) = Self::pair_of(ring, page)?;
+            first(&mut host);
             let lost = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
             send.send(host).map_err(lost)?;
             Ok(channel)
@@ -113,6 +136,23 @@ impl VmbusHost {
         let count = retry_on_intr(|| poll(&mut fds, Some(&patience))).expect("a wait");
         assert!(count > 0, "the guest does not signal");
         self.kick.drain().expect("an eventfd of ours");
+    }
+
+    /// Bytes that can be sent now.
+    ///
+    /// # Panics
+    /// When the guest has broken the ring.
+    pub fn room(&mut self) -> u32 {
+        self.outgoing.refresh().expect("a ring that works")
+    }
+
+    /// Writes anything anywhere into the memory of the channel.
+    ///
+    /// # Panics
+    /// When that is outside of it.
+    pub fn scribble(&self, at: u64, bytes: &[u8]) {
+        let written = rustix::io::pwrite(&self.memory, bytes, at).expect("memory of ours");
+        assert_eq!(written, bytes.len());
     }
 
     /// Takes the channel back.

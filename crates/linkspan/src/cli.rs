@@ -1,13 +1,11 @@
 //! The command line: nouns, verbs and what they share.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
-use tracing_subscriber::EnvFilter;
 
-use crate::{blk, demo, driver, exit, fcopy, net, vdpa};
+use crate::{blk, demo, driver, exit, fcopy, log, net, vdpa};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -48,8 +46,11 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     end_on_panic();
+    if fcopy::drop_in::is_called() {
+        return fcopy::drop_in::main();
+    }
     let cli = Cli::parse();
-    log_to_stderr(cli.verbose);
+    log::to_stderr(cli.verbose);
     exit::code(match cli.command {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
@@ -85,20 +86,4 @@ fn demo_code(args: &demo::Args) -> ExitCode {
             ExitCode::from(error.exit_status())
         }
     }
-}
-
-fn log_to_stderr(verbose: u8) {
-    let default = match verbose {
-        0 => "info",
-        1 => "debug",
-        _ => "trace",
-    };
-    let filter =
-        EnvFilter::try_from_env("LINKSPAN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
 }

@@ -9,6 +9,7 @@ pub mod driver;
 pub mod exit;
 pub mod fcopy;
 pub mod limits;
+mod log;
 pub mod net;
 mod serving;
 pub mod vdpa;

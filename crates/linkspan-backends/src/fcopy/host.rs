@@ -180,7 +180,8 @@ impl Host {
             }
             self.expire();
             self.begin();
-            more = self.turn();
+            // A guest may have become ready, and somebody have waited for that.
+            more = self.turn() || self.is_due();
         }
     }
 
@@ -210,6 +211,15 @@ impl Host {
             .as_ref()
             .is_some_and(|(_, guest)| guest.is_ready());
         !ready && self.current.is_none()
+    }
+
+    /// Whether a file can begin.
+    fn is_due(&self) -> bool {
+        let ready = self
+            .guest
+            .as_ref()
+            .is_some_and(|(_, guest)| guest.is_ready());
+        ready && self.current.is_none() && !self.queue.is_empty()
     }
 
     fn accept(&mut self, token: u64) {

@@ -68,6 +68,7 @@ enum Below {
 pub struct Device {
     mode: u32,
     owner: [u32; 2],
+    masks: bool,
     below: Below,
     /// Interrupts since the device is there.
     events: u32,
@@ -88,12 +89,20 @@ impl Device {
         Self {
             mode,
             owner,
+            masks: false,
             below: Below::Closed,
             events: 0,
             files: BTreeMap::new(),
             next: 0,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Whether it masks interrupts when its channel is opened and with each one, as Linux
+    /// did before b15b7d2a1b09.
+    #[must_use]
+    pub fn masking(self, masks: bool) -> Self {
+        Self { masks, ..self }
     }
 
     /// Takes a message of the kernel.
@@ -215,6 +224,7 @@ impl Device {
         let effect = match backing {
             Ok(backing) => {
                 self.below = Below::Open(backing);
+                self.mask(effects);
                 self.opened(unique, backing)
             }
             Err(errno) => failure(unique, errno),
@@ -305,6 +315,7 @@ impl Device {
     /// The host has interrupted, once or several times.
     pub fn interrupted(&mut self, effects: &mut VecDeque<Effect>) {
         self.events = self.events.wrapping_add(1);
+        self.mask(effects);
         while let Some((unique, file)) = self.waiting.pop_front() {
             if let Some(open) = self.files.get_mut(&file) {
                 open.seen = self.events;
@@ -324,6 +335,12 @@ impl Device {
             effects.push_back(failure(unique, Errno::IO));
         }
         self.tell_polls(effects);
+    }
+
+    fn mask(&self, effects: &mut VecDeque<Effect>) {
+        if self.masks {
+            effects.push_back(Effect::Interrupts { on: false });
+        }
     }
 
     fn tell_polls(&mut self, effects: &mut VecDeque<Effect>) {

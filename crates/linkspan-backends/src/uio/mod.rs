@@ -207,7 +207,7 @@ impl Running {
             fuse.mount(&file, 0o600)
         };
         place().map_err(system("mount the device's file"))?;
-        let server = Serving::start(fuse, offer.ring * 2, connect)?;
+        let server = Serving::start(fuse, offer, connect)?;
         let child = command.spawn().map_err(Error::Start)?;
         Ok(Self { child, server })
     }
@@ -246,7 +246,7 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(fuse: Fuse, both: u64, connect: Connect) -> Result<Self, Error> {
+    fn start(fuse: Fuse, offer: &Offer, connect: Connect) -> Result<Self, Error> {
         let what = system("serve the device's file");
         let (send, ready): (_, Receiver<bool>) = mpsc::sync_channel(1);
         let stop = EventFd::new().map_err(&what)?;
@@ -254,7 +254,8 @@ impl Serving {
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
         ];
-        let device = Device::new(0o600, owner);
+        let device = Device::new(0o600, owner).masking(offer.masks);
+        let both = offer.ring * 2;
         let server = serve::Server::new(fuse, &stop, device, connect, both, send).map_err(&what)?;
         let thread = thread::spawn("uio file", move || server.run()).map_err(&what)?;
         let serving = Self {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use linkspan_vmbus::Guid;
@@ -18,6 +18,9 @@ pub struct Offer {
     pub relid: u32,
     /// Bytes of each of its two rings, their headers included.
     pub ring: u64,
+    /// Whether the kernel masks interrupts when the device is opened and with each one,
+    /// as Linux did before b15b7d2a1b09.
+    pub masks: bool,
 }
 
 /// Number of the device's file, /dev/uio0.
@@ -32,6 +35,7 @@ pub(super) fn write(vmbus: &Path, offer: &Offer) -> io::Result<()> {
     fs::create_dir_all(&map)?;
     fs::create_dir_all(&channel)?;
     fs::create_dir_all(vmbus.join("drivers/uio_hv_generic"))?;
+    symlink("../../drivers/uio_hv_generic", device.join("driver"))?;
     let both = offer.ring * 2;
     let relid = offer.relid.to_string();
     let (class, instance) = (
@@ -86,6 +90,7 @@ mod tests {
             instance: FILE_COPY.instance.unwrap(),
             relid: 11,
             ring: 20480,
+            masks: false,
         };
         write(dir.path(), &offer).unwrap();
         let device = dir
@@ -106,6 +111,8 @@ mod tests {
                 "{name}"
             );
         }
+        let driver = fs::canonicalize(device.join("driver")).unwrap();
+        assert!(driver.ends_with("drivers/uio_hv_generic"));
         let ring = fs::metadata(device.join("channels/11/ring")).unwrap();
         assert_eq!(
             (ring.len(), ring.permissions().mode() & 0o777),

@@ -45,6 +45,7 @@ pub(super) fn run(
         instance: FILE_COPY.instance.unwrap_or_default(),
         relid: RELID,
         ring,
+        masks: false,
     };
     let (name, arguments) = words.split_first().context("no program is named")?;
     let mut command = supervised(name.as_ref());

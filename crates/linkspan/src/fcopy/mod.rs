@@ -1,9 +1,13 @@
 //! `linkspan fcopy`: files into a guest over VMBus, both ends.
 
 mod command;
+mod device;
+pub(crate) mod drop_in;
 mod guest;
 mod host;
 mod send;
+mod settings;
+mod source;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,6 +37,10 @@ pub struct Args {
 enum Verb {
     /// Takes files from the host, below folders that are allowed
     Guest(guest::Args),
+    /// Says whether this machine has the device of file copy
+    Status(device::StatusArgs),
+    /// Gives the device to the driver that passes it on, on kernels before Linux 6.10
+    Bind(device::BindArgs),
     /// Offers the device to a guest, and sends it what `send` asks for
     Host(host::Args),
     /// Sends files and folders through a host that runs
@@ -46,6 +54,8 @@ enum Verb {
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let done = match &args.verb {
         Verb::Guest(args) => guest::run(args),
+        Verb::Status(args) => return Ok(device::run_status(args)),
+        Verb::Bind(args) => device::run_bind(args),
         Verb::Host(args) => return host::run(args),
         Verb::Send(args) => send::run(args),
     };

@@ -333,3 +333,37 @@ fn clients_that_say_nonsense_are_left() {
         .expect(0, &["done"]);
     host.stop();
 }
+
+/// A sender that is there before the guest, and that nothing else wakes the host for.
+#[test]
+fn a_file_that_waits_for_a_guest_is_sent_when_there_is_one() {
+    let rig = Rig::new();
+    let _host = rig.host(&[]);
+    let mut framed = Framed::connect(&rig.socket, Role::Sender).unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let never = linkspan_sys::EventFd::new().unwrap();
+    framed.await_frame(never.as_fd(), Some(deadline)).unwrap();
+    let request = linkspan_vmbus::link::Request {
+        file: "file".into(),
+        path: rig.root.to_str().unwrap().into(),
+        overwrite: false,
+        create_path: false,
+        size: 4,
+        patience: 60_000,
+    };
+    let source = File::open(rig.source("file", b"1234")).unwrap();
+    framed
+        .say(&Frame::Send(request), &[source.as_fd()])
+        .unwrap();
+    let _guest = rig.guest(&[]);
+    loop {
+        match framed.await_frame(never.as_fd(), Some(deadline)).unwrap() {
+            (Frame::Progress { .. }, _) => {}
+            (frame, _) => {
+                assert_eq!(frame, Frame::Done(linkspan_vmbus::link::Outcome::Done));
+                break;
+            }
+        }
+    }
+    rig.landed("file", b"1234");
+}

@@ -289,3 +289,24 @@ fn attributes_are_those_of_a_file_of_its_owner() {
     assert_eq!(told.ask(opcode::SETATTR, 3, &words(&[8, 0])).len(), 1);
     assert_eq!(told.ask(22, 4, &[]), [failure(4, Errno::NOSYS)]);
 }
+
+/// Linux before b15b7d2a1b09 (known bug 7): the mask is set when the channel is opened
+/// and with each interrupt, and stays so until the guest writes.
+#[test]
+fn an_old_kernel_masks_before_it_tells() {
+    let masked = Effect::Interrupts { on: false };
+    let mut told = Told(Device::new(0o600, [0, 0]).masking(true), VecDeque::new());
+    assert_eq!(
+        told.ask(opcode::OPEN, 7, &[0; 8]),
+        [Effect::Connect { unique: 7 }]
+    );
+    told.0.connected(7, Ok(3), &mut told.1);
+    let effects = told.effects();
+    assert!(matches!(effects[..], [first, Effect::Send(_)] if first == masked));
+    // Who opens it as well changes nothing.
+    let second = told.ask(opcode::OPEN, 8, &[0; 8]);
+    assert!(matches!(second[..], [Effect::Send(_)]));
+    assert!(told.read(9, 1).is_empty());
+    let effects = told.interrupt();
+    assert!(matches!(effects[..], [first, Effect::Send(_)] if first == masked));
+}

@@ -5,6 +5,10 @@
 //! interrupt, later ones do not. Whoever waits clears it first and looks at the ring
 //! once more; that is right on both.
 
+mod bind;
+
+pub use bind::bind;
+
 use crate::acquire;
 use linkspan_mem::Backing;
 use linkspan_mem::fault::Site;
@@ -22,6 +26,9 @@ use std::sync::Arc;
 /// What the rings are made of, whatever a page of the guest is.
 const PAGE: u64 = 4096;
 
+/// The driver that gives a device to a process.
+pub const DRIVER: &str = "uio_hv_generic";
+
 /// Bytes of rings at most: far more than any channel has.
 const RINGS_MAX: u64 = 1 << 31;
 
@@ -32,6 +39,8 @@ pub struct Roots {
     pub sysfs: PathBuf,
     /// Where device files are.
     pub dev: PathBuf,
+    /// Bytes of a page: 4, 16 or 64 KiB.
+    pub page: u64,
 }
 
 impl Default for Roots {
@@ -39,6 +48,7 @@ impl Default for Roots {
         Self {
             sysfs: "/sys".into(),
             dev: "/dev".into(),
+            page: rustix::param::page_size() as u64,
         }
     }
 }
@@ -52,6 +62,8 @@ pub struct Found {
     pub file: PathBuf,
     /// Bytes of both rings.
     pub rings: u64,
+    /// Bytes of each ring's header: a page of the machine.
+    pub page: u64,
 }
 
 /// Why there is no device.
@@ -68,11 +80,24 @@ pub enum Error {
         class: String,
     },
     /// No driver gives the device to us.
-    #[error(
-        "{} has no uio device: uio_hv_generic is not bound to it (Linux 6.10 and later do that \
-         by themselves)", .0.display()
-    )]
-    NotBound(PathBuf),
+    #[error("{} has no uio device: {}", .folder.display(), holder(.driver.as_deref()))]
+    NotBound {
+        /// The device.
+        folder: PathBuf,
+        /// The driver that it has.
+        driver: Option<String>,
+    },
+    /// The driver is not there.
+    #[error("this kernel has no {DRIVER}, or it is not loaded")]
+    NoDriver,
+    /// The driver does not take it.
+    #[error("{DRIVER} does not take {}: {source}", .folder.display())]
+    NotTaken {
+        /// The device.
+        folder: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// The kernel says something that cannot be.
     #[error("{} says {text:?}, which is no size of two rings", .file.display())]
     Size {
@@ -98,11 +123,39 @@ impl Error {
     #[must_use]
     pub fn may_come(&self) -> bool {
         match self {
-            Self::NoDevice { .. } | Self::NotBound(_) => true,
+            Self::NoDevice { .. } => true,
+            // Another driver keeps it.
+            Self::NotBound { driver, .. } => driver.as_deref().is_none_or(|has| has == DRIVER),
             // Files come and go one after the other.
             Self::System { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::NoBus(_) | Self::Size { .. } => false,
+            Self::NoBus(_) | Self::Size { .. } | Self::NoDriver | Self::NotTaken { .. } => false,
         }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NoBus(_) => "run it in a guest of Hyper-V, or --connect to a host of ours",
+            Self::NoDevice { .. } => {
+                "enable Guest Services of this machine at its host (Enable-VMIntegrationService)"
+            }
+            Self::NoDriver => "modprobe uio_hv_generic; the kernel needs CONFIG_UIO_HV_GENERIC",
+            Self::NotTaken { .. } => {
+                "use Linux 6.10 or later: before, the driver takes only devices with monitor pages"
+            }
+            Self::NotBound { .. } => "linkspan fcopy bind, as root; Linux 6.10 binds it by itself",
+            Self::Size { .. } => "update the kernel",
+            Self::System { .. } => "run it as root, or give its user the file by a udev rule",
+        }
+    }
+}
+
+fn holder(driver: Option<&str>) -> String {
+    match driver {
+        None => "no driver has it".to_owned(),
+        Some(DRIVER) => format!("{DRIVER} has only just got it"),
+        Some(other) => format!("{other} has it"),
     }
 }
 
@@ -112,6 +165,31 @@ impl Error {
 /// # Errors
 /// [`Error`]; nothing was opened.
 pub fn find(roots: &Roots, class: &str, instance: Option<&str>) -> Result<Found, Error> {
+    let folder = folder(roots, class, instance)?;
+    let mut uio: Vec<(u32, PathBuf)> = entries(&folder.join("uio"))
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.file_name()?.to_str()?;
+            let number = name.strip_prefix("uio")?.parse().ok()?;
+            Some((number, path))
+        })
+        .collect();
+    uio.sort();
+    let Some((number, uio)) = uio.into_iter().next() else {
+        let driver = driver(&folder);
+        return Err(Error::NotBound { folder, driver });
+    };
+    Ok(Found {
+        file: roots.dev.join(format!("uio{number}")),
+        rings: rings(uio.join("maps/map0/size"))?,
+        page: roots.page,
+        folder,
+    })
+}
+
+/// The device's folder.
+fn folder(roots: &Roots, class: &str, instance: Option<&str>) -> Result<PathBuf, Error> {
     let devices = roots.sysfs.join("bus/vmbus/devices");
     if !devices.is_dir() {
         return Err(Error::NoBus(devices));
@@ -127,25 +205,13 @@ pub fn find(roots: &Roots, class: &str, instance: Option<&str>) -> Result<Found,
         is(folder, "class_id", class)
             && instance.is_none_or(|instance| is(folder, "device_id", instance))
     });
-    let folder = folder.ok_or_else(|| Error::NoDevice { class: bare(class) })?;
-    let mut uio: Vec<(u32, PathBuf)> = entries(&folder.join("uio"))
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|path| {
-            let name = path.file_name()?.to_str()?;
-            let number = name.strip_prefix("uio")?.parse().ok()?;
-            Some((number, path))
-        })
-        .collect();
-    uio.sort();
-    let Some((number, uio)) = uio.into_iter().next() else {
-        return Err(Error::NotBound(folder));
-    };
-    Ok(Found {
-        file: roots.dev.join(format!("uio{number}")),
-        rings: rings(uio.join("maps/map0/size"))?,
-        folder,
-    })
+    folder.ok_or_else(|| Error::NoDevice { class: bare(class) })
+}
+
+/// The driver that has the device.
+fn driver(folder: &Path) -> Option<String> {
+    let link = fs::read_link(folder.join("driver")).ok()?;
+    Some(link.file_name()?.to_str()?.to_owned())
 }
 
 /// Bytes of the rings, as the driver maps them.
@@ -178,6 +244,7 @@ fn system(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + 
 pub struct Device {
     fd: OwnedFd,
     rings: Arc<Rings>,
+    page: u64,
 }
 
 impl Device {
@@ -196,6 +263,7 @@ impl Device {
         Ok(Self {
             fd,
             rings: Arc::new(rings),
+            page: found.page,
         })
     }
 
@@ -205,10 +273,10 @@ impl Device {
         Arc::clone(&self.rings) as Arc<dyn Backing>
     }
 
-    /// Bytes of each ring's header: a page of this machine.
+    /// Bytes of each ring's header: a page of the machine.
     #[must_use]
     pub fn page(&self) -> u64 {
-        rustix::param::page_size() as u64
+        self.page
     }
 
     /// Signals the host. That clears the interrupt mask as well.
@@ -298,120 +366,4 @@ unsafe impl Backing for Rings {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use linkspan_mem::Region;
-    use tempfile::{TempDir, tempdir};
-
-    const CLASS: &str = "34d14be3-dee4-41c8-9ae7-6b174977c192";
-    const INSTANCE: &str = "eb765408-105f-49b6-b4aa-c123b64d17d4";
-
-    struct Tree {
-        folder: TempDir,
-        roots: Roots,
-    }
-
-    impl Tree {
-        fn new() -> Self {
-            let folder = tempdir().unwrap();
-            let roots = Roots {
-                sysfs: folder.path().join("sys"),
-                dev: folder.path().join("dev"),
-            };
-            fs::create_dir_all(&roots.dev).unwrap();
-            Self { folder, roots }
-        }
-
-        fn write(&self, file: &str, text: &str) {
-            let path = self.folder.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-
-        fn device(&self, name: &str, class: &str) -> String {
-            let folder = format!("sys/bus/vmbus/devices/{name}");
-            self.write(&format!("{folder}/class_id"), &format!("{{{class}}}\n"));
-            self.write(&format!("{folder}/device_id"), &format!("{{{name}}}\n"));
-            folder
-        }
-
-        fn find(&self) -> Result<Found, Error> {
-            find(&self.roots, CLASS, Some(INSTANCE))
-        }
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let tree = Tree::new();
-        let missing = tree.find().unwrap_err();
-        assert!(matches!(missing, Error::NoBus(_)) && !missing.may_come());
-        let other = tree.device("00000000-0000-0000-0000-000000000001", INSTANCE);
-        tree.write(&format!("{other}/uio/uio0/maps/map0/size"), "0x5000\n");
-        let missing = tree.find().unwrap_err();
-        assert!(matches!(missing, Error::NoDevice { .. }) && missing.may_come());
-        let folder = tree.device(INSTANCE, CLASS);
-        let missing = tree.find().unwrap_err();
-        assert!(matches!(missing, Error::NotBound(_)) && missing.may_come());
-        fs::create_dir_all(tree.folder.path().join(&folder).join("uio/uio3")).unwrap();
-        let missing = tree.find().unwrap_err();
-        assert!(matches!(missing, Error::System { .. }) && missing.may_come());
-    }
-
-    /// Known bug 4, 6 and 26 of Linux's daemon: a fixed size, a short buffer for the
-    /// name, and whichever folder comes first.
-    #[test]
-    fn size_and_number_are_the_devices_own() {
-        let tree = Tree::new();
-        let folder = tree.device(INSTANCE, CLASS);
-        fs::create_dir_all(tree.folder.path().join(&folder).join("uio/power")).unwrap();
-        for (size, bytes) in [
-            ("0x0000000000008000\n", 0x8000),
-            ("0xa000", 0xa000),
-            ("0x22000", 0x22000),
-            ("0x400000\n", 0x40_0000),
-        ] {
-            let file = format!("{folder}/uio/uio1234567/maps/map0/size");
-            tree.write(&file, size);
-            let found = tree.find().unwrap();
-            assert_eq!(found.rings, bytes);
-            assert_eq!(found.file, tree.roots.dev.join("uio1234567"));
-        }
-        for size in [
-            "",
-            "0",
-            "0x0",
-            "0x5000",
-            "0x2000",
-            "-1",
-            "0x1000000000000000",
-            "zz",
-        ] {
-            tree.write(&format!("{folder}/uio/uio1234567/maps/map0/size"), size);
-            let refused = tree.find().unwrap_err();
-            assert!(matches!(refused, Error::Size { .. }), "{size}");
-        }
-    }
-
-    #[test]
-    fn rings_are_mapped_and_given_back() {
-        let tree = Tree::new();
-        let folder = tree.device(INSTANCE, CLASS);
-        tree.write(&format!("{folder}/uio/uio0/maps/map0/size"), "0xa000");
-        let found = tree.find().unwrap();
-        let missing = Device::open(&found).unwrap_err();
-        assert!(missing.may_come(), "{missing}");
-        fs::write(&found.file, vec![7; 0xa000]).unwrap();
-        let device = Device::open(&found).unwrap();
-        let region = Region::new(device.rings());
-        assert_eq!(region.len(), 0xa000);
-        let mut bytes = [0; 2];
-        region.slice(0x9fff, 1).unwrap().read(&mut bytes);
-        assert_eq!(bytes, [7, 0]);
-        device.signal().unwrap();
-        assert_eq!(fs::read(&found.file).unwrap()[..5], [1, 0, 0, 0, 7]);
-        // The region keeps the mapping.
-        drop(device);
-        region.slice(0x9fff, 1).unwrap().read(&mut bytes);
-        assert_eq!(bytes[0], 7);
-    }
-}
+mod tests;
