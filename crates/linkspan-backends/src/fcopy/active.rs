@@ -50,6 +50,8 @@ impl From<FlushError> for GuestFault {
 pub(super) struct Turn {
     /// A file ended so.
     pub(super) outcome: Option<Outcome>,
+    /// That file.
+    pub(super) source: Option<OwnedFd>,
     /// So many bytes of it were sent, and its sender is to hear of that.
     pub(super) progress: Option<u64>,
     /// There is more to do at once.
@@ -224,7 +226,7 @@ impl Active {
     }
 
     fn end(&mut self, turn: &mut Turn, outcome: Outcome) {
-        self.source = None;
+        turn.source = self.source.take();
         self.ready = true;
         turn.outcome = Some(outcome);
     }

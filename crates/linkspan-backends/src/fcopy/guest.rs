@@ -10,6 +10,7 @@ use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_vmbus::fcopy::{self, Policy, Receiver};
 use linkspan_vmbus::ic::{Echo, Reaction};
+use linkspan_vmbus::link::{ASKS, Frame};
 use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Packet, RingError, SendError};
 
@@ -102,6 +103,7 @@ impl Guest {
             Ok(never) => match never {},
             Err(end) => end,
         };
+        self.tree.keep(false);
         if let Some(effect) = self.service.end() {
             // Discarding does not fail.
             let status = self.tree.carry_out(&effect, &[]);
@@ -118,6 +120,9 @@ impl Guest {
         cancel: BorrowedFd<'_>,
     ) -> Result<std::convert::Infallible, GuestEnd> {
         let mut packet = channel.packet()?;
+        // What nobody can ask for need not stay open.
+        self.tree
+            .keep(socket.as_ref().is_some_and(|socket| socket.version() >= ASKS));
         let mut waiter = Waiter::new(&channel, socket, cancel)?;
         loop {
             channel.incoming.refresh()?;
@@ -127,9 +132,40 @@ impl Guest {
                 }
             }
             channel.flush()?;
+            if let Some(frame) = waiter.asked.take() {
+                let answer = self.answer(&frame);
+                waiter.say(&answer)?;
+            }
             // Between two passes, so that a host which never rests cannot keep us.
             let more = channel.incoming.arm()?;
             waiter.wait(&channel, more.then_some(Duration::ZERO))?;
+        }
+    }
+
+    /// Does what the host asks for beside the channel.
+    fn answer(&mut self, frame: &Frame) -> Frame {
+        match frame {
+            Frame::Verify { offset, len } => Frame::Digest(self.tree.digest(*offset, *len)),
+            Frame::Folder {
+                file,
+                path,
+                create_path,
+            } => {
+                let place = self.service.service().folder(file, path, *create_path);
+                let made = match place {
+                    Ok(place) => self.tree.make_folder(&place).map_err(|error| {
+                        self.log_refused(&error);
+                        error.status()
+                    }),
+                    Err(refusal) => {
+                        self.log_refused(&refusal);
+                        Err(refusal.status())
+                    }
+                };
+                Frame::Made(made.map_or_else(|status| status, |()| DONE))
+            }
+            // The conversation lets no other frame of a host pass.
+            _ => Frame::Made(linkspan_vmbus::ic::Status::NOT_SUPPORTED),
         }
     }
 
@@ -220,6 +256,8 @@ struct Waiter<'a> {
     epoll: Epoll,
     ready: Ready,
     socket: Option<&'a mut Framed>,
+    /// What came over the socket and is to be answered; it is one frame at most.
+    asked: Option<Frame>,
 }
 
 impl<'a> Waiter<'a> {
@@ -243,7 +281,15 @@ impl<'a> Waiter<'a> {
             epoll,
             ready: Ready::with_capacity(3),
             socket,
+            asked: None,
         })
+    }
+
+    fn say(&mut self, frame: &Frame) -> Result<(), GuestEnd> {
+        let Some(socket) = &mut self.socket else {
+            return Ok(());
+        };
+        socket.say(frame, &[]).map_err(gone)
     }
 
     fn wait(&mut self, channel: &Channel, timeout: Option<Duration>) -> Result<(), GuestEnd> {
@@ -253,11 +299,8 @@ impl<'a> Waiter<'a> {
                 CANCEL => return Err(GuestEnd::Cancelled),
                 SOCKET => {
                     if let Some(socket) = &mut self.socket {
-                        match socket.take() {
-                            // No frame comes now that could be one.
-                            Ok(_) => {}
-                            Err(FramedError::Closed) => return Err(GuestEnd::Rescinded),
-                            Err(error) => return Err(GuestEnd::Socket(error)),
+                        if let Some((frame, _)) = socket.take().map_err(gone)? {
+                            self.asked = Some(frame);
                         }
                     }
                 }
@@ -265,5 +308,12 @@ impl<'a> Waiter<'a> {
             }
         }
         Ok(())
+    }
+}
+
+fn gone(error: FramedError) -> GuestEnd {
+    match error {
+        FramedError::Closed => GuestEnd::Rescinded,
+        error => GuestEnd::Socket(error),
     }
 }

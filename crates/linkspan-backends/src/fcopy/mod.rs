@@ -2,6 +2,7 @@
 //! that are allowed, the host's end sends what programs ask it for.
 
 mod active;
+mod digest;
 mod guest;
 mod host;
 mod tree;

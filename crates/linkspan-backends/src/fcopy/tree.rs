@@ -8,12 +8,15 @@ use std::path::Path;
 use linkspan_mem::fault::{self, Site};
 use linkspan_vmbus::fcopy::{Effect, Place, Target};
 use linkspan_vmbus::ic::Status;
+use linkspan_vmbus::link::{DIGEST_LEN, Digest};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid,
-    fallocate, fchmod, fchown, fdatasync, fstatvfs, linkat, mkdirat, openat2, renameat,
+    fallocate, fchmod, fchown, fdatasync, fstat, fstatvfs, linkat, mkdirat, openat2, renameat,
     renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
+
+use super::digest;
 
 /// No step of a path leaves the folder that it began in, by whatever trick.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
@@ -140,6 +143,9 @@ pub struct Tree {
     roots: Vec<OwnedFd>,
     options: TreeOptions,
     open: Option<Pending>,
+    /// Whether the file that was finished last can be asked for.
+    keep: bool,
+    last: Option<OwnedFd>,
 }
 
 impl Tree {
@@ -162,7 +168,59 @@ impl Tree {
             roots: roots.iter().map(open).collect::<Result<_, _>>()?,
             options,
             open: None,
+            keep: false,
+            last: None,
         })
+    }
+
+    /// Whether the file that was finished last is kept open, to be read back.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
+        self.last = None;
+    }
+
+    /// Reads a part of the file that was finished last. With its end it is closed.
+    pub fn digest(&mut self, offset: u64, len: u32) -> Digest {
+        let read = |file: &OwnedFd| {
+            let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+            Ok((size, digest::read(file.as_fd(), offset, len)?))
+        };
+        let found = self.last.as_ref().map(read);
+        match found.unwrap_or(Err(Errno::BADF)) {
+            Ok((size, slice)) => {
+                if offset.saturating_add(u64::from(slice.len)) >= size {
+                    self.last = None;
+                }
+                Digest {
+                    status: Status::OK,
+                    len: slice.len,
+                    size,
+                    sha256: slice.sha256,
+                }
+            }
+            Err(_) => Digest {
+                status: Status::FAIL,
+                len: 0,
+                size: 0,
+                sha256: [0; DIGEST_LEN],
+            },
+        }
+    }
+
+    /// Makes a folder, and what is missing above it if the place says so. One that is
+    /// there is as good.
+    ///
+    /// # Errors
+    /// It could not be made; nothing is left then.
+    pub fn make_folder(&self, place: &Place) -> Result<(), FileError> {
+        let root = self.roots.get(place.root).ok_or(FileError::NotOpen)?;
+        let mut landing = Landing::find(root.as_fd(), place, self.options)?;
+        let name = landing.name.clone();
+        landing
+            .make_folder(&name, self.options)
+            .map_err(system("make the folder", &name))?;
+        landing.made.clear();
+        Ok(())
     }
 
     /// Does what is asked for; `payload` is what the effect came with.
@@ -173,9 +231,10 @@ impl Tree {
     pub fn carry_out(&mut self, effect: &Effect, payload: &[u8]) -> Result<(), FileError> {
         match effect {
             Effect::Open(place) => {
-                self.open = None;
+                (self.open, self.last) = (None, None);
                 let root = self.roots.get(place.root).ok_or(FileError::NotOpen)?;
-                self.open = Some(Pending::new(root.as_fd(), place, self.options)?);
+                let pending = Pending::new(root.as_fd(), place, self.options, self.keep)?;
+                self.open = Some(pending);
                 Ok(())
             }
             Effect::Write { offset, data } => {
@@ -186,6 +245,8 @@ impl Tree {
             Effect::Finish => {
                 let pending = self.open.as_mut().ok_or(FileError::NotOpen)?;
                 pending.finish(self.options)?;
+                // Without it the file cannot be read back, and that is said then.
+                self.last = self.keep.then(|| pending.file.try_clone().ok()).flatten();
                 self.open = None;
                 Ok(())
             }
@@ -239,10 +300,15 @@ impl Drop for Pending {
 }
 
 impl Pending {
-    fn new(root: BorrowedFd<'_>, place: &Place, options: TreeOptions) -> Result<Self, FileError> {
+    fn new(
+        root: BorrowedFd<'_>,
+        place: &Place,
+        options: TreeOptions,
+        readable: bool,
+    ) -> Result<Self, FileError> {
         let place_of = Landing::find(root, place, options)?;
         place_of.check()?;
-        let (file, temporary) = place_of.make(options.temporary)?;
+        let (file, temporary) = place_of.make(options.temporary, readable)?;
         let pending = Self {
             file,
             temporary,
@@ -404,9 +470,18 @@ impl Landing {
     }
 
     /// A file that nobody sees, or that nobody takes for whole.
-    fn make(&self, temporary: Temporary) -> Result<(OwnedFd, Option<String>), FileError> {
+    fn make(
+        &self,
+        temporary: Temporary,
+        readable: bool,
+    ) -> Result<(OwnedFd, Option<String>), FileError> {
         let mode = Mode::RUSR | Mode::WUSR;
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let access = if readable {
+            OFlags::RDWR
+        } else {
+            OFlags::WRONLY
+        };
+        let flags = access | OFlags::CLOEXEC;
         let folder = self.folder.as_fd();
         if temporary == Temporary::Unnamed {
             match beneath(folder, ".", flags | OFlags::TMPFILE, mode) {

@@ -81,6 +81,12 @@ impl Framed {
         self.conversation.phase()
     }
 
+    /// The version that is spoken, once that is known.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.conversation.version()
+    }
+
     /// Sends a frame. It must be our turn.
     ///
     /// # Errors

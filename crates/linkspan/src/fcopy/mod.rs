@@ -68,7 +68,7 @@ fn refused(path: &Path, reason: Reason) -> Failure {
     let status = match reason {
         Reason::Version => Status::PeerBroke,
         Reason::Busy => Status::PeerUnreachable,
-        Reason::Role => Status::Usage,
+        Reason::Role | Reason::Interface => Status::Usage,
     };
     let error = anyhow!(reason).context(format!("the host at {} refused", path.display()));
     Failure::new(status, error)
@@ -77,7 +77,7 @@ fn refused(path: &Path, reason: Reason) -> Failure {
 /// What an outcome is called in JSON.
 fn name(outcome: Outcome) -> &'static str {
     match outcome {
-        Outcome::Done => "done",
+        Outcome::Done | Outcome::Verified => "done",
         Outcome::Refused { .. } => "refused",
         Outcome::Protocol => "protocol",
         Outcome::Silent => "silent",
@@ -86,5 +86,8 @@ fn name(outcome: Outcome) -> &'static str {
         Outcome::NoGuest => "no-guest",
         Outcome::Lost => "lost",
         Outcome::Name => "name",
+        Outcome::Differs { .. } => "differs",
+        Outcome::Unread { .. } => "unread",
+        Outcome::NoFolders => "no-folders",
     }
 }
