@@ -225,7 +225,7 @@ impl Guest {
 const DONE: linkspan_vmbus::ic::Status = linkspan_vmbus::ic::Status::OK;
 
 /// Sends the first `len` bytes of a request back, and waits for room if it must.
-fn reply(
+pub(crate) fn reply(
     channel: &mut Channel,
     packet: &Packet,
     len: usize,
@@ -252,7 +252,7 @@ fn reply(
 }
 
 /// Waits for the channel, its end, and the wish to stop.
-struct Waiter<'a> {
+pub(crate) struct Waiter<'a> {
     epoll: Epoll,
     ready: Ready,
     socket: Option<&'a mut Framed>,
@@ -261,7 +261,7 @@ struct Waiter<'a> {
 }
 
 impl<'a> Waiter<'a> {
-    fn new(
+    pub(crate) fn new(
         channel: &Channel,
         socket: Option<&'a mut Framed>,
         cancel: BorrowedFd<'_>,
@@ -292,7 +292,7 @@ impl<'a> Waiter<'a> {
         socket.say(frame, &[]).map_err(gone)
     }
 
-    fn wait(&mut self, channel: &Channel, timeout: Option<Duration>) -> Result<(), GuestEnd> {
+    pub(crate) fn wait(&mut self, channel: &Channel, timeout: Option<Duration>) -> Result<(), GuestEnd> {
         self.epoll.wait(&mut self.ready, timeout)?;
         for event in self.ready.iter() {
             match event.token {

@@ -8,5 +8,6 @@ mod host;
 mod tree;
 
 pub use guest::{Guest, GuestEnd};
+pub(crate) use guest::{Waiter, reply};
 pub use host::{Accepts, Host, HostEvent, HostOptions, OUTSTANDING, RING_MIN};
 pub use tree::{FileError, Temporary, Tree, TreeOptions};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::{Stream, reaper};
+use linkspan_vmbus::ic::Service;
 use linkspan_vmbus::link::{Conversation, Frame, LinkError, Phase, Role, Side};
 
 use crate::session::MESSAGE_FDS_MAX;
@@ -64,6 +65,16 @@ impl Framed {
     pub fn connect(path: &Path, role: Role) -> Result<Self, FramedError> {
         let mut framed = Self::new(Stream::connect(path)?, Side::Client);
         framed.say(&Frame::hello(role), &[])?;
+        Ok(framed)
+    }
+
+    /// Connects as the guest's end of a service.
+    ///
+    /// # Errors
+    /// Nobody listens there, or closes at once.
+    pub fn connect_to(path: &Path, service: &Service) -> Result<Self, FramedError> {
+        let mut framed = Self::new(Stream::connect(path)?, Side::Client);
+        framed.say(&Frame::hello_of(service), &[])?;
         Ok(framed)
     }
 

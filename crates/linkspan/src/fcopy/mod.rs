@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 /// A connection to a host that failed.
-fn unreachable(path: &Path, error: FramedError) -> Failure {
+pub(crate) fn unreachable(path: &Path, error: FramedError) -> Failure {
     let status = match &error {
         FramedError::Link(_) | FramedError::TooManyFds { .. } => Status::PeerBroke,
         FramedError::Cancelled => Status::Failed,
@@ -64,7 +64,7 @@ fn unreachable(path: &Path, error: FramedError) -> Failure {
 }
 
 /// A host that does not want us.
-fn refused(path: &Path, reason: Reason) -> Failure {
+pub(crate) fn refused(path: &Path, reason: Reason) -> Failure {
     let status = match reason {
         Reason::Version => Status::PeerBroke,
         Reason::Busy => Status::PeerUnreachable,

@@ -92,7 +92,7 @@ enum Fault {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let mut faults = Vec::new();
     // Until here a signal ends the program, as it is to.
-    let items = items(args, &mut faults)?;
+    let items = items(args, &mut faults);
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
         .context("cannot watch for signals")?;
     let mut sending = Sending {

@@ -7,7 +7,6 @@ use anyhow::{Context, anyhow};
 use linkspan_vmbus::link::{NAME_MAX, Outcome};
 
 use super::Args;
-use crate::exit::{Failure, Status};
 
 /// Folders in folders at most; what is deeper has a path that no message has room for.
 const DEPTH_MAX: usize = 128;
@@ -23,7 +22,7 @@ pub(super) struct Item {
 }
 
 /// All files, in the order of their names; what cannot be one is put aside.
-pub(super) fn items(args: &Args, faults: &mut Vec<(PathBuf, anyhow::Error)>) -> Result<Vec<Item>, Failure> {
+pub(super) fn items(args: &Args, faults: &mut Vec<(PathBuf, anyhow::Error)>) -> Vec<Item> {
     let mut items = Vec::new();
     let many = args.files.len() > 1;
     for source in &args.files {
@@ -50,11 +49,7 @@ pub(super) fn items(args: &Args, faults: &mut Vec<(PathBuf, anyhow::Error)>) -> 
         };
         walk.add(source, named, &to, 0, &mut items, faults);
     }
-    if items.is_empty() && faults.is_empty() {
-        let error = anyhow!("there is no file in what is to be sent");
-        return Err(Failure::new(Status::Usage, error));
-    }
-    Ok(items)
+    items
 }
 
 struct Walk {
