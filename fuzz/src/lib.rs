@@ -5,6 +5,7 @@ mod input;
 pub mod net;
 pub mod ring_memory;
 pub mod seeds;
+pub mod uio;
 pub mod vdpa;
 pub mod vduse;
 pub mod vhost_user_replies;
@@ -18,6 +19,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("net", net::target),
     ("ring_memory", ring_memory::target),
+    ("uio_file", uio::target),
     ("vduse", vduse::target),
     ("vdpa", vdpa::target),
     ("vhost_user_replies", vhost_user_replies::target),

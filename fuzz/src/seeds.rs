@@ -6,12 +6,13 @@ mod packed;
 mod queue;
 mod replies;
 mod stream;
+mod uio;
 mod vdpa;
 mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, ring_memory, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
+    net as net_target, ring_memory, uio as uio_target, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
     vhost_user_stream, vmbus as vmbus_target,
 };
 
@@ -83,6 +84,8 @@ pub enum Expected {
         /// A part of the last error, or nothing.
         error: Option<&'static str>,
     },
+    /// What a program and its kernel asked of a device's file came to this.
+    Uio(uio_target::Outcome),
     /// What a device and its kernel answered came to this.
     Vdpa(vdpa_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
@@ -107,6 +110,7 @@ pub fn all() -> Vec<Seed> {
         net::seeds(),
         vduse::seeds(),
         vmbus::seeds(),
+        uio::seeds(),
         vdpa::seeds(),
     ]
     .concat()
@@ -180,6 +184,9 @@ impl Seed {
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
+            }
+            Expected::Uio(expected) => {
+                assert_eq!(uio_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Vdpa(expected) => {
                 assert_eq!(vdpa_target::run(&self.bytes), expected, "{name}");

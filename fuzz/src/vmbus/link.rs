@@ -1,14 +1,16 @@
 //! The frames of the socket at which programs of ours meet, against both ends.
 //!
-//! The first byte says which end is under test, and what a client is; the rest is what
+//! The first byte says which end is under test, and what a client is, or that the rest is a
+//! saved end; otherwise the rest is what
 //! its peer sends, in pieces as large as are wanted, each after a byte that says how many
-//! descriptors come with it. The end answers as the program does.
+//! descriptors come with it. The end answers as the program does; after every piece it is
+//! saved and restored.
 
 use linkspan_vmbus::Shape;
-use linkspan_vmbus::ic::FILE_COPY;
+use linkspan_vmbus::ic::{FILE_COPY, Status};
 use linkspan_vmbus::link::{
-    Conversation, FRAMES, Frame, NAME_MAX, Outcome as Sent, Phase, Request, Role, Side, VERSION,
-    choose,
+    ASKS, Conversation, DIGEST_LEN, Digest, FRAMES, Frame, NAME_MAX, Outcome as Sent, Phase,
+    Request, Role, SLICE_MAX, Side, choose,
 };
 
 use super::Outcome;
@@ -24,6 +26,14 @@ pub fn run(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut outcome = Outcome::default();
     let kind = input.u8().unwrap_or(0);
+    if kind & 4 != 0 {
+        let saved = &bytes[1..];
+        if let Some(restored) = outcome.count(Conversation::restore(saved)) {
+            assert_eq!(restored.snapshot(), saved);
+            assert!(restored.wanted() > 0);
+        }
+        return outcome;
+    }
     let us = [Side::Host, Side::Client][usize::from(kind & 1)];
     let mut end = Conversation::new(us);
     if us == Side::Client {
@@ -34,7 +44,11 @@ pub fn run(bytes: &[u8]) -> Outcome {
         let wanted = end.wanted();
         assert!((1..=20 + 2 * NAME_MAX).contains(&wanted), "{wanted}");
         let piece = input.bytes(wanted);
-        let heard = match end.receive(piece, usize::from(fds)) {
+        let heard = end.receive(piece, usize::from(fds));
+        let restored = Conversation::restore(&end.snapshot()).expect("saved by us");
+        assert_eq!(restored, end);
+        end = restored;
+        let heard = match heard {
             Ok(None) => continue,
             heard => heard,
         };
@@ -57,13 +71,14 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
                 oldest,
                 newest,
                 role,
+                interface,
             },
         ) => match (choose(*oldest, *newest), role) {
             (None, _) => Frame::Refused(linkspan_vmbus::link::Reason::Version),
             (Some(version), Role::Sender) => Frame::Welcome { version },
             (Some(version), Role::Guest) => Frame::Channel {
                 version,
-                interface: FILE_COPY.interface,
+                interface: *interface,
                 instance: FILE_COPY.instance.unwrap_or_default(),
                 shape: Shape::halves(40960, 4096),
             },
@@ -73,9 +88,35 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             Frame::Done(Sent::Done)
         }
         (Side::Client, Frame::Channel { shape, version, .. }) => {
-            assert!(shape.data().is_ok() && *version == VERSION);
+            assert!(shape.data().is_ok() && *version == end.version());
             return;
         }
+        (Side::Client, Frame::Verify { len, .. }) => {
+            assert!(*len <= SLICE_MAX);
+            Frame::Digest(Digest {
+                status: Status::OK,
+                len: *len,
+                size: 1,
+                sha256: [0; DIGEST_LEN],
+            })
+        }
+        (Side::Client, Frame::Folder { file, path, .. }) => {
+            assert!(file.len() <= 2 * NAME_MAX && path.len() <= 2 * NAME_MAX);
+            Frame::Made(Status::OK)
+        }
+        // Asks again, as long as it answers.
+        (Side::Host, Frame::Digest(digest)) => {
+            assert!(digest.len <= SLICE_MAX);
+            Frame::Folder {
+                file: "folder".into(),
+                path: "/".into(),
+                create_path: true,
+            }
+        }
+        (Side::Host, Frame::Made(_)) => Frame::Verify {
+            offset: 0,
+            len: SLICE_MAX,
+        },
         (Side::Client, Frame::Welcome { .. } | Frame::Done(_)) => Frame::Send(Request {
             file: "file".into(),
             path: "/".into(),
@@ -83,6 +124,8 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             create_path: false,
             size: 1,
             patience: 1,
+            verify: end.version() >= ASKS,
+            folder: false,
         }),
         _ => return,
     };
@@ -93,4 +136,9 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             .iter()
             .any(|kind| kind.code == code && kind.from == us)
     );
+    // A host that wants to know something of its guest.
+    if matches!(reply, Frame::Channel { version, .. } if version >= ASKS) {
+        let (offset, len) = (0, SLICE_MAX);
+        let _ = end.say(&Frame::Verify { offset, len });
+    }
 }
