@@ -30,7 +30,7 @@ use crate::dirty::RingLog;
 mod neighbours;
 mod run;
 mod slot;
-mod spin;
+pub(crate) mod spin;
 
 pub use neighbours::Neighbours;
 

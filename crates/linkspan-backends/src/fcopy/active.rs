@@ -137,7 +137,10 @@ impl Active {
             let full = full?;
             self.wind(now);
             let room = full && self.channel.outgoing.wait_for(room())?;
-            if turn.outcome.is_some() || (!self.channel.incoming.arm()? && !room) {
+            if turn.outcome.is_none() && (room || self.looks()?) {
+                continue;
+            }
+            if turn.outcome.is_some() || !self.channel.arm()? {
                 self.note_progress(&mut turn);
                 return Ok(turn);
             }
@@ -145,6 +148,15 @@ impl Active {
         self.note_progress(&mut turn);
         turn.more = true;
         Ok(turn)
+    }
+
+    /// Whether an answer came while it was looked for.
+    fn looks(&mut self) -> Result<bool, GuestFault> {
+        if self.sender.awaiting() {
+            return Ok(self.channel.look()?);
+        }
+        self.channel.rests();
+        Ok(false)
     }
 
     /// The guest's time is over, if it is.
@@ -167,7 +179,9 @@ impl Active {
     }
 
     fn hear(&mut self) -> Result<(), GuestFault> {
-        self.channel.incoming.refresh()?;
+        if self.channel.incoming.refresh()? != 0 {
+            self.channel.came();
+        }
         while self.channel.incoming.receive(&mut self.packet)? {
             // What is no message is no answer, and the guest's time goes on.
             if let Ok(Contents::InBand { payload }) = self.packet.contents() {

@@ -20,6 +20,9 @@ const LINE: u64 = 0;
 const SOCKET: u64 = 1;
 const CANCEL: u64 = 2;
 
+/// Passes between two looks at what else there is, while packets come and come.
+const PASSES: u32 = 64;
+
 /// How a channel ended for the guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -120,12 +123,18 @@ impl Guest {
         cancel: BorrowedFd<'_>,
     ) -> Result<std::convert::Infallible, GuestEnd> {
         let mut packet = channel.packet()?;
+        let ours = socket.as_ref().is_some_and(|socket| socket.version() >= ASKS);
         // What nobody can ask for need not stay open.
-        self.tree
-            .keep(socket.as_ref().is_some_and(|socket| socket.version() >= ASKS));
+        self.tree.keep(ours);
+        // A host of ours does not want its data back.
+        self.service
+            .set_echo(if ours { Echo::Header } else { Echo::Full });
         let mut waiter = Waiter::new(&channel, socket, cancel)?;
+        let mut passes: u32 = 0;
         loop {
-            channel.incoming.refresh()?;
+            if channel.incoming.refresh()? != 0 {
+                channel.came();
+            }
             while channel.incoming.receive(&mut packet)? {
                 if let Some(len) = self.request(&mut packet) {
                     reply(&mut channel, &packet, len, &mut waiter)?;
@@ -136,8 +145,15 @@ impl Guest {
                 let answer = self.answer(&frame);
                 waiter.say(&answer)?;
             }
-            // Between two passes, so that a host which never rests cannot keep us.
-            let more = channel.incoming.arm()?;
+            passes = passes.wrapping_add(1);
+            if channel.look()? {
+                // A host which never rests cannot keep us.
+                if passes.is_multiple_of(PASSES) {
+                    waiter.wait(&channel, Some(Duration::ZERO))?;
+                }
+                continue;
+            }
+            let more = channel.arm()?;
             waiter.wait(&channel, more.then_some(Duration::ZERO))?;
         }
     }

@@ -71,7 +71,7 @@ impl<S: GuestService> Guest<S> {
             }
             channel.flush()?;
             answered();
-            let more = channel.incoming.arm()?;
+            let more = channel.arm()?;
             waiter.wait(&channel, more.then_some(Duration::ZERO))?;
         }
     }

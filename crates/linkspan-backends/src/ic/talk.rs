@@ -171,7 +171,7 @@ impl Talk {
             self.say(options, tell)?;
         }
         self.channel.flush()?;
-        Ok(self.channel.incoming.arm()?)
+        Ok(self.channel.arm()?)
     }
 
     fn hear(

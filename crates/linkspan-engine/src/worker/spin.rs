@@ -23,7 +23,7 @@ const LEAST: i32 = -256;
 
 /// The balance. Time is an input.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Spin {
+pub(crate) struct Spin {
     limit: Duration,
     balance: i32,
     /// Long gaps that were spent looking since one was short enough.
@@ -32,7 +32,7 @@ pub(super) struct Spin {
 
 impl Spin {
     /// Looks for at most `limit` at a time; zero: never.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub(crate) fn new(limit: Duration) -> Self {
         Self {
             limit,
             balance: 0,
@@ -42,7 +42,7 @@ impl Spin {
 
     /// How long to look for work from when there is none until to sleep.
     #[inline]
-    pub(super) fn window(&self) -> Duration {
+    pub(crate) fn window(&self) -> Duration {
         if self.balance > 0 {
             self.limit
         } else {
@@ -53,7 +53,7 @@ impl Spin {
     /// Work came `gap` after there was none; until then the worker looked for
     /// [`window`](Self::window) and slept for the rest.
     #[inline]
-    pub(super) fn came_after(&mut self, gap: Duration) {
+    pub(crate) fn came_after(&mut self, gap: Duration) {
         let looked = self.balance > 0;
         if gap < self.limit {
             self.balance = (self.balance + 1).min(MOST);
