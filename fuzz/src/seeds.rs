@@ -12,8 +12,8 @@ mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, ring_memory, uio as uio_target, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
-    vhost_user_stream, vmbus as vmbus_target,
+    net as net_target, ring_memory, uio as uio_target, vdpa as vdpa_target, vduse as vduse_target,
+    vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.

@@ -84,7 +84,9 @@ fn request() -> Request {
 const OUTCOMES: [Outcome; 13] = [
     Outcome::Done,
     Outcome::Verified,
-    Outcome::Differs { offset: 7 << 33 | 5 },
+    Outcome::Differs {
+        offset: 7 << 33 | 5,
+    },
     Outcome::Unread {
         status: Status::FAIL,
     },
@@ -171,7 +173,10 @@ fn the_newest_version_of_both_is_spoken() {
 fn hear(said: &[Frame], frame: &[u8], fds: usize) -> Result<Option<Frame>, LinkError> {
     let (mut client, mut host) = ends();
     for frame in said {
-        let client_says = matches!(frame, Frame::Hello { .. } | Frame::Send(_) | Frame::Digest(_));
+        let client_says = matches!(
+            frame,
+            Frame::Hello { .. } | Frame::Send(_) | Frame::Digest(_)
+        );
         let (from, to) = if client_says {
             (&mut client, &mut host)
         } else {

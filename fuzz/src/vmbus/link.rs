@@ -45,13 +45,15 @@ pub fn run(bytes: &[u8]) -> Outcome {
         assert!((1..=20 + 2 * NAME_MAX).contains(&wanted), "{wanted}");
         let piece = input.bytes(wanted);
         let heard = end.receive(piece, usize::from(fds));
-        let restored = Conversation::restore(&end.snapshot()).expect("saved by us");
-        assert_eq!(restored, end);
-        end = restored;
-        let heard = match heard {
-            Ok(None) => continue,
-            heard => heard,
-        };
+        // After an error there is nothing to go on with.
+        if heard.is_ok() {
+            let restored = Conversation::restore(&end.snapshot()).expect("saved by us");
+            assert_eq!(restored, end);
+            end = restored;
+        }
+        if heard == Ok(None) {
+            continue;
+        }
         let Some(Some(frame)) = outcome.count(heard) else {
             break;
         };

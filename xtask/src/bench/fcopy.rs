@@ -132,7 +132,10 @@ impl Bench {
             Contestant::Verified => self.natively(&self.source(), &inbox, &[])?,
             Contestant::Cp => {
                 let start = Instant::now();
-                let status = Command::new("cp").arg(self.source()).arg(&target).status()?;
+                let status = Command::new("cp")
+                    .arg(self.source())
+                    .arg(&target)
+                    .status()?;
                 ensure!(status.success(), "cp: {status}");
                 (start.elapsed().as_secs_f64(), 0.0)
             }
@@ -282,7 +285,10 @@ fn child_of(parent: u32) -> Result<u32> {
         };
         // One that has ended meanwhile is not it.
         let Ok(fields) = stat(id) else { continue };
-        if fields.get(1).is_some_and(|field| *field == parent.to_string()) {
+        if fields
+            .get(1)
+            .is_some_and(|field| *field == parent.to_string())
+        {
             return Ok(id);
         }
     }
@@ -300,9 +306,8 @@ fn stat(id: u32) -> Result<Vec<String>> {
 /// Processor seconds of all threads so far, to a hundredth.
 fn cpu_seconds(id: u32) -> Result<f64> {
     let fields = stat(id)?;
-    let field = |at: usize| -> Result<f64> {
-        Ok(fields.get(at).context("no such field")?.parse()?)
-    };
+    let field =
+        |at: usize| -> Result<f64> { Ok(fields.get(at).context("no such field")?.parse()?) };
     // In ticks, of which Linux shows programs 100 a second everywhere.
     Ok((field(11)? + field(12)?) / 100.0)
 }
@@ -314,7 +319,11 @@ fn ring(project: &Project) -> Result<String> {
         .current_dir(&project.root)
         .stderr(Stdio::inherit())
         .output()?;
-    ensure!(output.status.success(), "the ring's bench: {}", output.status);
+    ensure!(
+        output.status.success(),
+        "the ring's bench: {}",
+        output.status
+    );
     let text = String::from_utf8_lossy(&output.stdout);
     let median = ring_row(&text).context("no row of 2 MiB and 6224 bytes")?;
     Ok(format!(

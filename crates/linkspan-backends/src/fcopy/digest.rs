@@ -25,7 +25,11 @@ pub(super) fn read(file: BorrowedFd<'_>, offset: u64, len: u32) -> Result<Slice,
     let mut done = 0;
     while done < len {
         let wanted = buffer.len().min((len - done) as usize);
-        match pread(file.as_fd(), &mut buffer[..wanted], offset + u64::from(done)) {
+        match pread(
+            file.as_fd(),
+            &mut buffer[..wanted],
+            offset + u64::from(done),
+        ) {
             Ok(0) => break,
             Ok(count) => {
                 hash.update(&buffer[..count]);

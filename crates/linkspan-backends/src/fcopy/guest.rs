@@ -123,7 +123,9 @@ impl Guest {
         cancel: BorrowedFd<'_>,
     ) -> Result<std::convert::Infallible, GuestEnd> {
         let mut packet = channel.packet()?;
-        let ours = socket.as_ref().is_some_and(|socket| socket.version() >= ASKS);
+        let ours = socket
+            .as_ref()
+            .is_some_and(|socket| socket.version() >= ASKS);
         // What nobody can ask for need not stay open.
         self.tree.keep(ours);
         // A host of ours does not want its data back.
@@ -308,7 +310,11 @@ impl<'a> Waiter<'a> {
         socket.say(frame, &[]).map_err(gone)
     }
 
-    pub(crate) fn wait(&mut self, channel: &Channel, timeout: Option<Duration>) -> Result<(), GuestEnd> {
+    pub(crate) fn wait(
+        &mut self,
+        channel: &Channel,
+        timeout: Option<Duration>,
+    ) -> Result<(), GuestEnd> {
         self.epoll.wait(&mut self.ready, timeout)?;
         for event in self.ready.iter() {
             match event.token {

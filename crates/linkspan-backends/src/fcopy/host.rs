@@ -368,8 +368,7 @@ impl Host {
         } else {
             FileType::RegularFile
         };
-        let right =
-            fstat(&source).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind);
+        let right = fstat(&source).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind);
         let patience = Duration::from_millis(u64::from(request.patience));
         let Some(client) = self.clients.get_mut(&token) else {
             return Ok(());

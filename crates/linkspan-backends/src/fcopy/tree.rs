@@ -246,7 +246,11 @@ impl Tree {
                 let pending = self.open.as_mut().ok_or(FileError::NotOpen)?;
                 pending.finish(self.options)?;
                 // Without it the file cannot be read back, and that is said then.
-                self.last = self.keep.then(|| pending.file.try_clone().ok()).flatten();
+                let again = || {
+                    acquire().ok()?;
+                    pending.file.try_clone().ok()
+                };
+                self.last = self.keep.then(again).flatten();
                 self.open = None;
                 Ok(())
             }

@@ -13,7 +13,7 @@ use linkspan_vmbus::Guid;
 use linkspan_vmbus::ic::Service;
 use linkspan_vmbus::link::{self, Frame, Phase, Reason, Role};
 
-use super::talk::{HostEvent, HostOptions, Talk};
+use super::talk::{HostEvent, HostOptions, Parting, Talk};
 
 /// Bytes of each ring, as Linux's kernel has them for these services.
 const RING: u64 = 5 * 4096;
@@ -257,14 +257,14 @@ impl Host {
             let turn = talk.turn(now, &self.options, &mut |event| events(service, event));
             match turn {
                 Ok(rest) => more |= rest,
-                Err(fault) => self.lose(at, &fault.to_string(), true),
+                Err(fault) => self.lose(at, &fault.to_string(), fault.parting()),
             }
         }
         more
     }
 
     /// A guest is gone, or to go.
-    fn lose(&mut self, at: usize, reason: &str, fault: bool) {
+    fn lose(&mut self, at: usize, reason: &str, parting: Parting) {
         let Some((token, talk)) = self.lines[at].guest.take() else {
             return;
         };
@@ -274,15 +274,18 @@ impl Host {
             let _ = self.epoll.delete(client.framed.as_fd());
         }
         let reason = reason.to_owned();
-        (self.events)(self.lines[at].service, HostEvent::Left { reason, fault });
+        (self.events)(self.lines[at].service, HostEvent::Left { reason, parting });
     }
 
     /// A client is gone, or to go.
     fn remove(&mut self, token: u64, why: &FramedError) {
         let holds = |line: &Line| line.guest.as_ref().is_some_and(|(held, _)| *held == token);
         if let Some(at) = self.lines.iter().position(holds) {
-            let fault = !matches!(why, FramedError::Closed);
-            return self.lose(at, &why.to_string(), fault);
+            let parting = match why {
+                FramedError::Closed => Parting::Went,
+                _ => Parting::Broke,
+            };
+            return self.lose(at, &why.to_string(), parting);
         }
         if let Some(client) = self.clients.remove(&token) {
             let _ = self.epoll.delete(client.framed.as_fd());

@@ -7,4 +7,4 @@ mod talk;
 
 pub use guest::{Guest, clock_offset};
 pub use host::Host;
-pub use talk::{HostEvent, HostOptions};
+pub use talk::{HostEvent, HostOptions, Parting};

@@ -60,9 +60,20 @@ pub enum HostEvent {
     Left {
         /// Why.
         reason: String,
-        /// Whether it is to blame.
-        fault: bool,
+        /// How.
+        parting: Parting,
     },
+}
+
+/// How a guest left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parting {
+    /// By itself.
+    Went,
+    /// It did not answer, and was given up.
+    Silent,
+    /// It broke the protocol, and was given up.
+    Broke,
 }
 
 /// Why a guest is not served any more.
@@ -79,6 +90,15 @@ pub(super) enum Fault {
     Silent,
     #[error(transparent)]
     Flush(FlushError),
+}
+
+impl Fault {
+    pub(super) fn parting(&self) -> Parting {
+        match self {
+            Self::Silent => Parting::Silent,
+            _ => Parting::Broke,
+        }
+    }
 }
 
 impl From<FlushError> for Fault {
@@ -247,11 +267,7 @@ impl Talk {
     }
 
     /// The next beat, or the time.
-    fn say(
-        &mut self,
-        options: &HostOptions,
-        tell: &mut dyn FnMut(HostEvent),
-    ) -> Result<(), Fault> {
+    fn say(&mut self, options: &HostOptions, tell: &mut dyn FnMut(HostEvent)) -> Result<(), Fault> {
         let message = match &mut self.end {
             End::Heartbeat(monitor) => {
                 let before = monitor.missed();
@@ -266,11 +282,7 @@ impl Talk {
             End::Shutdown(_) => return Ok(()),
             End::Time(clock) => {
                 let first = self.telling && options.set_time;
-                clock.tell(sample(if first {
-                    Purpose::Set
-                } else {
-                    Purpose::Sample
-                }))?
+                clock.tell(sample(if first { Purpose::Set } else { Purpose::Sample }))?
             }
         };
         self.send(&message)

@@ -190,10 +190,7 @@ impl Requester {
     pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
         let mut reader = Reader::new("requester of shutdowns", MAGIC, bytes)?;
         let (host, awaited) = Host::load_awaiting(&SHUTDOWN, &mut reader)?;
-        let requester = Self {
-            host,
-            awaited,
-        };
+        let requester = Self { host, awaited };
         reader.end()?;
         Ok(requester)
     }

@@ -194,10 +194,7 @@ impl Clock {
     pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
         let mut reader = Reader::new("clock of a host", MAGIC, bytes)?;
         let (host, awaited) = Host::load_awaiting(&TIME_SYNC, &mut reader)?;
-        let clock = Self {
-            host,
-            awaited,
-        };
+        let clock = Self { host, awaited };
         reader.end()?;
         Ok(clock)
     }

@@ -1,6 +1,7 @@
 //! `linkspan fcopy`: files into a guest over VMBus, both ends.
 
 mod command;
+mod demo;
 mod guest;
 mod host;
 mod send;
@@ -19,6 +20,8 @@ use crate::exit::{Failure, Status};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: a folder from one program to another, on one machine\n\n  \
+        linkspan fcopy demo docs --to /tmp/in\n\n\
+        The same step by step:\n\n  \
         mkdir /tmp/in\n  \
         linkspan fcopy host --control /tmp/fcopy.sock &\n  \
         linkspan fcopy guest --root /tmp/in --connect /tmp/fcopy.sock &\n  \
@@ -35,6 +38,8 @@ enum Verb {
     Guest(guest::Args),
     /// Offers the device to a guest, and sends it what `send` asks for
     Host(host::Args),
+    /// Starts a host and a guest on this machine, and copies a file or a folder
+    Demo(demo::Args),
     /// Sends files and folders through a host that runs
     Send(send::Args),
 }
@@ -47,6 +52,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let done = match &args.verb {
         Verb::Guest(args) => guest::run(args),
         Verb::Host(args) => return host::run(args),
+        Verb::Demo(args) => demo::run(args),
         Verb::Send(args) => send::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)

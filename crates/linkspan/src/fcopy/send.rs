@@ -66,6 +66,28 @@ pub(super) struct Args {
     json: bool,
 }
 
+impl Args {
+    /// One file or folder, as the demonstration sends it.
+    pub(super) fn of(
+        control: PathBuf,
+        file: PathBuf,
+        to: String,
+        overwrite: bool,
+        json: bool,
+    ) -> Self {
+        Self {
+            control,
+            files: vec![file],
+            to,
+            create_path: false,
+            overwrite,
+            timeout: 30,
+            no_verify: false,
+            json,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     file: &'a Path,

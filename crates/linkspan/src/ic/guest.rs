@@ -178,7 +178,9 @@ struct Source<'a> {
 impl Source<'_> {
     fn serve(self) -> Result<(), Failure> {
         match self.name {
-            Named::Heartbeat => self.keep(Pulse::default(), &mut |never| match never {}, &mut || {}),
+            Named::Heartbeat => {
+                self.keep(Pulse::default(), &mut |never| match never {}, &mut || {})
+            }
             Named::Shutdown => self.serve_shutdown(),
             Named::Timesync => {
                 let (args, name) = (self.args, self.name);
@@ -222,8 +224,13 @@ impl Source<'_> {
             if let Some((channel, mut socket)) = self.open()? {
                 self.told = false;
                 self.say("joined", None);
-                let end =
-                    guest.serve(channel, socket.as_mut(), self.signals.as_fd(), act, answered);
+                let end = guest.serve(
+                    channel,
+                    socket.as_mut(),
+                    self.signals.as_fd(),
+                    act,
+                    answered,
+                );
                 if matches!(end, GuestEnd::Cancelled) {
                     self.say("stopped", None);
                     return Ok(());
@@ -334,7 +341,10 @@ fn obey(program: &Path, request: &Request) {
     let action = action_name(request.action);
     let start = |program: &OsStr, arguments: &[&str]| -> io::Result<()> {
         let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let mut child = command.spawn()?;
         // Nobody else waits for it.
         thread::spawn("ic shutdown", move || drop(child.wait()))?;
@@ -391,5 +401,8 @@ fn set_clock(unix_100ns: u64) -> io::Result<()> {
     let (Ok(tv_sec), Ok(tv_nsec)) = (seconds, rest) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    Ok(clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec })?)
+    Ok(clock_settime(
+        ClockId::Realtime,
+        Timespec { tv_sec, tv_nsec },
+    )?)
 }

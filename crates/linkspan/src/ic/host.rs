@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
-use linkspan_backends::ic::{Host, HostEvent, HostOptions};
+use linkspan_backends::ic::{Host, HostEvent, HostOptions, Parting};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::{EventFd, Listener};
 use linkspan_vmbus::ic::heartbeat::Health;
-use linkspan_vmbus::ic::{Service, SHUTDOWN, shutdown};
+use linkspan_vmbus::ic::{SHUTDOWN, Service, shutdown};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use serde::Serialize;
@@ -161,10 +161,16 @@ fn serve(host: &mut Host, signals: &Signals, over: &EventFd) -> Result<(), Failu
             ];
             let woken = retry_on_intr(|| poll(&mut fds, None));
             let stopped = stop.signal();
-            woken.map(drop).map_err(std::io::Error::from).and(stopped.map(drop))
+            woken
+                .map(drop)
+                .map_err(std::io::Error::from)
+                .and(stopped.map(drop))
         });
         host.run(stop.as_fd()).context("cannot wait")?;
-        watch.join().expect("the thread that watches").context("cannot wait")?;
+        watch
+            .join()
+            .expect("the thread that watches")
+            .context("cannot wait")?;
         Ok(())
     })
 }
@@ -190,15 +196,14 @@ fn end_of_wish(service: &Service, event: &HostEvent) -> Answered {
     }
     match event {
         HostEvent::Answered { status } if status.is_ok() => Some(Ok(())),
-        HostEvent::Answered { status } => {
-            Some(Err((Status::Failed, format!("the guest refused: {status}"))))
-        }
-        HostEvent::Left { reason, fault } => {
-            let silent = !fault || reason.contains("does not answer");
-            let status = if silent {
-                Status::PeerUnreachable
-            } else {
-                Status::PeerBroke
+        HostEvent::Answered { status } => Some(Err((
+            Status::Failed,
+            format!("the guest refused: {status}"),
+        ))),
+        HostEvent::Left { reason, parting } => {
+            let status = match parting {
+                Parting::Went | Parting::Silent => Status::PeerUnreachable,
+                Parting::Broke => Status::PeerBroke,
             };
             Some(Err((status, reason.clone())))
         }
@@ -265,8 +270,10 @@ fn report(service: &'static Service, event: &HostEvent, json: bool) {
         HostEvent::Answered { status } => tracing::info!("{name}: the guest answered: {status}"),
         HostEvent::Left {
             reason,
-            fault: true,
-        } => tracing::warn!("{name}: the guest is given up: {reason}"),
-        HostEvent::Left { reason, .. } => tracing::info!("{name}: the guest left: {reason}"),
+            parting: Parting::Went,
+        } => tracing::info!("{name}: the guest left: {reason}"),
+        HostEvent::Left { reason, .. } => {
+            tracing::warn!("{name}: the guest is given up: {reason}");
+        }
     }
 }

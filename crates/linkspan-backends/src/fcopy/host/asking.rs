@@ -102,7 +102,9 @@ impl Host {
     pub(super) fn verify(&mut self, token: u64, source: Option<OwnedFd>) -> bool {
         let client = self.clients.get(&token);
         let job = client.and_then(|client| client.job.as_ref());
-        let wanted = job.filter(|job| job.verify).map(|job| (job.size, job.patience));
+        let wanted = job
+            .filter(|job| job.verify)
+            .map(|job| (job.size, job.patience));
         let (Some((size, patience)), Some(source)) = (wanted, source) else {
             return false;
         };
