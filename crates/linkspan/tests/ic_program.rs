@@ -351,7 +351,7 @@ impl Raw {
 }
 
 fn join(rig: &Rig, service: &Service) -> (Framed, Vec<OwnedFd>, Shape) {
-    let mut framed = Framed::connect_to(&rig.socket, service).unwrap();
+    let mut framed = Framed::connect_with(&rig.socket, &Frame::hello_of(service)).unwrap();
     let deadline = Instant::now() + PATIENCE;
     let never = EventFd::new().unwrap();
     let (frame, fds) = framed.await_frame(never.as_fd(), Some(deadline)).unwrap();

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::{Stream, reaper};
-use linkspan_vmbus::ic::Service;
 use linkspan_vmbus::link::{Conversation, Frame, LinkError, Phase, Role, Side};
 
 use crate::session::MESSAGE_FDS_MAX;
@@ -63,18 +62,16 @@ impl Framed {
     /// # Errors
     /// Nobody listens there, or closes at once.
     pub fn connect(path: &Path, role: Role) -> Result<Self, FramedError> {
-        let mut framed = Self::new(Stream::connect(path)?, Side::Client);
-        framed.say(&Frame::hello(role), &[])?;
-        Ok(framed)
+        Self::connect_with(path, &Frame::hello(role))
     }
 
-    /// Connects as the guest's end of a service.
+    /// Connects, and says this first.
     ///
     /// # Errors
     /// Nobody listens there, or closes at once.
-    pub fn connect_to(path: &Path, service: &Service) -> Result<Self, FramedError> {
+    pub fn connect_with(path: &Path, hello: &Frame) -> Result<Self, FramedError> {
         let mut framed = Self::new(Stream::connect(path)?, Side::Client);
-        framed.say(&Frame::hello_of(service), &[])?;
+        framed.say(hello, &[])?;
         Ok(framed)
     }
 

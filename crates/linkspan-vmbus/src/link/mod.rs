@@ -551,6 +551,17 @@ impl Frame {
         Self::hello_to(Role::Guest, service.interface)
     }
 
+    /// What a guest says first that only passes the channel on, and answers nothing.
+    #[must_use]
+    pub fn hello_unasked() -> Self {
+        Self::Hello {
+            oldest: OLDEST,
+            newest: ASKS - 1,
+            role: Role::Guest,
+            interface: FILE_COPY.interface,
+        }
+    }
+
     fn hello_to(role: Role, interface: Guid) -> Self {
         Self::Hello {
             oldest: OLDEST,

@@ -296,7 +296,8 @@ impl Source<'_> {
     fn join(&self, path: &Path) -> Result<(Channel, Framed), Failure> {
         let service = self.name.service();
         let unreachable = |error| crate::fcopy::unreachable(path, error);
-        let mut framed = Framed::connect_to(path, service).map_err(unreachable)?;
+        let framed = Framed::connect_with(path, &Frame::hello_of(service));
+        let mut framed = framed.map_err(unreachable)?;
         let deadline = Instant::now() + HANDSHAKE;
         let answer = framed.await_frame(self.signals.as_fd(), Some(deadline));
         let (frame, fds) = answer.map_err(unreachable)?;

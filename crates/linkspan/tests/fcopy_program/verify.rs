@@ -402,7 +402,7 @@ fn what_a_sender_gives_as_a_folder_must_be_one() {
 fn a_host_of_files_has_no_other_device() {
     let rig = Rig::new();
     let host = rig.host(&[]);
-    let mut framed = Framed::connect_to(&rig.socket, &HEARTBEAT).unwrap();
+    let mut framed = Framed::connect_with(&rig.socket, &Frame::hello_of(&HEARTBEAT)).unwrap();
     let never = EventFd::new().unwrap();
     let deadline = Some(Instant::now() + PATIENCE);
     let (frame, _) = framed.await_frame(never.as_fd(), deadline).unwrap();
