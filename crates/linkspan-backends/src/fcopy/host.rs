@@ -449,6 +449,12 @@ impl Host {
         }
     }
 
+    fn may_begin(&self) -> bool {
+        let guest = self.guest.as_ref();
+        let ready = guest.is_some_and(|(_, guest)| guest.is_ready());
+        ready && self.current.is_none() && !self.queue.is_empty()
+    }
+
     /// Begins the next file, if the guest is ready for one.
     fn begin(&mut self) {
         while let Some((_, guest)) = &mut self.guest {
@@ -504,8 +510,8 @@ impl Host {
                         self.done(current, outcome);
                     }
                 }
-                // The next file may wait.
-                more || outcome.is_some()
+                // The next file may wait, and a guest that has become ready just now.
+                more || outcome.is_some() || self.may_begin()
             }
             Err(fault) => {
                 let outcome = match &fault {

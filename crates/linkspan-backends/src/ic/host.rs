@@ -221,8 +221,10 @@ impl Host {
             instance: service.instance.unwrap_or_default(),
             shape: offer.shape,
         };
-        client.framed.say(&frame, &offer.descriptors())?;
+        // Its first message is there before the guest is, so that nothing but the guest's
+        // leaving ends what was told to have begun.
         let talk = Talk::new(service, channel, &self.options).map_err(io::Error::other)?;
+        client.framed.say(&frame, &offer.descriptors())?;
         let line = FIRST_LINE + at as u64;
         self.epoll.add(&talk.channel, line, Interest::READ.edge())?;
         self.lines[at].guest = Some((token, talk));

@@ -73,8 +73,9 @@ pub(crate) fn unreachable(path: &Path, error: FramedError) -> Failure {
 pub(crate) fn refused(path: &Path, reason: Reason) -> Failure {
     let status = match reason {
         Reason::Version => Status::PeerBroke,
-        Reason::Busy => Status::PeerUnreachable,
-        Reason::Role | Reason::Interface => Status::Usage,
+        // Another may leave, or another host come.
+        Reason::Busy | Reason::Interface => Status::PeerUnreachable,
+        Reason::Role => Status::Usage,
     };
     let error = anyhow!(reason).context(format!("the host at {} refused", path.display()));
     Failure::new(status, error)

@@ -2,6 +2,7 @@
 
 mod items;
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -90,7 +91,8 @@ impl Args {
 
 #[derive(Serialize)]
 struct Line<'a> {
-    file: &'a Path,
+    /// As far as it is text.
+    file: Cow<'a, str>,
     to: &'a str,
     bytes: u64,
     /// Whether it was read back and is the same.
@@ -329,7 +331,7 @@ impl Sending<'_> {
         why: Option<String>,
     ) {
         print(&Line {
-            file,
+            file: file.to_string_lossy(),
             to,
             bytes: sent.as_ref().map_or(0, |sent| sent.bytes),
             verified: sent.is_some_and(|sent| sent.verified),

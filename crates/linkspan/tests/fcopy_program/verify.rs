@@ -352,8 +352,9 @@ fn a_second_signal_does_not_wait() {
         sending.try_wait().unwrap().is_some()
     };
     assert!(linkspan_testkit::census::settled(ended));
-    let sent = Sent::of(sending.wait_with_output().unwrap());
-    sent.expect(3, &["host"]);
+    // The second one ends it as signals do, and the host takes that as it is.
+    let status = sending.wait().unwrap();
+    assert_eq!(status.code(), None);
     liar.say(&Frame::Digest(digest(b"1")));
     host.stop();
 }
