@@ -5,12 +5,15 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
-use linkspan_engine::vmbus::{Framed, FramedError};
+use linkspan_backends::fcopy::{Guest, Tree, TreeOptions};
+use linkspan_engine::vmbus::{Channel, Framed, FramedError};
 use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_testkit::PATIENCE;
+use linkspan_vmbus::fcopy::{Policy, Roots};
 use linkspan_vmbus::ic::{FILE_COPY, HEARTBEAT, Status};
 use linkspan_vmbus::link::{Digest, Frame, Outcome, Reason, Request, Role, SLICE_MAX, VERSION};
 use rustix::process::{Pid, Signal, kill_process};
@@ -148,20 +151,8 @@ fn a_guest_of_others_is_not_verified() {
         u64::from_le_bytes(channel[48..56].try_into().unwrap()),
         4096,
     );
-    let channel = linkspan_engine::vmbus::Channel::guest(shape, fds).unwrap();
-    let stop = EventFd::new().unwrap();
-    let (root, cancel) = (rig.root.clone(), stop.try_clone().unwrap());
-    let serving = std::thread::spawn(move || {
-        use linkspan_backends::fcopy::{Guest, Tree, TreeOptions};
-        use linkspan_vmbus::fcopy::{Policy, Roots};
-        let policy = Policy {
-            roots: Roots::new(&[root.to_str().unwrap()]).unwrap(),
-            max_size: 1 << 30,
-        };
-        let tree = Tree::new(&[&root], TreeOptions::default()).unwrap();
-        let mut guest = Guest::new(policy, tree);
-        drop(guest.serve(channel, None, cancel.as_fd()));
-    });
+    let channel = Channel::guest(shape, fds).unwrap();
+    let (serving, stop) = serve(&rig, channel);
     let folder = rig.folder.path().join("source/docs");
     rig.source("docs/file", b"x");
     fs::create_dir(folder.join("empty")).unwrap();
@@ -179,10 +170,29 @@ fn a_guest_of_others_is_not_verified() {
     host.stop();
 }
 
+/// Serves a channel without a socket, until it is told to stop.
+fn serve(rig: &Rig, channel: Channel) -> (JoinHandle<()>, EventFd) {
+    let stop = EventFd::new().unwrap();
+    let (root, cancel) = (rig.root.clone(), stop.try_clone().unwrap());
+    let serving = std::thread::spawn(move || {
+        let policy = Policy {
+            roots: Roots::new(&[root.to_str().unwrap()]).unwrap(),
+            max_size: 1 << 30,
+        };
+        let options = TreeOptions {
+            overwrite: true,
+            ..TreeOptions::default()
+        };
+        let tree = Tree::new(&[&root], options).unwrap();
+        drop(Guest::new(policy, tree).serve(channel, None, cancel.as_fd()));
+    });
+    (serving, stop)
+}
+
 /// A guest that is asked, and answers as the test wants.
 struct Liar {
     framed: Framed,
-    _serving: std::thread::JoinHandle<()>,
+    _serving: JoinHandle<()>,
     stop: EventFd,
 }
 
@@ -196,23 +206,8 @@ impl Liar {
             panic!("{frame:?}");
         };
         assert_eq!(version, VERSION);
-        let channel = linkspan_engine::vmbus::Channel::guest(shape, fds).unwrap();
-        let stop = EventFd::new().unwrap();
-        let (root, cancel) = (rig.root.clone(), stop.try_clone().unwrap());
-        let serving = std::thread::spawn(move || {
-            use linkspan_backends::fcopy::{Guest, Tree, TreeOptions};
-            use linkspan_vmbus::fcopy::{Policy, Roots};
-            let policy = Policy {
-                roots: Roots::new(&[root.to_str().unwrap()]).unwrap(),
-                max_size: 1 << 30,
-            };
-            let options = TreeOptions {
-                overwrite: true,
-                ..TreeOptions::default()
-            };
-            let tree = Tree::new(&[&root], options).unwrap();
-            drop(Guest::new(policy, tree).serve(channel, None, cancel.as_fd()));
-        });
+        let channel = Channel::guest(shape, fds).unwrap();
+        let (serving, stop) = serve(rig, channel);
         Self {
             framed,
             _serving: serving,
@@ -356,6 +351,43 @@ fn a_second_signal_does_not_wait() {
     let status = sending.wait().unwrap();
     assert_eq!(status.code(), None);
     liar.say(&Frame::Digest(digest(b"1")));
+    host.stop();
+}
+
+/// Whatever comes last, the guest's negotiation or the file, the file begins.
+#[test]
+fn a_file_may_come_before_the_guest_is_ready() {
+    let rig = Rig::new();
+    let host = rig.host(&[]);
+    let deadline = Some(Instant::now() + PATIENCE);
+    let never = EventFd::new().unwrap();
+    let mut guest = Framed::connect_with(&rig.socket, &Frame::hello_unasked()).unwrap();
+    let (frame, fds) = guest.await_frame(never.as_fd(), deadline).unwrap();
+    let Frame::Channel { shape, .. } = frame else {
+        panic!("{frame:?}");
+    };
+    let mut sender = Framed::connect(&rig.socket, Role::Sender).unwrap();
+    sender.await_frame(never.as_fd(), deadline).unwrap();
+    let request = Request {
+        file: "x".into(),
+        path: rig.root.to_str().unwrap().into(),
+        overwrite: false,
+        create_path: false,
+        size: 1,
+        patience: 60_000,
+        verify: true,
+        folder: false,
+    };
+    let file = File::open(rig.source("x", b"x")).unwrap();
+    sender.say(&Frame::Send(request), &[file.as_fd()]).unwrap();
+    // Whoever comes after it and is answered shows that the host has it.
+    let mut next = Framed::connect(&rig.socket, Role::Sender).unwrap();
+    next.await_frame(never.as_fd(), deadline).unwrap();
+    let (serving, stop) = serve(&rig, Channel::guest(shape, fds).unwrap());
+    let (frame, _) = sender.await_frame(never.as_fd(), deadline).unwrap();
+    assert_eq!(frame, Frame::Done(Outcome::Done));
+    stop.signal().unwrap();
+    serving.join().unwrap();
     host.stop();
 }
 
