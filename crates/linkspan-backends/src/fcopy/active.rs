@@ -4,11 +4,15 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use linkspan_engine::vmbus::{Channel, ChannelError, FlushError};
-use linkspan_vmbus::fcopy::{Failure, Job, Misuse, Options, Output, Sender, WRITE_LEN};
+use linkspan_mem::fault;
+use linkspan_vmbus::fcopy::{
+    FRAGMENT_MAX, Failure, Job, Misuse, Options, Output, Sender, WRITE_LEN,
+};
 use linkspan_vmbus::ic::HEADER_BYTES;
 use linkspan_vmbus::link::{Outcome, Request};
 use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
+use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, pread};
 
 /// Passes at a time before others have their turn.
@@ -16,6 +20,9 @@ const PASSES: usize = 64;
 
 /// How long a guest may take when nobody said.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Bytes of the file that are read at once.
+const AHEAD: usize = 16 * FRAGMENT_MAX;
 
 /// Bytes after which a sender hears how far its file is.
 const STEP: u64 = 1 << 20;
@@ -66,6 +73,9 @@ pub(super) struct Active {
     sender: Sender,
     ready: bool,
     source: Option<OwnedFd>,
+    /// What was read of it, and where that begins.
+    ahead: Vec<u8>,
+    ahead_at: u64,
     told: u64,
     answered: u64,
     patience: Duration,
@@ -84,6 +94,8 @@ impl Active {
             sender: Sender::new(options).expect("a number that is possible"),
             ready: false,
             source: None,
+            ahead: fault::try_with_capacity(AHEAD)?,
+            ahead_at: 0,
             told: 0,
             answered: 0,
             patience: PATIENCE,
@@ -112,6 +124,7 @@ impl Active {
         })?;
         self.ready = false;
         self.source = Some(source);
+        self.ahead.clear();
         self.told = 0;
         self.patience = Duration::from_millis(u64::from(request.patience));
         Ok(())
@@ -254,16 +267,35 @@ impl Active {
     }
 
     /// Whether all of these bytes of the file could be read.
-    fn read(&self, offset: u64, data: &mut [u8]) -> bool {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> bool {
+        if let Some(found) = self.in_ahead(offset, data.len()) {
+            data.copy_from_slice(found);
+            return true;
+        }
+        if !self.read_ahead(offset, data.len()) {
+            return false;
+        }
+        let found = self.in_ahead(offset, data.len());
+        found.map(|found| data.copy_from_slice(found)).is_some()
+    }
+
+    fn in_ahead(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let at = usize::try_from(offset.checked_sub(self.ahead_at)?).ok()?;
+        self.ahead.get(at..at.checked_add(len)?)
+    }
+
+    /// Reads from here on, at least `least` bytes: whether there are so many.
+    fn read_ahead(&mut self, offset: u64, least: usize) -> bool {
         let Some(source) = &self.source else {
             return false;
         };
-        let mut done = 0;
-        while done < data.len() {
-            match pread(source, &mut data[done..], offset + done as u64) {
+        self.ahead.clear();
+        self.ahead_at = offset;
+        while self.ahead.len() < least {
+            let at = offset + self.ahead.len() as u64;
+            match pread(source, spare_capacity(&mut self.ahead), at) {
                 Ok(0) => return false,
-                Ok(count) => done += count,
-                Err(Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return false,
             }
         }

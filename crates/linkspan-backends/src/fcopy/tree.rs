@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use linkspan_mem::fault::{self, Site};
-use linkspan_vmbus::fcopy::{Effect, Place, Target};
+use linkspan_vmbus::fcopy::{Effect, FRAGMENT_MAX, Place, Target};
 use linkspan_vmbus::ic::Status;
 use linkspan_vmbus::link::{DIGEST_LEN, Digest};
 use rustix::fs::{
@@ -22,6 +22,10 @@ use super::digest;
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_SYMLINKS);
+
+/// Bytes that are written at once, as far as they come one behind the other: whole pages,
+/// and few enough to stay in the processor's cache.
+const TOGETHER: usize = 16 * FRAGMENT_MAX;
 
 /// What a file that is not whole is called, where it needs a name.
 const TEMPORARY: &str = ".linkspan-";
@@ -238,7 +242,7 @@ impl Tree {
                 Ok(())
             }
             Effect::Write { offset, data } => {
-                let pending = self.open.as_ref().ok_or(FileError::NotOpen)?;
+                let pending = self.open.as_mut().ok_or(FileError::NotOpen)?;
                 let data = payload.get(data.clone()).ok_or(FileError::NotOpen)?;
                 pending.write(*offset, data)
             }
@@ -274,6 +278,11 @@ struct Pending {
     /// The name that it has meanwhile, if it needs one.
     temporary: Option<String>,
     place: Landing,
+    /// What is still to be written, and where it begins.
+    kept: Vec<u8>,
+    kept_at: u64,
+    /// Something that was said to be taken is not written: nothing makes it whole.
+    lost: Option<Errno>,
 }
 
 /// Where a file goes.
@@ -313,11 +322,17 @@ impl Pending {
         let place_of = Landing::find(root, place, options)?;
         place_of.check()?;
         let (file, temporary) = place_of.make(options.temporary, readable)?;
-        let pending = Self {
+        let mut pending = Self {
             file,
             temporary,
             place: place_of,
+            kept: Vec::new(),
+            kept_at: 0,
+            lost: None,
         };
+        let room = TOGETHER.min(usize::try_from(place.size).unwrap_or(TOGETHER));
+        let refused = |_| system("take up", &pending.place.name)(Errno::NOMEM);
+        pending.kept = fault::try_with_capacity(room).map_err(refused)?;
         pending.reserve(place.size)?;
         Ok(pending)
     }
@@ -340,21 +355,44 @@ impl Pending {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+    /// Takes bytes. What comes one behind the other is written together, so an error may
+    /// be that of bytes before; it is the error of all that comes later.
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+        let behind = self.kept_at + self.kept.len() as u64;
+        if offset != behind || data.len() > self.kept.capacity() - self.kept.len() {
+            self.write_kept()?;
+            self.kept_at = offset;
+        }
+        // A fragment of a file has room in what was made for that file.
+        self.kept.extend_from_slice(data);
+        if self.kept.len() == self.kept.capacity() {
+            return self.write_kept();
+        }
+        self.lost.map_or(Ok(()), |errno| Err(self.unwritten(errno)))
+    }
+
+    fn write_kept(&mut self) -> Result<(), FileError> {
         let mut done = 0;
-        while done < data.len() {
-            let at = offset + done as u64;
-            let count = retry(|| pwrite(&self.file, &data[done..], at));
-            match count.map_err(system("write", &self.place.name))? {
-                0 => return Err(system("write", &self.place.name)(Errno::IO)),
-                count => done += count,
+        while self.lost.is_none() && done < self.kept.len() {
+            let at = self.kept_at + done as u64;
+            match retry(|| pwrite(&self.file, &self.kept[done..], at)) {
+                Ok(0) => self.lost = Some(Errno::IO),
+                Ok(count) => done += count,
+                Err(errno) => self.lost = Some(errno),
             }
         }
-        Ok(())
+        self.kept_at += done as u64;
+        self.kept.clear();
+        self.lost.map_or(Ok(()), |errno| Err(self.unwritten(errno)))
+    }
+
+    fn unwritten(&self, errno: Errno) -> FileError {
+        system("write", &self.place.name)(errno)
     }
 
     /// Puts it in its place. What the system has kept back so far is told here.
     fn finish(&mut self, options: TreeOptions) -> Result<(), FileError> {
+        self.write_kept()?;
         let name = self.place.name.clone();
         retry(|| fdatasync(&self.file)).map_err(system("write", &name))?;
         own(self.file.as_fd(), options.mode, options.owner)
