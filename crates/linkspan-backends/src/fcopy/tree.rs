@@ -359,35 +359,46 @@ impl Pending {
     /// be that of bytes before; it is the error of all that comes later.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
         let behind = self.kept_at + self.kept.len() as u64;
-        if offset != behind || data.len() > self.kept.capacity() - self.kept.len() {
+        let room = self.kept.capacity() - self.kept.len();
+        if offset != behind || data.len() > room {
             self.write_kept()?;
             self.kept_at = offset;
         }
-        // A fragment of a file has room in what was made for that file.
+        if data.len() > self.kept.capacity() {
+            return self.write_now(offset, data);
+        }
         self.kept.extend_from_slice(data);
         if self.kept.len() == self.kept.capacity() {
             return self.write_kept();
         }
-        self.lost.map_or(Ok(()), |errno| Err(self.unwritten(errno)))
+        self.soundness()
     }
 
     fn write_kept(&mut self) -> Result<(), FileError> {
+        let kept = std::mem::take(&mut self.kept);
+        let written = self.write_now(self.kept_at, &kept);
+        self.kept_at += kept.len() as u64;
+        self.kept = kept;
+        self.kept.clear();
+        written
+    }
+
+    fn write_now(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
         let mut done = 0;
-        while self.lost.is_none() && done < self.kept.len() {
-            let at = self.kept_at + done as u64;
-            match retry(|| pwrite(&self.file, &self.kept[done..], at)) {
+        while self.lost.is_none() && done < data.len() {
+            let at = offset + done as u64;
+            match retry(|| pwrite(&self.file, &data[done..], at)) {
                 Ok(0) => self.lost = Some(Errno::IO),
                 Ok(count) => done += count,
                 Err(errno) => self.lost = Some(errno),
             }
         }
-        self.kept_at += done as u64;
-        self.kept.clear();
-        self.lost.map_or(Ok(()), |errno| Err(self.unwritten(errno)))
+        self.soundness()
     }
 
-    fn unwritten(&self, errno: Errno) -> FileError {
-        system("write", &self.place.name)(errno)
+    fn soundness(&self) -> Result<(), FileError> {
+        let lost = self.lost.map(system("write", &self.place.name));
+        lost.map_or(Ok(()), Err)
     }
 
     /// Puts it in its place. What the system has kept back so far is told here.
