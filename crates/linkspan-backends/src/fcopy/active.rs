@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const AHEAD: usize = 16 * FRAGMENT_MAX;
 
 /// Bytes after which a sender hears how far its file is.
-const STEP: u64 = 1 << 20;
+const STEP: u64 = 4 << 20;
 
 /// Why a guest is not served any more.
 #[derive(Debug, thiserror::Error)]

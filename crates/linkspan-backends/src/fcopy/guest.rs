@@ -21,7 +21,7 @@ const SOCKET: u64 = 1;
 const CANCEL: u64 = 2;
 
 /// Passes between two looks at what else there is, while packets come and come.
-const PASSES: u32 = 64;
+const PASSES: u32 = 1024;
 
 /// How a channel ended for the guest.
 #[derive(Debug, thiserror::Error)]
