@@ -174,13 +174,7 @@ impl Seed {
                 refused,
                 error,
             } => {
-                let run = match self.target {
-                    "vmbus_link" => vmbus_target::link::run,
-                    "vmbus_ring" => vmbus_target::ring::run,
-                    "vmbus_services" => vmbus_target::services::run,
-                    _ => vmbus_target::channel::run,
-                };
-                let outcome = run(&self.bytes);
+                let outcome = vmbus_target::run(self.target, &self.bytes);
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);

@@ -65,8 +65,9 @@ pub fn run(bytes: &[u8]) -> Outcome {
     outcome
 }
 
-fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
-    let reply = match (us, frame) {
+/// What the program says to a frame, if anything.
+fn reply_to(end: &Conversation, us: Side, frame: &Frame) -> Option<Frame> {
+    Some(match (us, frame) {
         (
             Side::Host,
             Frame::Hello {
@@ -91,7 +92,7 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
         }
         (Side::Client, Frame::Channel { shape, version, .. }) => {
             assert!(shape.data().is_ok() && *version == end.version());
-            return;
+            return None;
         }
         (Side::Client, Frame::Verify { len, .. }) => {
             assert!(*len <= SLICE_MAX);
@@ -129,7 +130,13 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             verify: end.version() >= ASKS,
             folder: false,
         }),
-        _ => return,
+        _ => return None,
+    })
+}
+
+fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
+    let Some(reply) = reply_to(end, us, frame) else {
+        return;
     };
     let bytes = end.say(&reply);
     let code = u16::from_le_bytes([bytes[0], bytes[1]]);
