@@ -7,13 +7,16 @@ use std::collections::BTreeSet;
 
 use linkspan_mem::Iova;
 use linkspan_vhost::vdpa::{
-    Bridge, Command, Consumer, Facts, Mapping, Plan, Raw, Reply, RingPlan, Step, Wire,
+    Bridge, Command, Consumer, Facts, Failure, Mapping, Plan, Raw, Reply, RingPlan, Step, Wire,
 };
 
 use crate::input::Input;
 
 /// No command has so many steps, however often it is undone.
 const STEPS_MAX: usize = 1000;
+
+/// What a step fails with.
+const ERRNO: i32 = 5;
 
 /// What came of an input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +76,7 @@ fn script(input: &mut Input<'_>, outcome: &mut Outcome) -> Option<()> {
     }
     let mut core = Consumer::new(backend_features);
     let mut held = Held::default();
-    // Once a step of the way down failed nobody knows what is left.
+    // Once a step of the way down or back failed nobody knows what is left.
     let mut lost = false;
     while let Some(code) = input.u8() {
         let Some(command) = command(code, input) else {
@@ -88,7 +91,8 @@ fn script(input: &mut Input<'_>, outcome: &mut Outcome) -> Option<()> {
         let hit = carry_out(&mut core, &mut held, fail.into(), lie);
         let result = core.outcome().expect("it has ended");
         let down = matches!(command, Command::Stop | Command::Close);
-        lost |= hit && down;
+        let on_the_way = matches!(&result, Err(error) if error.failure == Failure::Errno(ERRNO));
+        lost |= hit && (down || !on_the_way);
         match result {
             Ok(_) => outcome.done += 1,
             Err(error) => {
@@ -182,7 +186,7 @@ fn carry_out(core: &mut Consumer, held: &mut Held, fail: usize, lie: u8) -> bool
         };
         let answer = if fail == count {
             hit = true;
-            Err(5)
+            Err(ERRNO)
         } else {
             Ok(answer(&step, held, lie))
         };
