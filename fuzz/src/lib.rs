@@ -6,6 +6,7 @@ pub mod net;
 pub mod rdma;
 pub mod ring_memory;
 pub mod seeds;
+pub mod uio;
 pub mod vdpa;
 pub mod vduse;
 pub mod vhost_user_replies;
@@ -21,6 +22,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rdma_ddp", rdma::ddp),
     ("rdma_mpa", rdma::mpa),
     ("ring_memory", ring_memory::target),
+    ("uio_file", uio::target),
     ("vduse", vduse::target),
     ("vdpa", vdpa::target),
     ("vhost_user_replies", vhost_user_replies::target),

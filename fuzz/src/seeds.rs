@@ -7,12 +7,13 @@ mod queue;
 mod rdma;
 mod replies;
 mod stream;
+mod uio;
 mod vdpa;
 mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, rdma as rdma_target, ring_memory, vdpa as vdpa_target,
+    net as net_target, rdma as rdma_target, ring_memory, uio as uio_target, vdpa as vdpa_target,
     vduse as vduse_target, vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
 };
 
@@ -94,6 +95,8 @@ pub enum Expected {
         /// A part of why it ended, or nothing.
         error: Option<&'static str>,
     },
+    /// What a program and its kernel asked of a device's file came to this.
+    Uio(uio_target::Outcome),
     /// What a device and its kernel answered came to this.
     Vdpa(vdpa_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
@@ -118,6 +121,7 @@ pub fn all() -> Vec<Seed> {
         net::seeds(),
         vduse::seeds(),
         vmbus::seeds(),
+        uio::seeds(),
         vdpa::seeds(),
         rdma::seeds(),
     ]
@@ -182,13 +186,7 @@ impl Seed {
                 refused,
                 error,
             } => {
-                let run = match self.target {
-                    "vmbus_link" => vmbus_target::link::run,
-                    "vmbus_ring" => vmbus_target::ring::run,
-                    "vmbus_services" => vmbus_target::services::run,
-                    _ => vmbus_target::channel::run,
-                };
-                let outcome = run(&self.bytes);
+                let outcome = vmbus_target::run(self.target, &self.bytes);
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
@@ -206,6 +204,9 @@ impl Seed {
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
+            }
+            Expected::Uio(expected) => {
+                assert_eq!(uio_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Vdpa(expected) => {
                 assert_eq!(vdpa_target::run(&self.bytes), expected, "{name}");

@@ -9,7 +9,7 @@ use crate::project::{Project, cargo};
 use crate::tally::Tally;
 
 /// The crates whose memory ordering is checked.
-const CRATES: [&str; 2] = ["linkspan-mem", "linkspan-virtio"];
+const CRATES: [&str; 3] = ["linkspan-mem", "linkspan-virtio", "linkspan-vmbus"];
 
 pub(crate) fn run(project: &Project, tally: &mut Tally) -> Result<()> {
     for package in project

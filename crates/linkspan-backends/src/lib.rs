@@ -1,11 +1,12 @@
 //! What devices stand on: disk images and the block queue that serves them, ports and
-//! the network between them; disks and network devices from their drivers' side; and a
-//! device of VMBus as a guest's kernel shows it.
+//! the network between them; disks and network devices from their drivers' side; file copy
+//! and the small services of VMBus, and a device of it as a guest's kernel shows it.
 #![forbid(unsafe_code)]
 
 pub mod block;
 pub mod disk;
 pub mod fcopy;
+pub mod ic;
 pub mod image;
 pub mod nic;
 pub mod port;

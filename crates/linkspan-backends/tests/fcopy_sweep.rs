@@ -24,6 +24,19 @@ fn every_step_fails_in_turn_and_leaves_nothing() {
     let report = sweep(|| host(&socket));
     println!("host: {report:?}");
     assert!(report.points >= 6 && report.absorbed() == 0, "{report:?}");
+    let root = folder.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let report = sweep(|| {
+        let result = folder_in(&root);
+        match &result {
+            Ok(()) => fs::remove_dir_all(root.join("a")).unwrap(),
+            Err(_) => assert!(fs::read_dir(&root).unwrap().next().is_none()),
+        }
+        result
+    });
+    println!("folder: {report:?}");
+    assert!(report.points >= 6 && report.absorbed() == 0, "{report:?}");
+    fs::remove_dir(&root).unwrap();
     for temporary in [Temporary::Unnamed, Temporary::Named] {
         let root = folder.path().join("root");
         fs::create_dir(&root).unwrap();
@@ -68,6 +81,21 @@ fn host(socket: &Path) -> Result<(), Box<dyn Error>> {
     let guest = Framed::connect(socket, Role::Guest)?;
     drop((host, guest));
     Ok(())
+}
+
+fn folder_in(root: &Path) -> Result<(), Box<dyn Error>> {
+    let tree = Tree::new(&[root], TreeOptions::default())?;
+    let place = Place {
+        root: 0,
+        folder: "a/b".into(),
+        target: Target::In {
+            name: "folder".into(),
+        },
+        overwrite: false,
+        create_path: true,
+        size: 0,
+    };
+    Ok(tree.make_folder(&place)?)
 }
 
 fn file(root: &Path, temporary: Temporary) -> Result<(), Box<dyn Error>> {

@@ -320,6 +320,43 @@ fn a_file_that_is_larger_than_the_disk_is_refused_at_once() {
     }
 }
 
+/// Bytes are written together where that can be; what is there is as if they were not.
+#[test]
+fn bytes_in_any_order_and_size_land_where_they_belong() {
+    for seed in 1..30_u32 {
+        let mut rig = Rig::new(Temporary::Unnamed);
+        let len = 1 + (seed as usize * 7919 * 13) % 250_000;
+        let mut want = vec![0; len];
+        rig.open(Place {
+            size: len as u64,
+            ..place("", "file")
+        })
+        .unwrap();
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize
+        };
+        let mut at = 0;
+        for number in 0..80_u8 {
+            // Mostly one behind the other, sometimes elsewhere, sometimes large.
+            if next() % 5 == 0 {
+                at = next() % len;
+            }
+            let most = if next() % 9 == 0 { 150_000 } else { 6144 };
+            let size = (1 + next() % most).min(len - at);
+            let data = vec![number; size];
+            rig.write(at as u64, &data).unwrap();
+            want[at..at + size].copy_from_slice(&data);
+            at = (at + size) % len;
+        }
+        rig.write(len as u64 - 1, &[0xEE]).unwrap();
+        want[len - 1] = 0xEE;
+        rig.finish().unwrap();
+        assert!(fs::read(rig.path("file")).unwrap() == want, "seed {seed}");
+    }
+}
+
 #[test]
 fn a_root_that_is_no_folder_is_an_error() {
     let folder = tempdir().unwrap();

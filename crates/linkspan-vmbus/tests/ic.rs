@@ -254,6 +254,15 @@ fn carry<S: GuestService>(
     }
 }
 
+/// Saves and restores an end of a host.
+macro_rules! cut {
+    ($end:ident, $type:ty) => {
+        let restored = <$type>::restore(&$end.snapshot()).unwrap();
+        assert_eq!(restored, $end);
+        $end = restored;
+    };
+}
+
 #[test]
 fn a_heart_beats() {
     let (mut monitor, mut guest) = (
@@ -267,13 +276,16 @@ fn a_heart_beats() {
     );
     assert_eq!(monitor.beat(), Err(HostError::NotReady));
     let start = monitor.start();
+    cut!(monitor, Monitor);
     let (reply, _) = carry(&mut guest, start, Status::OK);
     assert!(matches!(
         monitor.receive(&reply),
         Ok(heartbeat::Event::Ready(_))
     ));
     for _ in 0..3 {
+        cut!(monitor, Monitor);
         let beat = monitor.beat().unwrap();
+        cut!(monitor, Monitor);
         let (reply, _) = carry(&mut guest, beat, Status::OK);
         assert_eq!(
             monitor.receive(&reply),
@@ -284,6 +296,7 @@ fn a_heart_beats() {
     let lost = monitor.beat().unwrap();
     let beat = monitor.beat().unwrap();
     assert_eq!(monitor.missed(), 1);
+    cut!(monitor, Monitor);
     let (reply, _) = carry(&mut guest, lost, Status::OK);
     assert_eq!(monitor.receive(&reply), Ok(heartbeat::Event::Late));
     let (mut reply, _) = carry(&mut guest, beat, Status::OK);
@@ -313,6 +326,7 @@ fn a_guest_shuts_down_only_when_it_is_allowed() {
             message: "Größe ändern".into(),
         };
         let asked = host.request(&wish).unwrap();
+        cut!(host, Requester);
         let (reply, effects) = carry(&mut guest, asked, allowed);
         assert_eq!(effects, [wish]);
         assert_eq!(host.receive(&reply), Ok(shutdown::Event::Answered(allowed)));
@@ -368,6 +382,7 @@ fn time_comes_across_in_every_version() {
                 reference_100ns: (service.major == 4).then_some(123),
             };
             let told = clock.tell(sample).unwrap();
+            cut!(clock, Clock);
             assert_eq!(
                 told.len() - HEADER_BYTES,
                 if service.major == 4 { 22 } else { 25 }
@@ -501,4 +516,19 @@ fn saved_bytes_that_are_none_are_refused() {
         wrong[at] = value;
         assert!(restore(&wrong).is_err(), "byte {at}");
     }
+    let mut monitor = Monitor::default();
+    let start = monitor.start();
+    let (reply, _) = carry(&mut ready(Pulse::default()), start, Status::OK);
+    monitor.receive(&reply).unwrap();
+    monitor.beat().unwrap();
+    let saved = monitor.snapshot();
+    for len in 0..saved.len() {
+        assert!(Monitor::restore(&saved[..len]).is_err());
+        assert!(Requester::restore(&saved[..len]).is_err());
+        assert!(Clock::restore(&saved[..len]).is_err());
+    }
+    // A reply that is awaited although nothing is outstanding.
+    let mut wrong = saved.clone();
+    wrong[saved.len() - 14] = 0;
+    assert!(Monitor::restore(&wrong).is_err());
 }

@@ -1,15 +1,24 @@
 //! The frames by which programs of ours meet.
 
-use linkspan_vmbus::Shape;
 use linkspan_vmbus::fcopy::Operation;
-use linkspan_vmbus::ic::{FILE_COPY, Status};
+use linkspan_vmbus::ic::{FILE_COPY, HEARTBEAT, Status};
 use linkspan_vmbus::link::{
-    Conversation, FRAMES, Frame, LinkError, Outcome, Phase, Reason, Request, Role, Side, VERSION,
-    choose,
+    Conversation, DIGEST_LEN, Digest, FRAMES, Frame, LinkError, Outcome, Phase, Reason, Request,
+    Role, SLICE_MAX, Side, VERSION, choose,
 };
+use linkspan_vmbus::{RestoreError, Shape};
 use proptest::prelude::*;
 
-/// Says a frame at one end and hears it at the other, cut into pieces of `piece`.
+/// Ends a process, and goes on in the next one.
+#[track_caller]
+fn cut(end: &mut Conversation) {
+    let restored = Conversation::restore(&end.snapshot()).unwrap();
+    assert_eq!(restored, *end);
+    *end = restored;
+}
+
+/// Says a frame at one end and hears it at the other, cut into pieces of `piece`; both
+/// ends are saved and restored at every step.
 #[track_caller]
 fn pass(from: &mut Conversation, to: &mut Conversation, frame: &Frame, piece: usize) {
     let bytes = from.say(frame);
@@ -21,10 +30,13 @@ fn pass(from: &mut Conversation, to: &mut Conversation, frame: &Frame, piece: us
         assert_eq!(heard, None);
         let len = piece.min(to.wanted()).min(rest.len());
         heard = to.receive(&rest[..len], std::mem::take(&mut fds)).unwrap();
+        cut(to);
         rest = &rest[len..];
     }
+    cut(from);
     assert_eq!(heard.as_ref(), Some(frame));
     assert_eq!(from.phase(), to.phase());
+    assert_eq!(from.version(), to.version());
 }
 
 fn ends() -> (Conversation, Conversation) {
@@ -34,9 +46,22 @@ fn ends() -> (Conversation, Conversation) {
     )
 }
 
+fn digest(len: u32) -> Frame {
+    Frame::Digest(Digest {
+        status: Status::OK,
+        len,
+        size: 1 << 41,
+        sha256: [0xA5; DIGEST_LEN],
+    })
+}
+
 fn channel() -> Frame {
+    channel_of(VERSION)
+}
+
+fn channel_of(version: u16) -> Frame {
     Frame::Channel {
-        version: VERSION,
+        version,
         interface: FILE_COPY.interface,
         instance: FILE_COPY.instance.unwrap(),
         shape: Shape::halves(40960, 4096),
@@ -51,11 +76,21 @@ fn request() -> Request {
         create_path: false,
         size: 1 << 40,
         patience: 30_000,
+        verify: true,
+        folder: false,
     }
 }
 
-const OUTCOMES: [Outcome; 9] = [
+const OUTCOMES: [Outcome; 13] = [
     Outcome::Done,
+    Outcome::Verified,
+    Outcome::Differs {
+        offset: 7 << 33 | 5,
+    },
+    Outcome::Unread {
+        status: Status::FAIL,
+    },
+    Outcome::NoFolders,
     Outcome::Refused {
         operation: Operation::Write,
         status: Status::DISK_FULL,
@@ -76,6 +111,22 @@ fn a_guest_gets_its_channel_and_a_sender_its_answers() {
         pass(&mut client, &mut host, &Frame::hello(Role::Guest), piece);
         pass(&mut host, &mut client, &channel(), piece);
         assert_eq!(host.phase(), Phase::Joined);
+        for len in [0, 1, SLICE_MAX] {
+            let offset = 1 << 40;
+            let verify = Frame::Verify { offset, len };
+            pass(&mut host, &mut client, &verify, piece);
+            assert_eq!(client.phase(), Phase::Verifying);
+            pass(&mut client, &mut host, &digest(len), piece);
+        }
+        let folder = Frame::Folder {
+            file: "日本".into(),
+            path: "/srv/in/".into(),
+            create_path: true,
+        };
+        pass(&mut host, &mut client, &folder, piece);
+        assert_eq!(client.phase(), Phase::Making);
+        pass(&mut client, &mut host, &Frame::Made(Status::OK), piece);
+        assert_eq!(host.phase(), Phase::Joined);
 
         let (mut client, mut host) = ends();
         pass(&mut client, &mut host, &Frame::hello(Role::Sender), piece);
@@ -83,16 +134,25 @@ fn a_guest_gets_its_channel_and_a_sender_its_answers() {
         pass(&mut host, &mut client, &welcome, piece);
         for outcome in OUTCOMES {
             pass(&mut client, &mut host, &Frame::Send(request()), piece);
-            let progress = Frame::Progress { sent: 1 << 33 };
-            pass(&mut host, &mut client, &progress, piece);
+            for checked in [0, 1 << 34] {
+                let sent = 1 << 33;
+                let progress = Frame::Progress { sent, checked };
+                pass(&mut host, &mut client, &progress, piece);
+            }
             pass(&mut client, &mut host, &Frame::Cancel, piece);
             pass(&mut host, &mut client, &Frame::Done(outcome), piece);
             // It crossed the DONE.
             pass(&mut client, &mut host, &Frame::Cancel, piece);
         }
-        for reason in [Reason::Version, Reason::Busy, Reason::Role] {
+        for reason in [
+            Reason::Version,
+            Reason::Busy,
+            Reason::Role,
+            Reason::Interface,
+        ] {
             let (mut client, mut host) = ends();
-            pass(&mut client, &mut host, &Frame::hello(Role::Guest), piece);
+            let hello = Frame::hello_of(&HEARTBEAT);
+            pass(&mut client, &mut host, &hello, piece);
             pass(&mut host, &mut client, &Frame::Refused(reason), piece);
             assert_eq!(client.phase(), Phase::Over);
         }
@@ -102,8 +162,9 @@ fn a_guest_gets_its_channel_and_a_sender_its_answers() {
 #[test]
 fn the_newest_version_of_both_is_spoken() {
     assert_eq!(choose(1, 1), Some(1));
-    assert_eq!(choose(0, 9), Some(1));
-    assert_eq!(choose(2, 9), None);
+    assert_eq!(choose(0, 9), Some(2));
+    assert_eq!(choose(2, 9), Some(2));
+    assert_eq!(choose(3, 9), None);
     assert_eq!(choose(0, 0), None);
     assert_eq!(choose(1, 0), None);
 }
@@ -112,7 +173,10 @@ fn the_newest_version_of_both_is_spoken() {
 fn hear(said: &[Frame], frame: &[u8], fds: usize) -> Result<Option<Frame>, LinkError> {
     let (mut client, mut host) = ends();
     for frame in said {
-        let client_says = matches!(frame, Frame::Hello { .. } | Frame::Send(_));
+        let client_says = matches!(
+            frame,
+            Frame::Hello { .. } | Frame::Send(_) | Frame::Digest(_)
+        );
         let (from, to) = if client_says {
             (&mut client, &mut host)
         } else {
@@ -140,8 +204,8 @@ fn frame(code: u16, body: &[u8]) -> Vec<u8> {
 fn frames_that_cannot_be_are_named() {
     let guest = [Frame::hello(Role::Guest)];
     let sender = [Frame::hello(Role::Sender)];
-    let code = hear(&guest, &frame(9, &[]), 0);
-    assert_eq!(code, Err(LinkError::Code { code: 9 }));
+    let code = hear(&guest, &frame(13, &[]), 0);
+    assert_eq!(code, Err(LinkError::Code { code: 13 }));
     let early = hear(&[], &frame(4, &[1, 0, 0, 0]), 0);
     assert!(matches!(
         early,
@@ -199,6 +263,91 @@ fn frames_that_cannot_be_are_named() {
     ));
 }
 
+#[test]
+fn what_a_guest_is_asked_for_needs_version_2() {
+    let hello = Frame::hello(Role::Guest);
+    let verify = frame(9, &[0; 12]);
+    let joined = [hello.clone(), channel_of(1)];
+    let old = hear(&joined, &verify, 0);
+    assert!(matches!(
+        old,
+        Err(LinkError::Phase {
+            frame: "VERIFY",
+            ..
+        })
+    ));
+    let joined = [hello.clone(), channel()];
+    assert!(matches!(hear(&joined, &verify, 0), Ok(Some(_))));
+    // One at a time, and not too much.
+    let asked = [hello, channel(), Frame::Verify { offset: 0, len: 1 }];
+    for again in [&verify, &frame(11, &[0; 8])] {
+        let twice = hear(&asked, again, 0);
+        assert!(matches!(twice, Err(LinkError::Phase { .. })), "{twice:?}");
+    }
+    let mut long = frame(9, &[0; 12]);
+    long[16..20].copy_from_slice(&(SLICE_MAX + 1).to_le_bytes());
+    assert!(matches!(
+        hear(&joined, &long, 0),
+        Err(LinkError::Field {
+            field: "length",
+            ..
+        })
+    ));
+    // Names that the body has not, or more than the names.
+    for body in [
+        &[0, 0, 1, 0, 0, 0, 0, 0][..],
+        &[0; 9],
+        &[1, 0, 0, 0, 0, 0, 0, 0],
+        &[2, 0, 1, 0, 0, 0, 0, 0, 0xFF],
+    ] {
+        let wrong = hear(&joined, &frame(11, body), 0);
+        assert!(
+            matches!(
+                wrong,
+                Err(LinkError::Length { .. } | LinkError::Field { .. })
+            ),
+            "{body:?}"
+        );
+    }
+    for len in [9, 23] {
+        let mut host = Conversation::new(Side::Host);
+        let hello = frame(1, &vec![0; len]);
+        assert_eq!(host.receive(&hello[..8], 0), Ok(None));
+        let wrong = host.receive(&hello[8..], 0);
+        assert!(matches!(wrong, Err(LinkError::Length { .. })), "{wrong:?}");
+    }
+}
+
+#[test]
+fn saved_conversations_that_are_none_are_refused() {
+    let (mut client, mut host) = ends();
+    pass(&mut client, &mut host, &Frame::hello(Role::Sender), 99);
+    let welcome = Frame::Welcome { version: VERSION };
+    pass(&mut host, &mut client, &welcome, 99);
+    let send = client.say(&Frame::Send(request()));
+    host.receive(&send[..8], 1).unwrap();
+    host.receive(&send[8..20], 0).unwrap();
+    let saved = host.snapshot();
+    for len in 0..saved.len() {
+        assert!(Conversation::restore(&saved[..len]).is_err());
+    }
+    assert!(matches!(
+        Conversation::restore(&[&saved[..], &[0]].concat()),
+        Err(RestoreError::Length { .. })
+    ));
+    // The end, the phase, the version, the frame, its length, what has come of it.
+    for (at, value) in [(8, 0), (9, 9), (10, 3), (14, 6), (16, 1), (21, 9)] {
+        let mut wrong = saved.clone();
+        wrong[at] = value;
+        assert!(Conversation::restore(&wrong).is_err(), "byte {at}");
+    }
+    // Descriptors at the wrong place stay that.
+    host.receive(&send[20..21], 1).unwrap();
+    cut(&mut host);
+    let refused = host.receive(&send[21..], 0);
+    assert!(matches!(refused, Err(LinkError::Descriptors { .. })));
+}
+
 fn joined_host() -> Conversation {
     let (mut client, mut host) = ends();
     pass(&mut client, &mut host, &Frame::hello(Role::Guest), 99);
@@ -218,6 +367,15 @@ fn descriptors_come_with_the_first_byte() {
 }
 
 proptest! {
+    /// What is restored is what was saved.
+    #[test]
+    fn any_saved_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let bytes = [&b"LSvlink1"[..], &bytes].concat();
+        if let Ok(restored) = Conversation::restore(&bytes) {
+            prop_assert_eq!(restored.snapshot(), bytes);
+        }
+    }
+
     /// Whatever comes, it ends with a frame, a wish for more, or a named error.
     #[test]
     fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..300), side: bool) {
@@ -233,6 +391,7 @@ proptest! {
             if end.receive(&rest[..len], 0).is_err() {
                 break;
             }
+            cut(&mut end);
             rest = &rest[len..];
         }
     }

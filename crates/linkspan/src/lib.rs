@@ -8,6 +8,7 @@ pub mod demo;
 pub mod driver;
 pub mod exit;
 pub mod fcopy;
+pub mod ic;
 pub mod limits;
 mod log;
 pub mod net;

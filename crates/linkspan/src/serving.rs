@@ -1,6 +1,9 @@
 //! What commands that serve have in common: what they say of a link, and of
 //! themselves.
 
+use std::io::Write as _;
+use std::os::fd::BorrowedFd;
+
 use linkspan_engine::vhost_user::Event;
 use serde::Serialize;
 
@@ -75,6 +78,7 @@ pub(crate) fn reporter(port: Option<String>, json: bool) -> impl Fn(Event) + Sen
 /// Prints a line of JSON.
 pub(crate) fn print(line: &impl Serialize) {
     if let Ok(line) = serde_json::to_string(line) {
-        println!("{line}");
+        // Whoever read it may have left, and who serves goes on.
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
     }
 }

@@ -1,14 +1,16 @@
 //! The frames of the socket at which programs of ours meet, against both ends.
 //!
-//! The first byte says which end is under test, and what a client is; the rest is what
+//! The first byte says which end is under test, and what a client is, or that the rest is a
+//! saved end; otherwise the rest is what
 //! its peer sends, in pieces as large as are wanted, each after a byte that says how many
-//! descriptors come with it. The end answers as the program does.
+//! descriptors come with it. The end answers as the program does; after every piece it is
+//! saved and restored.
 
 use linkspan_vmbus::Shape;
-use linkspan_vmbus::ic::FILE_COPY;
+use linkspan_vmbus::ic::{FILE_COPY, Status};
 use linkspan_vmbus::link::{
-    Conversation, FRAMES, Frame, NAME_MAX, Outcome as Sent, Phase, Request, Role, Side, VERSION,
-    choose,
+    ASKS, Conversation, DIGEST_LEN, Digest, FRAMES, Frame, NAME_MAX, Outcome as Sent, Phase,
+    Request, Role, SLICE_MAX, Side, choose,
 };
 
 use super::Outcome;
@@ -24,6 +26,14 @@ pub fn run(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut outcome = Outcome::default();
     let kind = input.u8().unwrap_or(0);
+    if kind & 4 != 0 {
+        let saved = &bytes[1..];
+        if let Some(restored) = outcome.count(Conversation::restore(saved)) {
+            assert_eq!(restored.snapshot(), saved);
+            assert!(restored.wanted() > 0);
+        }
+        return outcome;
+    }
     let us = [Side::Host, Side::Client][usize::from(kind & 1)];
     let mut end = Conversation::new(us);
     if us == Side::Client {
@@ -34,10 +44,16 @@ pub fn run(bytes: &[u8]) -> Outcome {
         let wanted = end.wanted();
         assert!((1..=20 + 2 * NAME_MAX).contains(&wanted), "{wanted}");
         let piece = input.bytes(wanted);
-        let heard = match end.receive(piece, usize::from(fds)) {
-            Ok(None) => continue,
-            heard => heard,
-        };
+        let heard = end.receive(piece, usize::from(fds));
+        // After an error there is nothing to go on with.
+        if heard.is_ok() {
+            let restored = Conversation::restore(&end.snapshot()).expect("saved by us");
+            assert_eq!(restored, end);
+            end = restored;
+        }
+        if heard == Ok(None) {
+            continue;
+        }
         let Some(Some(frame)) = outcome.count(heard) else {
             break;
         };
@@ -49,21 +65,23 @@ pub fn run(bytes: &[u8]) -> Outcome {
     outcome
 }
 
-fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
-    let reply = match (us, frame) {
+/// What the program says to a frame, if anything.
+fn reply_to(end: &Conversation, us: Side, frame: &Frame) -> Option<Frame> {
+    Some(match (us, frame) {
         (
             Side::Host,
             Frame::Hello {
                 oldest,
                 newest,
                 role,
+                interface,
             },
         ) => match (choose(*oldest, *newest), role) {
             (None, _) => Frame::Refused(linkspan_vmbus::link::Reason::Version),
             (Some(version), Role::Sender) => Frame::Welcome { version },
             (Some(version), Role::Guest) => Frame::Channel {
                 version,
-                interface: FILE_COPY.interface,
+                interface: *interface,
                 instance: FILE_COPY.instance.unwrap_or_default(),
                 shape: Shape::halves(40960, 4096),
             },
@@ -73,9 +91,35 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             Frame::Done(Sent::Done)
         }
         (Side::Client, Frame::Channel { shape, version, .. }) => {
-            assert!(shape.data().is_ok() && *version == VERSION);
-            return;
+            assert!(shape.data().is_ok() && *version == end.version());
+            return None;
         }
+        (Side::Client, Frame::Verify { len, .. }) => {
+            assert!(*len <= SLICE_MAX);
+            Frame::Digest(Digest {
+                status: Status::OK,
+                len: *len,
+                size: 1,
+                sha256: [0; DIGEST_LEN],
+            })
+        }
+        (Side::Client, Frame::Folder { file, path, .. }) => {
+            assert!(file.len() <= 2 * NAME_MAX && path.len() <= 2 * NAME_MAX);
+            Frame::Made(Status::OK)
+        }
+        // Asks again, as long as it answers.
+        (Side::Host, Frame::Digest(digest)) => {
+            assert!(digest.len <= SLICE_MAX);
+            Frame::Folder {
+                file: "folder".into(),
+                path: "/".into(),
+                create_path: true,
+            }
+        }
+        (Side::Host, Frame::Made(_)) => Frame::Verify {
+            offset: 0,
+            len: SLICE_MAX,
+        },
         (Side::Client, Frame::Welcome { .. } | Frame::Done(_)) => Frame::Send(Request {
             file: "file".into(),
             path: "/".into(),
@@ -83,8 +127,16 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             create_path: false,
             size: 1,
             patience: 1,
+            verify: end.version() >= ASKS,
+            folder: false,
         }),
-        _ => return,
+        _ => return None,
+    })
+}
+
+fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
+    let Some(reply) = reply_to(end, us, frame) else {
+        return;
     };
     let bytes = end.say(&reply);
     let code = u16::from_le_bytes([bytes[0], bytes[1]]);
@@ -93,4 +145,9 @@ fn answer(end: &mut Conversation, us: Side, frame: &Frame) {
             .iter()
             .any(|kind| kind.code == code && kind.from == us)
     );
+    // A host that wants to know something of its guest.
+    if matches!(reply, Frame::Channel { version, .. } if version >= ASKS) {
+        let (offset, len) = (0, SLICE_MAX);
+        let _ = end.say(&Frame::Verify { offset, len });
+    }
 }

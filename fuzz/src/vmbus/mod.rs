@@ -5,6 +5,16 @@ pub mod link;
 pub mod ring;
 pub mod services;
 
+/// Runs a script of one of these targets.
+pub fn run(target: &str, bytes: &[u8]) -> Outcome {
+    match target {
+        "vmbus_link" => link::run(bytes),
+        "vmbus_ring" => ring::run(bytes),
+        "vmbus_services" => services::run(bytes),
+        _ => channel::run(bytes),
+    }
+}
+
 /// What came of a script, for tests that seeds do what they say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::project::Project;
 
 mod blk;
+mod fcopy;
 mod namespaces;
 mod net;
 mod vdpa;
@@ -36,12 +37,14 @@ pub(crate) struct Args {
 /// The benches, for the help.
 pub(crate) const NAMES: &str = "  blk          disks: against qemu-storage-daemon, vhost-user-backend and bare loops\n  \
      net          network devices and their driver: against DPDK's net_vhost and virtio-user, and a bridge\n  \
+     fcopy        files into a guest: our guest against Linux's daemon, both ends of ours against cp\n  \
      vdpa         in the lab: our driver and our VDUSE disk against the kernel's driver and qemu-storage-daemon";
 
 pub(crate) fn run(name: &str, args: &Args) -> Result<bool> {
     let project = Project::load()?;
     let text = match name {
         "blk" => blk::run(&project, args)?,
+        "fcopy" => fcopy::run(&project, args)?,
         "net" => net::run(&project, args)?,
         "vdpa" => vdpa::run(&project, args)?,
         _ => bail!("there is no bench `{name}`; there are:\n{NAMES}"),

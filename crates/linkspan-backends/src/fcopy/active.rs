@@ -4,11 +4,15 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use linkspan_engine::vmbus::{Channel, ChannelError, FlushError};
-use linkspan_vmbus::fcopy::{Failure, Job, Misuse, Options, Output, Sender, WRITE_LEN};
+use linkspan_mem::fault;
+use linkspan_vmbus::fcopy::{
+    FRAGMENT_MAX, Failure, Job, Misuse, Options, Output, Sender, WRITE_LEN,
+};
 use linkspan_vmbus::ic::HEADER_BYTES;
 use linkspan_vmbus::link::{Outcome, Request};
 use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
+use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, pread};
 
 /// Passes at a time before others have their turn.
@@ -17,8 +21,11 @@ const PASSES: usize = 64;
 /// How long a guest may take when nobody said.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Bytes of the file that are read at once.
+const AHEAD: usize = 16 * FRAGMENT_MAX;
+
 /// Bytes after which a sender hears how far its file is.
-const STEP: u64 = 1 << 20;
+const STEP: u64 = 4 << 20;
 
 /// Why a guest is not served any more.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +57,8 @@ impl From<FlushError> for GuestFault {
 pub(super) struct Turn {
     /// A file ended so.
     pub(super) outcome: Option<Outcome>,
+    /// That file.
+    pub(super) source: Option<OwnedFd>,
     /// So many bytes of it were sent, and its sender is to hear of that.
     pub(super) progress: Option<u64>,
     /// There is more to do at once.
@@ -64,6 +73,9 @@ pub(super) struct Active {
     sender: Sender,
     ready: bool,
     source: Option<OwnedFd>,
+    /// What was read of it, and where that begins.
+    ahead: Vec<u8>,
+    ahead_at: u64,
     told: u64,
     answered: u64,
     patience: Duration,
@@ -82,6 +94,8 @@ impl Active {
             sender: Sender::new(options).expect("a number that is possible"),
             ready: false,
             source: None,
+            ahead: fault::try_with_capacity(AHEAD)?,
+            ahead_at: 0,
             told: 0,
             answered: 0,
             patience: PATIENCE,
@@ -110,6 +124,7 @@ impl Active {
         })?;
         self.ready = false;
         self.source = Some(source);
+        self.ahead.clear();
         self.told = 0;
         self.patience = Duration::from_millis(u64::from(request.patience));
         Ok(())
@@ -135,7 +150,10 @@ impl Active {
             let full = full?;
             self.wind(now);
             let room = full && self.channel.outgoing.wait_for(room())?;
-            if turn.outcome.is_some() || (!self.channel.incoming.arm()? && !room) {
+            if turn.outcome.is_none() && (room || self.looks()?) {
+                continue;
+            }
+            if turn.outcome.is_some() || !self.channel.arm()? {
                 self.note_progress(&mut turn);
                 return Ok(turn);
             }
@@ -143,6 +161,15 @@ impl Active {
         self.note_progress(&mut turn);
         turn.more = true;
         Ok(turn)
+    }
+
+    /// Whether an answer came while it was looked for.
+    fn looks(&mut self) -> Result<bool, GuestFault> {
+        if self.sender.awaiting() {
+            return Ok(self.channel.look()?);
+        }
+        self.channel.rests();
+        Ok(false)
     }
 
     /// The guest's time is over, if it is.
@@ -165,7 +192,9 @@ impl Active {
     }
 
     fn hear(&mut self) -> Result<(), GuestFault> {
-        self.channel.incoming.refresh()?;
+        if self.channel.incoming.refresh()? != 0 {
+            self.channel.came();
+        }
         while self.channel.incoming.receive(&mut self.packet)? {
             // What is no message is no answer, and the guest's time goes on.
             if let Ok(Contents::InBand { payload }) = self.packet.contents() {
@@ -224,7 +253,7 @@ impl Active {
     }
 
     fn end(&mut self, turn: &mut Turn, outcome: Outcome) {
-        self.source = None;
+        turn.source = self.source.take();
         self.ready = true;
         turn.outcome = Some(outcome);
     }
@@ -238,16 +267,35 @@ impl Active {
     }
 
     /// Whether all of these bytes of the file could be read.
-    fn read(&self, offset: u64, data: &mut [u8]) -> bool {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> bool {
+        if let Some(found) = self.in_ahead(offset, data.len()) {
+            data.copy_from_slice(found);
+            return true;
+        }
+        if !self.read_ahead(offset, data.len()) {
+            return false;
+        }
+        let found = self.in_ahead(offset, data.len());
+        found.map(|found| data.copy_from_slice(found)).is_some()
+    }
+
+    fn in_ahead(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let at = usize::try_from(offset.checked_sub(self.ahead_at)?).ok()?;
+        self.ahead.get(at..at.checked_add(len)?)
+    }
+
+    /// Reads from here on, at least `least` bytes: whether there are so many.
+    fn read_ahead(&mut self, offset: u64, least: usize) -> bool {
         let Some(source) = &self.source else {
             return false;
         };
-        let mut done = 0;
-        while done < data.len() {
-            match pread(source, &mut data[done..], offset + done as u64) {
+        self.ahead.clear();
+        self.ahead_at = offset;
+        while self.ahead.len() < least {
+            let at = offset + self.ahead.len() as u64;
+            match pread(source, spare_capacity(&mut self.ahead), at) {
                 Ok(0) => return false,
-                Ok(count) => done += count,
-                Err(Errno::INTR) => {}
+                Ok(_) | Err(Errno::INTR) => {}
                 Err(_) => return false,
             }
         }

@@ -10,6 +10,7 @@ use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_vmbus::fcopy::{self, Policy, Receiver};
 use linkspan_vmbus::ic::{Echo, Reaction};
+use linkspan_vmbus::link::{ASKS, Frame};
 use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Packet, RingError, SendError};
 
@@ -18,6 +19,9 @@ use super::tree::Tree;
 const LINE: u64 = 0;
 const SOCKET: u64 = 1;
 const CANCEL: u64 = 2;
+
+/// Passes between two looks at what else there is, while packets come and come.
+const PASSES: u32 = 1024;
 
 /// How a channel ended for the guest.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +106,7 @@ impl Guest {
             Ok(never) => match never {},
             Err(end) => end,
         };
+        self.tree.keep(false);
         if let Some(effect) = self.service.end() {
             // Discarding does not fail.
             let status = self.tree.carry_out(&effect, &[]);
@@ -118,18 +123,67 @@ impl Guest {
         cancel: BorrowedFd<'_>,
     ) -> Result<std::convert::Infallible, GuestEnd> {
         let mut packet = channel.packet()?;
+        let ours = socket
+            .as_ref()
+            .is_some_and(|socket| socket.version() >= ASKS);
+        // What nobody can ask for need not stay open.
+        self.tree.keep(ours);
+        // A host of ours does not want its data back.
+        self.service
+            .set_echo(if ours { Echo::Header } else { Echo::Full });
         let mut waiter = Waiter::new(&channel, socket, cancel)?;
+        let mut passes: u32 = 0;
         loop {
-            channel.incoming.refresh()?;
+            if channel.incoming.refresh()? != 0 {
+                channel.came();
+            }
             while channel.incoming.receive(&mut packet)? {
                 if let Some(len) = self.request(&mut packet) {
                     reply(&mut channel, &packet, len, &mut waiter)?;
                 }
             }
             channel.flush()?;
-            // Between two passes, so that a host which never rests cannot keep us.
-            let more = channel.incoming.arm()?;
+            if let Some(frame) = waiter.asked.take() {
+                let answer = self.answer(&frame);
+                waiter.say(&answer)?;
+            }
+            passes = passes.wrapping_add(1);
+            if channel.look()? {
+                // A host which never rests cannot keep us.
+                if passes.is_multiple_of(PASSES) {
+                    waiter.wait(&channel, Some(Duration::ZERO))?;
+                }
+                continue;
+            }
+            let more = channel.arm()?;
             waiter.wait(&channel, more.then_some(Duration::ZERO))?;
+        }
+    }
+
+    /// Does what the host asks for beside the channel.
+    fn answer(&mut self, frame: &Frame) -> Frame {
+        match frame {
+            Frame::Verify { offset, len } => Frame::Digest(self.tree.digest(*offset, *len)),
+            Frame::Folder {
+                file,
+                path,
+                create_path,
+            } => {
+                let place = self.service.service().folder(file, path, *create_path);
+                let made = match place {
+                    Ok(place) => self.tree.make_folder(&place).map_err(|error| {
+                        self.log_refused(&error);
+                        error.status()
+                    }),
+                    Err(refusal) => {
+                        self.log_refused(&refusal);
+                        Err(refusal.status())
+                    }
+                };
+                Frame::Made(made.map_or_else(|status| status, |()| DONE))
+            }
+            // The conversation lets no other frame of a host pass.
+            _ => Frame::Made(linkspan_vmbus::ic::Status::NOT_SUPPORTED),
         }
     }
 
@@ -189,7 +243,7 @@ impl Guest {
 const DONE: linkspan_vmbus::ic::Status = linkspan_vmbus::ic::Status::OK;
 
 /// Sends the first `len` bytes of a request back, and waits for room if it must.
-fn reply(
+pub(crate) fn reply(
     channel: &mut Channel,
     packet: &Packet,
     len: usize,
@@ -216,14 +270,16 @@ fn reply(
 }
 
 /// Waits for the channel, its end, and the wish to stop.
-struct Waiter<'a> {
+pub(crate) struct Waiter<'a> {
     epoll: Epoll,
     ready: Ready,
     socket: Option<&'a mut Framed>,
+    /// What came over the socket and is to be answered; it is one frame at most.
+    asked: Option<Frame>,
 }
 
 impl<'a> Waiter<'a> {
-    fn new(
+    pub(crate) fn new(
         channel: &Channel,
         socket: Option<&'a mut Framed>,
         cancel: BorrowedFd<'_>,
@@ -243,21 +299,30 @@ impl<'a> Waiter<'a> {
             epoll,
             ready: Ready::with_capacity(3),
             socket,
+            asked: None,
         })
     }
 
-    fn wait(&mut self, channel: &Channel, timeout: Option<Duration>) -> Result<(), GuestEnd> {
+    fn say(&mut self, frame: &Frame) -> Result<(), GuestEnd> {
+        let Some(socket) = &mut self.socket else {
+            return Ok(());
+        };
+        socket.say(frame, &[]).map_err(gone)
+    }
+
+    pub(crate) fn wait(
+        &mut self,
+        channel: &Channel,
+        timeout: Option<Duration>,
+    ) -> Result<(), GuestEnd> {
         self.epoll.wait(&mut self.ready, timeout)?;
         for event in self.ready.iter() {
             match event.token {
                 CANCEL => return Err(GuestEnd::Cancelled),
                 SOCKET => {
                     if let Some(socket) = &mut self.socket {
-                        match socket.take() {
-                            // No frame comes now that could be one.
-                            Ok(_) => {}
-                            Err(FramedError::Closed) => return Err(GuestEnd::Rescinded),
-                            Err(error) => return Err(GuestEnd::Socket(error)),
+                        if let Some((frame, _)) = socket.take().map_err(gone)? {
+                            self.asked = Some(frame);
                         }
                     }
                 }
@@ -265,5 +330,12 @@ impl<'a> Waiter<'a> {
             }
         }
         Ok(())
+    }
+}
+
+fn gone(error: FramedError) -> GuestEnd {
+    match error {
+        FramedError::Closed => GuestEnd::Rescinded,
+        error => GuestEnd::Socket(error),
     }
 }

@@ -1,6 +1,9 @@
 //! A host: offers the device to one guest at a time, and sends it the files that
 //! programs ask for, one after the other. One thread, which waits in one place.
 
+mod asking;
+mod jobs;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,8 +15,8 @@ use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::{Epoll, Listener, reaper};
 use linkspan_vmbus::ic::FILE_COPY;
 use linkspan_vmbus::link::{self, Frame, Outcome, Phase, Reason, Request, Role};
-use rustix::fs::{FileType, fstat};
 
+use self::asking::Asking;
 use super::active::{Active, GuestFault, Turn};
 
 /// The least bytes of a ring with room for every message: a page of control fields,
@@ -102,6 +105,10 @@ struct Client {
 struct Job {
     file: String,
     path: String,
+    size: u64,
+    patience: Duration,
+    /// Whether the guest is to read it back.
+    verify: bool,
     /// Until it has begun: what is to be sent, and until when.
     waiting: Option<(Request, OwnedFd, Instant)>,
 }
@@ -118,6 +125,8 @@ pub struct Host {
     queue: VecDeque<u64>,
     /// The client whose file is under way, if it still is there.
     current: Option<u64>,
+    /// What the guest was asked for it beside the channel.
+    asking: Option<Asking>,
     events: Box<dyn FnMut(HostEvent) + Send>,
     broken: LogLimit,
 }
@@ -150,6 +159,7 @@ impl Host {
             guest: None,
             queue: VecDeque::new(),
             current: None,
+            asking: None,
             events: Box::new(events),
             broken: LogLimit::default(),
         })
@@ -197,7 +207,8 @@ impl Host {
             Some(*until)
         });
         let guest = self.guest.as_ref().and_then(|(_, guest)| guest.deadline());
-        let first = hellos.chain(waiting).chain(guest).min()?;
+        let asking = self.asking.as_ref().map(Asking::deadline);
+        let first = hellos.chain(waiting).chain(guest).chain(asking).min()?;
         // Not before it: the system counts whole milliseconds.
         let left = first.saturating_duration_since(Instant::now());
         Some(left + Duration::from_millis(1))
@@ -278,7 +289,11 @@ impl Host {
                 oldest,
                 newest,
                 role,
-            } => self.greet(token, link::choose(oldest, newest), role),
+                interface,
+            } if role == Role::Sender || interface == FILE_COPY.interface => {
+                self.greet(token, link::choose(oldest, newest), role)
+            }
+            Frame::Hello { .. } => self.refuse(token, Reason::Interface),
             Frame::Send(request) => match fds.pop() {
                 Some(source) => self.enqueue(token, request, source),
                 None => Ok(()),
@@ -287,12 +302,27 @@ impl Host {
                 self.cancel(token);
                 Ok(())
             }
+            Frame::Digest(digest) => {
+                self.digested(&digest);
+                Ok(())
+            }
+            Frame::Made(status) => {
+                self.made(status);
+                Ok(())
+            }
             // The conversation lets no other frame of a client pass.
             _ => {
                 fds.into_iter().for_each(reaper::dispose);
                 Ok(())
             }
         }
+    }
+
+    fn refuse(&mut self, token: u64, reason: Reason) -> Result<(), FramedError> {
+        if let Some(client) = self.clients.get_mut(&token) {
+            client.framed.say(&Frame::Refused(reason), &[])?;
+        }
+        Err(FramedError::Closed)
     }
 
     fn greet(&mut self, token: u64, version: Option<u16>, role: Role) -> Result<(), FramedError> {
@@ -315,10 +345,7 @@ impl Host {
         };
         let version = match refused {
             Ok(version) => version,
-            Err(reason) => {
-                client.framed.say(&Frame::Refused(reason), &[])?;
-                return Err(FramedError::Closed);
-            }
+            Err(reason) => return self.refuse(token, reason),
         };
         if role == Role::Sender {
             return client.framed.say(&Frame::Welcome { version }, &[]);
@@ -338,45 +365,6 @@ impl Host {
         self.guest = Some((token, active));
         (self.events)(HostEvent::Joined);
         Ok(())
-    }
-
-    fn enqueue(
-        &mut self,
-        token: u64,
-        request: Request,
-        source: OwnedFd,
-    ) -> Result<(), FramedError> {
-        let regular = fstat(&source)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
-        let patience = Duration::from_millis(u64::from(request.patience));
-        let Some(client) = self.clients.get_mut(&token) else {
-            return Ok(());
-        };
-        let mut job = Job {
-            file: request.file.clone(),
-            path: request.path.clone(),
-            waiting: None,
-        };
-        if regular {
-            job.waiting = Some((request, source, Instant::now() + patience));
-            self.queue.push_back(token);
-        }
-        client.job = Some(job);
-        if !regular {
-            self.done(token, Outcome::Source);
-        }
-        Ok(())
-    }
-
-    fn cancel(&mut self, token: u64) {
-        if self.current == Some(token) {
-            if let Some((_, guest)) = &mut self.guest {
-                guest.cancel();
-            }
-        } else if self.queue.contains(&token) {
-            self.queue.retain(|waiting| *waiting != token);
-            self.done(token, Outcome::Stopped);
-        }
     }
 
     /// Ends what did not come in time.
@@ -409,26 +397,12 @@ impl Host {
         if let Some((_, guest)) = &mut self.guest {
             guest.expire(now);
         }
-    }
-
-    /// Begins the next file, if the guest is ready for one.
-    fn begin(&mut self) {
-        while let Some((_, guest)) = &mut self.guest {
-            if !guest.is_ready() || self.current.is_some() {
-                return;
-            }
-            let Some(token) = self.queue.pop_front() else {
-                return;
-            };
-            let client = self.clients.get_mut(&token);
-            let waiting = client.and_then(|client| client.job.as_mut()?.waiting.take());
-            let Some((request, source, _)) = waiting else {
-                continue;
-            };
-            match guest.begin(request, source) {
-                Ok(()) => self.current = Some(token),
-                Err(outcome) => self.done(token, outcome),
-            }
+        let silent = self.asking.as_ref();
+        if silent.is_some_and(|asking| asking.deadline() <= now)
+            && let Some((token, _)) = self.guest
+        {
+            let silent = Outcome::Silent;
+            self.lose_guest(token, &silent.to_string(), true, silent);
         }
     }
 
@@ -441,21 +415,24 @@ impl Host {
         match guest.turn(Instant::now()) {
             Ok(Turn {
                 outcome,
+                source,
                 progress,
                 more,
             }) => {
                 let current = self.current;
                 if let (Some(current), Some(sent)) = (current, progress) {
-                    self.tell(current, &Frame::Progress { sent });
+                    let checked = 0;
+                    self.tell(current, &Frame::Progress { sent, checked });
                 }
-                if let Some(outcome) = outcome {
-                    self.current = None;
-                    current
-                        .into_iter()
-                        .for_each(|token| self.done(token, outcome));
+                if let (Some(current), Some(outcome)) = (current, outcome) {
+                    // It stays the current one until it is read back.
+                    if outcome != Outcome::Done || !self.verify(current, source) {
+                        self.current = None;
+                        self.done(current, outcome);
+                    }
                 }
-                // The next file may wait.
-                more || outcome.is_some()
+                // The next file may wait, and a guest that has become ready just now.
+                more || outcome.is_some() || self.may_begin()
             }
             Err(fault) => {
                 let outcome = match &fault {
@@ -485,6 +462,7 @@ impl Host {
             reason: reason.to_owned(),
             fault,
         });
+        self.asking = None;
         if let Some(current) = self.current.take() {
             self.done(current, outcome);
         }
@@ -533,11 +511,12 @@ impl Host {
         self.queue.retain(|waiting| *waiting != token);
         if self.current == Some(token) {
             // The file goes with whoever sent it; the guest is told.
-            if let Some((_, guest)) = &mut self.guest {
-                guest.cancel();
-            }
+            let outcome = match self.asking {
+                Some(_) => Outcome::Done,
+                None => Outcome::Stopped,
+            };
+            self.stop_current();
             if let Some(Job { file, path, .. }) = client.job {
-                let outcome = Outcome::Stopped;
                 (self.events)(HostEvent::File {
                     file,
                     path,

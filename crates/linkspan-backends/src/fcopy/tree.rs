@@ -6,19 +6,26 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use linkspan_mem::fault::{self, Site};
-use linkspan_vmbus::fcopy::{Effect, Place, Target};
+use linkspan_vmbus::fcopy::{Effect, FRAGMENT_MAX, Place, Target};
 use linkspan_vmbus::ic::Status;
+use linkspan_vmbus::link::{DIGEST_LEN, Digest};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid,
-    fallocate, fchmod, fchown, fdatasync, fstatvfs, linkat, mkdirat, openat2, renameat,
+    fallocate, fchmod, fchown, fdatasync, fstat, fstatvfs, linkat, mkdirat, openat2, renameat,
     renameat_with, statat, unlinkat,
 };
 use rustix::io::{Errno, pwrite};
+
+use super::digest;
 
 /// No step of a path leaves the folder that it began in, by whatever trick.
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_SYMLINKS);
+
+/// Bytes that are written at once, as far as they come one behind the other: whole pages,
+/// and few enough to stay in the processor's cache.
+const TOGETHER: usize = 16 * FRAGMENT_MAX;
 
 /// What a file that is not whole is called, where it needs a name.
 const TEMPORARY: &str = ".linkspan-";
@@ -140,6 +147,9 @@ pub struct Tree {
     roots: Vec<OwnedFd>,
     options: TreeOptions,
     open: Option<Pending>,
+    /// Whether the file that was finished last can be asked for.
+    keep: bool,
+    last: Option<OwnedFd>,
 }
 
 impl Tree {
@@ -162,7 +172,59 @@ impl Tree {
             roots: roots.iter().map(open).collect::<Result<_, _>>()?,
             options,
             open: None,
+            keep: false,
+            last: None,
         })
+    }
+
+    /// Whether the file that was finished last is kept open, to be read back.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
+        self.last = None;
+    }
+
+    /// Reads a part of the file that was finished last. With its end it is closed.
+    pub fn digest(&mut self, offset: u64, len: u32) -> Digest {
+        let read = |file: &OwnedFd| {
+            let size = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+            Ok((size, digest::read(file.as_fd(), offset, len)?))
+        };
+        let found = self.last.as_ref().map(read);
+        match found.unwrap_or(Err(Errno::BADF)) {
+            Ok((size, slice)) => {
+                if offset.saturating_add(u64::from(slice.len)) >= size {
+                    self.last = None;
+                }
+                Digest {
+                    status: Status::OK,
+                    len: slice.len,
+                    size,
+                    sha256: slice.sha256,
+                }
+            }
+            Err(_) => Digest {
+                status: Status::FAIL,
+                len: 0,
+                size: 0,
+                sha256: [0; DIGEST_LEN],
+            },
+        }
+    }
+
+    /// Makes a folder, and what is missing above it if the place says so. One that is
+    /// there is as good.
+    ///
+    /// # Errors
+    /// It could not be made; nothing is left then.
+    pub fn make_folder(&self, place: &Place) -> Result<(), FileError> {
+        let root = self.roots.get(place.root).ok_or(FileError::NotOpen)?;
+        let mut landing = Landing::find(root.as_fd(), place, self.options)?;
+        let name = landing.name.clone();
+        landing
+            .make_folder(&name, self.options)
+            .map_err(system("make the folder", &name))?;
+        landing.made.clear();
+        Ok(())
     }
 
     /// Does what is asked for; `payload` is what the effect came with.
@@ -173,19 +235,26 @@ impl Tree {
     pub fn carry_out(&mut self, effect: &Effect, payload: &[u8]) -> Result<(), FileError> {
         match effect {
             Effect::Open(place) => {
-                self.open = None;
+                (self.open, self.last) = (None, None);
                 let root = self.roots.get(place.root).ok_or(FileError::NotOpen)?;
-                self.open = Some(Pending::new(root.as_fd(), place, self.options)?);
+                let pending = Pending::new(root.as_fd(), place, self.options, self.keep)?;
+                self.open = Some(pending);
                 Ok(())
             }
             Effect::Write { offset, data } => {
-                let pending = self.open.as_ref().ok_or(FileError::NotOpen)?;
+                let pending = self.open.as_mut().ok_or(FileError::NotOpen)?;
                 let data = payload.get(data.clone()).ok_or(FileError::NotOpen)?;
                 pending.write(*offset, data)
             }
             Effect::Finish => {
                 let pending = self.open.as_mut().ok_or(FileError::NotOpen)?;
                 pending.finish(self.options)?;
+                // Without it the file cannot be read back, and that is said then.
+                let again = || {
+                    acquire().ok()?;
+                    pending.file.try_clone().ok()
+                };
+                self.last = self.keep.then(again).flatten();
                 self.open = None;
                 Ok(())
             }
@@ -209,6 +278,11 @@ struct Pending {
     /// The name that it has meanwhile, if it needs one.
     temporary: Option<String>,
     place: Landing,
+    /// What is still to be written, and where it begins.
+    kept: Vec<u8>,
+    kept_at: u64,
+    /// Something that was said to be taken is not written: nothing makes it whole.
+    lost: Option<Errno>,
 }
 
 /// Where a file goes.
@@ -239,15 +313,26 @@ impl Drop for Pending {
 }
 
 impl Pending {
-    fn new(root: BorrowedFd<'_>, place: &Place, options: TreeOptions) -> Result<Self, FileError> {
+    fn new(
+        root: BorrowedFd<'_>,
+        place: &Place,
+        options: TreeOptions,
+        readable: bool,
+    ) -> Result<Self, FileError> {
         let place_of = Landing::find(root, place, options)?;
         place_of.check()?;
-        let (file, temporary) = place_of.make(options.temporary)?;
-        let pending = Self {
+        let (file, temporary) = place_of.make(options.temporary, readable)?;
+        let mut pending = Self {
             file,
             temporary,
             place: place_of,
+            kept: Vec::new(),
+            kept_at: 0,
+            lost: None,
         };
+        let room = TOGETHER.min(usize::try_from(place.size).unwrap_or(TOGETHER));
+        let refused = |_| system("take up", &pending.place.name)(Errno::NOMEM);
+        pending.kept = fault::try_with_capacity(room).map_err(refused)?;
         pending.reserve(place.size)?;
         Ok(pending)
     }
@@ -270,21 +355,55 @@ impl Pending {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+    /// Takes bytes. What comes one behind the other is written together, so an error may
+    /// be that of bytes before; it is the error of all that comes later.
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
+        let behind = self.kept_at + self.kept.len() as u64;
+        let room = self.kept.capacity() - self.kept.len();
+        if offset != behind || data.len() > room {
+            self.write_kept()?;
+            self.kept_at = offset;
+        }
+        if data.len() > self.kept.capacity() {
+            return self.write_now(offset, data);
+        }
+        self.kept.extend_from_slice(data);
+        if self.kept.len() == self.kept.capacity() {
+            return self.write_kept();
+        }
+        self.soundness()
+    }
+
+    fn write_kept(&mut self) -> Result<(), FileError> {
+        let kept = std::mem::take(&mut self.kept);
+        let written = self.write_now(self.kept_at, &kept);
+        self.kept_at += kept.len() as u64;
+        self.kept = kept;
+        self.kept.clear();
+        written
+    }
+
+    fn write_now(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
         let mut done = 0;
-        while done < data.len() {
+        while self.lost.is_none() && done < data.len() {
             let at = offset + done as u64;
-            let count = retry(|| pwrite(&self.file, &data[done..], at));
-            match count.map_err(system("write", &self.place.name))? {
-                0 => return Err(system("write", &self.place.name)(Errno::IO)),
-                count => done += count,
+            match retry(|| pwrite(&self.file, &data[done..], at)) {
+                Ok(0) => self.lost = Some(Errno::IO),
+                Ok(count) => done += count,
+                Err(errno) => self.lost = Some(errno),
             }
         }
-        Ok(())
+        self.soundness()
+    }
+
+    fn soundness(&self) -> Result<(), FileError> {
+        let lost = self.lost.map(system("write", &self.place.name));
+        lost.map_or(Ok(()), Err)
     }
 
     /// Puts it in its place. What the system has kept back so far is told here.
     fn finish(&mut self, options: TreeOptions) -> Result<(), FileError> {
+        self.write_kept()?;
         let name = self.place.name.clone();
         retry(|| fdatasync(&self.file)).map_err(system("write", &name))?;
         own(self.file.as_fd(), options.mode, options.owner)
@@ -404,9 +523,18 @@ impl Landing {
     }
 
     /// A file that nobody sees, or that nobody takes for whole.
-    fn make(&self, temporary: Temporary) -> Result<(OwnedFd, Option<String>), FileError> {
+    fn make(
+        &self,
+        temporary: Temporary,
+        readable: bool,
+    ) -> Result<(OwnedFd, Option<String>), FileError> {
         let mode = Mode::RUSR | Mode::WUSR;
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let access = if readable {
+            OFlags::RDWR
+        } else {
+            OFlags::WRONLY
+        };
+        let flags = access | OFlags::CLOEXEC;
         let folder = self.folder.as_fd();
         if temporary == Temporary::Unnamed {
             match beneath(folder, ".", flags | OFlags::TMPFILE, mode) {

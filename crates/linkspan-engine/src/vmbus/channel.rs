@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use linkspan_mem::fault::{self, Injected, Site};
 use linkspan_mem::{Region, Window};
@@ -11,6 +12,14 @@ use linkspan_sys::uio::Device;
 use linkspan_sys::{EventFd, PeerEventFd, PeerMemory, eventfd, mapping, reaper};
 use linkspan_vmbus::ring::VMBUS_PAGE;
 use linkspan_vmbus::{Incoming, Outgoing, Packet, RingError, Shape, StartError};
+
+use crate::spin::Spin;
+
+/// How long an end looks for packets before it sleeps, while that pays.
+const LOOK: Duration = Duration::from_micros(50);
+
+/// Looks at the ring between two looks at the clock: less than a microsecond.
+const LOOKS: u32 = 16;
 
 /// Bytes of both rings at most, of a host of ours.
 const RINGS_MAX: u64 = 1 << 28;
@@ -134,6 +143,11 @@ pub struct Channel {
     pub incoming: Incoming<Window>,
     region: Region,
     line: Line,
+    spin: Spin,
+    /// Since when nothing has come although something was awaited.
+    since: Option<Instant>,
+    /// The other end was told not to signal.
+    quiet: bool,
 }
 
 impl Channel {
@@ -148,7 +162,62 @@ impl Channel {
             incoming: Incoming::new(incoming)?,
             region: region.clone(),
             line,
+            spin: Spin::new(LOOK),
+            since: None,
+            quiet: false,
         })
+    }
+
+    /// Packets have come.
+    pub fn came(&mut self) {
+        if let Some(since) = self.since.take() {
+            self.spin.came_after(since.elapsed());
+        }
+    }
+
+    /// Nothing is awaited, so that a pause says nothing.
+    pub fn rests(&mut self) {
+        self.since = None;
+    }
+
+    /// Looks for packets for a while, if that has paid of late: whether there are some.
+    /// Meanwhile the other end signals nothing, which costs both of them most. After it
+    /// comes [`arm`](Self::arm), before sleep.
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    pub fn look(&mut self) -> Result<bool, RingError> {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let window = self.spin.window();
+        if window.is_zero() {
+            return Ok(false);
+        }
+        if !std::mem::replace(&mut self.quiet, true) {
+            self.incoming.disarm();
+        }
+        loop {
+            for _ in 0..LOOKS {
+                if self.incoming.refresh()? != 0 {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            if since.elapsed() >= window {
+                return Ok(false);
+            }
+            // What is waited for may wait for this processor: the other end, or who
+            // passes its signals on.
+            std::thread::yield_now();
+        }
+    }
+
+    /// Asks to be signalled and looks once more, as [`Incoming::arm`].
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    pub fn arm(&mut self) -> Result<bool, RingError> {
+        self.quiet = false;
+        self.incoming.arm()
     }
 
     /// The guest's end of what a host gave: memory, the host's signal, ours.

@@ -62,8 +62,16 @@ impl Framed {
     /// # Errors
     /// Nobody listens there, or closes at once.
     pub fn connect(path: &Path, role: Role) -> Result<Self, FramedError> {
+        Self::connect_with(path, &Frame::hello(role))
+    }
+
+    /// Connects, and says this first.
+    ///
+    /// # Errors
+    /// Nobody listens there, or closes at once.
+    pub fn connect_with(path: &Path, hello: &Frame) -> Result<Self, FramedError> {
         let mut framed = Self::new(Stream::connect(path)?, Side::Client);
-        framed.say(&Frame::hello(role), &[])?;
+        framed.say(hello, &[])?;
         Ok(framed)
     }
 
@@ -79,6 +87,12 @@ impl Framed {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.conversation.phase()
+    }
+
+    /// The version that is spoken, once that is known.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.conversation.version()
     }
 
     /// Sends a frame. It must be our turn.

@@ -6,9 +6,7 @@ use linkspan_rdma::verbs::{Access, Event, Failure, Key, Operation, Refusal, Remo
 
 use super::checks::{BASE, ended, no, options, refused, responder, wire};
 use super::pair::{End, end_of};
-use super::script::{
-    self, SEND, SEND_INVALIDATE, WRITE, frame, read_request, tagged, untagged,
-};
+use super::script::{self, SEND, SEND_INVALIDATE, WRITE, frame, read_request, tagged, untagged};
 
 /// Facts 4, fault 22: what was invalidated, by whom ever, is reached no more.
 #[test]

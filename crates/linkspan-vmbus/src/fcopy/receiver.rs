@@ -189,6 +189,23 @@ impl Receiver {
         self.state != State::Idle
     }
 
+    /// The place of a folder that is to be made. The protocol has no request for that;
+    /// hosts of ours ask for it otherwise.
+    ///
+    /// # Errors
+    /// A name, or a place, that cannot be.
+    pub fn folder(&self, name: &str, path: &str, create_path: bool) -> Result<Place, Refusal> {
+        let (root, folder, target) = self.policy.roots.place(name.into(), path)?;
+        Ok(Place {
+            root,
+            folder,
+            target,
+            overwrite: false,
+            create_path,
+            size: 0,
+        })
+    }
+
     fn handle(&mut self, body: &[u8]) -> Done {
         let head = Head::read_from_prefix(body);
         let (head, _) = head.map_err(|_| short(body, HEAD_LEN))?;

@@ -136,6 +136,11 @@ impl<S: GuestService> Guest<S> {
         &mut self.service
     }
 
+    /// How much of a request goes back from now on.
+    pub fn set_echo(&mut self, echo: Echo) {
+        self.echo = echo;
+    }
+
     /// Takes a message: the payload of a packet, which is answered in place.
     ///
     /// # Errors

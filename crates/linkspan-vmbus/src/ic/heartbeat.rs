@@ -8,7 +8,7 @@ use super::guest::{GuestService, Handled, Loader, Saver};
 use super::host::{Host, HostError, HostEvent};
 use super::service::{Agreed, HEARTBEAT, Service, Version};
 use super::status::Status;
-use crate::record::RestoreError;
+use crate::record::{Reader, RestoreError, Writer};
 
 /// Bytes of the message: a sequence number, the state of applications, reserved.
 const BODY: usize = 40;
@@ -64,8 +64,10 @@ impl GuestService for Pulse {
     }
 }
 
+const MAGIC: [u8; 8] = *b"LSichbt1";
+
 /// The host's end.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Monitor {
     host: Host,
     sequence: u64,
@@ -157,5 +159,32 @@ impl Monitor {
             Some(2) => Health::Critical,
             _ => Health::Unknown,
         }))
+    }
+
+    /// The conversation as bytes.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut writer = Writer::new(MAGIC);
+        self.host.save_awaiting(&mut writer, self.awaited);
+        writer.u64(self.sequence);
+        writer.u32(self.missed);
+        writer.finish()
+    }
+
+    /// The conversation that [`snapshot`](Self::snapshot) saved.
+    ///
+    /// # Errors
+    /// `bytes` are not that.
+    pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
+        let mut reader = Reader::new("monitor of a heartbeat", MAGIC, bytes)?;
+        let (host, awaited) = Host::load_awaiting(&HEARTBEAT, &mut reader)?;
+        let monitor = Self {
+            host,
+            awaited,
+            sequence: reader.u64()?,
+            missed: reader.u32()?,
+        };
+        reader.end()?;
+        Ok(monitor)
     }
 }

@@ -276,6 +276,30 @@ impl Host {
         Ok(host)
     }
 
+    /// The state of one that has at most one request outstanding, which it awaits.
+    pub(super) fn save_awaiting(&self, writer: &mut Writer, awaited: Option<u8>) {
+        self.save(writer);
+        writer.u8(awaited.is_some().into());
+        writer.u8(awaited.unwrap_or(0));
+    }
+
+    /// What [`save_awaiting`](Self::save_awaiting) saved.
+    pub(super) fn load_awaiting(
+        service: &'static Service,
+        reader: &mut Reader<'_>,
+    ) -> Result<(Self, Option<u8>), RestoreError> {
+        let host = Self::load(service, reader)?;
+        let awaited = reader.flag("whether a reply is awaited")?;
+        let transaction = reader.u8()?;
+        let awaited = awaited.then_some(transaction);
+        if host.outstanding.as_slice() != awaited.as_slice() {
+            return Err(RestoreError::Nonsense {
+                what: "which reply is awaited",
+            });
+        }
+        Ok((host, awaited))
+    }
+
     pub(crate) fn save(&self, writer: &mut Writer) {
         writer.u16(self.service.kind);
         save_agreed(writer, self.agreed);

@@ -8,7 +8,7 @@ use super::guest::{GuestService, Handled, Loader, Saver};
 use super::host::{Host, HostError, HostEvent};
 use super::service::{Agreed, SHUTDOWN, Service, Version};
 use super::status::Status;
-use crate::record::RestoreError;
+use crate::record::{Reader, RestoreError, Writer};
 
 /// Bytes before the text: reason, seconds, flags, 32 bits each.
 const HEAD: usize = 12;
@@ -98,8 +98,10 @@ fn words(bytes: [u8; HEAD]) -> [u32; 3] {
     [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_le_bytes)
 }
 
+const MAGIC: [u8; 8] = *b"LSicshd1";
+
 /// The host's end.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requester {
     host: Host,
     awaited: Option<u8>,
@@ -171,5 +173,25 @@ impl Requester {
                 Event::Answered(status)
             }
         })
+    }
+
+    /// The conversation as bytes.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut writer = Writer::new(MAGIC);
+        self.host.save_awaiting(&mut writer, self.awaited);
+        writer.finish()
+    }
+
+    /// The conversation that [`snapshot`](Self::snapshot) saved.
+    ///
+    /// # Errors
+    /// `bytes` are not that.
+    pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
+        let mut reader = Reader::new("requester of shutdowns", MAGIC, bytes)?;
+        let (host, awaited) = Host::load_awaiting(&SHUTDOWN, &mut reader)?;
+        let requester = Self { host, awaited };
+        reader.end()?;
+        Ok(requester)
     }
 }

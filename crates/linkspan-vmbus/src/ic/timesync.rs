@@ -7,7 +7,7 @@ use super::guest::{GuestService, Handled, Loader, Saver};
 use super::host::{Host, HostError, HostEvent};
 use super::service::{Agreed, Service, TIME_SYNC, Version};
 use super::status::Status;
-use crate::record::RestoreError;
+use crate::record::{Reader, RestoreError, Writer};
 
 /// Units of 100 ns from 1601, where Windows begins to count, to 1970.
 const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
@@ -103,8 +103,10 @@ impl GuestService for Follower {
     }
 }
 
+const MAGIC: [u8; 8] = *b"LSictim1";
+
 /// The host's end.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clock {
     host: Host,
     awaited: Option<u8>,
@@ -175,5 +177,25 @@ impl Clock {
                 Event::Answered(status)
             }
         })
+    }
+
+    /// The conversation as bytes.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut writer = Writer::new(MAGIC);
+        self.host.save_awaiting(&mut writer, self.awaited);
+        writer.finish()
+    }
+
+    /// The conversation that [`snapshot`](Self::snapshot) saved.
+    ///
+    /// # Errors
+    /// `bytes` are not that.
+    pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
+        let mut reader = Reader::new("clock of a host", MAGIC, bytes)?;
+        let (host, awaited) = Host::load_awaiting(&TIME_SYNC, &mut reader)?;
+        let clock = Self { host, awaited };
+        reader.end()?;
+        Ok(clock)
     }
 }

@@ -4,30 +4,45 @@
 //! A frame is a header of 8 bytes (its number, zero, the length of its body; little
 //! endian) and a body. Descriptors come with a frame's first byte. The host takes its
 //! channel back by closing the socket, and the guest gives it up in the same way.
+//!
+//! What Hyper-V's file copy has no words for is asked here, between programs that know
+//! version 2: a file that the guest has is read back (VERIFY), and a folder is made in
+//! which no file will be (FOLDER).
 
+mod conversation;
+mod saved;
 mod wire;
 
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use thiserror::Error;
 
 use crate::fcopy::Operation;
 use crate::guid::Guid;
-use crate::ic::Status;
+use crate::ic::{FILE_COPY, Service, Status};
 use crate::ring::Shape;
-use wire::{Fields, field, read, write};
+
+pub use conversation::Conversation;
 
 /// The newest version of these frames, and the oldest that is spoken.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 const OLDEST: u16 = 1;
+
+/// From this version on a guest can be asked to read a file back, and to make a folder.
+pub const ASKS: u16 = 2;
 
 /// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 8;
 
 /// Bytes of a name in SEND at most: 259 UTF-16 units take no more in UTF-8.
 pub const NAME_MAX: usize = 777;
+
+/// Bytes that one VERIFY is about, at most: some milliseconds of a guest's time.
+pub const SLICE_MAX: u32 = 4 << 20;
+
+/// Bytes of a digest: SHA-256.
+pub const DIGEST_LEN: usize = 32;
 
 /// Who says a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +71,10 @@ pub enum Phase {
     Greeted(Role),
     /// The guest has the channel.
     Joined,
+    /// The guest reads a file back.
+    Verifying,
+    /// The guest makes a folder.
+    Making,
     /// The sender can send.
     Ready,
     /// A file is under way.
@@ -74,6 +93,8 @@ pub struct Kind {
     pub name: &'static str,
     /// Who says it.
     pub from: Side,
+    /// The first version that has it.
+    pub since: u16,
     /// When.
     pub phases: &'static [Phase],
     /// Bytes of its body, the least and the most.
@@ -83,7 +104,7 @@ pub struct Kind {
 }
 
 const fn kind(
-    code: u16,
+    (code, since): (u16, u16),
     name: &'static str,
     from: Side,
     phases: &'static [Phase],
@@ -94,42 +115,45 @@ const fn kind(
         code,
         name,
         from,
+        since,
         phases,
         len,
         fds,
     }
 }
 
+const FRESH: &[Phase] = &[Phase::Fresh];
 const GUEST: &[Phase] = &[Phase::Greeted(Role::Guest)];
 const SENDER: &[Phase] = &[Phase::Greeted(Role::Sender)];
 const CLIENT: &[Phase] = &[Phase::Greeted(Role::Guest), Phase::Greeted(Role::Sender)];
+const JOINED: &[Phase] = &[Phase::Joined];
+const READY: &[Phase] = &[Phase::Ready];
+const SENDING: &[Phase] = &[Phase::Sending];
+/// CANCEL may cross a DONE.
+const CANCELLED: &[Phase] = &[Phase::Sending, Phase::Ready];
 const SEND_MIN: usize = 20;
+const SEND_LEN: [usize; 2] = [SEND_MIN, SEND_MIN + 2 * NAME_MAX];
+const FOLDER_LEN: [usize; 2] = [8, 8 + 2 * NAME_MAX];
+/// With the interface of the device, or without: that of file copy is meant then.
+const HELLO_LEN: [usize; 2] = [8, 24];
+/// With what was read back, or without.
+const PROGRESS_LEN: [usize; 2] = [8, 16];
 
 /// All frames.
-pub const FRAMES: [Kind; 8] = [
-    kind(1, "HELLO", Side::Client, &[Phase::Fresh], [8, 8], 0),
-    kind(2, "CHANNEL", Side::Host, GUEST, [64, 64], 3),
-    kind(3, "REFUSED", Side::Host, CLIENT, [4, 4], 0),
-    kind(4, "WELCOME", Side::Host, SENDER, [4, 4], 0),
-    kind(
-        5,
-        "SEND",
-        Side::Client,
-        &[Phase::Ready],
-        [SEND_MIN, SEND_MIN + 2 * NAME_MAX],
-        1,
-    ),
-    // It may cross a DONE.
-    kind(
-        6,
-        "CANCEL",
-        Side::Client,
-        &[Phase::Sending, Phase::Ready],
-        [0, 0],
-        0,
-    ),
-    kind(7, "PROGRESS", Side::Host, &[Phase::Sending], [8, 8], 0),
-    kind(8, "DONE", Side::Host, &[Phase::Sending], [12, 12], 0),
+#[rustfmt::skip]
+pub const FRAMES: [Kind; 12] = [
+    kind((1, 1), "HELLO", Side::Client, FRESH, HELLO_LEN, 0),
+    kind((2, 1), "CHANNEL", Side::Host, GUEST, [64, 64], 3),
+    kind((3, 1), "REFUSED", Side::Host, CLIENT, [4, 4], 0),
+    kind((4, 1), "WELCOME", Side::Host, SENDER, [4, 4], 0),
+    kind((5, 1), "SEND", Side::Client, READY, SEND_LEN, 1),
+    kind((6, 1), "CANCEL", Side::Client, CANCELLED, [0, 0], 0),
+    kind((7, 1), "PROGRESS", Side::Host, SENDING, PROGRESS_LEN, 0),
+    kind((8, 1), "DONE", Side::Host, SENDING, [12, 12], 0),
+    kind((9, 2), "VERIFY", Side::Host, JOINED, [12, 12], 0),
+    kind((10, 2), "DIGEST", Side::Client, &[Phase::Verifying], [48, 48], 0),
+    kind((11, 2), "FOLDER", Side::Host, JOINED, FOLDER_LEN, 0),
+    kind((12, 2), "MADE", Side::Client, &[Phase::Making], [4, 4], 0),
 ];
 
 /// What is said.
@@ -143,6 +167,8 @@ pub enum Frame {
         newest: u16,
         /// What it is.
         role: Role,
+        /// Of a guest: which device it wants.
+        interface: Guid,
     },
     /// The channel. With it: its memory, the eventfd that signals the host, the
     /// eventfd that signals the guest.
@@ -163,7 +189,8 @@ pub enum Frame {
         /// The version that is spoken.
         version: u16,
     },
-    /// A file is to be sent. With it: the file, open for reading.
+    /// A file is to be sent, or a folder made. With it: the file, open for reading, or
+    /// the folder.
     Send(Request),
     /// It is not to be sent any more.
     Cancel,
@@ -171,9 +198,44 @@ pub enum Frame {
     Progress {
         /// Bytes.
         sent: u64,
+        /// Bytes that the guest read back.
+        checked: u64,
     },
     /// The end of a file.
     Done(Outcome),
+    /// Bytes of the file that was completed last are to be read back.
+    Verify {
+        /// Where they begin.
+        offset: u64,
+        /// How many, at most [`SLICE_MAX`].
+        len: u32,
+    },
+    /// What was read back.
+    Digest(Digest),
+    /// A folder is to be made, if it is not there.
+    Folder {
+        /// Its name.
+        file: String,
+        /// Where it goes.
+        path: String,
+        /// Whether folders that are missing above it are made.
+        create_path: bool,
+    },
+    /// Whether the folder is there.
+    Made(Status),
+}
+
+/// What a guest read back of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// Whether it could.
+    pub status: Status,
+    /// Bytes that were read: fewer than asked for at the end of the file.
+    pub len: u32,
+    /// Bytes of the file.
+    pub size: u64,
+    /// SHA-256 of the bytes that were read.
+    pub sha256: [u8; DIGEST_LEN],
 }
 
 /// Why a client is not wanted.
@@ -188,6 +250,9 @@ pub enum Reason {
     /// This socket is for others.
     #[error("this socket is for others")]
     Role,
+    /// It has no such device.
+    #[error("the host does not offer this device")]
+    Interface,
 }
 
 /// A file to send.
@@ -205,14 +270,36 @@ pub struct Request {
     pub size: u64,
     /// Milliseconds after which a guest that does not answer is given up.
     pub patience: u32,
+    /// Whether the guest is to read it back, if it is one of ours.
+    pub verify: bool,
+    /// A folder, to be made although no file may be in it.
+    pub folder: bool,
 }
 
 /// What became of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Outcome {
-    /// The guest has it.
+    /// The guest has it, as it says.
     #[error("the guest has it")]
     Done,
+    /// The guest has it, and read back what was sent.
+    #[error("the guest has it, and read back the same")]
+    Verified,
+    /// The guest has something else.
+    #[error("what the guest has differs, within {SLICE_MAX} bytes from byte {offset} on")]
+    Differs {
+        /// The beginning of the slice that differs.
+        offset: u64,
+    },
+    /// The guest has it, and could not read it back.
+    #[error("the guest could not read it back: {status}")]
+    Unread {
+        /// Why.
+        status: Status,
+    },
+    /// Only a guest of ours makes a folder without files.
+    #[error("this guest cannot be told to make a folder without files")]
+    NoFolders,
     /// The guest would not.
     #[error("the guest refused {}: {status}", .operation.name())]
     Refused {
@@ -290,142 +377,6 @@ pub enum LinkError {
     },
 }
 
-/// One end of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conversation {
-    us: Side,
-    phase: Phase,
-    bytes: Vec<u8>,
-    /// The frame whose body is awaited, and its length.
-    body: Option<(&'static Kind, usize)>,
-    fds: usize,
-}
-
-impl Conversation {
-    /// A connection that was just made.
-    #[must_use]
-    pub fn new(us: Side) -> Self {
-        Self {
-            us,
-            phase: Phase::Fresh,
-            bytes: Vec::new(),
-            body: None,
-            fds: 0,
-        }
-    }
-
-    /// How far it is.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// Bytes that belong to the frame that comes, at least one.
-    #[must_use]
-    pub fn wanted(&self) -> usize {
-        self.body.map_or(HEADER_LEN, |(_, len)| len) - self.bytes.len()
-    }
-
-    /// Takes bytes, no more than are wanted, and how many descriptors came with
-    /// them; gives the frame if it is whole. Its descriptors are the ones that came
-    /// since the last.
-    ///
-    /// # Errors
-    /// It is none. The connection is to be closed.
-    pub fn receive(&mut self, bytes: &[u8], fds: usize) -> Result<Option<Frame>, LinkError> {
-        debug_assert!(bytes.len() <= self.wanted());
-        // Descriptors in the middle of a frame belong to none.
-        let begins = self.body.is_none() && self.bytes.is_empty();
-        self.fds = if begins || fds == 0 {
-            self.fds + fds
-        } else {
-            usize::MAX
-        };
-        self.bytes.extend_from_slice(bytes);
-        if self.wanted() > 0 {
-            return Ok(None);
-        }
-        if self.body.is_none() {
-            let (kind, len) = self.header()?;
-            self.body = Some((kind, len));
-            self.bytes.clear();
-            if len > 0 {
-                return Ok(None);
-            }
-        }
-        let Some((kind, _)) = self.body.take() else {
-            return Ok(None);
-        };
-        let body = core::mem::take(&mut self.bytes);
-        let (got, want) = (core::mem::take(&mut self.fds), kind.fds);
-        if got != want {
-            let frame = kind.name;
-            return Err(LinkError::Descriptors { frame, got, want });
-        }
-        let frame = read(kind, &body)?;
-        self.passed(&frame);
-        Ok(Some(frame))
-    }
-
-    fn header(&self) -> Result<(&'static Kind, usize), LinkError> {
-        let mut fields = Fields(&self.bytes);
-        let (code, zero, len) = (fields.u16(), fields.u16(), fields.u32());
-        let code = code.unwrap_or(0);
-        let kind = FRAMES.iter().find(|kind| kind.code == code);
-        let kind = kind.ok_or(LinkError::Code { code })?;
-        if kind.from == self.us || !kind.phases.contains(&self.phase) {
-            return Err(LinkError::Phase {
-                frame: kind.name,
-                phase: self.phase,
-            });
-        }
-        if zero != Some(0) {
-            return Err(field(kind, "reserved field"));
-        }
-        let len = len.and_then(|len| usize::try_from(len).ok());
-        let len = len.unwrap_or(usize::MAX);
-        if !(kind.len[0]..=kind.len[1]).contains(&len) {
-            let frame = kind.name;
-            return Err(LinkError::Length { frame, len });
-        }
-        Ok((kind, len))
-    }
-
-    /// The bytes of a frame of ours.
-    ///
-    /// # Panics
-    /// When it is not our turn to say it, or it has longer names than [`NAME_MAX`].
-    pub fn say(&mut self, frame: &Frame) -> Vec<u8> {
-        let kind = frame.kind();
-        assert!(
-            kind.from == self.us && kind.phases.contains(&self.phase),
-            "{} in {:?}",
-            kind.name,
-            self.phase
-        );
-        let body = write(frame);
-        assert!((kind.len[0]..=kind.len[1]).contains(&body.len()));
-        self.passed(frame);
-        let mut bytes = kind.code.to_le_bytes().to_vec();
-        bytes.extend([0; 2]);
-        bytes.extend(u32::try_from(body.len()).unwrap_or(0).to_le_bytes());
-        bytes.extend(body);
-        bytes
-    }
-
-    /// A frame was said by either side.
-    fn passed(&mut self, frame: &Frame) {
-        self.phase = match frame {
-            Frame::Hello { role, .. } => Phase::Greeted(*role),
-            Frame::Channel { .. } => Phase::Joined,
-            Frame::Refused(_) => Phase::Over,
-            Frame::Welcome { .. } | Frame::Done(_) => Phase::Ready,
-            Frame::Send(_) => Phase::Sending,
-            Frame::Cancel | Frame::Progress { .. } => self.phase,
-        };
-    }
-}
-
 /// The version to speak with a client that speaks these.
 #[must_use]
 pub fn choose(oldest: u16, newest: u16) -> Option<u16> {
@@ -434,13 +385,35 @@ pub fn choose(oldest: u16, newest: u16) -> Option<u16> {
 }
 
 impl Frame {
-    /// What a client says first.
+    /// What a client says first; a guest wants the device of file copy.
     #[must_use]
     pub fn hello(role: Role) -> Self {
+        Self::hello_to(role, FILE_COPY.interface)
+    }
+
+    /// What the guest's end of a service says first.
+    #[must_use]
+    pub fn hello_of(service: &Service) -> Self {
+        Self::hello_to(Role::Guest, service.interface)
+    }
+
+    /// What a guest says first that only passes the channel on, and answers nothing.
+    #[must_use]
+    pub fn hello_unasked() -> Self {
+        Self::Hello {
+            oldest: OLDEST,
+            newest: ASKS - 1,
+            role: Role::Guest,
+            interface: FILE_COPY.interface,
+        }
+    }
+
+    fn hello_to(role: Role, interface: Guid) -> Self {
         Self::Hello {
             oldest: OLDEST,
             newest: VERSION,
             role,
+            interface,
         }
     }
 
@@ -454,6 +427,10 @@ impl Frame {
             Self::Cancel => 5,
             Self::Progress { .. } => 6,
             Self::Done(_) => 7,
+            Self::Verify { .. } => 8,
+            Self::Digest(_) => 9,
+            Self::Folder { .. } => 10,
+            Self::Made(_) => 11,
         };
         &FRAMES[index]
     }
@@ -463,7 +440,7 @@ impl Frame {
 #[must_use]
 pub fn markdown() -> String {
     let mut page = String::from(
-        "| number | frame | from | bytes of its body | descriptors |\n|---|---|---|---|---|\n",
+        "| number | frame | from | bytes of its body | descriptors | since |\n|---|---|---|---|---|---|\n",
     );
     for kind in FRAMES {
         let from = match kind.from {
@@ -476,8 +453,8 @@ pub fn markdown() -> String {
         } else {
             format!("{least} to {most}")
         };
-        let (code, name, fds) = (kind.code, kind.name, kind.fds);
-        page += &format!("| {code} | {name} | {from} | {len} | {fds} |\n");
+        let (code, name, fds, since) = (kind.code, kind.name, kind.fds, kind.since);
+        page += &format!("| {code} | {name} | {from} | {len} | {fds} | {since} |\n");
     }
     page
 }

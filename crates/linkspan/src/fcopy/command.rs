@@ -17,7 +17,7 @@ use linkspan_engine::vmbus::Framed;
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::{EventFd, thread};
 use linkspan_vmbus::ic::FILE_COPY;
-use linkspan_vmbus::link::{Frame, Reason, Role};
+use linkspan_vmbus::link::{Frame, Reason};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::Signal as Number;
@@ -92,7 +92,9 @@ fn attend(
 
 /// The channel, as a guest gets it from the host at this socket.
 fn join(place: &Path) -> io::Result<Channel> {
-    let mut framed = Framed::connect(place, Role::Guest).map_err(io::Error::other)?;
+    // The program may be anybody's, and knows the device only.
+    let framed = Framed::connect_with(place, &Frame::hello_unasked());
+    let mut framed = framed.map_err(io::Error::other)?;
     // Nobody cancels it but the deadline.
     let never = EventFd::new()?;
     let deadline = Instant::now() + HANDSHAKE;

@@ -15,6 +15,13 @@ use serde::Serialize;
 use crate::exit::{Failure, Status};
 use crate::serving::print;
 
+/// Bytes of a ring to a guest of ours: there is room for all messages that it gets at
+/// once, and both rings stay in the processor's cache.
+const RING: u64 = 256 << 10;
+
+/// Bytes of a ring as Linux's kernel has it for this device.
+const DEVICE_RING: u64 = 20480;
+
 /// Options of `host`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -33,9 +40,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "PATH")]
     device: Option<PathBuf>,
 
-    /// Bytes of each of the two rings, a multiple of 4096
-    #[arg(long, value_name = "BYTES", default_value = "20480", value_parser = crate::driver::bytes)]
-    ring_size: u64,
+    /// Bytes of each of the two rings, a multiple of 4096 [default: 256K; as Linux has
+    /// them, 20480, with COMMAND]
+    #[arg(long, value_name = "BYTES", value_parser = crate::driver::bytes)]
+    ring_size: Option<u64>,
 
     /// Prints what happens on standard output, one JSON object a line
     #[arg(long)]
@@ -78,8 +86,13 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         }
         None => listeners.push((control, Accepts::All)),
     }
+    let ring = args.ring_size.unwrap_or(if args.command.is_empty() {
+        RING
+    } else {
+        DEVICE_RING
+    });
     let options = HostOptions {
-        ring: args.ring_size,
+        ring,
         // Whoever runs here may be anybody's.
         outstanding: if args.command.is_empty() {
             OUTSTANDING
@@ -104,7 +117,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     tracing::info!("listening");
     if !args.command.is_empty() {
         let place = args.device.as_ref().unwrap_or(&args.control);
-        return super::command::run(host, args.ring_size, place, &args.command, &signals);
+        return super::command::run(host, ring, place, &args.command, &signals);
     }
     host.run(signals.as_fd()).context("cannot wait")?;
     Ok(ExitCode::SUCCESS)

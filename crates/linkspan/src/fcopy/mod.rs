@@ -1,6 +1,7 @@
 //! `linkspan fcopy`: files into a guest over VMBus, both ends.
 
 mod command;
+mod demo;
 mod device;
 pub(crate) mod drop_in;
 mod guest;
@@ -23,6 +24,8 @@ use crate::exit::{Failure, Status};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: a folder from one program to another, on one machine\n\n  \
+        linkspan fcopy demo docs --to /tmp/in\n\n\
+        The same step by step:\n\n  \
         mkdir /tmp/in\n  \
         linkspan fcopy host --control /tmp/fcopy.sock &\n  \
         linkspan fcopy guest --root /tmp/in --connect /tmp/fcopy.sock &\n  \
@@ -43,6 +46,8 @@ enum Verb {
     Bind(device::BindArgs),
     /// Offers the device to a guest, and sends it what `send` asks for
     Host(host::Args),
+    /// Starts a host and a guest on this machine, and copies a file or a folder
+    Demo(demo::Args),
     /// Sends files and folders through a host that runs
     Send(send::Args),
 }
@@ -57,13 +62,14 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         Verb::Status(args) => return Ok(device::run_status(args)),
         Verb::Bind(args) => device::run_bind(args),
         Verb::Host(args) => return host::run(args),
+        Verb::Demo(args) => demo::run(args),
         Verb::Send(args) => send::run(args),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
 
 /// A connection to a host that failed.
-fn unreachable(path: &Path, error: FramedError) -> Failure {
+pub(crate) fn unreachable(path: &Path, error: FramedError) -> Failure {
     let status = match &error {
         FramedError::Link(_) | FramedError::TooManyFds { .. } => Status::PeerBroke,
         FramedError::Cancelled => Status::Failed,
@@ -74,10 +80,11 @@ fn unreachable(path: &Path, error: FramedError) -> Failure {
 }
 
 /// A host that does not want us.
-fn refused(path: &Path, reason: Reason) -> Failure {
+pub(crate) fn refused(path: &Path, reason: Reason) -> Failure {
     let status = match reason {
         Reason::Version => Status::PeerBroke,
-        Reason::Busy => Status::PeerUnreachable,
+        // Another may leave, or another host come.
+        Reason::Busy | Reason::Interface => Status::PeerUnreachable,
         Reason::Role => Status::Usage,
     };
     let error = anyhow!(reason).context(format!("the host at {} refused", path.display()));
@@ -87,7 +94,7 @@ fn refused(path: &Path, reason: Reason) -> Failure {
 /// What an outcome is called in JSON.
 fn name(outcome: Outcome) -> &'static str {
     match outcome {
-        Outcome::Done => "done",
+        Outcome::Done | Outcome::Verified => "done",
         Outcome::Refused { .. } => "refused",
         Outcome::Protocol => "protocol",
         Outcome::Silent => "silent",
@@ -96,5 +103,8 @@ fn name(outcome: Outcome) -> &'static str {
         Outcome::NoGuest => "no-guest",
         Outcome::Lost => "lost",
         Outcome::Name => "name",
+        Outcome::Differs { .. } => "differs",
+        Outcome::Unread { .. } => "unread",
+        Outcome::NoFolders => "no-folders",
     }
 }

@@ -1,5 +1,8 @@
 //! `linkspan fcopy send`: files and folders, one file after the other.
 
+mod items;
+
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -9,24 +12,23 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use linkspan_engine::vmbus::{Framed, FramedError};
 use linkspan_sys::signals::{Signal, Signals};
-use linkspan_vmbus::link::{Frame, NAME_MAX, Outcome, Request, Role};
+use linkspan_vmbus::link::{ASKS, Frame, Outcome, Request, Role};
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
 use crate::serving::print;
+use items::{Item, items};
 
 /// How long the host may take to say that it is there, and to take a file back.
 const HOST_LIMIT: Duration = Duration::from_secs(10);
-
-/// Folders in folders at most; what is deeper has a path that no message has room for.
-const DEPTH_MAX: usize = 128;
 
 /// Options of `send`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A destination that ends with a slash, or is a folder in the guest, gets the files \
         under their own names; any other is the file's own path. A folder is sent with all \
-        files in it, and makes the folders that it needs.\n\n\
+        files and folders in it, and makes the folders that it needs. A guest of ours reads \
+        back what it has, and both ends compare.\n\n\
         Example:\n\n  \
         linkspan fcopy send --control /tmp/fcopy.sock notes.txt docs --to /srv/in/ --overwrite"
 )]
@@ -56,24 +58,45 @@ pub(super) struct Args {
         value_parser = clap::value_parser!(u32).range(1..=86_400))]
     timeout: u32,
 
+    /// Does not have files read back by a guest of ours
+    #[arg(long)]
+    no_verify: bool,
+
     /// Prints what became of each file on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
 }
 
-/// A file to send, and where to.
-struct Item {
-    source: PathBuf,
-    name: String,
-    to: String,
-    create_path: bool,
+impl Args {
+    /// One file or folder, as the demonstration sends it.
+    pub(super) fn of(
+        control: PathBuf,
+        file: PathBuf,
+        to: String,
+        overwrite: bool,
+        json: bool,
+    ) -> Self {
+        Self {
+            control,
+            files: vec![file],
+            to,
+            create_path: false,
+            overwrite,
+            timeout: 30,
+            no_verify: false,
+            json,
+        }
+    }
 }
 
 #[derive(Serialize)]
 struct Line<'a> {
-    file: &'a Path,
+    /// As far as it is text.
+    file: Cow<'a, str>,
     to: &'a str,
     bytes: u64,
+    /// Whether it was read back and is the same.
+    verified: bool,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -91,36 +114,50 @@ enum Fault {
 /// # Errors
 /// With the status that the program is to end with.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let mut faults = Vec::new();
+    // Until here a signal ends the program, as it is to.
+    let items = items(args, &mut faults);
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
         .context("cannot watch for signals")?;
-    let mut faults = Vec::new();
-    let items = items(args, &mut faults)?;
     let mut sending = Sending {
         args,
         framed: connect(&args.control, &signals)?,
         signals,
+        stopping: false,
         bar: progress(&items),
+        unverified: 0,
         status: None,
     };
     for (source, error) in faults {
         sending.failed(&source, "", &Fault::Here(error));
     }
-    for (index, item) in items.iter().enumerate() {
+    let mut left = items.len();
+    for item in &items {
+        if sending.is_stopped() {
+            break;
+        }
+        left -= 1;
         match sending.send(item) {
-            Ok(bytes) => sending.sent(item, bytes),
+            Ok(sent) => sending.sent(item, sent),
             Err(fault) => {
                 sending.failed(&item.source, &item.to, &fault);
                 if sending.is_over(&fault) {
-                    let left = items.len() - index - 1;
-                    if left > 0 {
-                        sending.say(&format!("{left} more files were not tried"));
-                    }
                     break;
                 }
             }
         }
     }
+    if left > 0 {
+        sending.say(&format!("{left} more files were not tried"));
+        sending.fail(Status::Failed);
+    }
     sending.bar.finish_and_clear();
+    if sending.unverified > 0 {
+        let files = sending.unverified;
+        sending.say(&format!(
+            "{files} files are there but not verified: the guest, or the host, cannot read back"
+        ));
+    }
     match sending.status {
         None => Ok(()),
         Some(status) => Err(Failure::new(status, anyhow!("not all files were sent"))),
@@ -143,21 +180,42 @@ struct Sending<'a> {
     args: &'a Args,
     framed: Framed,
     signals: Signals,
+    /// A signal has come.
+    stopping: bool,
     bar: ProgressBar,
+    /// Files that were to be read back and were not.
+    unverified: usize,
     /// What the program ends with, if anything failed.
     status: Option<Status>,
 }
 
+/// A file that the guest has.
+struct Sent {
+    bytes: u64,
+    verified: bool,
+}
+
 impl Sending<'_> {
-    /// Sends a file; gives its size.
-    fn send(&mut self, item: &Item) -> Result<u64, Fault> {
+    /// Whether a signal has come, before a file or while one was under way.
+    fn is_stopped(&mut self) -> bool {
+        let came = self.signals.take();
+        self.stopping |= came.is_ok_and(|signals| !signals.is_empty());
+        self.stopping
+    }
+
+    /// Sends a file, or has a folder made.
+    fn send(&mut self, item: &Item) -> Result<Sent, Fault> {
         let here = |error: std::io::Error| Fault::Here(error.into());
         let file = File::open(&item.source).map_err(here)?;
         let meta = file.metadata().map_err(here)?;
-        if !meta.is_file() {
-            return Err(Fault::Here(anyhow!("it is no file")));
-        }
-        let size = meta.len();
+        let knows = self.framed.version() >= ASKS;
+        let size = match item.folder {
+            true if !meta.is_dir() => return Err(Fault::Here(anyhow!("it is no folder"))),
+            true if !knows => return Err(Fault::Guest(Outcome::NoFolders)),
+            true => 0,
+            false if !meta.is_file() => return Err(Fault::Here(anyhow!("it is no file"))),
+            false => meta.len(),
+        };
         let request = Request {
             file: item.name.clone(),
             path: item.to.clone(),
@@ -165,6 +223,8 @@ impl Sending<'_> {
             create_path: item.create_path,
             size,
             patience: self.args.timeout.saturating_mul(1000),
+            verify: knows && !item.folder && !self.args.no_verify,
+            folder: item.folder,
         };
         let begun = self.bar.position();
         let frame = Frame::Send(request);
@@ -172,29 +232,41 @@ impl Sending<'_> {
         said.map_err(Fault::Host)?;
         let outcome = self.outcome(begun)?;
         self.bar.set_position(begun + size);
+        let verified = outcome == Outcome::Verified;
         match outcome {
-            Outcome::Done => Ok(size),
+            Outcome::Done | Outcome::Verified => Ok(Sent {
+                bytes: size,
+                verified,
+            }),
             other => Err(Fault::Guest(other)),
         }
     }
 
-    /// What becomes of the file that was begun. A signal takes it back.
+    /// What becomes of the file that was begun. A signal takes it back; a second one
+    /// does not wait until that is done.
     fn outcome(&mut self, begun: u64) -> Result<Outcome, Fault> {
         let mut deadline = None;
         loop {
             // The host sees to the guest's time; other senders may come first.
             let frame = self.framed.await_frame(self.signals.as_fd(), deadline);
             match frame {
-                Ok((Frame::Progress { sent }, _)) => self.bar.set_position(begun + sent),
-                Ok((Frame::Done(outcome), _)) => return Ok(outcome),
-                Ok(_) => {}
-                Err(FramedError::Cancelled) => {
-                    let _ = self.signals.take();
-                    if deadline.is_none() {
-                        self.framed.say(&Frame::Cancel, &[]).map_err(Fault::Host)?;
-                        let guest = Duration::from_secs(self.args.timeout.into());
-                        deadline = Some(Instant::now() + guest + HOST_LIMIT);
+                Ok((Frame::Progress { sent, checked }, _)) => {
+                    self.bar.set_position(begun + sent);
+                    if let Some(percent) = (checked * 100).checked_div(sent) {
+                        self.bar.set_message(format!(", {percent} % read back"));
                     }
+                }
+                Ok((Frame::Done(outcome), _)) => {
+                    self.bar.set_message("");
+                    return Ok(outcome);
+                }
+                Ok(_) => {}
+                Err(FramedError::Cancelled) if deadline.is_none() => {
+                    let _ = self.signals.take();
+                    self.stopping = true;
+                    self.framed.say(&Frame::Cancel, &[]).map_err(Fault::Host)?;
+                    let guest = Duration::from_secs(self.args.timeout.into());
+                    deadline = Some(Instant::now() + guest + HOST_LIMIT);
                 }
                 Err(error) => return Err(Fault::Host(error)),
             }
@@ -213,9 +285,19 @@ impl Sending<'_> {
         }
     }
 
-    fn sent(&self, item: &Item, bytes: u64) {
+    fn sent(&mut self, item: &Item, sent: Sent) {
+        let wanted = !item.folder && !self.args.no_verify;
+        self.unverified += usize::from(wanted && !sent.verified);
         if self.args.json {
-            self.line(&item.source, &item.to, bytes, "done", None);
+            self.line(&item.source, &item.to, Some(sent), "done", None);
+        }
+    }
+
+    /// The worst counts: a number says more the larger it is.
+    fn fail(&mut self, status: Status) {
+        let before = self.status;
+        if before.is_none_or(|before| (before as u8) < status as u8) {
+            self.status = Some(status);
         }
     }
 
@@ -233,24 +315,26 @@ impl Sending<'_> {
             Fault::Host(FramedError::Link(error)) => (Status::PeerBroke, "host", error.to_string()),
             Fault::Host(error) => (Status::PeerUnreachable, "host", error.to_string()),
         };
-        // The worst counts: a number says more the larger it is.
-        let worse = self
-            .status
-            .is_none_or(|before| (before as u8) < status as u8);
-        if worse {
-            self.status = Some(status);
-        }
+        self.fail(status);
         if self.args.json {
-            self.line(source, to, 0, outcome, Some(reason.clone()));
+            self.line(source, to, None, outcome, Some(reason.clone()));
         }
         self.say(&format!("{}: {reason}", source.display()));
     }
 
-    fn line(&self, file: &Path, to: &str, bytes: u64, outcome: &'static str, why: Option<String>) {
+    fn line(
+        &self,
+        file: &Path,
+        to: &str,
+        sent: Option<Sent>,
+        outcome: &'static str,
+        why: Option<String>,
+    ) {
         print(&Line {
-            file,
+            file: file.to_string_lossy(),
             to,
-            bytes,
+            bytes: sent.as_ref().map_or(0, |sent| sent.bytes),
+            verified: sent.is_some_and(|sent| sent.verified),
             outcome,
             reason: why,
         });
@@ -261,117 +345,13 @@ impl Sending<'_> {
     }
 }
 
-/// All files, in the order of their names; what cannot be one is put aside.
-fn items(args: &Args, faults: &mut Vec<(PathBuf, anyhow::Error)>) -> Result<Vec<Item>, Failure> {
-    let mut items = Vec::new();
-    let many = args.files.len() > 1;
-    for source in &args.files {
-        let meta = match fs::metadata(source) {
-            Ok(meta) => meta,
-            Err(error) => {
-                faults.push((source.clone(), error.into()));
-                continue;
-            }
-        };
-        let mut to = args.to.clone();
-        if (many || meta.is_dir()) && !to.ends_with(['/', '\\']) {
-            to.push('/');
-        }
-        let walk = Walk {
-            overall: args.create_path || meta.is_dir(),
-        };
-        // `..` and `.` have names of their own.
-        let whole = fs::canonicalize(source).unwrap_or_else(|_| source.clone());
-        let named = if source.file_name().is_some() {
-            source
-        } else {
-            &whole
-        };
-        walk.add(source, named, &to, 0, &mut items, faults);
-    }
-    if items.is_empty() && faults.is_empty() {
-        let error = anyhow!("there is no file in what is to be sent");
-        return Err(Failure::new(Status::Usage, error));
-    }
-    Ok(items)
-}
-
-struct Walk {
-    /// Whether folders that are missing are made.
-    overall: bool,
-}
-
-impl Walk {
-    /// Adds a file, or a folder with all that is in it.
-    fn add(
-        &self,
-        source: &Path,
-        named: &Path,
-        to: &str,
-        depth: usize,
-        items: &mut Vec<Item>,
-        faults: &mut Vec<(PathBuf, anyhow::Error)>,
-    ) {
-        match self.entries(source, named, to, depth) {
-            Ok(Found::File(item)) => items.push(item),
-            Ok(Found::Folder(inner, entries)) => {
-                for entry in entries {
-                    self.add(&entry, &entry, &inner, depth + 1, items, faults);
-                }
-            }
-            Err(error) => faults.push((source.to_owned(), error)),
-        }
-    }
-
-    fn entries(
-        &self,
-        source: &Path,
-        named: &Path,
-        to: &str,
-        depth: usize,
-    ) -> Result<Found, anyhow::Error> {
-        let name = named.file_name().context("it has no name")?;
-        let name = name.to_str().context("its name is not UTF-8")?.to_owned();
-        // What was named may be a link; what is in a folder may lead anywhere.
-        let meta = if depth == 0 {
-            fs::metadata(source)?
-        } else {
-            fs::symlink_metadata(source)?
-        };
-        if name.len() > NAME_MAX || to.len() > NAME_MAX || depth > DEPTH_MAX {
-            return Err(anyhow!("{}", Outcome::Name));
-        }
-        if meta.is_dir() {
-            let mut entries = Vec::new();
-            for entry in fs::read_dir(source)? {
-                entries.push(entry?.path());
-            }
-            entries.sort();
-            return Ok(Found::Folder(format!("{to}{name}/"), entries));
-        }
-        if !meta.is_file() {
-            return Err(anyhow!("it is neither a file nor a folder"));
-        }
-        Ok(Found::File(Item {
-            source: source.to_owned(),
-            name,
-            to: to.to_owned(),
-            create_path: self.overall,
-        }))
-    }
-}
-
-enum Found {
-    File(Item),
-    Folder(String, Vec<PathBuf>),
-}
-
 /// A bar on a terminal, nothing elsewhere.
 fn progress(items: &[Item]) -> ProgressBar {
-    let sizes = items.iter().map(|item| fs::metadata(&item.source));
+    let files = items.iter().filter(|item| !item.folder);
+    let sizes = files.map(|item| fs::metadata(&item.source));
     let total = sizes.flatten().map(|meta| meta.len()).sum();
     let style = ProgressStyle::with_template(
-        "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left{msg}",
     );
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     match style {

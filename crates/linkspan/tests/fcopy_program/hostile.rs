@@ -244,7 +244,7 @@ fn join(rig: &Rig) -> (Framed, Vec<std::os::fd::OwnedFd>, linkspan_vmbus::Shape)
 #[test]
 fn a_hostile_guest_is_given_up_and_the_host_lives() {
     let rig = Rig::new();
-    let mut host = rig.host(&[]);
+    let mut host = rig.host(&["--ring-size", "20480"]);
     // Indices that no ring has, and a kick.
     for (index, value) in [(0, 4_u32), (0, 1 << 30), (20480 + 4, 12)] {
         let (_framed, fds, _) = join(&rig);
@@ -315,6 +315,8 @@ fn clients_that_say_nonsense_are_left() {
         create_path: false,
         size: 10,
         patience: 1000,
+        verify: false,
+        folder: false,
     };
     let zero = File::open("/dev/zero").unwrap();
     framed

@@ -29,7 +29,61 @@ pub(super) fn seeds() -> Vec<Seed> {
     let welcome = frame(4, 0, &[1, 0, 0, 0]);
     let done = frame(8, 0, &[1, 0, 0, 0, 2, 0, 0, 0, 0x70, 0, 7, 0x80]);
     let progress = frame(7, 0, &[1; 8]);
+    let service = [&[1, 0, 2, 0, 0, 0, 0, 0][..], &[7; 16]].concat();
+    let mut digest = vec![0; 48];
+    digest[4] = 9;
+    let mut channel2 = channel.clone();
+    channel2[0] = 2;
+    let mut verify = vec![0; 12];
+    verify[8] = 8;
+    let folder = [&[2, 0, 3, 0, 1, 0, 0, 0][..], b"dir/"].concat();
+    let mut slice = verify.clone();
+    slice[11] = 1;
+    let saved = [
+        &b"LSvlink1"[..],
+        &[1, 2, 2, 0, 0, 0, 0, 0],
+        &[0; 4],
+        &[2, 0, 0, 0, 5, 0],
+    ]
+    .concat();
     [
+        (("saved", 1, 0, ""), vec![vec![4], saved.clone()]),
+        (
+            ("saved_short", 0, 1, "ends early"),
+            vec![vec![4], saved[..20].to_vec()],
+        ),
+        (
+            ("host_asks", 4, 0, ""),
+            vec![
+                vec![0],
+                frame(1, 0, &service),
+                frame(10, 0, &digest),
+                frame(12, 0, &[0; 4]),
+                frame(10, 0, &digest),
+            ],
+        ),
+        (
+            ("host_not_asked", 1, 1, "MADE does not come"),
+            vec![vec![0], frame(1, 0, &service), frame(12, 0, &[0; 4])],
+        ),
+        (
+            ("guest_asked", 4, 0, ""),
+            vec![
+                vec![1],
+                frame(2, 3, &channel2),
+                frame(9, 0, &verify),
+                frame(11, 0, &folder),
+                frame(9, 0, &verify),
+            ],
+        ),
+        (
+            ("guest_asked_too_early", 1, 1, "VERIFY does not come"),
+            vec![vec![1], frame(2, 3, &channel), frame(9, 0, &verify)],
+        ),
+        (
+            ("guest_asked_too_much", 1, 1, "length makes no sense"),
+            vec![vec![1], frame(2, 3, &channel2), frame(9, 0, &slice)],
+        ),
         (("host_guest", 1, 0, ""), vec![vec![0], hello(0)]),
         (
             ("host_sender", 5, 0, ""),
@@ -44,7 +98,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ),
         (
             ("host_version", 1, 0, ""),
-            vec![vec![0], frame(1, 0, &[2, 0, 9, 0, 1, 0, 0, 0])],
+            vec![vec![0], frame(1, 0, &[3, 0, 9, 0, 1, 0, 0, 0])],
         ),
         (
             (
@@ -81,7 +135,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ),
         (
             ("sender_outcome", 1, 1, "outcome makes no sense"),
-            vec![vec![3], welcome, frame(8, 0, &[9; 12])],
+            vec![vec![3], welcome, frame(8, 0, &[99; 12])],
         ),
     ]
     .map(|(expected, parts)| seed("vmbus_link", expected, &parts))
