@@ -8,6 +8,7 @@ extern crate std;
 mod addr;
 mod barrier;
 mod copy;
+mod crc;
 mod dirty;
 pub mod fault;
 mod region;
@@ -16,6 +17,7 @@ mod space;
 
 pub use addr::{Address, Gpa, Iova, RegionOffset, UserVa};
 pub use barrier::{observe, publish, publish_then_check};
+pub use crc::crc32c;
 pub use dirty::DirtyLog;
 pub use region::{Backing, OutsideRegion, Region, SharedSlice};
 #[cfg(loom)]

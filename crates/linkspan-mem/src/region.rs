@@ -7,6 +7,7 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use crate::copy::{copy, load_12, prefetch};
+use crate::crc;
 use crate::fault::{self, Injected, Site};
 use crate::ring::{Window, WindowError};
 
@@ -213,6 +214,14 @@ impl SharedSlice<'_> {
         // SAFETY: as in `read`.
         unsafe { copy(self.base.as_ptr(), source.as_ptr(), len) };
         len
+    }
+
+    /// The CRC32C of what `crc` stands for, followed by these bytes.
+    #[must_use]
+    #[inline]
+    pub fn crc32c(&self, crc: u32) -> u32 {
+        // SAFETY: all bytes are valid, which the borrow keeps mapped.
+        unsafe { crc::extend(crc, self.base.as_ptr(), self.len) }
     }
 
     /// Copies `len` bytes in that are no region's, or as many as fit; returns how many.
