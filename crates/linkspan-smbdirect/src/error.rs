@@ -1,6 +1,6 @@
 //! What ends a connection, and what is refused without an effect on it.
 
-use linkspan_mem::fault::Injected;
+use linkspan_rdma::verbs::{Operation, PostError};
 use thiserror::Error;
 
 use crate::connection::State;
@@ -163,9 +163,12 @@ pub enum Error {
     /// A message was sent in part and its rest was refused.
     #[error("the rest of a message could not be posted")]
     Post,
-    /// Work that was posted failed.
-    #[error("work failed: {0}")]
-    Work(#[from] WorkFault),
+    /// Work that was posted was not done.
+    #[error("a posted {operation:?} was not done")]
+    Work {
+        /// What it was.
+        operation: Operation,
+    },
     /// The transport is gone.
     #[error("the connection was lost")]
     Lost,
@@ -185,33 +188,12 @@ impl Error {
             Self::NegotiationTimer { .. }
             | Self::ConnectTimer { .. }
             | Self::KeepAlive { .. }
-            | Self::Work(_)
+            | Self::Work { .. }
             | Self::Lost => Blame::Lost,
             Self::NoReceives | Self::Post | Self::Disconnected => Blame::Local,
             _ => Blame::Peer,
         }
     }
-}
-
-/// How posted work failed, as a provider reports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum WorkFault {
-    /// It was taken back, since the connection had ended.
-    #[error("flushed")]
-    Flushed,
-    /// The peer's receive was too small, or there was none.
-    #[error("the peer has no room")]
-    Remote,
-    /// The peer's memory does not allow it.
-    #[error("the peer's memory does not allow it")]
-    Access,
-    /// Memory here does not allow it.
-    #[error("memory here does not allow it")]
-    Local,
-    /// Something else.
-    #[error("the provider failed")]
-    Provider,
 }
 
 /// What cannot be asked now, or not like this. Nothing has changed.
@@ -246,6 +228,9 @@ pub enum Misuse {
     /// The peer's descriptors are not what the transfer needs.
     #[error(transparent)]
     Descriptors(#[from] crate::descriptor::DescriptorError),
+    /// The peer answers no reads.
+    #[error("the peer answers no reads")]
+    NoReads,
     /// No registration of this name is there, or it is not in that state.
     #[error("there is no such registration")]
     Registration,
@@ -258,10 +243,10 @@ pub enum Refusal {
     /// The connection ended.
     #[error("{0}")]
     Ended(Error),
-    /// The provider would not post it; the connection lives.
-    #[error("the provider refused")]
-    Provider,
-    /// The machine refused memory.
+    /// The provider would not take it; the connection lives.
+    #[error("the provider refused: {0}")]
+    Post(#[from] PostError),
+    /// It cannot be asked now.
     #[error(transparent)]
-    Machine(#[from] Injected),
+    Misuse(#[from] Misuse),
 }

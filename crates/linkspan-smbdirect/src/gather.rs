@@ -1,26 +1,9 @@
 //! What is sent or received, named and not copied: slices of memory that the
 //! provider knows.
 
-/// A piece of memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slice {
-    /// Which memory: a number of the driver's.
-    pub memory: u64,
-    /// Where in it, in bytes.
-    pub offset: u64,
-    /// Bytes.
-    pub len: u32,
-}
+use alloc::collections::VecDeque;
 
-impl Slice {
-    /// The first `len` bytes; the rest stays.
-    pub(crate) fn split(&mut self, len: u32) -> Self {
-        let first = Self { len, ..*self };
-        self.offset = self.offset.saturating_add(u64::from(len));
-        self.len -= len;
-        first
-    }
-}
+use linkspan_rdma::verbs::Slice;
 
 /// Slices of one piece of work at most, its header not counted.
 pub const GATHER_MAX: usize = 7;
@@ -57,37 +40,47 @@ impl Gather {
     }
 }
 
-/// Takes up to `bytes` bytes and `count` slices from the front of `queue`, one pass.
-pub(crate) fn take(
-    queue: &mut alloc::collections::VecDeque<Slice>,
-    bytes: u32,
-    count: usize,
-) -> Gather {
+/// Cuts the first `len` bytes, at most all, off a slice.
+fn cut(slice: &mut Slice, len: u32) -> Slice {
+    let first = slice.part(0, len);
+    *slice = slice.part(len, u32::MAX);
+    first
+}
+
+/// Takes up to `bytes` bytes in up to `count` slices from the front of `queue`, in one
+/// pass.
+pub(crate) fn take(queue: &mut VecDeque<Slice>, bytes: u32, count: usize) -> Gather {
     let mut gather = Gather::default();
     let mut left = bytes;
     while left > 0 && gather.count < count.min(GATHER_MAX) {
         let Some(front) = queue.front_mut() else {
             break;
         };
-        if front.len <= left {
-            left -= front.len;
-            gather.push(*front);
+        let first = cut(front, left);
+        if front.len == 0 {
             queue.pop_front();
-        } else {
-            gather.push(front.split(left));
-            left = 0;
         }
+        left -= first.len;
+        gather.push(first);
     }
     gather
 }
 
 /// Drops `bytes` bytes from the front of `queue`.
-pub(crate) fn take_all(queue: &mut alloc::collections::VecDeque<Slice>, mut bytes: u32) {
+pub(crate) fn skip(queue: &mut VecDeque<Slice>, mut bytes: u64) {
     while let Some(front) = queue.front_mut().filter(|_| bytes > 0) {
-        let dropped = front.split(front.len.min(bytes)).len;
-        bytes -= dropped;
+        let first = cut(front, u32::try_from(bytes).unwrap_or(u32::MAX));
         if front.len == 0 {
             queue.pop_front();
         }
+        bytes -= u64::from(first.len);
     }
+}
+
+/// Whether every slice is within the addresses of its memory, and the bytes of all.
+pub(crate) fn total(slices: &[Slice]) -> Option<u64> {
+    slices.iter().try_fold(0u64, |sum, slice| {
+        slice.offset.checked_add(u64::from(slice.len))?;
+        sum.checked_add(u64::from(slice.len))
+    })
 }

@@ -7,7 +7,7 @@ use alloc::collections::VecDeque;
 
 use linkspan_mem::fault::{Injected, try_with_capacity};
 
-use crate::connection::BufferId;
+use linkspan_rdma::verbs::{Key, Slice};
 use crate::error::Error;
 use crate::wire::DataTransfer;
 
@@ -15,7 +15,7 @@ use crate::wire::DataTransfer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// In the buffer in which it arrived.
-    Buffer(BufferId),
+    Buffer(Slice),
     /// In the reassembly area.
     Area,
 }
@@ -39,7 +39,7 @@ pub struct Message {
     /// Bytes that can be read now.
     pub arrived: u32,
     /// The token of ours that the peer invalidated with it, the last one.
-    pub invalidated: Option<u32>,
+    pub invalidated: Option<Key>,
 }
 
 impl Message {
@@ -57,7 +57,7 @@ struct Entry {
     total: u32,
     arrived: u32,
     read: u32,
-    invalidated: Option<u32>,
+    invalidated: Option<Key>,
 }
 
 impl Entry {
@@ -69,7 +69,7 @@ impl Entry {
 /// A piece to be copied into the area, whose buffer is free then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Keep {
-    pub(crate) buffer: BufferId,
+    pub(crate) buffer: Slice,
     pub(crate) offset: u32,
     pub(crate) len: u32,
     pub(crate) to: u32,
@@ -135,8 +135,8 @@ impl Inbox {
     pub(crate) fn arrive(
         &mut self,
         header: &DataTransfer,
-        buffer: BufferId,
-        invalidated: Option<u32>,
+        buffer: Slice,
+        invalidated: Option<Key>,
     ) -> Result<bool, Error> {
         let length = header.data_length.get();
         let remaining = header.remaining_data_length.get();
@@ -253,7 +253,7 @@ impl Inbox {
 
     /// So many bytes of the first message were read, at most those that can be; tells
     /// which buffers are free now.
-    pub(crate) fn consume(&mut self, bytes: u32, mut free: impl FnMut(BufferId)) {
+    pub(crate) fn consume(&mut self, bytes: u32, mut free: impl FnMut(Slice)) {
         let Some(entry) = self.messages.front_mut() else {
             return;
         };
@@ -283,7 +283,7 @@ impl Inbox {
     }
 
     /// Forgets the last message if it is not whole: its rest will not come.
-    pub(crate) fn cut(&mut self, mut free: impl FnMut(BufferId)) {
+    pub(crate) fn cut(&mut self, mut free: impl FnMut(Slice)) {
         if self.missing() == 0 {
             return;
         }

@@ -18,12 +18,12 @@ mod transfers;
 pub mod wire;
 
 pub use connection::{
-    Access, Arrival, BufferId, Connection, Depths, MessageId, Output, RegistrationId, Report,
-    RestoreFailed, Role, State, Status, Traffic, TransferId, WorkId,
+    Arrival, Connection, Header, MessageId, Output, RegistrationId, Role, State, Status, Traffic,
+    TransferId, WorkId,
 };
 pub use descriptor::Descriptor;
-pub use error::{Blame, Error, Misuse, Refusal, WorkFault};
-pub use gather::{GATHER_MAX, Gather, Slice};
+pub use error::{Blame, Error, Misuse, Refusal};
+pub use gather::{GATHER_MAX, Gather};
 pub use inbox::{Message, Piece, Place};
 pub use options::{Device, OPTIONS, Options, OptionsError, Parameter, markdown};
 pub use record::{NotQuiet, RestoreError};

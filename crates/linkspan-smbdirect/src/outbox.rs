@@ -4,10 +4,11 @@
 use alloc::collections::VecDeque;
 
 use linkspan_mem::fault::{Injected, try_with_capacity};
+use linkspan_rdma::verbs::{Key, Slice};
 
 use crate::connection::MessageId;
 use crate::error::Misuse;
-use crate::gather::{self, Gather, Slice};
+use crate::gather::{self, Gather};
 
 /// Slices of all messages that wait, for each of them on average.
 const SLICES_PER_MESSAGE: usize = 16;
@@ -18,7 +19,7 @@ struct Waiting {
     /// Bytes that were not posted.
     left: u32,
     begun: bool,
-    invalidate: Option<u32>,
+    invalidate: Option<Key>,
     /// Writes that go before it.
     after: u64,
 }
@@ -29,7 +30,7 @@ pub(crate) struct Segment {
     pub(crate) data: Gather,
     /// Bytes of the message behind it.
     pub(crate) remaining: u32,
-    pub(crate) invalidate: Option<u32>,
+    pub(crate) invalidate: Option<Key>,
     /// The message whose first one it is.
     pub(crate) begins: Option<MessageId>,
     /// The message whose last one it is.
@@ -63,7 +64,7 @@ impl Outbox {
         &mut self,
         data: &[Slice],
         len: u32,
-        invalidate: Option<u32>,
+        invalidate: Option<Key>,
         after: u64,
     ) -> Result<MessageId, Misuse> {
         let slices_max = self.messages_max * SLICES_PER_MESSAGE;
@@ -129,7 +130,7 @@ impl Outbox {
     /// Forgets the message that is under way.
     pub(crate) fn drop_begun(&mut self) -> Option<MessageId> {
         let message = self.messages.pop_front_if(|message| message.begun)?;
-        gather::take_all(&mut self.slices, message.left);
+        gather::skip(&mut self.slices, u64::from(message.left));
         Some(message.id)
     }
 
