@@ -7,9 +7,9 @@ use alloc::collections::VecDeque;
 
 use linkspan_mem::fault::{Injected, try_with_capacity};
 
-use linkspan_rdma::verbs::{Key, Slice};
 use crate::error::Error;
 use crate::wire::DataTransfer;
+use linkspan_rdma::verbs::{Key, Slice};
 
 /// Where a piece lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -93,46 +93,146 @@ macro_rules! parameter {
 
 /// All parameters.
 pub const OPTIONS: &[Parameter] = &[
-    parameter!(receive_credit_max, "receives", 255 / 255, 1..=4096,
-        "receives posted for the peer; one or two more where a last credit has to go with a grant"),
-    parameter!(send_credit_target, "credits", 255 / 255, 1..=65535,
-        "credits that we ask the peer for"),
-    parameter!(max_send_size, "bytes", 1364 / 1364, 128..=65536,
-        "the most that is sent at once; Windows refuses more than 8136"),
-    parameter!(max_receive_size, "bytes", 1364 / 1364, 128..=65536,
-        "the most that is received at once"),
-    parameter!(max_fragmented_receive_size, "bytes", 173_910 / 173_910, 131_072..=16_777_216,
-        "the longest message that is received"),
-    parameter!(max_read_write_size, "bytes", 8_388_608 / 8_388_608, 524_288..=16_777_216,
-        "the longest RDMA transfer"),
-    parameter!(keepalive_interval_ms, "ms", 120_000 / 120_000, 1000..=3_600_000,
-        "silence after which the peer is asked for a sign of life"),
-    parameter!(keepalive_wait_ms, "ms", 5000 / 5000, 100..=600_000,
-        "how long that is awaited"),
-    parameter!(negotiate_timeout_ms, "ms", 120_000 / 5000, 100..=600_000,
-        "how long negotiation may take"),
-    parameter!(connect_timeout_ms, "ms", 5000 / 5000, 100..=600_000,
-        "how long the transport may take to connect"),
-    parameter!(inbound_reads, "reads", 32 / 1, 1..=128,
-        "RDMA reads of the peer at a time (IRD)"),
-    parameter!(outbound_reads, "reads", 1 / 8, 1..=128,
-        "RDMA reads of ours at a time (ORD)"),
-    parameter!(send_gather, "elements", 6 / 6, 2..=8,
-        "elements of the gather list of a send, its header included; a receive has one"),
-    parameter!(rdma_threshold, "bytes", 4096 / 4096, 1..=16_777_216,
-        "from where on an upper layer transfers by RDMA; an initiator decides"),
-    parameter!(retries, "times", 6 / 6, 0..=7,
-        "times that a device sends again"),
-    parameter!(receiver_retries, "times", 0 / 0, 0..=7,
-        "times that a device sends again when the peer has no receive"),
-    parameter!(send_depth, "sends", 255 / 255, 1..=4096,
-        "sends that are posted and not done"),
-    parameter!(transfer_depth, "works", 64 / 64, 1..=1024,
-        "RDMA reads and writes that are posted and not done"),
-    parameter!(queue, "messages", 256 / 256, 4..=65535,
-        "messages that wait to be sent; a quarter as many transfers each way"),
-    parameter!(registrations, "registrations", 64 / 64, 1..=4096,
-        "registrations of memory at a time"),
+    parameter!(
+        receive_credit_max,
+        "receives",
+        255 / 255,
+        1..=4096,
+        "receives posted for the peer; one or two more where a last credit has to go with a grant"
+    ),
+    parameter!(
+        send_credit_target,
+        "credits",
+        255 / 255,
+        1..=65535,
+        "credits that we ask the peer for"
+    ),
+    parameter!(
+        max_send_size,
+        "bytes",
+        1364 / 1364,
+        128..=65536,
+        "the most that is sent at once; Windows refuses more than 8136"
+    ),
+    parameter!(
+        max_receive_size,
+        "bytes",
+        1364 / 1364,
+        128..=65536,
+        "the most that is received at once"
+    ),
+    parameter!(
+        max_fragmented_receive_size,
+        "bytes",
+        173_910 / 173_910,
+        131_072..=16_777_216,
+        "the longest message that is received"
+    ),
+    parameter!(
+        max_read_write_size,
+        "bytes",
+        8_388_608 / 8_388_608,
+        524_288..=16_777_216,
+        "the longest RDMA transfer"
+    ),
+    parameter!(
+        keepalive_interval_ms,
+        "ms",
+        120_000 / 120_000,
+        1000..=3_600_000,
+        "silence after which the peer is asked for a sign of life"
+    ),
+    parameter!(
+        keepalive_wait_ms,
+        "ms",
+        5000 / 5000,
+        100..=600_000,
+        "how long that is awaited"
+    ),
+    parameter!(
+        negotiate_timeout_ms,
+        "ms",
+        120_000 / 5000,
+        100..=600_000,
+        "how long negotiation may take"
+    ),
+    parameter!(
+        connect_timeout_ms,
+        "ms",
+        5000 / 5000,
+        100..=600_000,
+        "how long the transport may take to connect"
+    ),
+    parameter!(
+        inbound_reads,
+        "reads",
+        32 / 1,
+        1..=128,
+        "RDMA reads of the peer at a time (IRD)"
+    ),
+    parameter!(
+        outbound_reads,
+        "reads",
+        1 / 8,
+        1..=128,
+        "RDMA reads of ours at a time (ORD)"
+    ),
+    parameter!(
+        send_gather,
+        "elements",
+        6 / 6,
+        2..=8,
+        "elements of the gather list of a send, its header included; a receive has one"
+    ),
+    parameter!(
+        rdma_threshold,
+        "bytes",
+        4096 / 4096,
+        1..=16_777_216,
+        "from where on an upper layer transfers by RDMA; an initiator decides"
+    ),
+    parameter!(
+        retries,
+        "times",
+        6 / 6,
+        0..=7,
+        "times that a device sends again"
+    ),
+    parameter!(
+        receiver_retries,
+        "times",
+        0 / 0,
+        0..=7,
+        "times that a device sends again when the peer has no receive"
+    ),
+    parameter!(
+        send_depth,
+        "sends",
+        255 / 255,
+        1..=4096,
+        "sends that are posted and not done"
+    ),
+    parameter!(
+        transfer_depth,
+        "works",
+        64 / 64,
+        1..=1024,
+        "RDMA reads and writes that are posted and not done"
+    ),
+    parameter!(
+        queue,
+        "messages",
+        256 / 256,
+        4..=65535,
+        "messages that wait to be sent; a quarter as many transfers each way"
+    ),
+    parameter!(
+        registrations,
+        "registrations",
+        64 / 64,
+        1..=4096,
+        "registrations of memory at a time"
+    ),
 ];
 
 /// A value that cannot be, or a device that cannot do it.

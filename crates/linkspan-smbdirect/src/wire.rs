@@ -136,7 +136,9 @@ fn view<T: FromBytes + Copy>(message: &'static str, head: &[u8], want: usize) ->
         got: head.len(),
         want,
     };
-    T::read_from_prefix(head).map(|(view, _)| view).map_err(|_| short)
+    T::read_from_prefix(head)
+        .map(|(view, _)| view)
+        .map_err(|_| short)
 }
 
 impl NegotiateRequest {

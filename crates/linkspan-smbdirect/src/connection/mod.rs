@@ -236,8 +236,7 @@ impl Connection {
     pub fn send(&mut self, data: &[Slice], invalidate: Option<Key>) -> Result<MessageId, Misuse> {
         self.connected()?;
         let len = checked_len(data, self.sizes.fragmented_send)?;
-        self.outbox
-            .push(data, len, invalidate, self.writes.taken())
+        self.outbox.push(data, len, invalidate, self.writes.taken())
     }
 
     /// Writes `local` into memory of the peer's, at `offset` of what `remote` describes
@@ -589,7 +588,10 @@ impl Connection {
             idle,
             retry,
         } = self.timers;
-        [connect, negotiate, idle, retry].into_iter().flatten().min()
+        [connect, negotiate, idle, retry]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// It is `now_ms`; does what is due by then, if anything is.

@@ -255,9 +255,7 @@ impl Connection {
 
     fn send_data(&mut self, now_ms: u64) -> Option<Output> {
         let slices = usize::from(self.options.send_gather - 1);
-        let segment = self
-            .outbox
-            .segment(self.sizes.send - DATA_OFFSET, slices)?;
+        let segment = self.outbox.segment(self.sizes.send - DATA_OFFSET, slices)?;
         let len = segment.data.len();
         self.traffic.bytes_sent += u64::from(len);
         let (header, send) = self.header(now_ms);

@@ -62,7 +62,11 @@ fn SmbdCreditMgmt_ConsumeAllReceiveCredits() {
     peer.sent.clear();
     peer.core.send(&[slice(60_000)], None).unwrap();
     peer.pump();
-    assert_eq!(peer.core.status().send_credits, 0, "its last one granted one");
+    assert_eq!(
+        peer.core.status().send_credits,
+        0,
+        "its last one granted one"
+    );
     assert_eq!(peer.sent.len(), 10);
     peer.data(transfer(10, 10, 0, 0));
     assert_eq!(peer.sent.len(), 20);

@@ -15,9 +15,7 @@ fn hex(text: &str) -> Vec<u8> {
 #[test]
 fn example_4_1_establishing_a_connection() {
     let request = hex("0001 0001 0000 0a00 00040000 00040000 00000200");
-    let answer = hex(
-        "0001 0001 0001 0000 0a00 0a00 00000000 00001000 00040000 00040000 00000200",
-    );
+    let answer = hex("0001 0001 0001 0000 0a00 0a00 00000000 00001000 00040000 00040000 00000200");
     let mut listener = Peer::new(Role::Listener, &small(Role::Listener));
     listener.say(&request);
     assert_eq!(listener.sent, [(answer.clone(), 0)]);
@@ -89,8 +87,16 @@ fn example_4_3_64_kib_in_66_segments() {
 #[test]
 fn example_4_4_and_4_5_descriptors_and_transfers() {
     let cases = [
-        (0xABCD_E012, 0x1A00_BC56, "12e0cdab00000000 56bc001a 00001000"),
-        (0x0DCB_A024, 0x1A00_BC57, "24a0cb0d00000000 57bc001a 00001000"),
+        (
+            0xABCD_E012,
+            0x1A00_BC56,
+            "12e0cdab00000000 56bc001a 00001000",
+        ),
+        (
+            0x0DCB_A024,
+            0x1A00_BC57,
+            "24a0cb0d00000000 57bc001a 00001000",
+        ),
     ];
     for (offset, token, bytes) in cases {
         let mut peer = initiator();
@@ -115,9 +121,12 @@ fn example_4_4_and_4_5_descriptors_and_transfers() {
         }
         peer.pump();
         let found = |event: &Output| match event {
-            Output::Read { remote: to, local, .. } | Output::Write { remote: to, local, .. } => {
-                *to == remote && local.len() == 1 << 20
+            Output::Read {
+                remote: to, local, ..
             }
+            | Output::Write {
+                remote: to, local, ..
+            } => *to == remote && local.len() == 1 << 20,
             _ => false,
         };
         assert!(peer.events.iter().any(found), "{:?}", peer.events);

@@ -101,7 +101,14 @@ fn SmbdNegotiate_DisconnectAfterNegotiate() {
 fn SmbdNegotiate_UncompletedMessage() {
     let bytes = request(10, 1024, 1024, 131_072);
     let error = drops(&bytes.as_bytes()[..19]);
-    assert!(matches!(error, Error::Short { got: 19, want: 20, .. }));
+    assert!(matches!(
+        error,
+        Error::Short {
+            got: 19,
+            want: 20,
+            ..
+        }
+    ));
     for len in 0..19 {
         drops(&bytes.as_bytes()[..len]);
     }
@@ -192,7 +199,10 @@ fn mirror_every_field_of_a_response_is_checked() {
     refuses(|answer| answer.credits_granted = 0.into());
     refuses(|answer| answer.credits_requested = 0.into());
     let error = refuses(|answer| answer.preferred_send_size = 1025.into());
-    let size = Error::PreferredSendSize { size: 1025, max: 1024 };
+    let size = Error::PreferredSendSize {
+        size: 1025,
+        max: 1024,
+    };
     assert_eq!(error, size);
     let status = 0xC000_00BB;
     let error = refuses(|answer| *answer = NegotiateResponse::refusal(status));
