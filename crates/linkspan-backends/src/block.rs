@@ -63,6 +63,11 @@ impl DiskOptions {
 /// memory and blocks of file systems.
 const PHYSICAL_BLOCK: u32 = 4096;
 
+/// Answers that are shown together in the middle of a pass. A driver that looks for them
+/// asks its next requests while this side goes on with the pass; each time costs both
+/// sides a cache line.
+const SHOWN_TOGETHER: u32 = 8;
+
 /// What a queue of a block device counts: written by its worker, read by anybody.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -222,6 +227,7 @@ impl Device for BlockDevice {
             slots: Vec::new(),
             free: Vec::new(),
             sliced: VecDeque::new(),
+            unshown: 0,
             limit: self.limit.clone(),
             counters: Arc::clone(&self.counters[usize::from(index)]),
             errors: LogLimit::default(),
@@ -244,6 +250,8 @@ struct BlockQueue {
     free: Vec<u32>,
     /// Requests with ranges left, of which no slice is under way; in turn.
     sliced: VecDeque<u32>,
+    /// Answers that the driver was not shown in this pass.
+    unshown: u32,
     limit: Option<Arc<RateLimit>>,
     counters: Arc<BlockCounters>,
     errors: LogLimit,
@@ -496,6 +504,11 @@ impl BlockQueue {
         // A ring that was retired meanwhile takes no answers; its request is over
         // all the same, and the worker hears of the reason when it publishes.
         let _ = ring.queue.push(&slot.chain, written);
+        self.unshown += 1;
+        if self.unshown == SHOWN_TOGETHER {
+            self.unshown = 0;
+            ring.show();
+        }
     }
 }
 
@@ -522,6 +535,7 @@ impl BlockCounters {
 impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
+        self.unshown = 0;
         self.reap(ring);
         let progress = self.take_batch(ring, budget);
         self.image.launch();

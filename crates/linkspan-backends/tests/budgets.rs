@@ -120,3 +120,23 @@ fn limit_of_bytes_says_when_the_next_request_passes() {
     assert!(left > Duration::ZERO && left <= month / 512 + Duration::from_nanos(1));
     assert_eq!(rig.pass(), (0, Progress::Until(until)));
 }
+
+#[test]
+fn a_driver_that_looks_sees_answers_before_the_pass_is_over() {
+    let mut rig = rig(None);
+    rig.submit(20, 512);
+    rig.ring.queue.refresh().unwrap();
+    let progress = rig.handler.run(&mut rig.ring, Budget::default());
+    assert_eq!(progress.unwrap(), Progress::Idle);
+    let mut seen = 0;
+    while rig.driver.answer().unwrap().is_some() {
+        seen += 1;
+    }
+    // In groups of eight; the rest comes with the end of the pass.
+    assert_eq!(seen, 16);
+    rig.ring.queue.publish().unwrap();
+    while rig.driver.answer().unwrap().is_some() {
+        seen += 1;
+    }
+    assert_eq!(seen, 20);
+}

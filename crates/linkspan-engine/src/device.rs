@@ -268,6 +268,17 @@ impl ActiveRing {
         self.log.as_ref().is_some_and(|log| log.buffers)
     }
 
+    /// Shows the driver what was pushed so far, in the middle of a pass, so that a driver
+    /// that looks can go on meanwhile; one that sleeps hears of it at the end of the
+    /// pass, once. Where writes are logged or memory was lost it waits for that, too.
+    /// What is wrong with the queue is said at the end of the pass.
+    #[inline]
+    pub fn show(&mut self) {
+        if self.log.is_none() && !self.memory.table().poisoned() {
+            let _ = self.queue.publish();
+        }
+    }
+
     /// Logs that the device wrote these bytes of the guest, or may have. To be
     /// called after the write, and before the chain is pushed.
     pub fn log_write(&self, span: Span) {

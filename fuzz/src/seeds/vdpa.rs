@@ -105,6 +105,12 @@ fn failures(up: &[&[u8]; 3]) -> Vec<Seed> {
             (2, 1, 0),
         ),
         seed(
+            "undoing_fails_too",
+            disk(ALL),
+            &[&OPEN, &[3, 1, 16, 0x24], &START],
+            (2, 1, 0),
+        ),
+        seed(
             "paused_remapped_and_resumed",
             disk(ALL),
             &[
