@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod connection;
+mod credits;
+pub mod descriptor;
+mod error;
+mod gather;
+mod inbox;
+mod options;
+mod outbox;
+mod record;
+mod registrations;
+mod transfers;
+pub mod wire;
+
+pub use connection::{
+    Arrival, Connection, Header, MessageId, Output, RegistrationId, Role, State, Status, Traffic,
+    TransferId, WorkId,
+};
+pub use descriptor::Descriptor;
+pub use error::{Blame, Error, Misuse, Refusal};
+pub use gather::{GATHER_MAX, Gather};
+pub use inbox::{Message, Piece, Place};
+pub use options::{Device, OPTIONS, Options, OptionsError, Parameter, markdown};
+pub use record::{NotQuiet, RestoreError};
+pub use registrations::RegistrationState;

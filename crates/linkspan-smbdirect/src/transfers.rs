@@ -1,0 +1,197 @@
+//! RDMA reads or writes that wait or are under way: each is split by the peer's
+//! descriptors, by what one piece of work may carry, and by how many may be under way.
+
+use alloc::collections::VecDeque;
+
+use linkspan_mem::fault::{Injected, try_with_capacity};
+use linkspan_rdma::verbs::Slice;
+
+use crate::connection::TransferId;
+use crate::descriptor::{self, Descriptor};
+use crate::error::{Misuse, Refusal};
+use crate::gather::{self, Gather};
+
+/// Descriptors and slices of all transfers that wait, for each of them on average.
+const PARTS_PER_TRANSFER: usize = 32;
+const SLICES_PER_TRANSFER: usize = 64;
+
+#[derive(Clone, Copy, Debug)]
+struct Transfer {
+    id: TransferId,
+    /// Bytes that were not posted.
+    left: u64,
+    /// Works that are under way.
+    outstanding: u32,
+    refused: Option<Refusal>,
+}
+
+/// A part that is to be posted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) id: TransferId,
+    pub(crate) local: Gather,
+    pub(crate) remote: Descriptor,
+    /// Whether it is the last one of its transfer.
+    pub(crate) last: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    transfers: VecDeque<Transfer>,
+    parts: VecDeque<Descriptor>,
+    slices: VecDeque<Slice>,
+    max: usize,
+    /// Transfers that were taken, and that were posted as a whole or given up.
+    taken: u64,
+    posted: u64,
+    outstanding: usize,
+}
+
+impl Transfers {
+    pub(crate) fn new(max: usize) -> Result<Self, Injected> {
+        Ok(Self {
+            transfers: try_with_capacity(max)?.into(),
+            parts: try_with_capacity(max * PARTS_PER_TRANSFER)?.into(),
+            slices: try_with_capacity(max * SLICES_PER_TRANSFER)?.into(),
+            max,
+            taken: 0,
+            posted: 0,
+            outstanding: 0,
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.transfers.len()
+    }
+
+    /// Works under way.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Transfers that were ever taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Transfers that were posted as a whole.
+    pub(crate) fn posted(&self) -> u64 {
+        self.posted
+    }
+
+    /// Takes a transfer of `len` bytes, which is that of `local`, at `offset` of what is
+    /// described.
+    pub(crate) fn push(
+        &mut self,
+        id: TransferId,
+        local: &[Slice],
+        len: u32,
+        remote: &[Descriptor],
+        offset: u64,
+    ) -> Result<(), Misuse> {
+        let full = |what, max| Misuse::Full { what, max };
+        if self.transfers.len() == self.max {
+            return Err(full("transfers", self.max));
+        }
+        let slices_max = self.max * SLICES_PER_TRANSFER;
+        if local.len() > slices_max - self.slices.len() {
+            return Err(full("slices", slices_max));
+        }
+        let parts_max = self.max * PARTS_PER_TRANSFER;
+        let parts = descriptor::part(remote, offset, u64::from(len))?;
+        if remote.len() > parts_max - self.parts.len() {
+            return Err(full("descriptors", parts_max));
+        }
+        self.parts.extend(parts);
+        self.slices
+            .extend(local.iter().filter(|slice| slice.len > 0));
+        self.taken += 1;
+        self.transfers.push_back(Transfer {
+            id,
+            left: u64::from(len),
+            outstanding: 0,
+            refused: None,
+        });
+        Ok(())
+    }
+
+    /// Whether a part can follow.
+    pub(crate) fn ready(&self) -> bool {
+        self.taken > self.posted
+    }
+
+    /// The next part: at most `bytes` bytes in at most `slices` slices.
+    pub(crate) fn part(&mut self, bytes: u32, slices: usize) -> Option<Part> {
+        let transfer = self.transfers.iter_mut().find(|one| one.left > 0)?;
+        let remote = self.parts.front_mut()?;
+        let local = gather::take(&mut self.slices, bytes.min(remote.length), slices);
+        let target = remote.split(local.len());
+        if remote.length == 0 {
+            self.parts.pop_front();
+        }
+        transfer.left -= u64::from(local.len());
+        transfer.outstanding += 1;
+        self.outstanding += 1;
+        let last = transfer.left == 0;
+        self.posted += u64::from(last);
+        Some(Part {
+            id: transfer.id,
+            local,
+            remote: target,
+            last,
+        })
+    }
+
+    /// A part is done, or not under way after all. `refused`: the rest is given up.
+    pub(crate) fn done(&mut self, id: TransferId, refused: Option<Refusal>) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+        let mut transfers = self.transfers.iter_mut();
+        let Some(transfer) = transfers.find(|transfer| transfer.id == id) else {
+            return;
+        };
+        transfer.outstanding -= 1;
+        if let Some(why) = refused {
+            transfer.refused.get_or_insert(why);
+            let left = core::mem::take(&mut transfer.left);
+            self.posted += u64::from(left > 0);
+            gather::skip(&mut self.slices, left);
+            self.skip_parts(left);
+        }
+    }
+
+    fn skip_parts(&mut self, mut bytes: u64) {
+        while let Some(front) = self.parts.front_mut().filter(|_| bytes > 0) {
+            let len = u32::try_from(bytes).map_or(front.length, |left| left.min(front.length));
+            let _ = front.split(len);
+            bytes -= u64::from(len);
+            if front.length == 0 {
+                self.parts.pop_front();
+            }
+        }
+    }
+
+    /// A transfer that is over, and how.
+    pub(crate) fn finished(&mut self) -> Option<(TransferId, Option<Refusal>)> {
+        let over = |transfer: &Transfer| transfer.left == 0 && transfer.outstanding == 0;
+        let index = self.transfers.iter().position(over)?;
+        let transfer = self.transfers.remove(index)?;
+        Some((transfer.id, transfer.refused))
+    }
+
+    /// Nothing will be posted any more; with `all`, nothing is under way either.
+    pub(crate) fn end(&mut self, why: Refusal, all: bool) {
+        for transfer in &mut self.transfers {
+            transfer.left = 0;
+            transfer.refused.get_or_insert(why);
+            if all {
+                transfer.outstanding = 0;
+            }
+        }
+        self.slices.clear();
+        self.parts.clear();
+        self.posted = self.taken;
+        if all {
+            self.outstanding = 0;
+        }
+    }
+}
