@@ -46,8 +46,10 @@ impl Default for FrameHead {
 impl FrameHead {
     /// The first bytes of a frame that is in private memory, no more than [`HEAD_LEN`].
     pub fn of(bytes: &[u8]) -> Self {
-        let mut head = Self::default();
-        head.end = bytes.len().min(HEAD_LEN);
+        let mut head = Self {
+            end: bytes.len().min(HEAD_LEN),
+            ..Self::default()
+        };
         head.bytes[..head.end].copy_from_slice(&bytes[..head.end]);
         head
     }
