@@ -479,14 +479,17 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
                 Some(header) if !self.mergeable || header.num_buffers == 1 => {
                     Ok((header, &spans[..]))
                 }
-                Some(header) => match self.take_others(table, place, header.num_buffers)? {
-                    true => Ok((header, &self.spans[..])),
-                    false => Err(&mut batch.buffers),
-                },
+                Some(header) => {
+                    if self.take_others(table, place, header.num_buffers)? {
+                        Ok((header, &self.spans[..]))
+                    } else {
+                        Err(&mut batch.buffers)
+                    }
+                }
             };
             match taken {
                 Ok((header, spans)) => {
-                    self.give(table, (&header, spans), &mut bytes, &mut batch, &mut each)
+                    self.give(table, (&header, spans), &mut bytes, &mut batch, &mut each);
                 }
                 Err(count) => *count += 1,
             }
