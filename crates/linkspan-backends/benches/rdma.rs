@@ -279,10 +279,11 @@ fn echo(crc: bool, addresses: &Sender<SocketAddr>, remotes: &Sender<Remote>) {
                 }
                 Event::Received(received) => {
                     connection.release(received.buffer);
+                    let gather = [slice(memory, 0, 64)];
                     let post = Post {
                         id: 0,
                         signalled: false,
-                        work: send(&[slice(memory, 0, 64)]),
+                        work: send(&gather),
                     };
                     connection.post(&post).unwrap();
                 }

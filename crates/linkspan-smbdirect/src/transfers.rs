@@ -115,11 +115,6 @@ impl Transfers {
         Ok(())
     }
 
-    /// Whether a part can follow.
-    pub(crate) fn ready(&self) -> bool {
-        self.taken > self.posted
-    }
-
     /// The next part: at most `bytes` bytes in at most `slices` slices.
     pub(crate) fn part(&mut self, bytes: u32, slices: usize) -> Option<Part> {
         let transfer = self.transfers.iter_mut().find(|one| one.left > 0)?;

@@ -2,7 +2,6 @@
 //! themselves.
 
 use std::io::Write as _;
-use std::os::fd::BorrowedFd;
 
 use linkspan_engine::vhost_user::Event;
 use serde::Serialize;

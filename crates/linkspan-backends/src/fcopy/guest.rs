@@ -320,10 +320,10 @@ impl<'a> Waiter<'a> {
             match event.token {
                 CANCEL => return Err(GuestEnd::Cancelled),
                 SOCKET => {
-                    if let Some(socket) = &mut self.socket {
-                        if let Some((frame, _)) = socket.take().map_err(gone)? {
-                            self.asked = Some(frame);
-                        }
+                    if let Some(socket) = &mut self.socket
+                        && let Some((frame, _)) = socket.take().map_err(gone)?
+                    {
+                        self.asked = Some(frame);
                     }
                 }
                 _ => channel.woken().map_err(|_| GuestEnd::Rescinded)?,

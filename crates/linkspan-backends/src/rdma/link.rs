@@ -304,7 +304,6 @@ impl Link {
         }
         let room = scatter.len();
         let count = stream.read(&mut scatter)?;
-        drop(scatter);
         if count == 0 {
             self.connection.receive_end();
             return Ok(Some((0, false)));

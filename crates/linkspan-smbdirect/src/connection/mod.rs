@@ -124,7 +124,6 @@ struct Early {
     buffer: Slice,
     len: usize,
     head: [u8; wire::HEAD_LEN],
-    invalidated: Option<Key>,
 }
 
 impl Connection {
@@ -424,7 +423,6 @@ impl Connection {
                     buffer,
                     len: head.len(),
                     head: copy,
-                    invalidated,
                 });
                 return;
             }

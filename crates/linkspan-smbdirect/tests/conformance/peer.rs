@@ -6,7 +6,7 @@ use linkspan_smbdirect::{Arrival, Connection, Error, Options, Output, Role, Stat
 use zerocopy::{FromBytes, IntoBytes};
 
 /// What a provider in software can do.
-pub const DEVICE: Limits = Limits {
+pub(crate) const DEVICE: Limits = Limits {
     works: 4096,
     receives: 4096,
     receive_size: 65536,
@@ -18,13 +18,13 @@ pub const DEVICE: Limits = Limits {
     exposure_bytes: 1 << 20,
 };
 
-pub const DEPTH: Depth = Depth {
+pub(crate) const DEPTH: Depth = Depth {
     inbound: 8,
     outbound: 8,
 };
 
 /// Sizes and credits of the examples.
-pub fn small(role: Role) -> Options {
+pub(crate) fn small(role: Role) -> Options {
     Options {
         receive_credit_max: 10,
         send_credit_target: 10,
@@ -36,7 +36,7 @@ pub fn small(role: Role) -> Options {
     }
 }
 
-pub fn slice(len: u32) -> Slice {
+pub(crate) fn slice(len: u32) -> Slice {
     Slice {
         memory: MemoryId(7),
         len,
@@ -44,7 +44,7 @@ pub fn slice(len: u32) -> Slice {
     }
 }
 
-pub struct Peer {
+pub(crate) struct Peer {
     pub core: Connection,
     pub now: u64,
     /// Sends of the connection under test: header and bytes of data.
@@ -56,7 +56,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn new(role: Role, options: &Options) -> Self {
+    pub(crate) fn new(role: Role, options: &Options) -> Self {
         let core = Connection::new(role, options, &DEVICE, 0).unwrap();
         let mut peer = Self {
             core,
@@ -74,7 +74,7 @@ impl Peer {
     }
 
     /// Carries out all outputs; every work is done at once.
-    pub fn pump(&mut self) {
+    pub(crate) fn pump(&mut self) {
         while let Some(output) = self.core.poll_output(self.now) {
             match output {
                 Output::PostReceives { count } => {
@@ -100,11 +100,11 @@ impl Peer {
     }
 
     /// The peer sends these bytes.
-    pub fn say(&mut self, bytes: &[u8]) {
+    pub(crate) fn say(&mut self, bytes: &[u8]) {
         self.say_and_invalidate(bytes, None);
     }
 
-    pub fn say_and_invalidate(&mut self, bytes: &[u8], invalidated: Option<Key>) {
+    pub(crate) fn say_and_invalidate(&mut self, bytes: &[u8], invalidated: Option<Key>) {
         self.buffers += 1;
         let buffer = Slice {
             memory: MemoryId(1000 + self.buffers),
@@ -122,7 +122,7 @@ impl Peer {
     }
 
     /// A data transfer with so many bytes of data.
-    pub fn data(&mut self, header: DataTransfer) {
+    pub(crate) fn data(&mut self, header: DataTransfer) {
         let mut bytes = header.as_bytes().to_vec();
         if header.data_length.get() > 0 {
             bytes.resize(24 + header.data_length.get() as usize, 0);
@@ -130,14 +130,14 @@ impl Peer {
         self.say(&bytes);
     }
 
-    pub fn at(&mut self, now: u64) {
+    pub(crate) fn at(&mut self, now: u64) {
         self.now = now;
         self.core.handle_timeout(now);
         self.pump();
     }
 
     /// Reads all whole messages: their lengths.
-    pub fn read(&mut self) -> Vec<u32> {
+    pub(crate) fn read(&mut self) -> Vec<u32> {
         let mut read = Vec::new();
         while let Some(message) = self.core.message().filter(|message| message.is_whole()) {
             let pieces: u32 = self.core.pieces().map(|piece| piece.len).sum();
@@ -149,18 +149,18 @@ impl Peer {
         read
     }
 
-    pub fn last(&self) -> DataTransfer {
+    pub(crate) fn last(&self) -> DataTransfer {
         let (bytes, _) = self.sent.last().unwrap();
         DataTransfer::read_from_prefix(bytes).unwrap().0
     }
 
-    pub fn response(&self) -> NegotiateResponse {
+    pub(crate) fn response(&self) -> NegotiateResponse {
         NegotiateResponse::read_from_bytes(&self.sent.last().unwrap().0).unwrap()
     }
 
     /// The connection is being ended, once, and everything comes back.
     #[track_caller]
-    pub fn assert_ends(&mut self) -> Error {
+    pub(crate) fn assert_ends(&mut self) -> Error {
         assert_eq!(self.core.state(), State::Disconnecting);
         let count = |peer: &Self, what: fn(&Output) -> bool| {
             peer.events.iter().filter(|event| what(event)).count()
@@ -184,7 +184,7 @@ impl Peer {
     }
 }
 
-pub fn request(credits: u16, send: u32, receive: u32, fragmented: u32) -> NegotiateRequest {
+pub(crate) fn request(credits: u16, send: u32, receive: u32, fragmented: u32) -> NegotiateRequest {
     NegotiateRequest {
         min_version: 0x100.into(),
         max_version: 0x100.into(),
@@ -196,7 +196,7 @@ pub fn request(credits: u16, send: u32, receive: u32, fragmented: u32) -> Negoti
     }
 }
 
-pub fn response() -> NegotiateResponse {
+pub(crate) fn response() -> NegotiateResponse {
     NegotiateResponse {
         negotiated_version: 0x100.into(),
         credits_requested: 10.into(),
@@ -209,7 +209,7 @@ pub fn response() -> NegotiateResponse {
     }
 }
 
-pub fn transfer(credits: u16, granted: u16, data: u32, remaining: u32) -> DataTransfer {
+pub(crate) fn transfer(credits: u16, granted: u16, data: u32, remaining: u32) -> DataTransfer {
     DataTransfer {
         credits_requested: credits.into(),
         credits_granted: granted.into(),
@@ -222,7 +222,7 @@ pub fn transfer(credits: u16, granted: u16, data: u32, remaining: u32) -> DataTr
 }
 
 /// A listener that has agreed with a peer of these credits, which has granted ten.
-pub fn listener(credits: u16) -> Peer {
+pub(crate) fn listener(credits: u16) -> Peer {
     let mut peer = Peer::new(Role::Listener, &small(Role::Listener));
     peer.say(request(credits, 1024, 1024, 131_072).as_bytes());
     assert_eq!(peer.core.state(), State::Connected);
@@ -230,7 +230,7 @@ pub fn listener(credits: u16) -> Peer {
 }
 
 /// An initiator that has agreed.
-pub fn initiator() -> Peer {
+pub(crate) fn initiator() -> Peer {
     let mut peer = Peer::new(Role::Initiator, &small(Role::Initiator));
     peer.say(response().as_bytes());
     assert_eq!(peer.core.state(), State::Connected);

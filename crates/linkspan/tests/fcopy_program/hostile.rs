@@ -352,6 +352,8 @@ fn a_file_that_waits_for_a_guest_is_sent_when_there_is_one() {
         create_path: false,
         size: 4,
         patience: 60_000,
+        verify: false,
+        folder: false,
     };
     let source = File::open(rig.source("file", b"1234")).unwrap();
     framed
