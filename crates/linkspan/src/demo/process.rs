@@ -282,15 +282,25 @@ pub fn await_socket(
     Ok(())
 }
 
-/// Whether a process listens on the Unix socket bound as `path`.
+/// Whether a process listens on the Unix socket at `path`.
 fn listens(path: &Path) -> bool {
     // The flag __SO_ACCEPTCON of linux/net.h, as printed in /proc/net/unix.
     const ACCEPTING: &str = "00010000";
-    let suffix = format!(" {}", path.display());
+    if !path.exists() {
+        return false;
+    }
+    // A listener of ours has its path once it listens, and is in the list by the name
+    // beside it that it was bound to (`linkspan_sys::Listener::bind`).
+    let beside = path.with_file_name(".socket.");
+    let (own, beside) = (path.display().to_string(), beside.display().to_string());
     fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| {
-        sockets.lines().any(|line| {
-            line.ends_with(&suffix) && line.split_whitespace().nth(3) == Some(ACCEPTING)
-        })
+        let mut accepting = sockets.lines().filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            (fields.nth(3) == Some(ACCEPTING))
+                .then(|| fields.nth(3))
+                .flatten()
+        });
+        accepting.any(|name| name == own || name.starts_with(&beside))
     })
 }
 
