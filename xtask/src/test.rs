@@ -87,17 +87,22 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
 /// The pure crates, and the memory that they stand on, build from their packages
 /// alone, as whoever takes them from a registry gets them.
 fn pack(project: &Project, tally: &mut Tally) -> Result<()> {
+    // A folder of its own each time: cargo takes a version that it once saw of a crate for
+    // the same for ever, by the path of the folder.
+    let target = project.target.join(format!("pack.{}", std::process::id()));
     let mut command = cargo();
     command
         .args(["package", "--allow-dirty", "-p", "linkspan-mem"])
+        .env("CARGO_TARGET_DIR", &target)
         .current_dir(&project.root);
     for package in &project.packages {
         if lint::PURE.contains(&package.name.as_str()) {
             command.args(["-p", &package.name]);
         }
     }
-    tally.step("packages of the pure crates", &mut command)?;
-    Ok(())
+    let done = tally.step("packages of the pure crates", &mut command);
+    let _ = std::fs::remove_dir_all(&target);
+    done.map(|_| ())
 }
 
 /// The README's second command, with several numbers of queues, packed rings, and
