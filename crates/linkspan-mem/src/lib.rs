@@ -11,6 +11,7 @@ mod copy;
 mod crc;
 mod dirty;
 pub mod fault;
+pub mod record;
 mod region;
 mod ring;
 mod space;

@@ -12,19 +12,18 @@ mod gather;
 mod inbox;
 mod options;
 mod outbox;
-mod record;
 mod registrations;
 mod transfers;
 pub mod wire;
 
 pub use connection::{
-    Arrival, Connection, Header, MessageId, Output, RegistrationId, Role, State, Status, Traffic,
-    TransferId, WorkId,
+    Arrival, Connection, Header, MessageId, NotQuiet, Output, RegistrationId, Role, State, Status,
+    Traffic, TransferId, WorkId,
 };
 pub use descriptor::Descriptor;
 pub use error::{Blame, Error, Misuse, Refusal};
 pub use gather::{GATHER_MAX, Gather};
 pub use inbox::{Message, Piece, Place};
+pub use linkspan_mem::record::RestoreError;
 pub use options::{Device, OPTIONS, Options, OptionsError, Parameter, markdown};
-pub use record::{NotQuiet, RestoreError};
 pub use registrations::RegistrationState;

@@ -42,10 +42,6 @@ pub struct Options {
     pub send_gather: u16,
     /// Bytes from which on an upper layer transfers by RDMA.
     pub rdma_threshold: u32,
-    /// Times that a device sends again before it gives up.
-    pub retries: u8,
-    /// Times that a device sends again when the peer has no receive.
-    pub receiver_retries: u8,
     /// Sends that are posted and not done.
     pub send_depth: u16,
     /// RDMA reads and writes that are posted and not done.
@@ -63,10 +59,6 @@ pub struct Parameter {
     pub name: &'static str,
     /// What it counts.
     pub unit: &'static str,
-    /// What an initiator has unless told otherwise.
-    pub initiator: u32,
-    /// What a listener has unless told otherwise.
-    pub listener: u32,
     /// The least.
     pub min: u32,
     /// The most.
@@ -77,12 +69,10 @@ pub struct Parameter {
 }
 
 macro_rules! parameter {
-    ($name:ident, $unit:literal, $initiator:literal / $listener:literal, $min:literal ..= $max:literal, $about:literal) => {
+    ($name:ident, $unit:literal, $min:literal ..= $max:literal, $about:literal) => {
         Parameter {
             name: stringify!($name),
             unit: $unit,
-            initiator: $initiator,
-            listener: $listener,
             min: $min,
             max: $max,
             about: $about,
@@ -96,140 +86,108 @@ pub const OPTIONS: &[Parameter] = &[
     parameter!(
         receive_credit_max,
         "receives",
-        255 / 255,
         1..=4096,
         "receives posted for the peer; one or two more where a last credit has to go with a grant"
     ),
     parameter!(
         send_credit_target,
         "credits",
-        255 / 255,
         1..=65535,
         "credits that we ask the peer for"
     ),
     parameter!(
         max_send_size,
         "bytes",
-        1364 / 1364,
         128..=65536,
         "the most that is sent at once; Windows refuses more than 8136"
     ),
     parameter!(
         max_receive_size,
         "bytes",
-        1364 / 1364,
         128..=65536,
         "the most that is received at once"
     ),
     parameter!(
         max_fragmented_receive_size,
         "bytes",
-        173_910 / 173_910,
         131_072..=16_777_216,
         "the longest message that is received"
     ),
     parameter!(
         max_read_write_size,
         "bytes",
-        8_388_608 / 8_388_608,
         524_288..=16_777_216,
         "the longest RDMA transfer"
     ),
     parameter!(
         keepalive_interval_ms,
         "ms",
-        120_000 / 120_000,
         1000..=3_600_000,
         "silence after which the peer is asked for a sign of life"
     ),
     parameter!(
         keepalive_wait_ms,
         "ms",
-        5000 / 5000,
         100..=600_000,
         "how long that is awaited"
     ),
     parameter!(
         negotiate_timeout_ms,
         "ms",
-        120_000 / 5000,
         100..=600_000,
         "how long negotiation may take"
     ),
     parameter!(
         connect_timeout_ms,
         "ms",
-        5000 / 5000,
         100..=600_000,
         "how long the transport may take to connect"
     ),
     parameter!(
         inbound_reads,
         "reads",
-        32 / 1,
         1..=128,
         "RDMA reads of the peer at a time (IRD)"
     ),
     parameter!(
         outbound_reads,
         "reads",
-        1 / 8,
         1..=128,
         "RDMA reads of ours at a time (ORD)"
     ),
     parameter!(
         send_gather,
         "elements",
-        6 / 6,
         2..=8,
         "elements of the gather list of a send, its header included; a receive has one"
     ),
     parameter!(
         rdma_threshold,
         "bytes",
-        4096 / 4096,
         1..=16_777_216,
         "from where on an upper layer transfers by RDMA; an initiator decides"
     ),
     parameter!(
-        retries,
-        "times",
-        6 / 6,
-        0..=7,
-        "times that a device sends again"
-    ),
-    parameter!(
-        receiver_retries,
-        "times",
-        0 / 0,
-        0..=7,
-        "times that a device sends again when the peer has no receive"
-    ),
-    parameter!(
         send_depth,
         "sends",
-        255 / 255,
         1..=4096,
         "sends that are posted and not done"
     ),
     parameter!(
         transfer_depth,
         "works",
-        64 / 64,
         1..=1024,
         "RDMA reads and writes that are posted and not done"
     ),
     parameter!(
         queue,
         "messages",
-        256 / 256,
         4..=65535,
         "messages that wait to be sent; a quarter as many transfers each way"
     ),
     parameter!(
         registrations,
         "registrations",
-        64 / 64,
         1..=4096,
         "registrations of memory at a time"
     ),
@@ -288,8 +246,6 @@ impl Options {
             outbound_reads: 1,
             send_gather: 6,
             rdma_threshold: 4096,
-            retries: 6,
-            receiver_retries: 0,
             send_depth: 255,
             transfer_depth: 64,
             queue: 256,
@@ -397,17 +353,17 @@ pub fn markdown() -> String {
     let mut page = String::from(
         "| option | initiator | listener | least | most | unit | what it is |\n|---|---|---|---|---|---|---|\n",
     );
+    let (initiator, listener) = (Options::initiator(), Options::listener());
     for parameter in OPTIONS {
         let Parameter {
             name,
             unit,
-            initiator,
-            listener,
             min,
             max,
             about,
-            ..
+            get,
         } = *parameter;
+        let (initiator, listener) = (get(&initiator), get(&listener));
         page += &format!(
             "| `{name}` | {initiator} | {listener} | {min} | {max} | {unit} | {about} |\n"
         );

@@ -10,9 +10,13 @@ mod guid;
 pub mod ic;
 pub mod link;
 pub mod packet;
-mod record;
 pub mod ring;
 
 pub use guid::{Guid, NotAGuid};
-pub use record::{NotQuiet, RestoreError};
+pub use linkspan_mem::record::RestoreError;
 pub use ring::{Incoming, Outgoing, Packet, RingError, SendError, Shape, StartError};
+
+/// The state cannot be saved now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an effect waits to be carried out")]
+pub struct NotQuiet;

@@ -15,6 +15,7 @@ use linkspan_rdma::verbs::{Depth, Key, PostError, Remote, Slice};
 pub use names::{
     Arrival, Header, MessageId, Output, RegistrationId, Role, State, TransferId, WorkId,
 };
+pub use saved::NotQuiet;
 pub use status::{Status, Traffic};
 
 use crate::credits::Credits;

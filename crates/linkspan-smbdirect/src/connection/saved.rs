@@ -5,9 +5,18 @@ use linkspan_rdma::verbs::Depth;
 use super::{Connection, KeepAlive, Phase, Role};
 use crate::credits::Credits;
 use crate::options::{Device, Options};
-use crate::record::{NotQuiet, Reader, RestoreError, Writer};
 use crate::wire;
 use alloc::vec::Vec;
+use linkspan_mem::record::{Reader, RestoreError, Writer};
+use thiserror::Error;
+
+/// The state cannot be saved now: something is under way, or nothing is negotiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not quiet: {what}")]
+pub struct NotQuiet {
+    /// What is under way.
+    pub what: &'static str,
+}
 
 const MAGIC: [u8; 8] = *b"LSsmbdc1";
 

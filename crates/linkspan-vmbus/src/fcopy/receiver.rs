@@ -15,7 +15,7 @@ use super::wire::{
 use crate::ic::{
     FILE_COPY, GuestService, HEADER_BYTES, Handled, Loader, Saver, Service, Status, Version,
 };
-use crate::record::RestoreError;
+use linkspan_mem::record::RestoreError;
 
 /// What is allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,8 +11,9 @@ use super::name;
 use super::wire::{
     FRAGMENT_MAX, Head, Operation, Start, WRITE_HEAD_LEN, WRITE_LEN, Write, copy_flags,
 };
+use crate::NotQuiet;
 use crate::ic::{FILE_COPY, HEADER_BYTES, Host, HostError, HostEvent, Status};
-use crate::record::{NotQuiet, Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 /// How the guest is dealt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@ use thiserror::Error;
 use super::frame::{self, FrameError, HEADER_BYTES, IcHeader, flags};
 use super::service::{Agreed, Service, Version};
 use super::status::Status;
-use crate::record::{NotQuiet, Reader, RestoreError, Writer};
+use crate::NotQuiet;
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 /// Where a service writes what is saved of it.
 pub struct Saver<'a>(pub(crate) &'a mut Writer);

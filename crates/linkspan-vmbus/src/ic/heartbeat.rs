@@ -8,7 +8,7 @@ use super::guest::{GuestService, Handled, Loader, Saver};
 use super::host::{Host, HostError, HostEvent};
 use super::service::{Agreed, HEARTBEAT, Service, Version};
 use super::status::Status;
-use crate::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 /// Bytes of the message: a sequence number, the state of applications, reserved.
 const BODY: usize = 40;

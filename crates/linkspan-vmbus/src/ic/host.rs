@@ -9,7 +9,7 @@ use super::frame::{self, FrameError, HEADER_BYTES, IcHeader, flags};
 use super::guest::{load_agreed, save_agreed};
 use super::service::{Agreed, Service, Version};
 use super::status::Status;
-use crate::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 /// The host's end of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]

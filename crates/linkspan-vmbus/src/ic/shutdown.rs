@@ -8,7 +8,7 @@ use super::guest::{GuestService, Handled, Loader, Saver};
 use super::host::{Host, HostError, HostEvent};
 use super::service::{Agreed, SHUTDOWN, Service, Version};
 use super::status::Status;
-use crate::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 /// Bytes before the text: reason, seconds, flags, 32 bits each.
 const HEAD: usize = 12;

@@ -7,7 +7,7 @@ use super::guest::{GuestService, Handled, Loader, Saver};
 use super::host::{Host, HostError, HostEvent};
 use super::service::{Agreed, Service, TIME_SYNC, Version};
 use super::status::Status;
-use crate::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 /// Units of 100 ns from 1601, where Windows begins to count, to 1970.
 const UNIX_EPOCH: u64 = 116_444_736_000_000_000;

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::{Conversation, FRAMES, HEADER_LEN, OLDEST, Phase, Role, Side, VERSION};
-use crate::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 const MAGIC: [u8; 8] = *b"LSvlink1";
 

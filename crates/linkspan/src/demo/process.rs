@@ -292,15 +292,15 @@ fn listens(path: &Path) -> bool {
     // A listener of ours has its path once it listens, and is in the list by the name
     // beside it that it was bound to (`linkspan_sys::Listener::bind`).
     let beside = path.with_file_name(".socket.");
-    let (own, beside) = (path.display().to_string(), beside.display().to_string());
+    let (own, beside) = (
+        format!(" {}", path.display()),
+        format!(" {}", beside.display()),
+    );
     fs::read_to_string("/proc/net/unix").is_ok_and(|sockets| {
-        let mut accepting = sockets.lines().filter_map(|line| {
-            let mut fields = line.split_whitespace();
-            (fields.nth(3) == Some(ACCEPTING))
-                .then(|| fields.nth(3))
-                .flatten()
-        });
-        accepting.any(|name| name == own || name.starts_with(&beside))
+        sockets.lines().any(|line| {
+            line.split_whitespace().nth(3) == Some(ACCEPTING)
+                && (line.ends_with(&own) || line.contains(&beside))
+        })
     })
 }
 

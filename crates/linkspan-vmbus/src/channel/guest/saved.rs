@@ -5,9 +5,10 @@ use alloc::vec::Vec;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Channel, GPADL_PAGES_MAX, Gpadl, GpadlState, Guest, Limits, Link, Use};
+use crate::NotQuiet;
 use crate::channel::message::{OfferBody, ProtocolVersion};
 use crate::channel::offer::Offer;
-use crate::record::{NotQuiet, Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 const MAGIC: [u8; 8] = *b"LSchgst1";
 

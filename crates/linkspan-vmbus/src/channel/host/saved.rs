@@ -5,10 +5,11 @@ use alloc::vec::Vec;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{CHANNELS_MAX, Channel, Gpadl, GpadlState, Host, Limits, OpenRequest, Use};
+use crate::NotQuiet;
 use crate::channel::message::{OfferBody, ProtocolVersion};
 use crate::channel::offer::Offer;
 use crate::packet::GpaRanges;
-use crate::record::{NotQuiet, Reader, RestoreError, Writer};
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 const MAGIC: [u8; 8] = *b"LSchhst1";
 

@@ -20,7 +20,7 @@ pub enum RestoreError {
         /// Bytes given.
         got: usize,
     },
-    /// A number in them is impossible.
+    /// A number in them is impossible, or does not go with the rest.
     #[error("{what} makes no sense")]
     Nonsense {
         /// Which.
@@ -28,61 +28,70 @@ pub enum RestoreError {
     },
 }
 
-/// The state cannot be saved now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("an effect waits to be carried out")]
-pub struct NotQuiet;
-
+/// State on its way into bytes.
 #[derive(Debug)]
-pub(crate) struct Writer(Vec<u8>);
+pub struct Writer(Vec<u8>);
 
 impl Writer {
-    pub(crate) fn new(magic: [u8; 8]) -> Self {
+    /// Bytes that begin with `magic`, which names what is saved and its version.
+    #[must_use]
+    pub fn new(magic: [u8; 8]) -> Self {
         Self(magic.to_vec())
     }
 
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+    /// Bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    pub(crate) fn u8(&mut self, value: u8) {
+    /// 8 bits.
+    pub fn u8(&mut self, value: u8) {
         self.0.push(value);
     }
 
-    pub(crate) fn u16(&mut self, value: u16) {
+    /// 16 bits, little endian.
+    pub fn u16(&mut self, value: u16) {
         self.bytes(&value.to_le_bytes());
     }
 
-    pub(crate) fn u32(&mut self, value: u32) {
+    /// 32 bits, little endian.
+    pub fn u32(&mut self, value: u32) {
         self.bytes(&value.to_le_bytes());
     }
 
-    pub(crate) fn u64(&mut self, value: u64) {
+    /// 64 bits, little endian.
+    pub fn u64(&mut self, value: u64) {
         self.bytes(&value.to_le_bytes());
     }
 
     /// How many of something follow; all lists have budgets far below this.
-    pub(crate) fn count(&mut self, count: usize) {
+    ///
+    /// # Panics
+    /// Of more than a `u32` can say.
+    pub fn count(&mut self, count: usize) {
         self.u32(u32::try_from(count).expect("lists have budgets"));
     }
 
-    pub(crate) fn finish(self) -> Vec<u8> {
+    /// All that was written.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
         self.0
     }
 }
 
+/// State on its way out of bytes. Each method has the errors of [`RestoreError`].
 #[derive(Debug)]
-pub(crate) struct Reader<'a> {
+pub struct Reader<'a> {
     all: usize,
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(
-        what: &'static str,
-        magic: [u8; 8],
-        bytes: &'a [u8],
-    ) -> Result<Self, RestoreError> {
+    /// Reads what a [`Writer`] with this `magic` made; `what` is its name for people.
+    ///
+    /// # Errors
+    /// [`RestoreError::Magic`].
+    pub fn new(what: &'static str, magic: [u8; 8], bytes: &'a [u8]) -> Result<Self, RestoreError> {
         let rest = bytes.strip_prefix(&magic);
         Ok(Self {
             all: bytes.len(),
@@ -90,35 +99,63 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], RestoreError> {
+    /// So many bytes.
+    ///
+    /// # Errors
+    /// They end early.
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], RestoreError> {
         let (first, rest) = self.rest.split_first_chunk().ok_or(self.length())?;
         self.rest = rest;
         Ok(*first)
     }
 
-    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], RestoreError> {
+    /// `len` bytes.
+    ///
+    /// # Errors
+    /// They end early.
+    pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], RestoreError> {
         let (first, rest) = self.rest.split_at_checked(len).ok_or(self.length())?;
         self.rest = rest;
         Ok(first)
     }
 
-    pub(crate) fn u8(&mut self) -> Result<u8, RestoreError> {
+    /// 8 bits.
+    ///
+    /// # Errors
+    /// They end early.
+    pub fn u8(&mut self) -> Result<u8, RestoreError> {
         Ok(u8::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u16(&mut self) -> Result<u16, RestoreError> {
+    /// 16 bits, little endian.
+    ///
+    /// # Errors
+    /// They end early.
+    pub fn u16(&mut self) -> Result<u16, RestoreError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u32(&mut self) -> Result<u32, RestoreError> {
+    /// 32 bits, little endian.
+    ///
+    /// # Errors
+    /// They end early.
+    pub fn u32(&mut self) -> Result<u32, RestoreError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn u64(&mut self) -> Result<u64, RestoreError> {
+    /// 64 bits, little endian.
+    ///
+    /// # Errors
+    /// They end early.
+    pub fn u64(&mut self) -> Result<u64, RestoreError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    pub(crate) fn flag(&mut self, what: &'static str) -> Result<bool, RestoreError> {
+    /// A yes or no.
+    ///
+    /// # Errors
+    /// It is neither, or they end early.
+    pub fn flag(&mut self, what: &'static str) -> Result<bool, RestoreError> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -128,7 +165,10 @@ impl<'a> Reader<'a> {
 
     /// How many of something follow, each of at least `each` bytes and no more than
     /// a budget allows.
-    pub(crate) fn count(
+    ///
+    /// # Errors
+    /// There are more, or they end early.
+    pub fn count(
         &mut self,
         what: &'static str,
         each: usize,
@@ -144,7 +184,11 @@ impl<'a> Reader<'a> {
         Ok(count)
     }
 
-    pub(crate) fn end(self) -> Result<(), RestoreError> {
+    /// Nothing may follow.
+    ///
+    /// # Errors
+    /// Something does.
+    pub fn end(self) -> Result<(), RestoreError> {
         if self.rest.is_empty() {
             return Ok(());
         }
