@@ -181,7 +181,7 @@ impl World {
                 self.reconnect();
                 continue;
             }
-            if self.is_done() {
+            if self.is_done() && !self.wire.cut {
                 self.check_rest();
                 self.rest();
                 if self.phase + 1 >= self.plan.phases {
