@@ -14,6 +14,7 @@ use linkspan_sys::tcp::{Gather, Scatter, TcpStream};
 
 use super::Shared;
 use super::capture::{Trace, Way};
+use super::guests::Guest;
 
 /// From here on bytes are read straight to their place.
 const DIRECT_MIN: u32 = 4096;
@@ -45,6 +46,8 @@ pub(super) struct Link {
     pub(super) starving: bool,
     /// Where its bytes stand in a capture.
     trace: Trace,
+    /// Who came; nobody if we connected.
+    pub(super) guest: Option<Guest>,
 }
 
 impl Link {
@@ -88,6 +91,7 @@ impl Link {
             telling: false,
             starving: false,
             trace: Trace::default(),
+            guest: None,
         }
     }
 

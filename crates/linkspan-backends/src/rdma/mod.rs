@@ -4,6 +4,7 @@
 //! An idle connection costs nothing but its state: no buffer, no timer, no call.
 
 mod capture;
+mod guests;
 mod handle;
 mod link;
 
@@ -25,6 +26,7 @@ use linkspan_sys::tcp::{TcpListener, TcpStream};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use capture::Capture;
+use guests::Guests;
 pub use handle::Handle;
 use link::Link;
 
@@ -43,6 +45,9 @@ const REST: Duration = Duration::from_millis(20);
 
 /// What epoll calls the listener.
 const LISTENER: u64 = u64::MAX;
+
+/// The life that no connection has: descriptors of others that are watched.
+const OTHERS: u32 = u32::MAX;
 
 /// A connection of a provider. The number never comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,6 +97,11 @@ pub struct Config {
     pub budget: usize,
     /// Connections at a time, those that are being made included.
     pub connections: usize,
+    /// Of them, connections that came from one address.
+    pub per_address: usize,
+    /// Connections that came and were not [admitted](Handle::admit) yet. When there are so
+    /// many, others wait to be accepted; who has a quarter of them is turned away.
+    pub half_open: usize,
 }
 
 impl Default for Config {
@@ -100,6 +110,8 @@ impl Default for Config {
             options: Options::default(),
             budget: 64 << 20,
             connections: 4096,
+            per_address: 1024,
+            half_open: 512,
         }
     }
 }
@@ -139,6 +151,9 @@ pub struct Provider {
     listener: Option<TcpListener>,
     /// When the listener is asked again.
     listener_rests: Option<Duration>,
+    guests: Guests,
+    /// Numbers of watched descriptors that became ready.
+    watched: Vec<u32>,
     links: Vec<Slot>,
     free: Vec<u32>,
     /// Those with something to write, or to tell.
@@ -177,6 +192,8 @@ impl Provider {
             config,
             listener: None,
             listener_rests: None,
+            guests: Guests::default(),
+            watched: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
             busy: VecDeque::new(),
@@ -221,6 +238,36 @@ impl Provider {
         let address = listener.address()?;
         self.listener = Some(listener);
         Ok(address)
+    }
+
+    /// Watches a descriptor of somebody else's as well: as long as something can be
+    /// read from it, or it is closed, each [`wait`](Self::wait) comes back and
+    /// [`watched`](Self::watched) tells its number.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` reports.
+    pub fn watch(&self, source: impl AsFd, number: u32) -> io::Result<()> {
+        let token = u64::from(OTHERS) << 32 | u64::from(number.min(u32::MAX - 1));
+        self.epoll.add(source, token, Interest::READ)
+    }
+
+    /// Watches it no more, as before it is closed.
+    ///
+    /// # Errors
+    /// It was not watched.
+    pub fn unwatch(&self, source: impl AsFd) -> io::Result<()> {
+        self.epoll.delete(source)
+    }
+
+    /// A watched descriptor that the last wait found ready.
+    pub fn watched(&mut self) -> Option<u32> {
+        self.watched.pop()
+    }
+
+    /// Connections that came and are half open, and that were turned away so far.
+    #[must_use]
+    pub fn guests(&self) -> (usize, u64) {
+        (self.guests.half_open, self.guests.turned_away)
     }
 
     /// Writes what goes over all connections from now on to a file, as Wireshark reads it
@@ -324,6 +371,7 @@ impl Provider {
             .ready
             .take()
             .unwrap_or_else(|| Ready::with_capacity(256));
+        self.watched.clear();
         self.epoll.wait(&mut ready, timeout)?;
         self.tell_time();
         for event in ready.iter() {
@@ -332,6 +380,10 @@ impl Provider {
                 continue;
             }
             let id = ConnectionId::of(event.token);
+            if id.life == OTHERS {
+                self.watched.push(id.place);
+                continue;
+            }
             if let Some((link, shared)) = self.parts(id) {
                 link.happened(shared, event);
                 self.settle(id);
@@ -379,38 +431,6 @@ impl Provider {
             self.feed_starved();
         }
         Ok(())
-    }
-
-    fn accept(&mut self) {
-        // As many as one wait brings; the rest comes with the next.
-        for _ in 0..64 {
-            let Some(listener) = &self.listener else {
-                return;
-            };
-            let stream = match listener.accept() {
-                Ok(stream) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    // No descriptors, most likely: it would be told again at once.
-                    if self
-                        .epoll
-                        .modify(listener, LISTENER, Interest::NONE)
-                        .is_ok()
-                    {
-                        self.listener_rests = Some(self.shared.now + REST);
-                    }
-                    return;
-                }
-            };
-            let Ok(entropy) = entropy() else {
-                return;
-            };
-            let link = Link::responder(stream, self.config.options, entropy, self.shared.now);
-            // Whoever finds no room is closed.
-            if let Ok(link) = link {
-                let _ = self.add(link, Interest::READ);
-            }
-        }
     }
 
     fn tick(&mut self) {
@@ -473,8 +493,12 @@ impl Provider {
             if let Some(timer) = link.timer {
                 self.timers.remove(&(timer, id));
             }
-            slot.life = slot.life.wrapping_add(1);
+            slot.life = (slot.life + 1) % OTHERS;
             self.free.push(id.place);
+            if let Some(guest) = link.guest {
+                self.guests.leave(guest);
+                self.look_for_guests();
+            }
         }
     }
 
