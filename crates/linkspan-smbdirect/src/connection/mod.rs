@@ -181,8 +181,8 @@ impl Connection {
             capacity,
             inbox: Inbox::new(usize::from(capacity))?,
             outbox: Outbox::new(queue)?,
-            writes: Transfers::new(transfers)?,
-            reads: Transfers::new(transfers)?,
+            writes: Transfers::new(transfers),
+            reads: Transfers::new(transfers),
             next_transfer: 0,
             registrations: Registrations::new(registrations)?,
             flight: Flight::new(
@@ -337,6 +337,21 @@ impl Connection {
                 let work = self.flight.invalidate(id);
                 self.outputs.push_back(Output::Invalidate { work, key });
             }
+        }
+        Ok(())
+    }
+
+    /// Asks the peer for a sign of life, as after a long silence (MS-SMBD 3.1.6.2). It is
+    /// awaited as long as [`Status::awaits_sign_of_life`] says.
+    ///
+    /// # Errors
+    /// Not connected.
+    pub fn ask(&mut self, now_ms: u64) -> Result<(), Misuse> {
+        self.connected()?;
+        if self.keepalive == KeepAlive::None {
+            self.keepalive = KeepAlive::Pending;
+            self.immediate = true;
+            self.idle_from(now_ms, self.options.keepalive_wait_ms);
         }
         Ok(())
     }
