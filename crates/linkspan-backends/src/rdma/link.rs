@@ -261,6 +261,7 @@ impl Link {
                 } else {
                     shared.staging.len()
                 };
+                shared.calls += 1;
                 let count = stream.read_bytes(&mut shared.staging[..room])?;
                 self.large = false;
                 if let Some(capture) = &mut shared.capture {
@@ -307,7 +308,9 @@ impl Link {
             scatter.push(&mut shared.staging[..between]);
         }
         let room = scatter.len();
-        let count = stream.read(&mut scatter)?;
+        let count = stream.read(&mut scatter);
+        shared.calls += 1;
+        let count = count?;
         if count == 0 {
             self.connection.receive_end();
             return Ok(Some((0, false)));
@@ -373,6 +376,7 @@ impl Link {
                 break;
             }
             let done = self.write_batch(shared, &batch);
+            shared.calls += 1;
             match done {
                 Ok(Some((written, all))) => {
                     if let (Some(capture), Some(stream)) = (&mut shared.capture, &self.stream) {

@@ -57,6 +57,12 @@ pub struct ConnectionId {
 }
 
 impl ConnectionId {
+    /// Where it is in a table of connections; another one has this place when it is over.
+    #[must_use]
+    pub fn place(self) -> usize {
+        self.place as usize
+    }
+
     fn token(self) -> u64 {
         u64::from(self.life) << 32 | u64::from(self.place)
     }
@@ -124,6 +130,8 @@ struct Shared {
     batches: Vec<Batch>,
     now: Duration,
     capture: Option<Capture>,
+    /// System calls of the data path.
+    calls: u64,
 }
 
 impl Shared {
@@ -188,6 +196,7 @@ impl Provider {
                 batches: Vec::new(),
                 now: Duration::ZERO,
                 capture: None,
+                calls: 0,
             },
             config,
             listener: None,
@@ -270,6 +279,14 @@ impl Provider {
         (self.guests.half_open, self.guests.turned_away)
     }
 
+    /// Takes no connections any more.
+    pub fn listen_no_more(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            // It is closed right after.
+            let _ = self.epoll.delete(&listener);
+        }
+    }
+
     /// Writes what goes over all connections from now on to a file, as Wireshark reads it
     /// (pcap, with addresses and TCP headers made up). It takes time, and holds payload.
     ///
@@ -327,6 +344,24 @@ impl Provider {
         Some(Handle { provider: self, id })
     }
 
+    /// The seam to a connection, also when it is over: nothing can be done on it then but
+    /// to give buffers back.
+    pub(crate) fn verbs(&mut self, id: ConnectionId) -> Handle<'_> {
+        Handle { provider: self, id }
+    }
+
+    /// A buffer of a pool whose memory is known here.
+    #[must_use]
+    pub fn buffer(&mut self, pool: &mut Pool) -> Option<Slice> {
+        pool.take(&mut self.shared.memories)
+    }
+
+    /// System calls for data, and to wait for it.
+    #[must_use]
+    pub fn system_calls(&self) -> u64 {
+        self.shared.calls
+    }
+
     /// Connections, those that are being made and those that end included.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -373,6 +408,7 @@ impl Provider {
             .unwrap_or_else(|| Ready::with_capacity(256));
         self.watched.clear();
         self.epoll.wait(&mut ready, timeout)?;
+        self.shared.calls += 1;
         self.tell_time();
         for event in ready.iter() {
             if event.token == LISTENER {

@@ -64,7 +64,9 @@ impl FromStr for Classes {
             "none" => Ok(0),
             _ => {
                 let found = Self::NAMES.iter().find(|(name, _)| *name == word);
-                found.map(|(_, class)| class.0).ok_or_else(|| NoClass(word.to_owned()))
+                found
+                    .map(|(_, class)| class.0)
+                    .ok_or_else(|| NoClass(word.to_owned()))
             }
         };
         let bits: Result<Vec<u8>, NoClass> = text.split(',').map(class).collect();
@@ -95,6 +97,9 @@ mod tests {
         assert_eq!("all".parse(), Ok(Classes(63)));
         assert_eq!("send,none".parse(), Ok(Classes::SEND));
         let wrong = "send,sent".parse::<Classes>().unwrap_err();
-        assert!(wrong.to_string().starts_with("\"sent\" is no class"), "{wrong}");
+        assert!(
+            wrong.to_string().starts_with("\"sent\" is no class"),
+            "{wrong}"
+        );
     }
 }

@@ -9,7 +9,12 @@ use super::Classes;
 pub(super) fn changes(classes: Classes, number: u64, before: &Status, after: &Status) {
     let (old, new) = (&before.traffic, &after.traffic);
     if classes.contains(Classes::EVENT) && before.state != after.state {
-        tracing::info!(connection = number, "event: {} after {}", after.state, before.state);
+        tracing::info!(
+            connection = number,
+            "event: {} after {}",
+            after.state,
+            before.state
+        );
     }
     if classes.contains(Classes::SEND) && old.sends != new.sends {
         tracing::info!(
@@ -32,8 +37,19 @@ pub(super) fn changes(classes: Classes, number: u64, before: &Status, after: &St
         );
     }
     let credits = |status: &Status| {
-        let Status { send_credits, receives_available, receives_granted, receive_credit_target, .. } = *status;
-        [send_credits, receives_available, receives_granted, receive_credit_target]
+        let Status {
+            send_credits,
+            receives_available,
+            receives_granted,
+            receive_credit_target,
+            ..
+        } = *status;
+        [
+            send_credits,
+            receives_available,
+            receives_granted,
+            receive_credit_target,
+        ]
     };
     if classes.contains(Classes::CREDIT) && credits(before) != credits(after) {
         tracing::info!(
@@ -51,7 +67,10 @@ pub(super) fn changes(classes: Classes, number: u64, before: &Status, after: &St
             tracing::info!(connection = number, "keep-alive: the peer was asked");
         }
         if before.awaits_sign_of_life && !after.awaits_sign_of_life {
-            tracing::info!(connection = number, "keep-alive: the peer gave a sign of life");
+            tracing::info!(
+                connection = number,
+                "keep-alive: the peer gave a sign of life"
+            );
         }
     }
     memory(classes, number, before, after);

@@ -65,8 +65,8 @@ pub(super) struct Control {
 impl Control {
     /// Listens at `path`.
     pub(super) fn new(path: &Path) -> Result<Self, Failure> {
-        let listener = Listener::bind(path)
-            .with_context(|| format!("cannot listen at {}", path.display()))?;
+        let listener =
+            Listener::bind(path).with_context(|| format!("cannot listen at {}", path.display()))?;
         let event = Arc::new(EventFd::new().context("an event")?);
         let stop = Arc::new(EventFd::new().context("an event")?);
         let (ask, asked) = sync_channel(1);

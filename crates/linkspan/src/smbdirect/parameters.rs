@@ -32,7 +32,11 @@ impl clap::Args for Parameters {
             .help("Credits each way: the most receives that are posted, and credits that are asked for")
             .value_parser(clap::value_parser!(u16).range(1..=4096))
             .help_heading(HEADING);
-        OPTIONS.iter().map(option).fold(command, Command::arg).arg(credits)
+        OPTIONS
+            .iter()
+            .map(option)
+            .fold(command, Command::arg)
+            .arg(credits)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -56,8 +60,16 @@ impl FromArgMatches for Parameters {
 }
 
 fn option(parameter: &'static Parameter) -> Arg {
-    let Parameter { name, unit, min, max, about, .. } = *parameter;
-    let defaults = [Options::initiator(), Options::listener()].map(|options| parameter.get(&options));
+    let Parameter {
+        name,
+        unit,
+        min,
+        max,
+        about,
+        ..
+    } = *parameter;
+    let defaults =
+        [Options::initiator(), Options::listener()].map(|options| parameter.get(&options));
     let default = match defaults {
         [one, other] if one == other => format!("{one}"),
         [initiator, listener] => format!("{initiator}; a listener {listener}"),
@@ -66,8 +78,13 @@ fn option(parameter: &'static Parameter) -> Arg {
     let arg = Arg::new(name)
         .long(name.replace('_', "-"))
         .value_name(unit.to_uppercase())
-        .help(format!("{}: {min} to {max} [default: {default}]", capital(about)))
-        .value_parser(ValueParser::new(move |text: &str| number(text, unit, min..=max)))
+        .help(format!(
+            "{}: {min} to {max} [default: {default}]",
+            capital(about)
+        ))
+        .value_parser(ValueParser::new(move |text: &str| {
+            number(text, unit, min..=max)
+        }))
         .help_heading(HEADING);
     match alias {
         Some((_, alias)) => arg.visible_alias(alias),
@@ -77,7 +94,9 @@ fn option(parameter: &'static Parameter) -> Arg {
 
 fn capital(text: &str) -> String {
     let mut rest = text.chars();
-    rest.next().map_or_else(String::new, |first| first.to_uppercase().chain(rest).collect())
+    rest.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(rest).collect()
+    })
 }
 
 /// A value within its bounds; bytes may have a K or M.
@@ -86,7 +105,9 @@ fn number(text: &str, unit: &str, bounds: RangeInclusive<u32>) -> Result<u32, St
         "bytes" => bytes(text)?,
         _ => text.parse::<u64>().map_err(|error| error.to_string())?,
     };
-    let within = u32::try_from(value).ok().filter(|value| bounds.contains(value));
+    let within = u32::try_from(value)
+        .ok()
+        .filter(|value| bounds.contains(value));
     within.ok_or_else(|| format!("{} to {} {unit} are possible", bounds.start(), bounds.end()))
 }
 
@@ -133,8 +154,12 @@ fn frame(text: &str) -> Result<FrameSize, String> {
     if text == "max" {
         return Ok(FrameSize::Max);
     }
-    let size = text.parse().ok().filter(|size| (128..=u16::MAX).contains(size));
-    size.map(FrameSize::Segment).ok_or_else(|| "max, or 128 to 65535 bytes".to_owned())
+    let size = text
+        .parse()
+        .ok()
+        .filter(|size| (128..=u16::MAX).contains(size));
+    size.map(FrameSize::Segment)
+        .ok_or_else(|| "max, or 128 to 65535 bytes".to_owned())
 }
 
 /// All that an end is told.
@@ -171,18 +196,36 @@ mod tests {
                 assert_eq!(parameter.get(&options), value, "{option}");
                 assert_eq!(options.check(), Ok(()));
             }
-            for value in [u64::from(parameter.min) - 1, u64::from(parameter.max) + 1, 1 << 40] {
-                assert!(parse(&[&option, &value.to_string()]).is_err(), "{option} {value}");
+            for value in [
+                u64::from(parameter.min) - 1,
+                u64::from(parameter.max) + 1,
+                1 << 40,
+            ] {
+                assert!(
+                    parse(&[&option, &value.to_string()]).is_err(),
+                    "{option} {value}"
+                );
             }
         }
     }
 
     #[test]
     fn words_of_others_and_sizes_are_understood() {
-        let parsed = parse(&["--ird", "7", "--ord=9", "--credits", "33", "--max-read-write-size", "1M"]);
+        let parsed = parse(&[
+            "--ird",
+            "7",
+            "--ord=9",
+            "--credits",
+            "33",
+            "--max-read-write-size",
+            "1M",
+        ]);
         let options = parsed.unwrap().options(Role::Initiator);
         assert_eq!((options.inbound_reads, options.outbound_reads), (7, 9));
-        assert_eq!((options.receive_credit_max, options.send_credit_target), (33, 33));
+        assert_eq!(
+            (options.receive_credit_max, options.send_credit_target),
+            (33, 33)
+        );
         assert_eq!(options.max_read_write_size, 1 << 20);
         let both = parse(&["--credits", "33", "--send-credit-target", "4"]).unwrap();
         assert_eq!(both.options(Role::Initiator).send_credit_target, 4);
