@@ -234,7 +234,6 @@ impl Endpoint {
             self.provider.verbs(id).disconnect();
             return Err(error);
         }
-        self.touch(id);
         Ok(id)
     }
 
@@ -264,7 +263,9 @@ impl Endpoint {
         if self.entries.len() <= id.place() {
             self.entries.resize_with(id.place() + 1, || None);
         }
-        self.entries[id.place()] = Some(Box::new(entry));
+        let entry = self.entries[id.place()].insert(Box::new(entry));
+        // Its first receive is to be posted.
+        entry.touch(&mut self.touched);
         Ok(())
     }
 

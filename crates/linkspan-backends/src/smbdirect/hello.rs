@@ -28,9 +28,6 @@ const GUID: usize = SMB2_HEADER + 12;
 /// Bytes of a welcome before its descriptors.
 const WELCOME_LEN: usize = 16;
 
-/// The longest first message that is looked at.
-pub const FIRST_MAX: usize = WELCOME_LEN + descriptor::DESCRIPTORS_MAX * DESCRIPTOR_LEN;
-
 /// What a listener does with messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

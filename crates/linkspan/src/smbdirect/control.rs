@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use linkspan_backends::smbdirect::Classes;
+use linkspan_sys::EventFd;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::socket::{Listener, Stream};
-use linkspan_sys::{EventFd, poll};
 
 use crate::exit::{Failure, Status};
 
@@ -179,7 +179,7 @@ fn read(
             Err(error) => return Err(error),
         }
         let stop = stop.map(AsFd::as_fd);
-        match poll::wait_for(stream.as_fd(), Direction::Read, stop, Some(deadline))? {
+        match wait_for(stream.as_fd(), Direction::Read, stop, Some(deadline))? {
             Wake::Ready => {}
             Wake::Cancelled => return Err(io::ErrorKind::Interrupted.into()),
             Wake::Deadline => return Err(io::ErrorKind::TimedOut.into()),

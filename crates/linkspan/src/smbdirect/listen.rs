@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::smbdirect::{Classes, EndpointError, Happened, Mode, Service};
+use linkspan_backends::smbdirect::{Classes, Happened, Mode, Service};
 use linkspan_smbdirect::Role;
 use linkspan_sys::signals::{Signal, Signals};
 use serde::Serialize;

@@ -102,7 +102,7 @@ fn capital(text: &str) -> String {
 /// A value within its bounds; bytes may have a K or M.
 fn number(text: &str, unit: &str, bounds: RangeInclusive<u32>) -> Result<u32, String> {
     let value = match unit {
-        "bytes" => bytes(text)?,
+        "bytes" => bytes(text).map_err(|error| error.to_string())?,
         _ => text.parse::<u64>().map_err(|error| error.to_string())?,
     };
     let within = u32::try_from(value)

@@ -305,7 +305,7 @@ impl<'a> Load<'a> {
     }
 
     fn look(&mut self, goal: Goal, begin: Instant) -> Result<(), Failure> {
-        let mut last = None;
+        let mut last: Option<usize> = None;
         while let Some((id, happening)) = self.initiator.endpoint.poll() {
             let index = match last {
                 Some(index) if self.connections[index].id == id => index,
