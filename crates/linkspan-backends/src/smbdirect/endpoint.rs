@@ -173,6 +173,8 @@ pub struct Endpoint {
     timers: BTreeSet<(u64, Id)>,
     happenings: VecDeque<(Id, Happening)>,
     classes: Classes,
+    /// Connections that ended before they asked for anything.
+    unasked: u64,
     /// Until when the last ones may take to go.
     stopping: Option<Instant>,
 }
@@ -204,6 +206,7 @@ impl Endpoint {
             timers: BTreeSet::new(),
             happenings: VecDeque::new(),
             classes: Classes::NONE,
+            unasked: 0,
             stopping: None,
         })
     }
@@ -357,6 +360,12 @@ impl Endpoint {
         self.provider.guests()
     }
 
+    /// Connections that ended before they asked for anything of SMB Direct.
+    #[must_use]
+    pub fn unasked(&self) -> u64 {
+        self.unasked
+    }
+
     /// See [`Provider::buffers`].
     #[must_use]
     pub fn buffers(&self) -> (usize, usize) {
@@ -452,6 +461,7 @@ impl Endpoint {
             }
         }
         let Some(entry) = find(&mut self.entries, id) else {
+            self.unasked += u64::from(matches!(event, Event::Ended(_)));
             return;
         };
         let memories = self.provider.memories();

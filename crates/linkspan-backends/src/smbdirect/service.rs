@@ -79,7 +79,9 @@ pub struct Summary {
     pub half_open: usize,
     /// Connections that found no room.
     pub turned_away: u64,
-    /// Connections that have ended.
+    /// Connections that ended before they asked for anything.
+    pub unasked: u64,
+    /// Other connections that have ended.
     pub ended: u64,
     /// Bytes allocated for messages that arrive, and buffers in use.
     pub receive_bytes: usize,
@@ -504,6 +506,7 @@ impl Service {
             connections: self.endpoint.count(),
             half_open,
             turned_away,
+            unasked: self.endpoint.unasked(),
             ended: self.ended_count,
             receive_bytes,
             receive_buffers,

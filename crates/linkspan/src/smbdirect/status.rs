@@ -72,6 +72,7 @@ pub(super) fn lines(service: &Service) -> String {
         "connections": summary.connections,
         "half_open": summary.half_open,
         "turned_away": summary.turned_away,
+        "unasked": summary.unasked,
         "ended": summary.ended,
         "receive_bytes": summary.receive_bytes,
         "receive_buffers": summary.receive_buffers,

@@ -172,7 +172,7 @@ fn parameters_hold_at_both_ends_and_wrong_ones_are_refused() {
     let negotiated = &report["negotiated"];
     assert_eq!(
         (&negotiated["max_send_size"], &negotiated["outbound_reads"]),
-        (&json!(4096), &json!(3))
+        (&json!(4096), &json!(16))
     );
     assert_eq!(negotiated["receive_credit_target"], 5);
     listener.stop(Signal::TERM);

@@ -74,8 +74,7 @@ fn siw_accept_race_is_not_ours() {
         if number % 2 == 0 {
             script.send(&negotiate_request());
         } else {
-            // With the second message, which is too early but for the first one's sake
-            // is not: the listener has posted receives for it when it reads it.
+            // In two.
             let frame = script.frame(&negotiate_request());
             script.stream.write_all(&frame[..1]).unwrap();
             script.stream.write_all(&frame[1..]).unwrap();
