@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use linkspan_engine::Spin;
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
 use linkspan_rdma::iwarp::{Batch, ENTROPY, OptionError, Options};
@@ -42,6 +43,9 @@ const SPARE_BATCHES: usize = 16;
 /// How long a listener rests that cannot accept, and a connection for which there is no
 /// memory although nobody holds any: both are asked again.
 const REST: Duration = Duration::from_millis(20);
+
+/// For how long at most to look for something to do before sleeping.
+const LOOK: Duration = Duration::from_micros(50);
 
 /// What epoll calls the listener.
 const LISTENER: u64 = u64::MAX;
@@ -155,6 +159,7 @@ pub struct Provider {
     /// Lent while its events are dealt with.
     ready: Option<Ready>,
     begin: Instant,
+    spin: Spin,
     shared: Shared,
     listener: Option<TcpListener>,
     /// When the listener is asked again.
@@ -189,6 +194,7 @@ impl Provider {
             epoll: Epoll::new()?,
             ready: None,
             begin: Instant::now(),
+            spin: Spin::new(LOOK),
             shared: Shared {
                 memories: Memories::new(),
                 pool: Pool::new(config.options.limits.receive_size, config.budget),
@@ -407,8 +413,7 @@ impl Provider {
             .take()
             .unwrap_or_else(|| Ready::with_capacity(256));
         self.watched.clear();
-        self.epoll.wait(&mut ready, timeout)?;
-        self.shared.calls += 1;
+        self.sleep(&mut ready, timeout)?;
         self.tell_time();
         for event in ready.iter() {
             if event.token == LISTENER {
@@ -429,6 +434,28 @@ impl Provider {
         self.tick();
         self.ask_again()?;
         self.flush();
+        Ok(())
+    }
+
+    /// Looks for something to do for a while, as long as that pays, and then sleeps.
+    fn sleep(&mut self, ready: &mut Ready, timeout: Option<Duration>) -> io::Result<()> {
+        self.shared.calls += 1;
+        if timeout == Some(Duration::ZERO) {
+            return self.epoll.wait(ready, timeout);
+        }
+        let begin = Instant::now();
+        let window = self.spin.window();
+        while !window.is_zero() && begin.elapsed() < window.min(timeout.unwrap_or(window)) {
+            self.epoll.wait(ready, Some(Duration::ZERO))?;
+            if ready.iter().next().is_some() {
+                self.spin.came_after(begin.elapsed());
+                return Ok(());
+            }
+            self.shared.calls += 1;
+        }
+        let left = timeout.map(|timeout| timeout.saturating_sub(begin.elapsed()));
+        self.epoll.wait(ready, left)?;
+        self.spin.came_after(begin.elapsed());
         Ok(())
     }
 

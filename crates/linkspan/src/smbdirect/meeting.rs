@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use linkspan_backends::smbdirect::{Config, Endpoint, Gone, HELLO_LEN, Happening, Hello, Id, Peer};
 use linkspan_mem::Region;
 use linkspan_rdma::verbs::{MemoryId, Slice};
-use linkspan_smbdirect::Status as Core;
+use linkspan_smbdirect::{Misuse, Status as Core};
 use linkspan_sys::signals::{Signal, Signals};
 
 use super::PORT;
@@ -71,6 +71,17 @@ pub(super) fn failure(address: SocketAddr, gone: &Gone) -> Failure {
     Failure::new(status, error)
 }
 
+/// What was asked for is under way, or the connection has ended, which is told next.
+///
+/// # Errors
+/// It cannot be asked for.
+pub(super) fn started<T>(asked: Result<T, Misuse>) -> Result<(), Failure> {
+    match asked {
+        Ok(_) | Err(Misuse::NotConnected { .. }) => Ok(()),
+        Err(misuse) => Err(Failure::new(Status::Usage, misuse)),
+    }
+}
+
 impl Initiator {
     pub(super) fn new(config: Config) -> Result<Self, Failure> {
         let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
@@ -131,8 +142,7 @@ impl Initiator {
             .endpoint
             .session(id)
             .context("the connection is gone")?;
-        session.send(&[slice]).context("cannot say hello")?;
-        Ok(())
+        started(session.send(&[slice]))
     }
 
     /// Connects to the first of `addresses` that answers and asks who it is. Of a peer that

@@ -9,11 +9,11 @@ use hdrhistogram::Histogram;
 use linkspan_backends::smbdirect::{Happening, Hello, Mode, Peer, Welcome};
 use linkspan_mem::Region;
 use linkspan_rdma::verbs::Slice;
-use linkspan_smbdirect::Role;
+use linkspan_smbdirect::{Role, State};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::meeting::{Initiator, Met, failure, resolve};
+use super::meeting::{Initiator, Met, failure, resolve, started};
 use super::parameters::{Parameters, Wire, config};
 use super::status;
 use crate::driver::bytes;
@@ -264,8 +264,8 @@ fn trip(
     });
     let mut session = initiator.endpoint.session(met.id).context(gone)?;
     match message {
-        Some(slice) => drop(session.send(&[slice]).context("cannot send")?),
-        None => session.ask().context("cannot ask")?,
+        Some(slice) => started(session.send(&[slice]))?,
+        None => started(session.ask())?,
     }
     loop {
         initiator.endpoint.wait(None).context("cannot wait")?;
@@ -292,7 +292,8 @@ fn trip(
             }
             (None, _) => {
                 let session = initiator.endpoint.session(met.id).context(gone)?;
-                if !session.status().awaits_sign_of_life {
+                let status = session.status();
+                if status.state == State::Connected && !status.awaits_sign_of_life {
                     return Ok(true);
                 }
             }

@@ -7,11 +7,11 @@ use anyhow::{Context, anyhow};
 use linkspan_backends::smbdirect::{Happening, Hello, Id, Mode as Does, Peer};
 use linkspan_mem::Region;
 use linkspan_rdma::verbs::{MemoryId, Slice};
-use linkspan_smbdirect::{Descriptor, Misuse};
+use linkspan_smbdirect::{Descriptor, Misuse, Refusal, State as Core};
 
 use super::Mode;
 use crate::exit::{Failure, Status};
-use crate::smbdirect::meeting::{Initiator, failure};
+use crate::smbdirect::meeting::{Initiator, failure, started};
 
 /// Connections that are being made at a time: a listener has a limit for each address.
 const CONNECTING: usize = 64;
@@ -58,6 +58,15 @@ pub(super) struct Load<'a> {
     connections: Vec<Connection>,
     does: Does,
     right: bool,
+}
+
+/// Whether a message or transfer was done; not if the connection ended, which is told next.
+fn is_done(result: Result<(), Refusal>) -> Result<bool, Failure> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Refusal::Ended(_)) => Ok(false),
+        Err(why) => Err(anyhow!(why).into()),
+    }
 }
 
 /// Places at most: more would be out of any cache.
@@ -241,9 +250,11 @@ impl<'a> Load<'a> {
     }
 
     fn is_over(&self, index: usize, goal: Goal, begin: Instant) -> bool {
+        let posted = self.connections[index].posted;
         match goal {
-            Goal::Time(time) => begin.elapsed() >= time,
-            Goal::Messages(count) => self.connections[index].posted >= count,
+            // The clock is looked at now and then.
+            Goal::Time(time) => posted.is_multiple_of(16) && begin.elapsed() >= time,
+            Goal::Messages(count) => posted >= count,
         }
     }
 
@@ -284,7 +295,8 @@ impl<'a> Load<'a> {
                 connection.posted += 1;
                 Ok(true)
             }
-            Err(Misuse::Full { .. }) => Ok(false),
+            // Its end is told next.
+            Err(Misuse::Full { .. } | Misuse::NotConnected { .. }) => Ok(false),
             Err(error) => Err(Failure::new(Status::Usage, error)),
         }
     }
@@ -296,7 +308,7 @@ impl<'a> Load<'a> {
         let mut session = self.initiator.endpoint.session(connection.id);
         match &mut session {
             Some(session) if counts || self.mode == Mode::Write => {
-                session.ask().context("cannot ask")?;
+                started(session.ask())?;
                 connection.state = State::Asking;
             }
             _ => connection.state = State::Done,
@@ -313,8 +325,7 @@ impl<'a> Load<'a> {
             };
             match happening {
                 Happening::Sent(result) | Happening::Transferred(result) => {
-                    result.context("not done")?;
-                    self.connections[index].done += 1;
+                    self.connections[index].done += u64::from(is_done(result)?);
                 }
                 Happening::Received => self.receive(index)?,
                 Happening::Ended(gone) => {
@@ -335,7 +346,9 @@ impl<'a> Load<'a> {
             if self.connections[index].state == State::Asking {
                 let session = self.initiator.endpoint.session(self.connections[index].id);
                 let session = session.context("the connection is gone")?;
-                if !session.status().awaits_sign_of_life {
+                let status = session.status();
+                // The end of another one is told next.
+                if status.state == Core::Connected && !status.awaits_sign_of_life {
                     self.connections[index].state = State::Done;
                 }
             }
@@ -434,8 +447,7 @@ impl<'a> Load<'a> {
                 while let Some((_, happening)) = self.initiator.endpoint.poll() {
                     match happening {
                         Happening::Transferred(result) => {
-                            result.context("not done")?;
-                            done = true;
+                            done = is_done(result)?;
                         }
                         Happening::Ended(gone) => {
                             let address = self.address.context("an address")?;
