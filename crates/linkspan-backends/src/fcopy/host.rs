@@ -24,7 +24,7 @@ use super::active::{Active, GuestFault, Turn};
 pub const RING_MIN: u64 = 3 * 4096;
 
 /// WRITEs that a guest of ours gets before it has answered the first.
-pub const OUTSTANDING: usize = 16;
+pub const OUTSTANDING: usize = 32;
 
 /// Connections at a time.
 const CLIENTS_MAX: usize = 32;

@@ -10,6 +10,7 @@ pub mod heartbeat;
 mod host;
 mod service;
 pub mod shutdown;
+mod single;
 mod status;
 pub mod timesync;
 
