@@ -25,7 +25,7 @@ use linkspan_vmbus::ic::{HEARTBEAT, SHUTDOWN, Service, Status, TIME_SYNC};
 use tempfile::tempdir;
 
 /// An instance of a service that has no fixed one.
-const INSTANCE: Guid = Guid::new(0xfd149e91_82e0_4a7d_afa6_2a4166cbd7c0);
+const INSTANCE: Guid = Guid(*b"linkspan-beats-1");
 
 /// The service's device with the guest that serves it. `None` and a word where a program
 /// cannot have it; never in the lab.
