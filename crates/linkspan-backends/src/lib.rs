@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+mod clients;
 pub mod disk;
 pub mod fcopy;
 pub mod ic;

@@ -8,7 +8,7 @@ use std::path::Path;
 use linkspan_backends::fcopy::{FileError, Temporary, Tree, TreeOptions};
 use linkspan_vmbus::fcopy::{Effect, Place, Target};
 use linkspan_vmbus::ic::Status;
-use tempfile::{TempDir, tempdir};
+use tempfile::{TempDir, tempdir, tempdir_in};
 
 struct Rig {
     root: TempDir,
@@ -27,7 +27,12 @@ impl Rig {
     }
 
     fn with(options: TreeOptions) -> Self {
-        let root = tempdir().unwrap();
+        Self::below(&std::env::temp_dir(), options)
+    }
+
+    /// With a root that is made in this folder.
+    fn below(folder: &Path, options: TreeOptions) -> Self {
+        let root = tempdir_in(folder).unwrap();
         let tree = Tree::new(&[root.path()], options).unwrap();
         Self { root, tree }
     }
@@ -317,6 +322,44 @@ fn a_file_that_is_larger_than_the_disk_is_refused_at_once() {
             .unwrap_err();
         assert_eq!(refused.status(), Status::DISK_FULL, "{refused}");
         assert!(rig.names().is_empty());
+    }
+}
+
+/// To reserve room there takes as long as the copy, and the host waits meanwhile.
+#[test]
+fn in_memory_room_is_looked_for_and_not_reserved() {
+    let memory = Path::new("/dev/shm");
+    let tmpfs = rustix::fs::statfs(memory).is_ok_and(|system| system.f_type == 0x0102_1994);
+    if !tmpfs {
+        println!("SKIP in_memory_room_is_looked_for: /dev/shm is no tmpfs");
+        return;
+    }
+    for kind in KINDS {
+        let options = TreeOptions {
+            temporary: kind,
+            ..TreeOptions::default()
+        };
+        let mut rig = Rig::below(memory, options);
+        let huge = Place {
+            size: 1 << 60,
+            ..place("", "huge")
+        };
+        let refused = rig.open(huge).unwrap_err();
+        assert!(matches!(refused, FileError::NoRoom { .. }), "{refused}");
+        assert_eq!(refused.status(), Status::DISK_FULL);
+        assert!(rig.names().is_empty());
+        let file = Place {
+            size: 1 << 20,
+            ..place("", "file")
+        };
+        rig.open(file).unwrap();
+        // Where it has a name it can be looked at.
+        for name in rig.names() {
+            assert_eq!(fs::metadata(rig.path(&name)).unwrap().blocks(), 0);
+        }
+        rig.write(0, &[7; 1 << 20]).unwrap();
+        rig.finish().unwrap();
+        assert_eq!(fs::metadata(rig.path("file")).unwrap().len(), 1 << 20);
     }
 }
 

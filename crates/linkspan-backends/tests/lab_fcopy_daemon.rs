@@ -15,24 +15,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use linkspan_backends::uio::Program;
-use linkspan_testkit::lab::await_true;
+use linkspan_testkit::lab::{await_true, fcopy_daemon};
 use linkspan_testkit::{PATIENCE, VmbusHost};
 use linkspan_vmbus::fcopy::{FRAGMENT_MAX, Failure, Job, Operation, Options, Output, Sender};
 use linkspan_vmbus::ic::{FILE_COPY, Host, Status};
 use rustix::process::Signal;
 
-const NAME: &str = "hv_fcopy_uio_daemon";
-
 /// Bytes of a ring of this kernel's device, and of earlier ones'.
 const RINGS: [u64; 2] = [20480, 16384];
-
-/// The daemon: where `cargo xtask test` says, or where the shell finds it in the lab.
-fn daemon() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let told = env::var_os("LINKSPAN_FCOPY_DAEMON").map(PathBuf::from);
-    let mut places = env::split_paths(&path).map(|dir| dir.join(NAME));
-    told.or_else(|| places.find(|place| place.exists()))
-}
 
 /// The daemon at work on a channel.
 struct Daemon {
@@ -49,7 +39,7 @@ impl Daemon {
             // Not by `eprintln`, which the test harness captures.
             drop(writeln!(io::stderr().lock(), "SKIP {test}: {why}"));
         };
-        let Some(daemon) = daemon() else {
+        let Some(daemon) = fcopy_daemon() else {
             skip("Linux's daemon is not there; cargo xtask lab run lab_fcopy_daemon builds it");
             return None;
         };

@@ -147,6 +147,16 @@ impl Drop for Vdpa {
     }
 }
 
+/// Linux's own daemon of file copy: where `cargo xtask test` says, or where the shell finds
+/// it in the lab.
+#[must_use]
+pub fn fcopy_daemon() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let told = std::env::var_os("LINKSPAN_FCOPY_DAEMON").map(PathBuf::from);
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join("hv_fcopy_uio_daemon"));
+    told.or_else(|| places.find(|place| place.exists()))
+}
+
 /// A name that no other test of this process has.
 #[must_use]
 pub fn unique(prefix: &str) -> String {

@@ -1,7 +1,10 @@
 //! `cargo xtask bench fcopy`: files into a guest, on tmpfs.
 //!
 //! One message at a time, through the device as a kernel shows it: our guest and Linux's
-//! daemon under the same host. Several at a time between two ends of ours: against `cp`
+//! daemon under the same host; and without a file between, both with the memory and the
+//! eventfds of the host: ours by its socket, since it makes its system calls itself and no
+//! preloaded library sees them, and Linux's daemon by one that stands in for the device
+//! (preload.c). Several at a time between two ends of ours: against `cp`
 //! and bare loops. Nothing is bound to a processor: the device's file has a thread of its
 //! own in the host, and the kernel knows best where that runs.
 
@@ -35,6 +38,10 @@ enum Contestant {
     Ours,
     /// Linux's daemon with the same device.
     Linux,
+    /// Our guest at the host's socket, one message at a time.
+    OursBeside,
+    /// Linux's daemon, with a library between that joins that socket.
+    LinuxBeside,
     /// Two ends of ours, several messages at a time.
     Both,
     /// The same, and the file is read back at both ends.
@@ -57,6 +64,7 @@ struct Row {
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     Row { name: "one message, the device as a file of FUSE", ours: Contestant::Ours, against: &[(Contestant::Linux, "hv_fcopy_uio_daemon", Some(1.3)), (Contestant::Turns, "bare turns of two threads", None)] },
+    Row { name: "one message, no file between", ours: Contestant::OursBeside, against: &[(Contestant::LinuxBeside, "hv_fcopy_uio_daemon, preloaded", Some(1.3))] },
     Row { name: "several messages, both ends ours", ours: Contestant::Both, against: &[(Contestant::Cp, "cp", Some(0.6)), (Contestant::Verified, "ours, verified", None), (Contestant::Alone, "bare pread and pwrite of 6 KiB", None)] },
 ];
 
@@ -72,6 +80,15 @@ struct Bench {
     bare_copy: PathBuf,
     tmpfs: Folder,
 }
+
+/// Bytes of a ring as Linux's kernel has it for this device.
+const DEVICE_RING: u64 = 20480;
+
+/// Stands in for the device in Linux's daemon.
+const PRELOAD: &str = include_str!("preload.c");
+
+/// Where the daemon looks for its device, below /sys/bus/vmbus.
+const DEVICE: &str = "devices/eb765408-105f-49b6-b4aa-c123b64d17d4";
 
 pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
     let bench = Bench {
@@ -128,6 +145,7 @@ impl Bench {
         let target = inbox.join("source");
         let (seconds, cpu) = match who {
             Contestant::Ours | Contestant::Linux => self.by_device(who, &inbox)?,
+            Contestant::OursBeside | Contestant::LinuxBeside => self.beside(who, &inbox)?,
             Contestant::Both => self.natively(&self.source(), &inbox, &["--no-verify"])?,
             Contestant::Verified => self.natively(&self.source(), &inbox, &[])?,
             Contestant::Cp => {
@@ -188,16 +206,74 @@ impl Bench {
         let mut host = Command::new(&self.linkspan);
         host.args(["fcopy", "host", "--control"]).arg(&socket);
         let host = Running::start(&mut host, &socket)?;
+        let guest = Running::start(&mut self.guest(inbox, &socket), &socket)?;
+        let sent = self.sent_to(&guest, inbox, file, options);
+        drop((guest, host));
+        sent
+    }
+
+    /// Sends the file to a guest that has the memory and the eventfds of the host, one
+    /// message at a time: seconds, and those of the guest's processor.
+    fn beside(&self, who: Contestant, inbox: &Path) -> Result<(f64, f64)> {
+        let socket = self.tmpfs.0.join("socket");
+        let mut host = Command::new(&self.linkspan);
+        host.args(["fcopy", "host", "--outstanding", "1", "--ring-size"]);
+        host.arg(DEVICE_RING.to_string());
+        let host = Running::start(host.arg("--control").arg(&socket), &socket)?;
+        let mut guest = match who {
+            Contestant::LinuxBeside => self.preloaded(&socket)?,
+            _ => self.guest(inbox, &socket),
+        };
+        let guest = Running::start(&mut guest, &socket)?;
+        let sent = self.sent_to(&guest, inbox, &self.source(), &["--no-verify"]);
+        drop((guest, host));
+        sent
+    }
+
+    fn guest(&self, inbox: &Path, socket: &Path) -> Command {
         let mut guest = Command::new(&self.linkspan);
         guest.args(["fcopy", "guest", "--root"]).arg(inbox);
-        let guest = Running::start(guest.arg("--connect").arg(&socket), &socket)?;
+        guest.arg("--connect").arg(socket);
+        guest
+    }
+
+    /// Linux's daemon with the library that stands in for the device.
+    fn preloaded(&self, socket: &Path) -> Result<Command> {
+        let folder = &self.tmpfs.0;
+        let (source, library) = (folder.join("preload.c"), folder.join("preload.so"));
+        if !library.exists() {
+            fs::write(&source, PRELOAD)?;
+            let mut gcc = Command::new("gcc");
+            gcc.args(["-O2", "-shared", "-fPIC", "-o"]);
+            let status = gcc.arg(&library).arg(&source).status()?;
+            ensure!(status.success(), "preload.c does not build");
+            let device = folder.join("vmbus").join(DEVICE);
+            fs::create_dir_all(device.join("uio/uio0"))?;
+            fs::create_dir_all(device.join("channels/11"))?;
+            File::create(device.join("channels/11/ring"))?.set_len(2 * DEVICE_RING)?;
+        }
+        let mut daemon = Command::new(&self.daemon);
+        daemon.arg("-n").env("LD_PRELOAD", library);
+        daemon.env("LINKSPAN_PRELOAD", socket);
+        daemon.env("LINKSPAN_PRELOAD_SYS", folder.join("vmbus"));
+        Ok(daemon)
+    }
+
+    /// Sends a file to a guest: seconds, and those of the guest's processor.
+    fn sent_to(
+        &self,
+        guest: &Running,
+        inbox: &Path,
+        file: &Path,
+        options: &[&str],
+    ) -> Result<(f64, f64)> {
+        let socket = self.tmpfs.0.join("socket");
+        // The daemon makes no folder and wants a slash.
         let to = format!("{}/", inbox.display());
         self.send(&socket, &self.tiny()?, &to, options)?;
         let before = cpu_seconds(guest.child.id())?;
         let seconds = self.send(&socket, file, &to, options)?;
-        let cpu = cpu_seconds(guest.child.id())? - before;
-        drop((guest, host));
-        Ok((seconds, cpu))
+        Ok((seconds, cpu_seconds(guest.child.id())? - before))
     }
 
     /// A file that shows that both ends are there, and warms them up.
@@ -372,7 +448,9 @@ fn lines(row: &Row, series: &[Series]) -> String {
         let (low, high) = ours.spread(theirs);
         let target = target.map_or(String::new(), |target| format!("{target:.1}"));
         let costs = match who {
-            Contestant::Linux => format!("**{:.2}** | {CPU_TARGET}", ours.cpu() / theirs.cpu()),
+            Contestant::Linux | Contestant::LinuxBeside => {
+                format!("**{:.2}** | {CPU_TARGET}", ours.cpu() / theirs.cpu())
+            }
             _ => " | ".into(),
         };
         text += &format!(

@@ -1,5 +1,6 @@
 //! The host's end on one channel: what a guest is sent, and how long it has to answer.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes of the file that are read at once.
 const AHEAD: usize = 16 * FRAGMENT_MAX;
+
+/// Messages that are shown to the guest together: it works on them while the next ones
+/// are made.
+const GROUP: usize = 8;
+
+/// What a message ends with, and what it has where the file could not be read.
+const ZEROES: [u8; WRITE_LEN] = [0; WRITE_LEN];
 
 /// Bytes after which a sender hears how far its file is.
 const STEP: u64 = 4 << 20;
@@ -207,6 +215,7 @@ impl Active {
     /// Sends until there is nothing to send, or no room: whether that was it.
     fn say(&mut self, turn: &mut Turn) -> Result<bool, GuestFault> {
         self.channel.outgoing.stop_waiting();
+        let mut sent = 0;
         // A guest that is given up may have left the ring full.
         while self.expired || has_room(&mut self.channel.outgoing)? {
             let Some(output) = self.sender.poll_output() else {
@@ -221,14 +230,14 @@ impl Active {
                     len,
                     padding,
                 } => {
-                    let mut data = [0; WRITE_LEN];
-                    if !self.read(offset, &mut data[..len]) {
+                    let found = self.found(offset, len);
+                    if found.is_none() {
                         // What was begun is sent, and then taken back.
                         self.sender.cancel(Failure::Source);
                     }
-                    self.channel
-                        .outgoing
-                        .send(header, &[&head, &data[..len + padding]])
+                    let data = found.map_or(&ZEROES[..len], |found| &self.ahead[found]);
+                    let parts = [&head[..], data, &ZEROES[..padding]];
+                    self.channel.outgoing.send(header, &parts)
                 }
                 Output::Ready => {
                     self.ready = true;
@@ -248,6 +257,10 @@ impl Active {
                 }
             }
             .map_err(GuestFault::Send)?;
+            sent += 1;
+            if sent % GROUP == 0 {
+                self.channel.flush()?;
+            }
         }
         Ok(true)
     }
@@ -266,22 +279,19 @@ impl Active {
         }
     }
 
-    /// Whether all of these bytes of the file could be read.
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> bool {
-        if let Some(found) = self.in_ahead(offset, data.len()) {
-            data.copy_from_slice(found);
-            return true;
+    /// Where these bytes of the file are in what was read of it, if they could be read.
+    fn found(&mut self, offset: u64, len: usize) -> Option<Range<usize>> {
+        let found = self.in_ahead(offset, len);
+        if found.is_some() || !self.read_ahead(offset, len) {
+            return found;
         }
-        if !self.read_ahead(offset, data.len()) {
-            return false;
-        }
-        let found = self.in_ahead(offset, data.len());
-        found.map(|found| data.copy_from_slice(found)).is_some()
+        self.in_ahead(offset, len)
     }
 
-    fn in_ahead(&self, offset: u64, len: usize) -> Option<&[u8]> {
+    fn in_ahead(&self, offset: u64, len: usize) -> Option<Range<usize>> {
         let at = usize::try_from(offset.checked_sub(self.ahead_at)?).ok()?;
-        self.ahead.get(at..at.checked_add(len)?)
+        let found = at..at.checked_add(len)?;
+        (found.end <= self.ahead.len()).then_some(found)
     }
 
     /// Reads from here on, at least `least` bytes: whether there are so many.

@@ -4,33 +4,28 @@
 mod asking;
 mod jobs;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use linkspan_engine::LogLimit;
-use linkspan_engine::vmbus::{ChannelError, Framed, FramedError, Offer};
+use linkspan_engine::vmbus::{ChannelError, FramedError, Offer};
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::{Epoll, Listener, reaper};
 use linkspan_vmbus::ic::FILE_COPY;
-use linkspan_vmbus::link::{self, Frame, Outcome, Phase, Reason, Request, Role};
+use linkspan_vmbus::link::{self, Frame, Outcome, Reason, Request, Role};
 
 use self::asking::Asking;
 use super::active::{Active, GuestFault, Turn};
+use crate::clients::{Clients, until};
 
 /// The least bytes of a ring with room for every message: a page of control fields,
 /// and two pages.
 pub const RING_MIN: u64 = 3 * 4096;
 
 /// WRITEs that a guest of ours gets before it has answered the first.
-pub const OUTSTANDING: usize = 16;
-
-/// Connections at a time.
-const CLIENTS_MAX: usize = 32;
-
-/// How long a client has to say what it is.
-const HELLO_LIMIT: Duration = Duration::from_secs(10);
+pub const OUTSTANDING: usize = 32;
 
 /// Frames of one client before others have their turn.
 const FRAMES_MAX: usize = 8;
@@ -94,11 +89,9 @@ pub enum HostEvent {
     },
 }
 
-struct Client {
-    framed: Framed,
+/// What is known of a client.
+struct Known {
     accepts: Accepts,
-    /// Until when it has to have said what it is.
-    hello: Instant,
     job: Option<Job>,
 }
 
@@ -117,8 +110,7 @@ struct Job {
 pub struct Host {
     epoll: Epoll,
     listeners: Vec<(Listener, Accepts)>,
-    clients: BTreeMap<u64, Client>,
-    next: u64,
+    clients: Clients<Known>,
     options: HostOptions,
     guest: Option<(u64, Active)>,
     /// Clients whose files wait, in order.
@@ -153,8 +145,7 @@ impl Host {
         Ok(Self {
             epoll,
             listeners,
-            clients: BTreeMap::new(),
-            next: FIRST_CLIENT,
+            clients: Clients::new(FIRST_CLIENT),
             options,
             guest: None,
             queue: VecDeque::new(),
@@ -191,27 +182,21 @@ impl Host {
             self.expire();
             self.begin();
             // A guest may have become ready, and somebody have waited for that.
-            more = self.turn() || self.is_due();
+            more = self.turn() || self.may_begin();
         }
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let hellos = self.clients.values().filter_map(|client| {
-            let fresh = client.framed.phase() == Phase::Fresh;
-            fresh.then_some(client.hello)
-        });
         let idle = self.is_idle();
-        let waiting = self.clients.values().filter(|_| idle);
+        let waiting = self.clients.iter().filter(|_| idle);
         let waiting = waiting.filter_map(|client| {
-            let (_, _, until) = client.job.as_ref()?.waiting.as_ref()?;
+            let (_, _, until) = client.known.job.as_ref()?.waiting.as_ref()?;
             Some(*until)
         });
         let guest = self.guest.as_ref().and_then(|(_, guest)| guest.deadline());
         let asking = self.asking.as_ref().map(Asking::deadline);
-        let first = hellos.chain(waiting).chain(guest).chain(asking).min()?;
-        // Not before it: the system counts whole milliseconds.
-        let left = first.saturating_duration_since(Instant::now());
-        Some(left + Duration::from_millis(1))
+        let hello = self.clients.deadline().into_iter();
+        until(hello.chain(waiting).chain(guest).chain(asking).min())
     }
 
     /// Whether there is no guest that could be sent anything: neither one that is ready
@@ -224,48 +209,21 @@ impl Host {
         !ready && self.current.is_none()
     }
 
-    /// Whether a file can begin.
-    fn is_due(&self) -> bool {
-        let ready = self
-            .guest
-            .as_ref()
-            .is_some_and(|(_, guest)| guest.is_ready());
-        ready && self.current.is_none() && !self.queue.is_empty()
-    }
-
     fn accept(&mut self, token: u64) {
         let index = usize::try_from(token - FIRST_LISTENER).unwrap_or(usize::MAX);
         let Some((listener, accepts)) = self.listeners.get(index) else {
             return;
         };
-        // A client that left before is nobody's loss.
-        let Ok(stream) = listener.accept() else {
-            return;
+        let known = Known {
+            accepts: *accepts,
+            job: None,
         };
-        if self.clients.len() >= CLIENTS_MAX {
-            return;
-        }
-        let framed = Framed::accepted(stream);
-        let token = self.next;
-        self.next += 1;
-        if self
-            .epoll
-            .add(framed.as_fd(), token, Interest::READ)
-            .is_ok()
-        {
-            let client = Client {
-                framed,
-                accepts: *accepts,
-                hello: Instant::now() + HELLO_LIMIT,
-                job: None,
-            };
-            self.clients.insert(token, client);
-        }
+        self.clients.accept(&self.epoll, listener, known);
     }
 
     fn hear(&mut self, token: u64) {
         for _ in 0..FRAMES_MAX {
-            let Some(client) = self.clients.get_mut(&token) else {
+            let Some(client) = self.clients.get_mut(token) else {
                 return;
             };
             let frame = match client.framed.take() {
@@ -319,7 +277,7 @@ impl Host {
     }
 
     fn refuse(&mut self, token: u64, reason: Reason) -> Result<(), FramedError> {
-        if let Some(client) = self.clients.get_mut(&token) {
+        if let Some(client) = self.clients.get_mut(token) {
             client.framed.say(&Frame::Refused(reason), &[])?;
         }
         Err(FramedError::Closed)
@@ -334,12 +292,12 @@ impl Host {
             self.hear(held);
         }
         let busy = role == Role::Guest && self.guest.is_some();
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return Ok(());
         };
         let refused = match version {
             None => Err(Reason::Version),
-            Some(_) if !client.accepts.allows(role) => Err(Reason::Role),
+            Some(_) if !client.known.accepts.allows(role) => Err(Reason::Role),
             Some(_) if busy => Err(Reason::Busy),
             Some(version) => Ok(version),
         };
@@ -370,21 +328,13 @@ impl Host {
     /// Ends what did not come in time.
     fn expire(&mut self) {
         let now = Instant::now();
-        let late: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.framed.phase() == Phase::Fresh && client.hello <= now)
-            .map(|(token, _)| *token)
-            .collect();
-        for token in late {
+        for token in self.clients.late(now) {
             self.remove(token, &FramedError::Late);
         }
         if self.is_idle() {
             let over = |token: &u64| {
-                let job = self
-                    .clients
-                    .get(token)
-                    .and_then(|client| client.job.as_ref());
+                let client = self.clients.get(*token);
+                let job = client.and_then(|client| client.known.job.as_ref());
                 let waiting = job.and_then(|job| job.waiting.as_ref());
                 waiting.is_some_and(|(_, _, until)| *until <= now)
             };
@@ -452,9 +402,7 @@ impl Host {
         };
         // The guest has the same open file, so closing ours does not end the watch.
         let _ = self.epoll.delete(&guest.channel);
-        if let Some(client) = self.clients.remove(&token) {
-            let _ = self.epoll.delete(client.framed.as_fd());
-        }
+        self.clients.remove(&self.epoll, token);
         if fault && let Some(left_out) = self.broken.allow() {
             tracing::warn!(left_out, "the guest is given up: {reason}");
         }
@@ -470,10 +418,10 @@ impl Host {
 
     /// Tells a client what became of its file.
     fn done(&mut self, token: u64, outcome: Outcome) {
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return;
         };
-        let Some(Job { file, path, .. }) = client.job.take() else {
+        let Some(Job { file, path, .. }) = client.known.job.take() else {
             return;
         };
         self.tell(token, &Frame::Done(outcome));
@@ -485,7 +433,7 @@ impl Host {
     }
 
     fn tell(&mut self, token: u64, frame: &Frame) {
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return;
         };
         if let Err(error) = client.framed.say(frame, &[]) {
@@ -503,10 +451,9 @@ impl Host {
             let fault = !matches!(why, FramedError::Closed);
             return self.lose_guest(token, &why.to_string(), fault, Outcome::Lost);
         }
-        let Some(client) = self.clients.remove(&token) else {
+        let Some(client) = self.clients.remove(&self.epoll, token) else {
             return;
         };
-        let _ = self.epoll.delete(client.framed.as_fd());
         tracing::debug!("a client left: {why}");
         self.queue.retain(|waiting| *waiting != token);
         if self.current == Some(token) {
@@ -516,7 +463,7 @@ impl Host {
                 None => Outcome::Stopped,
             };
             self.stop_current();
-            if let Some(Job { file, path, .. }) = client.job {
+            if let Some(Job { file, path, .. }) = client.known.job {
                 (self.events)(HostEvent::File {
                     file,
                     path,

@@ -1,37 +1,23 @@
 //! Files below folders that are allowed. A file is made beside its place, without a
 //! name where the file system can do that, and put there when it is whole.
 
+mod landing;
+mod pending;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use linkspan_mem::fault::{self, Site};
-use linkspan_vmbus::fcopy::{Effect, FRAGMENT_MAX, Place, Target};
+use linkspan_vmbus::fcopy::{Effect, Place};
 use linkspan_vmbus::ic::Status;
 use linkspan_vmbus::link::{DIGEST_LEN, Digest};
-use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid,
-    fallocate, fchmod, fchown, fdatasync, fstat, fstatvfs, linkat, mkdirat, openat2, renameat,
-    renameat_with, statat, unlinkat,
-};
-use rustix::io::{Errno, pwrite};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, fstat, openat2};
+use rustix::io::Errno;
 
+use self::landing::Landing;
+use self::pending::Pending;
 use super::digest;
-
-/// No step of a path leaves the folder that it began in, by whatever trick.
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH
-    .union(ResolveFlags::NO_MAGICLINKS)
-    .union(ResolveFlags::NO_SYMLINKS);
-
-/// Bytes that are written at once, as far as they come one behind the other: whole pages,
-/// and few enough to stay in the processor's cache.
-const TOGETHER: usize = 16 * FRAGMENT_MAX;
-
-/// What a file that is not whole is called, where it needs a name.
-const TEMPORARY: &str = ".linkspan-";
-
-/// How often a name or a path that changes under us is tried again.
-const TRIES: u32 = 16;
 
 /// How a file is made before it is whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -140,7 +126,6 @@ fn system(what: &'static str, name: &str) -> impl FnOnce(Errno) -> FileError + u
         source: errno.into(),
     }
 }
-
 /// Folders that may be written to, and the file that is being written.
 #[derive(Debug)]
 pub struct Tree {
@@ -271,349 +256,10 @@ fn acquire() -> Result<(), Errno> {
     fault::point(Site::Fd).map_err(|_| Errno::MFILE)
 }
 
-/// A file that is not whole. Dropped, it takes all with it that was made for it.
-#[derive(Debug)]
-struct Pending {
-    file: OwnedFd,
-    /// The name that it has meanwhile, if it needs one.
-    temporary: Option<String>,
-    place: Landing,
-    /// What is still to be written, and where it begins.
-    kept: Vec<u8>,
-    kept_at: u64,
-    /// Something that was said to be taken is not written: nothing makes it whole.
-    lost: Option<Errno>,
-}
-
-/// Where a file goes.
-#[derive(Debug)]
-struct Landing {
-    folder: OwnedFd,
-    name: String,
-    overwrite: bool,
-    /// Folders that were made for it: where, and their names.
-    made: Vec<(OwnedFd, String)>,
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        while let Some((parent, name)) = self.made.pop() {
-            // One that somebody has put something into stays.
-            let _ = unlinkat(&parent, name.as_str(), AtFlags::REMOVEDIR);
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Some(name) = self.temporary.take() {
-            let _ = unlinkat(&self.place.folder, name.as_str(), AtFlags::empty());
-        }
-    }
-}
-
-impl Pending {
-    fn new(
-        root: BorrowedFd<'_>,
-        place: &Place,
-        options: TreeOptions,
-        readable: bool,
-    ) -> Result<Self, FileError> {
-        let place_of = Landing::find(root, place, options)?;
-        place_of.check()?;
-        let (file, temporary) = place_of.make(options.temporary, readable)?;
-        let mut pending = Self {
-            file,
-            temporary,
-            place: place_of,
-            kept: Vec::new(),
-            kept_at: 0,
-            lost: None,
-        };
-        let room = TOGETHER.min(usize::try_from(place.size).unwrap_or(TOGETHER));
-        let refused = |_| system("take up", &pending.place.name)(Errno::NOMEM);
-        pending.kept = fault::try_with_capacity(room).map_err(refused)?;
-        pending.reserve(place.size)?;
-        Ok(pending)
-    }
-
-    /// Room for all of it, or an error before the first byte has come.
-    fn reserve(&self, size: u64) -> Result<(), FileError> {
-        if size == 0 {
-            return Ok(());
-        }
-        match retry(|| fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, size)) {
-            // Not every file system can do that.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            done => return done.map_err(system("reserve room for", &self.place.name)),
-        }
-        let room = fstatvfs(&self.file).map_err(system("ask for the room of", &self.place.name))?;
-        let free = room.f_bavail.saturating_mul(room.f_frsize);
-        if free < size {
-            return Err(FileError::NoRoom { size, free });
-        }
-        Ok(())
-    }
-
-    /// Takes bytes. What comes one behind the other is written together, so an error may
-    /// be that of bytes before; it is the error of all that comes later.
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
-        let behind = self.kept_at + self.kept.len() as u64;
-        let room = self.kept.capacity() - self.kept.len();
-        if offset != behind || data.len() > room {
-            self.write_kept()?;
-            self.kept_at = offset;
-        }
-        if data.len() > self.kept.capacity() {
-            return self.write_now(offset, data);
-        }
-        self.kept.extend_from_slice(data);
-        if self.kept.len() == self.kept.capacity() {
-            return self.write_kept();
-        }
-        self.soundness()
-    }
-
-    fn write_kept(&mut self) -> Result<(), FileError> {
-        let kept = std::mem::take(&mut self.kept);
-        let written = self.write_now(self.kept_at, &kept);
-        self.kept_at += kept.len() as u64;
-        self.kept = kept;
-        self.kept.clear();
-        written
-    }
-
-    fn write_now(&mut self, offset: u64, data: &[u8]) -> Result<(), FileError> {
-        let mut done = 0;
-        while self.lost.is_none() && done < data.len() {
-            let at = offset + done as u64;
-            match retry(|| pwrite(&self.file, &data[done..], at)) {
-                Ok(0) => self.lost = Some(Errno::IO),
-                Ok(count) => done += count,
-                Err(errno) => self.lost = Some(errno),
-            }
-        }
-        self.soundness()
-    }
-
-    fn soundness(&self) -> Result<(), FileError> {
-        let lost = self.lost.map(system("write", &self.place.name));
-        lost.map_or(Ok(()), Err)
-    }
-
-    /// Puts it in its place. What the system has kept back so far is told here.
-    fn finish(&mut self, options: TreeOptions) -> Result<(), FileError> {
-        self.write_kept()?;
-        let name = self.place.name.clone();
-        retry(|| fdatasync(&self.file)).map_err(system("write", &name))?;
-        own(self.file.as_fd(), options.mode, options.owner)
-            .map_err(system("give the mode and the owner to", &name))?;
-        // Somebody may have put something else there meanwhile.
-        self.place.check()?;
-        if self.place.overwrite {
-            if self.temporary.is_none() {
-                self.temporary = Some(self.place.name_once(|temporary| self.link(temporary))?);
-            }
-            let temporary = self.temporary.as_deref().unwrap_or_default();
-            renameat(&self.place.folder, temporary, &self.place.folder, &*name)
-        } else if let Some(temporary) = &self.temporary {
-            let folder = &self.place.folder;
-            renameat_with(folder, &**temporary, folder, &*name, RenameFlags::NOREPLACE)
-        } else {
-            self.link(&name)
-        }
-        .map_err(system("put in its place", &name))?;
-        self.temporary = None;
-        // They are wanted now.
-        self.place.made.clear();
-        Ok(())
-    }
-
-    /// Gives the file without a name this one.
-    fn link(&self, name: &str) -> Result<(), Errno> {
-        let folder = &self.place.folder;
-        match linkat(&self.file, "", folder, name, AtFlags::EMPTY_PATH) {
-            // Without CAP_DAC_READ_SEARCH, which others need for it.
-            Err(Errno::NOENT | Errno::PERM) => {
-                let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-                linkat(CWD, path, folder, name, AtFlags::SYMLINK_FOLLOW)
-            }
-            done => done,
-        }
-    }
-}
-
-impl Landing {
-    fn find(root: BorrowedFd<'_>, place: &Place, options: TreeOptions) -> Result<Self, FileError> {
-        let mut landing = Self {
-            folder: folder(root, ".").map_err(system("open the folder", ""))?,
-            name: String::new(),
-            overwrite: place.overwrite && options.overwrite,
-            made: Vec::new(),
-        };
-        if !place.folder.is_empty() {
-            landing.descend(root, &place.folder, place.create_path, options)?;
-        }
-        match &place.target {
-            Target::In { name } => landing.name.clone_from(name),
-            Target::At { last, name } => match folder(landing.folder.as_fd(), last) {
-                Ok(inner) => {
-                    landing.folder = inner;
-                    landing.name.clone_from(name);
-                }
-                Err(Errno::NOENT | Errno::NOTDIR) => landing.name.clone_from(last),
-                Err(errno) => return Err(system("open the folder", last)(errno)),
-            },
-        }
-        Ok(landing)
-    }
-
-    /// Opens the folder below a root, and makes what is missing of it.
-    fn descend(
-        &mut self,
-        root: BorrowedFd<'_>,
-        path: &str,
-        create: bool,
-        options: TreeOptions,
-    ) -> Result<(), FileError> {
-        match folder(root, path) {
-            Err(Errno::NOENT) if create => {}
-            done => {
-                self.folder = done.map_err(system("open the folder", path))?;
-                return Ok(());
-            }
-        }
-        for part in path.split('/') {
-            let next = match folder(self.folder.as_fd(), part) {
-                Err(Errno::NOENT) => self.make_folder(part, options),
-                done => done,
-            };
-            self.folder = next.map_err(system("make the folder", part))?;
-        }
-        Ok(())
-    }
-
-    fn make_folder(&mut self, name: &str, options: TreeOptions) -> Result<OwnedFd, Errno> {
-        acquire()?;
-        let parent = self.folder.try_clone().map_err(|_| Errno::MFILE)?;
-        match mkdirat(&self.folder, name, Mode::RWXU) {
-            // Somebody else made it.
-            Err(Errno::EXIST) => return folder(self.folder.as_fd(), name),
-            done => done?,
-        }
-        self.made.push((parent, name.to_owned()));
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let made = beneath(self.folder.as_fd(), name, flags, Mode::empty())?;
-        own(made.as_fd(), options.folder_mode, options.owner)?;
-        Ok(made)
-    }
-
-    /// Whether a file can be put there.
-    fn check(&self) -> Result<(), FileError> {
-        let name = self.name.clone();
-        match statat(&self.folder, &*self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(system("look for", &name)(errno)),
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
-                Err(FileError::NotAFile { name })
-            }
-            Ok(_) if self.overwrite => Ok(()),
-            Ok(_) => Err(FileError::Exists { name }),
-        }
-    }
-
-    /// A file that nobody sees, or that nobody takes for whole.
-    fn make(
-        &self,
-        temporary: Temporary,
-        readable: bool,
-    ) -> Result<(OwnedFd, Option<String>), FileError> {
-        let mode = Mode::RUSR | Mode::WUSR;
-        let access = if readable {
-            OFlags::RDWR
-        } else {
-            OFlags::WRONLY
-        };
-        let flags = access | OFlags::CLOEXEC;
-        let folder = self.folder.as_fd();
-        if temporary == Temporary::Unnamed {
-            match beneath(folder, ".", flags | OFlags::TMPFILE, mode) {
-                // What file systems and kernels say that cannot do it.
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
-                done => {
-                    let file = done.map_err(system("make", &self.name))?;
-                    return Ok((file, None));
-                }
-            }
-        }
-        let mut file = None;
-        let name = self.name_once(|name| {
-            let flags = flags | OFlags::CREATE | OFlags::EXCL;
-            file = Some(beneath(folder, name, flags, mode)?);
-            Ok(())
-        })?;
-        let file = file.ok_or(FileError::NotOpen)?;
-        Ok((file, Some(name)))
-    }
-
-    /// A name that is not taken, with which `make` has made something.
-    fn name_once(
-        &self,
-        mut make: impl FnMut(&str) -> Result<(), Errno>,
-    ) -> Result<String, FileError> {
-        let mut tries = 0;
-        loop {
-            let mut bytes = [0; 8];
-            let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-            filled.map_err(system("find a name beside", &self.name))?;
-            let name = format!("{TEMPORARY}{:016x}", u64::from_ne_bytes(bytes));
-            match make(&name) {
-                Err(Errno::EXIST) if tries < TRIES => tries += 1,
-                done => {
-                    done.map_err(system("make a file beside", &self.name))?;
-                    return Ok(name);
-                }
-            }
-        }
-    }
-}
-
-/// A folder below this one, by a path without links.
-fn folder(parent: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    beneath(parent, path, flags, Mode::empty())
-}
-
-fn beneath(
-    parent: BorrowedFd<'_>,
-    path: &str,
-    flags: OFlags,
-    mode: Mode,
-) -> Result<OwnedFd, Errno> {
-    acquire()?;
-    let mut tries = 0;
-    loop {
-        match openat2(parent, path, flags, mode, BENEATH) {
-            // Something was renamed while the kernel walked.
-            Err(Errno::AGAIN | Errno::INTR) if tries < TRIES => tries += 1,
-            done => return done,
-        }
-    }
-}
-
 /// The mode is set after the owner, since that takes bits away.
 fn own(fd: BorrowedFd<'_>, mode: u32, owner: Option<(u32, u32)>) -> Result<(), Errno> {
     if let Some((user, group)) = owner {
         fchown(fd, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
     }
     fchmod(fd, Mode::from_raw_mode(mode))
-}
-
-fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    loop {
-        match call() {
-            Err(Errno::INTR) => {}
-            done => return done,
-        }
-    }
 }

@@ -1,40 +1,29 @@
 //! A host: offers services to the guests that connect, each service to one at a time.
 //! One thread, which waits in one place.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use linkspan_engine::vmbus::{ChannelError, Framed, FramedError, Offer};
+use linkspan_engine::vmbus::{ChannelError, FramedError, Offer};
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::{Epoll, Listener, reaper};
 use linkspan_vmbus::Guid;
 use linkspan_vmbus::ic::Service;
-use linkspan_vmbus::link::{self, Frame, Phase, Reason, Role};
+use linkspan_vmbus::link::{self, Frame, Reason, Role};
+
+use crate::clients::{Clients, until};
 
 use super::talk::{HostEvent, HostOptions, Parting, Talk};
 
 /// Bytes of each ring, as Linux's kernel has them for these services.
 const RING: u64 = 5 * 4096;
 
-/// Connections at a time.
-const CLIENTS_MAX: usize = 32;
-
-/// How long a client has to say what it is.
-const HELLO_LIMIT: Duration = Duration::from_secs(10);
-
 const CANCEL: u64 = 0;
 const LISTENER: u64 = 1;
 /// Channels, in the order of the services.
 const FIRST_LINE: u64 = 2;
 const FIRST_CLIENT: u64 = 64;
-
-struct Client {
-    framed: Framed,
-    /// Until when it has to have said what it is.
-    hello: Instant,
-}
 
 /// A service, and its guest if there is one.
 struct Line {
@@ -47,8 +36,7 @@ pub struct Host {
     epoll: Epoll,
     listener: Listener,
     options: HostOptions,
-    clients: BTreeMap<u64, Client>,
-    next: u64,
+    clients: Clients<()>,
     lines: Vec<Line>,
     events: Box<dyn FnMut(&'static Service, HostEvent) + Send>,
 }
@@ -76,8 +64,7 @@ impl Host {
             listener,
             lines: options.services.iter().map(line).collect(),
             options,
-            clients: BTreeMap::new(),
-            next: FIRST_CLIENT,
+            clients: Clients::new(FIRST_CLIENT),
             events: Box::new(events),
         })
     }
@@ -100,7 +87,7 @@ impl Host {
             for event in ready.iter() {
                 match event.token {
                     CANCEL => return self.epoll.delete(cancel),
-                    LISTENER => self.accept(),
+                    LISTENER => self.clients.accept(&self.epoll, &self.listener, ()),
                     // Every line has its turn below.
                     token if token < FIRST_CLIENT => {}
                     token => self.hear(token),
@@ -112,40 +99,15 @@ impl Host {
     }
 
     fn next_deadline(&self) -> Option<Duration> {
-        let hellos = self.clients.values().filter_map(|client| {
-            let fresh = client.framed.phase() == Phase::Fresh;
-            fresh.then_some(client.hello)
-        });
         let lines = self
             .lines
             .iter()
             .filter_map(|line| line.guest.as_ref()?.1.deadline());
-        let first = hellos.chain(lines).min()?;
-        // Not before it: the system counts whole milliseconds.
-        let left = first.saturating_duration_since(Instant::now());
-        Some(left + Duration::from_millis(1))
-    }
-
-    fn accept(&mut self) {
-        // A client that left before is nobody's loss.
-        let Ok(stream) = self.listener.accept() else {
-            return;
-        };
-        if self.clients.len() >= CLIENTS_MAX {
-            return;
-        }
-        let framed = Framed::accepted(stream);
-        let token = self.next;
-        self.next += 1;
-        let watched = self.epoll.add(framed.as_fd(), token, Interest::READ);
-        if watched.is_ok() {
-            let hello = Instant::now() + HELLO_LIMIT;
-            self.clients.insert(token, Client { framed, hello });
-        }
+        until(self.clients.deadline().into_iter().chain(lines).min())
     }
 
     fn hear(&mut self, token: u64) {
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return;
         };
         let heard = match client.framed.take() {
@@ -190,7 +152,7 @@ impl Host {
         match version.and_then(|version| Ok((version, at?))) {
             Ok((version, at)) => self.join(token, version, at),
             Err(reason) => {
-                if let Some(client) = self.clients.get_mut(&token) {
+                if let Some(client) = self.clients.get_mut(token) {
                     client.framed.say(&Frame::Refused(reason), &[])?;
                 }
                 Err(FramedError::Closed)
@@ -209,7 +171,7 @@ impl Host {
 
     /// Gives a guest the channel of a service.
     fn join(&mut self, token: u64, version: u16, at: usize) -> Result<(), FramedError> {
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return Ok(());
         };
         let service = self.lines[at].service;
@@ -235,14 +197,7 @@ impl Host {
     /// Ends connections that say nothing.
     fn expire(&mut self) {
         let now = Instant::now();
-        let silent = |client: &Client| client.framed.phase() == Phase::Fresh && client.hello <= now;
-        let late: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| silent(client))
-            .map(|(token, _)| *token)
-            .collect();
-        for token in late {
+        for token in self.clients.late(now) {
             self.remove(token, &FramedError::Late);
         }
     }
@@ -272,9 +227,7 @@ impl Host {
         };
         // The guest has the same open file, so closing ours does not end the watch.
         let _ = self.epoll.delete(&talk.channel);
-        if let Some(client) = self.clients.remove(&token) {
-            let _ = self.epoll.delete(client.framed.as_fd());
-        }
+        self.clients.remove(&self.epoll, token);
         let reason = reason.to_owned();
         (self.events)(self.lines[at].service, HostEvent::Left { reason, parting });
     }
@@ -289,8 +242,7 @@ impl Host {
             };
             return self.lose(at, &why.to_string(), parting);
         }
-        if let Some(client) = self.clients.remove(&token) {
-            let _ = self.epoll.delete(client.framed.as_fd());
+        if self.clients.remove(&self.epoll, token).is_some() {
             tracing::debug!("a client left: {why}");
         }
     }

@@ -8,8 +8,11 @@ mod frame;
 mod guest;
 pub mod heartbeat;
 mod host;
+#[cfg(test)]
+mod others;
 mod service;
 pub mod shutdown;
+mod single;
 mod status;
 pub mod timesync;
 

@@ -5,10 +5,13 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::guest::{GuestService, Handled, Loader, Saver};
-use super::host::{Host, HostError, HostEvent};
-use super::service::{Agreed, SHUTDOWN, Service, Version};
+use super::host::HostError;
+use super::service::{SHUTDOWN, Service, Version};
+use super::single::Single;
 use super::status::Status;
-use linkspan_mem::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::RestoreError;
+
+pub use super::single::Event;
 
 /// Bytes before the text: reason, seconds, flags, 32 bits each.
 const HEAD: usize = 12;
@@ -102,37 +105,18 @@ const MAGIC: [u8; 8] = *b"LSicshd1";
 
 /// The host's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requester {
-    host: Host,
-    awaited: Option<u8>,
-}
-
-/// What the guest's message means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event {
-    /// A wish can be sent.
-    Ready(Agreed),
-    /// The guest said whether it will do it.
-    Answered(Status),
-    /// An answer that came too late.
-    Late,
-}
+pub struct Requester(Single);
 
 impl Default for Requester {
     fn default() -> Self {
-        Self {
-            host: Host::new(&SHUTDOWN),
-            awaited: None,
-        }
+        Self(Single::new(&SHUTDOWN))
     }
 }
 
 impl Requester {
     /// The message that begins the conversation.
     pub fn start(&mut self) -> Vec<u8> {
-        self.awaited = None;
-        self.host.negotiate()
+        self.0.start()
     }
 
     /// The message with a wish. One that was not answered is not awaited any more.
@@ -140,11 +124,7 @@ impl Requester {
     /// # Errors
     /// Nothing is negotiated.
     pub fn request(&mut self, wish: &Request) -> Result<Vec<u8>, HostError> {
-        if let Some(late) = self.awaited.take() {
-            self.host.forget(late);
-        }
-        let (transaction, header) = self.host.request(HEAD + TEXT)?;
-        self.awaited = Some(transaction);
+        let header = self.0.request(HEAD + TEXT)?;
         let flags = wish.action as u32 | u32::from(wish.force);
         let mut message = header.to_vec();
         for word in [wish.reason, wish.timeout_s, flags] {
@@ -165,22 +145,13 @@ impl Requester {
     /// # Errors
     /// The guest broke the protocol.
     pub fn receive(&mut self, payload: &[u8]) -> Result<Event, HostError> {
-        Ok(match self.host.receive(payload)? {
-            HostEvent::Negotiated(agreed) => Event::Ready(agreed),
-            HostEvent::Stale { .. } => Event::Late,
-            HostEvent::Reply { status, .. } => {
-                self.awaited = None;
-                Event::Answered(status)
-            }
-        })
+        self.0.receive(payload)
     }
 
     /// The conversation as bytes.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let mut writer = Writer::new(MAGIC);
-        self.host.save_awaiting(&mut writer, self.awaited);
-        writer.finish()
+        self.0.snapshot(MAGIC)
     }
 
     /// The conversation that [`snapshot`](Self::snapshot) saved.
@@ -188,10 +159,6 @@ impl Requester {
     /// # Errors
     /// `bytes` are not that.
     pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
-        let mut reader = Reader::new("requester of shutdowns", MAGIC, bytes)?;
-        let (host, awaited) = Host::load_awaiting(&SHUTDOWN, &mut reader)?;
-        let requester = Self { host, awaited };
-        reader.end()?;
-        Ok(requester)
+        Single::restore(&SHUTDOWN, "requester of shutdowns", MAGIC, bytes).map(Self)
     }
 }

@@ -4,10 +4,13 @@
 use alloc::vec::Vec;
 
 use super::guest::{GuestService, Handled, Loader, Saver};
-use super::host::{Host, HostError, HostEvent};
-use super::service::{Agreed, Service, TIME_SYNC, Version};
+use super::host::HostError;
+use super::service::{Service, TIME_SYNC, Version};
+use super::single::Single;
 use super::status::Status;
-use linkspan_mem::record::{Reader, RestoreError, Writer};
+use linkspan_mem::record::RestoreError;
+
+pub use super::single::Event;
 
 /// Units of 100 ns from 1601, where Windows begins to count, to 1970.
 const UNIX_EPOCH: u64 = 116_444_736_000_000_000;
@@ -107,37 +110,18 @@ const MAGIC: [u8; 8] = *b"LSictim1";
 
 /// The host's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clock {
-    host: Host,
-    awaited: Option<u8>,
-}
-
-/// What the guest's message means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event {
-    /// Times can be sent.
-    Ready(Agreed),
-    /// The guest took the last one, or did not.
-    Answered(Status),
-    /// An answer that came too late.
-    Late,
-}
+pub struct Clock(Single);
 
 impl Default for Clock {
     fn default() -> Self {
-        Self {
-            host: Host::new(&TIME_SYNC),
-            awaited: None,
-        }
+        Self(Single::new(&TIME_SYNC))
     }
 }
 
 impl Clock {
     /// The message that begins the conversation.
     pub fn start(&mut self) -> Vec<u8> {
-        self.awaited = None;
-        self.host.negotiate()
+        self.0.start()
     }
 
     /// The message with a time. One that was not answered is not awaited any more.
@@ -145,17 +129,13 @@ impl Clock {
     /// # Errors
     /// Nothing is negotiated.
     pub fn tell(&mut self, sample: Sample) -> Result<Vec<u8>, HostError> {
-        if let Some(late) = self.awaited.take() {
-            self.host.forget(late);
-        }
-        let agreed = self.host.agreed().ok_or(HostError::NotReady)?;
+        let agreed = self.0.agreed().ok_or(HostError::NotReady)?;
         let (len, flags) = if agreed.service >= WITH_REFERENCE {
             (BODY, FLAGS)
         } else {
             (OLD_BODY, OLD_FLAGS)
         };
-        let (transaction, header) = self.host.request(len)?;
-        self.awaited = Some(transaction);
+        let header = self.0.request(len)?;
         let mut message = header.to_vec();
         message.extend(sample.unix_100ns.saturating_add(UNIX_EPOCH).to_le_bytes());
         message.extend(sample.reference_100ns.unwrap_or(0).to_le_bytes());
@@ -169,22 +149,13 @@ impl Clock {
     /// # Errors
     /// The guest broke the protocol.
     pub fn receive(&mut self, payload: &[u8]) -> Result<Event, HostError> {
-        Ok(match self.host.receive(payload)? {
-            HostEvent::Negotiated(agreed) => Event::Ready(agreed),
-            HostEvent::Stale { .. } => Event::Late,
-            HostEvent::Reply { status, .. } => {
-                self.awaited = None;
-                Event::Answered(status)
-            }
-        })
+        self.0.receive(payload)
     }
 
     /// The conversation as bytes.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let mut writer = Writer::new(MAGIC);
-        self.host.save_awaiting(&mut writer, self.awaited);
-        writer.finish()
+        self.0.snapshot(MAGIC)
     }
 
     /// The conversation that [`snapshot`](Self::snapshot) saved.
@@ -192,10 +163,6 @@ impl Clock {
     /// # Errors
     /// `bytes` are not that.
     pub fn restore(bytes: &[u8]) -> Result<Self, RestoreError> {
-        let mut reader = Reader::new("clock of a host", MAGIC, bytes)?;
-        let (host, awaited) = Host::load_awaiting(&TIME_SYNC, &mut reader)?;
-        let clock = Self { host, awaited };
-        reader.end()?;
-        Ok(clock)
+        Single::restore(&TIME_SYNC, "clock of a host", MAGIC, bytes).map(Self)
     }
 }

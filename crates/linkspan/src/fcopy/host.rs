@@ -45,6 +45,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "BYTES", value_parser = crate::driver::bytes)]
     ring_size: Option<u64>,
 
+    /// Messages that a guest gets before it has answered the first [default: 32; 1 with
+    /// COMMAND, as guests of others expect it]
+    #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u8).range(1..=32))]
+    outstanding: Option<u8>,
+
     /// Prints what happens on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
@@ -94,10 +99,10 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let options = HostOptions {
         ring,
         // Whoever runs here may be anybody's.
-        outstanding: if args.command.is_empty() {
-            OUTSTANDING
-        } else {
-            1
+        outstanding: match args.outstanding {
+            Some(messages) => messages.into(),
+            None if args.command.is_empty() => OUTSTANDING,
+            None => 1,
         },
     };
     let json = args.json;

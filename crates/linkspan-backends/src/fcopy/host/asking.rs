@@ -93,15 +93,15 @@ impl Host {
     /// Whether the guest there is can be asked anything.
     fn guest_answers(&self) -> bool {
         let client = self.guest.as_ref();
-        let client = client.and_then(|(token, _)| self.clients.get(token));
+        let client = client.and_then(|(token, _)| self.clients.get(*token));
         client.is_some_and(|client| client.framed.version() >= ASKS)
     }
 
     /// The guest says that it has the file of `token`: has it read back, if that was
     /// wanted and can be.
     pub(super) fn verify(&mut self, token: u64, source: Option<OwnedFd>) -> bool {
-        let client = self.clients.get(&token);
-        let job = client.and_then(|client| client.job.as_ref());
+        let client = self.clients.get(token);
+        let job = client.and_then(|client| client.known.job.as_ref());
         let wanted = job
             .filter(|job| job.verify)
             .map(|job| (job.size, job.patience));
@@ -151,7 +151,7 @@ impl Host {
             patience,
             until: Instant::now() + patience,
         });
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return;
         };
         match client.framed.say(question, &[]) {

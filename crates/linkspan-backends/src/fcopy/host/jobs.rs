@@ -23,7 +23,7 @@ impl Host {
         };
         let right = fstat(&source).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == kind);
         let patience = Duration::from_millis(u64::from(request.patience));
-        let Some(client) = self.clients.get_mut(&token) else {
+        let Some(client) = self.clients.get_mut(token) else {
             return Ok(());
         };
         let mut job = Job {
@@ -38,7 +38,7 @@ impl Host {
             job.waiting = Some((request, source, Instant::now() + patience));
             self.queue.push_back(token);
         }
-        client.job = Some(job);
+        client.known.job = Some(job);
         if !right {
             self.done(token, Outcome::Source);
         }
@@ -63,6 +63,7 @@ impl Host {
         }
     }
 
+    /// Whether a file waits, and the guest for one.
     pub(super) fn may_begin(&self) -> bool {
         let guest = self.guest.as_ref();
         let ready = guest.is_some_and(|(_, guest)| guest.is_ready());
@@ -78,8 +79,8 @@ impl Host {
             let Some(token) = self.queue.pop_front() else {
                 return;
             };
-            let client = self.clients.get_mut(&token);
-            let waiting = client.and_then(|client| client.job.as_mut()?.waiting.take());
+            let client = self.clients.get_mut(token);
+            let waiting = client.and_then(|client| client.known.job.as_mut()?.waiting.take());
             let Some((request, source, _)) = waiting else {
                 continue;
             };
