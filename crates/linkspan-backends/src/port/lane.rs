@@ -144,17 +144,26 @@ impl Lane {
     /// counted here.
     #[inline]
     pub(super) fn way_of(&mut self, fabric: &Fabric, came: &Came<'_>) -> Way {
-        self.cost += FRAME_COST + came.frame.len();
         let head = came.frame.head;
-        match fabric.mode {
+        let way = match fabric.mode {
             Mode::Switch => self.switch(fabric, came.port, head),
             Mode::Pair => self.way_to(fabric, 1 - came.port, head),
             Mode::Echo => self.way_back(fabric, came.port, head),
-            Mode::Sink => {
-                self.sink(fabric, came);
-                Way::Nowhere
+            Mode::Sink | Mode::Source => {
+                self.consume(fabric, came);
+                return Way::Nowhere;
             }
-            Mode::Source => Way::Nowhere,
+        };
+        self.cost += FRAME_COST + came.frame.len();
+        way
+    }
+
+    /// A frame that came out of a port and was counted ends here: a sink looks at it.
+    #[inline]
+    pub(super) fn consume(&mut self, fabric: &Fabric, came: &Came<'_>) {
+        self.cost += FRAME_COST + came.frame.len();
+        if fabric.mode == Mode::Sink {
+            self.sink(fabric, came);
         }
     }
 

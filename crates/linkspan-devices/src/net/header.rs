@@ -310,17 +310,6 @@ impl Header {
         }
     }
 
-    /// Whether it says nothing but in how many buffers the frame is.
-    #[inline]
-    pub(super) fn is_plain(&self) -> bool {
-        let Self { num_buffers, .. } = *self;
-        *self
-            == Self {
-                num_buffers,
-                ..Self::default()
-            }
-    }
-
     /// The same before a frame in so many buffers.
     #[inline]
     pub(super) fn in_buffers(&self, num_buffers: u16) -> Self {
@@ -332,11 +321,7 @@ impl Header {
 
     /// What stands before a frame in one buffer that leaves nothing to its receiver, as
     /// most do.
-    pub(super) const PLAIN: [u8; HEADER_LEN_MAX] = {
-        let mut bytes = [0; HEADER_LEN_MAX];
-        bytes[10] = 1;
-        bytes
-    };
+    pub(super) const PLAIN: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
     /// The header of a frame that leaves this to its receiver.
     #[inline]

@@ -102,8 +102,7 @@ pub fn take_transmit(
         if let Some(header) = bytes.read_12() {
             let frame = bytes.part(12, usize::MAX);
             head.start = 12;
-            head.end = frame.len().min(HEAD_LEN);
-            frame.read(&mut head.bytes[..head.end]);
+            head.end = frame.read(&mut head.bytes);
             return Ok(Transmitted {
                 header: Header::from_12(header),
                 len: frame.len() as u64,
@@ -413,8 +412,8 @@ impl ReceiveQueue {
         Ok(())
     }
 
-    /// Delivers a frame with this header, in which the number of buffers is set.
-    /// `wrote` hears of all places that were written.
+    /// Delivers a frame with this header, in which the number of buffers is set; without
+    /// one, nothing is left to the receiver. `wrote` hears of all places that were written.
     ///
     /// # Errors
     /// When the driver broke the queue, a buffer without room for a header included.
@@ -423,7 +422,7 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
-        header: &Header,
+        header: Option<&Header>,
         frame: &Frame<'_>,
         mut wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
@@ -439,14 +438,17 @@ impl ReceiveQueue {
             return self.fill_many(queue, space, (header, frame), wrote);
         }
         // One piece of memory, as most buffers are.
-        let bytes = if header.is_plain() {
-            &Header::PLAIN
-        } else {
-            &header.in_buffers(1).to_bytes()
-        };
         let place = space.table().slice(span);
-        let skip = place.write(&bytes[..self.layout.len()]);
-        frame.write_one(&place.part(skip, usize::MAX));
+        match header {
+            None if self.layout.len() == 12 => {
+                let _ = place.write_12(Header::PLAIN);
+            }
+            header => {
+                let header = header.copied().unwrap_or_default();
+                place.write(&header.in_buffers(1).to_bytes()[..self.layout.len()]);
+            }
+        }
+        frame.write_one(&place.part(self.layout.len(), usize::MAX));
         // Not more than the span, whose length fits.
         let len = u32::try_from(need).unwrap_or(u32::MAX);
         wrote(span.part(0, len));
@@ -461,7 +463,7 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
-        (header, frame): (&Header, &Frame<'_>),
+        (header, frame): (Option<&Header>, &Frame<'_>),
         wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
         let need = self.layout.len() as u64 + frame.len();
@@ -479,6 +481,7 @@ impl ReceiveQueue {
         }
         // At most `MERGE_MAX`.
         let buffers = u16::try_from(count).unwrap_or(u16::MAX);
+        let header = header.copied().unwrap_or_default();
         let bytes = header.in_buffers(buffers).to_bytes();
         let bytes = &bytes[..self.layout.len()];
         self.spread(queue, space.table(), (bytes, frame), count, wrote)?;
@@ -560,9 +563,12 @@ impl ReceiveQueue {
         queue.prefetch(u16::try_from(most - before).unwrap_or(u16::MAX));
         let mut looked = false;
         while self.held < most {
-            let place = self.place(self.held);
-            let chain = &mut self.chains[place];
-            if !queue.pop(space, chain)? {
+            // As many as there are up to the end of our ring.
+            let start = self.place(self.held);
+            let end = self.chains.len().min(start + most - self.held);
+            let chains = &mut self.chains[start..end];
+            let count = queue.pop_many(space, chains)?;
+            if count == 0 {
                 if self.held > before || looked || queue.refresh()? == 0 {
                     break;
                 }
@@ -570,13 +576,15 @@ impl ReceiveQueue {
                 continue;
             }
             let least = self.layout.len() as u64;
-            if chain.writable_len() < least {
-                // Cuts nothing off and says what is missing.
-                let error = chain.cut_writable_front(least);
-                return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+            for chain in &mut chains[..count] {
+                if chain.writable_len() < least {
+                    // Cuts nothing off and says what is missing.
+                    let error = chain.cut_writable_front(least);
+                    return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+                }
+                chain.prefetch(space.table());
             }
-            chain.prefetch(space.table());
-            self.held += 1;
+            self.held += count;
         }
         Ok(self.held > before)
     }

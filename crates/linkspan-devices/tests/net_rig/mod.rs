@@ -157,6 +157,7 @@ impl Receive {
 
     pub(crate) fn fill(&mut self, header: &Header, frame: &Frame<'_>) -> Filled {
         let (queue, space) = (&mut self.queue, &self.rig.memory.guest);
+        let header = Some(header).filter(|header| **header != Header::default());
         let filled = self.device.fill(queue, space, header, frame, |_| {});
         filled.unwrap()
     }
