@@ -367,6 +367,7 @@ impl Way {
             let one = Filled::Delivered { buffers: 1 };
             assert_eq!(filled.expect("a sound ring"), one);
         }
+        delivery.finish(target).expect("a sound ring");
         target.publish().expect("published");
     }
 }

@@ -195,7 +195,7 @@ impl Chain {
     /// Fills with the chain at `id` that is this one descriptor, if it is one piece of
     /// memory, as most are. `false` for any other, which is to be [begun](Self::begin)
     /// and [added](Self::add): nothing is said about it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fill_one<A: Address>(
         &mut self,
         space: &AddressSpace<A>,

@@ -251,7 +251,10 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// known: for who takes so many at once.
     #[inline]
     pub fn prefetch(&self, count: u16) {
-        either!(self, queue => queue.prefetch(count));
+        // A packed ring is fetched while it is gone through.
+        if let Self::Split(queue) = self {
+            queue.prefetch(count);
+        }
     }
 
     /// Takes the next chain; `false` when there is none.
@@ -307,7 +310,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         either!(self, queue => queue.push(chain, written))
     }
 
-    /// The same for chains of which the device wrote nothing.
+    /// The same for many chains, each with what was written of it.
     ///
     /// # Errors
     /// As for [`push`](Self::push).
@@ -315,7 +318,10 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// # Panics
     /// As for [`push`](Self::push).
     #[inline]
-    pub fn push_many(&mut self, chains: &[Chain]) -> Result<(), QueueError> {
+    pub fn push_many<'a>(
+        &mut self,
+        chains: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
         either!(self, queue => queue.push_many(chains))
     }
 

@@ -266,8 +266,16 @@ impl Receive {
             .expect(&mut ring.queue, &ring.memory.guest, frames);
     }
 
+    /// The ring has all frames that were delivered.
+    #[inline]
+    pub(super) fn finish(&mut self, ring: &mut ActiveRing) {
+        // As in `expect`.
+        let _ = self.queue.finish(&mut ring.queue);
+    }
+
     /// Delivers a frame, or as many as it has to be cut into, and counts it. What
-    /// that cost beside the frame itself.
+    /// that cost beside the frame itself. The ring has it when the batch is
+    /// [finished](Self::finish).
     #[inline]
     pub(super) fn deliver(
         &mut self,
@@ -388,9 +396,13 @@ impl Receive {
             }
             match self.fill(ring, None, &frame) {
                 Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
-                _ => return made,
+                _ => {
+                    self.finish(ring);
+                    return made;
+                }
             }
         }
+        self.finish(ring);
         most
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use linkspan_devices::net::features::Offloads;
 use linkspan_devices::net::header::{HeaderLayout, Offload};
 use linkspan_devices::net::pcapng::Way as Capture;
-use linkspan_devices::net::{Frame, FrameHead, Transmitted, take_transmit};
+use linkspan_devices::net::{Frame, FrameHead, Transmitted, take_plain, take_transmit};
 use linkspan_engine::{ActiveRing, Budget, Neighbours, Progress, QueueHandler, RateLimit};
 use linkspan_mem::RegionTable;
 use linkspan_mem::fault::{self, Injected};
@@ -17,7 +17,7 @@ use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Mode};
 use super::guest::SEGMENTS;
 use super::lane::{Came, FRAME_COST, Lane, Way};
-use super::task::with_lane;
+use super::task::{give_lane_back, take_lane};
 
 /// A transmit queue: the guest's frames go into the fabric.
 pub(super) struct Transmit {
@@ -124,7 +124,8 @@ impl Transmit {
             } else {
                 self.consume(ring, read, budget, lane)
             };
-            ring.queue.push_many(&self.chains[..sent])?;
+            let done = self.chains[..sent].iter().map(|chain| (chain, 0));
+            ring.queue.push_many(done)?;
             self.sent += sent as u64;
             if let Some(stop) = stop {
                 for chain in self.chains[sent..taken].iter().rev() {
@@ -167,6 +168,10 @@ impl Transmit {
         let table = ring.memory.table();
         let chains = self.chains[..taken].iter_mut();
         for (at, (chain, frame)) in chains.zip(&mut self.frames).enumerate() {
+            if let Some(len) = take_plain(chain, table, self.layout, &mut frame.head) {
+                (frame.len, frame.checked) = (len.into(), Checked::Plain);
+                continue;
+            }
             match take_transmit(chain, table, self.layout, &mut frame.head) {
                 Ok(taken) => {
                     frame.len = taken.len;
@@ -215,9 +220,9 @@ impl Transmit {
         neighbours: &mut Neighbours<'_>,
     ) -> (usize, Option<Progress>) {
         let table = ring.memory.table();
-        let fabric = Arc::clone(&self.fabric);
+        let fabric = &*self.fabric;
         let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
-        let mut entry = Entry::new(lane.books(&fabric, self.port), limit);
+        let mut entry = Entry::new(lane.books(fabric, self.port), limit);
         let mut run = Run::default();
         let (mut sent, mut stop) = (count, None);
         for at in 0..count {
@@ -230,7 +235,7 @@ impl Transmit {
             if !entry.admits(&self.frames[at], &frame, lane) {
                 continue;
             }
-            let way = lane.way_of(&fabric, &frame);
+            let way = lane.way_of(fabric, &frame);
             let len = self.frames[at].len;
             if fabric.mode == Mode::Echo {
                 self.frames[at].head.swap_addresses();
@@ -245,7 +250,7 @@ impl Transmit {
                 Way::Nowhere => {}
                 way => {
                     run.end(self, table, lane, neighbours);
-                    lane.go(&fabric, way, &self.came(table, at), neighbours);
+                    lane.go(fabric, way, &self.came(table, at), neighbours);
                 }
             }
         }
@@ -312,7 +317,7 @@ impl Drop for Entry<'_> {
 
 /// Why no further frame is passed on in this pass, if so. `waiting` is what those will
 /// cost whose way was decided.
-#[inline]
+#[inline(always)]
 fn holds(
     limit: Option<&RateLimit>,
     lane: &Lane,
@@ -382,13 +387,14 @@ impl QueueHandler for Transmit {
         if budget.chains == 0 {
             return Ok(Progress::Idle);
         }
-        let fabric = Arc::clone(&self.fabric);
-        let done = with_lane(&fabric, neighbours, |lane, neighbours| {
-            lane.pair = self.pair;
-            self.pass(ring, budget, lane, neighbours)
-        });
+        let Some(mut lane) = take_lane(&self.fabric, neighbours) else {
+            // The fabric rests, and so does the queue.
+            return Ok(Progress::Idle);
+        };
+        lane.pair = self.pair;
+        let done = self.pass(ring, budget, &mut lane, neighbours);
+        give_lane_back(lane, neighbours);
         self.counts.sent.add(std::mem::take(&mut self.sent));
-        // Without a lane the fabric rests, and so does the queue.
-        done.unwrap_or(Ok(Progress::Idle))
+        done
     }
 }

@@ -201,7 +201,11 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
         let header_len = self.layout.len() as u64;
         let (len, slot_bytes) = (frame.len(), u64::from(self.slots.bytes));
         let need = header_len + len;
-        let count = need.div_ceil(slot_bytes);
+        let count = if need <= slot_bytes {
+            1
+        } else {
+            need.div_ceil(slot_bytes)
+        };
         let max = FRAME_SLOTS_MAX.min(usize::from(self.slots.count));
         if count > max as u64 {
             return Err(SendError::TooLong { len, max });
@@ -383,9 +387,10 @@ pub struct ReceiveDriver<M, A> {
     free: VecDeque<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
-    /// Places of what was written into used buffers that were taken ahead, and which of
-    /// them is next.
-    ahead: Vec<Span>,
+    /// Places of what was written into used buffers that were taken ahead, how many those
+    /// are, and which of them is next.
+    ahead: [Span; AHEAD],
+    taken: usize,
     next: usize,
     /// Places of a frame in several buffers, header included.
     spans: Vec<Span>,
@@ -393,7 +398,7 @@ pub struct ReceiveDriver<M, A> {
 
 /// Buffers that are taken at a time: the memory of all of them is on its way to the
 /// processor before the first is looked at.
-const AHEAD: u16 = 16;
+const AHEAD: usize = 16;
 
 impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// Drives `queue`, with buffers in these slots. Without mergeable buffers each
@@ -420,7 +425,8 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             slots,
             free: free.into(),
             slot_of,
-            ahead: fault::try_with_capacity(usize::from(AHEAD))?,
+            ahead: [Span::default(); AHEAD],
+            taken: 0,
             next: 0,
             spans: fault::try_with_capacity(MERGE_MAX)?,
         })
@@ -582,10 +588,10 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// written. `None` when there is none.
     #[inline]
     fn take_buffer(&mut self, table: &RegionTable, most: u32) -> Result<Option<Span>, UsedError> {
-        if self.next == self.ahead.len() {
+        if self.next == self.taken {
             self.look_ahead(table, most)?;
         }
-        let place = self.ahead.get(self.next).copied();
+        let place = self.ahead[..self.taken].get(self.next).copied();
         self.next += usize::from(place.is_some());
         Ok(place)
     }
@@ -602,16 +608,19 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             free,
             ..
         } = self;
-        ahead.clear();
-        self.next = 0;
-        let most = u16::try_from(most).unwrap_or(u16::MAX);
-        queue.pop_each(most.min(AHEAD), |used| {
+        let mut count = 0;
+        let most = usize::try_from(most).map_or(AHEAD, |most| most.min(AHEAD));
+        // Until the end of all of them, in case something is wrong.
+        (self.taken, self.next) = (0, 0);
+        queue.pop_each(u16::try_from(most).unwrap_or(0), |used| {
             let slot = slot_of[usize::from(used.id)];
             let place = slots.place(slot, used.written);
             table.slice(place).prefetch();
-            ahead.push(place);
+            ahead[count] = place;
+            count += 1;
             free.push_back(slot);
         })?;
+        self.taken = count;
         Ok(())
     }
 
@@ -620,8 +629,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         self.queue = queue;
         self.queue.take_in_turn();
         self.slot_of.resize(usize::from(self.queue.size()), END);
-        self.ahead.clear();
-        self.next = 0;
+        (self.taken, self.next) = (0, 0);
         self.free.clear();
         self.free.extend(0..self.slots.count);
     }

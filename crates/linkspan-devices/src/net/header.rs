@@ -310,6 +310,15 @@ impl Header {
         }
     }
 
+    /// Whether this header, one without a hash, may stand before a frame of `len` bytes and
+    /// leaves nothing to be done, so that [`check`](Self::check) finds [`Offload::NONE`].
+    #[inline(always)]
+    pub(super) fn leaves_nothing(bytes: [u8; 12], len: u32) -> bool {
+        let [flags, gso_type, ..] = bytes;
+        (flags & (NEEDS_CSUM | DATA_VALID)) | gso_type == 0
+            && (FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&len)
+    }
+
     /// The same before a frame in so many buffers.
     #[inline]
     pub(super) fn in_buffers(&self, num_buffers: u16) -> Self {

@@ -81,39 +81,37 @@ pub struct Transmitted {
     pub len: u64,
 }
 
+/// Takes a frame out of a chain as [`take_transmit`] does, if it is one piece of memory and
+/// leaves nothing to be done, as most frames are; its length. Nothing is said about any
+/// other, nor taken.
+#[inline(always)]
+pub fn take_plain(
+    chain: &Chain,
+    table: &RegionTable,
+    layout: HeaderLayout,
+    head: &mut FrameHead,
+) -> Option<u32> {
+    let [span] = *chain.readable() else {
+        return None;
+    };
+    let bytes = table.slice(span);
+    let header = bytes.read_12()?;
+    let len = span.len() - 12;
+    if layout.len() != 12 || !Header::leaves_nothing(header, len) {
+        return None;
+    }
+    head.start = 12;
+    head.end = bytes.part(12, usize::MAX).read(&mut head.bytes);
+    Some(len)
+}
+
 /// Takes a frame out of a chain of a transmit queue: its header and first bytes are
 /// copied.
 ///
 /// # Errors
 /// [`QueueError::NoRoom`] when not even the header is there: the queue must be
 /// retired.
-#[inline]
 pub fn take_transmit(
-    chain: &mut Chain,
-    table: &RegionTable,
-    layout: HeaderLayout,
-    head: &mut FrameHead,
-) -> Result<Transmitted, QueueError> {
-    if let [span] = *chain.readable()
-        && layout.len() == 12
-    {
-        // One piece of memory, as most frames are.
-        let bytes = table.slice(span);
-        if let Some(header) = bytes.read_12() {
-            let frame = bytes.part(12, usize::MAX);
-            head.start = 12;
-            head.end = frame.read(&mut head.bytes);
-            return Ok(Transmitted {
-                header: Header::from_12(header),
-                len: frame.len() as u64,
-            });
-        }
-    }
-    take_pieces(chain, table, layout, head)
-}
-
-/// The same for any chain.
-fn take_pieces(
     chain: &mut Chain,
     table: &RegionTable,
     layout: HeaderLayout,
@@ -361,10 +359,13 @@ pub enum Filled {
 pub struct ReceiveQueue {
     layout: HeaderLayout,
     mergeable: bool,
-    /// A ring of chains, of which `held` from `first` on are taken from the queue.
+    /// A ring of chains, of which `held` from `first` on are taken from the queue, and the
+    /// `filled` ones before them hold frames of these lengths with their headers.
     chains: Vec<Chain>,
+    lens: Vec<u32>,
     first: usize,
     held: usize,
+    filled: usize,
 }
 
 impl ReceiveQueue {
@@ -379,12 +380,16 @@ impl ReceiveQueue {
         for _ in 0..count {
             chains.push(Chain::new(segments)?);
         }
+        let mut lens = fault::try_with_capacity(count)?;
+        lens.resize(count, 0);
         Ok(Self {
             layout: HeaderLayout::of(accepted),
             mergeable,
             chains,
+            lens,
             first: 0,
             held: 0,
+            filled: 0,
         })
     }
 
@@ -414,6 +419,7 @@ impl ReceiveQueue {
 
     /// Delivers a frame with this header, in which the number of buffers is set; without
     /// one, nothing is left to the receiver. `wrote` hears of all places that were written.
+    /// The queue has the frame when the batch is [finished](Self::finish).
     ///
     /// # Errors
     /// When the driver broke the queue, a buffer without room for a header included.
@@ -452,10 +458,34 @@ impl ReceiveQueue {
         // Not more than the span, whose length fits.
         let len = u32::try_from(need).unwrap_or(u32::MAX);
         wrote(span.part(0, len));
-        queue.push(chain, len)?;
+        self.lens[self.first] = len;
         self.first = self.place(1);
         self.held -= 1;
+        self.filled += 1;
         Ok(Filled::Delivered { buffers: 1 })
+    }
+
+    /// Pushes the chains of all frames that were delivered.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn finish<M: RingMemory>(&mut self, queue: &mut DeviceQueue<M>) -> Result<(), QueueError> {
+        let filled = core::mem::take(&mut self.filled);
+        if filled == 0 {
+            return Ok(());
+        }
+        // The end of the ring, and its beginning, or what lies between.
+        let (before, count) = (self.first, self.chains.len());
+        let parts = match before.checked_sub(filled) {
+            Some(start) => [start..before, 0..0],
+            None => [before + count - filled..count, 0..before],
+        };
+        for part in parts {
+            let lens = self.lens[part.clone()].iter().copied();
+            queue.push_many(self.chains[part].iter().zip(lens))?;
+        }
+        Ok(())
     }
 
     /// The same for a frame that takes several buffers, or one in several pieces.
@@ -466,6 +496,7 @@ impl ReceiveQueue {
         (header, frame): (Option<&Header>, &Frame<'_>),
         wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
+        self.finish(queue)?;
         let need = self.layout.len() as u64 + frame.len();
         let (mut room, mut count) = (0, 0);
         while room < need {
@@ -529,6 +560,7 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
     ) -> Result<(), QueueError> {
+        self.finish(queue)?;
         while self.held > 0 {
             queue.put_back(self.chain(self.held - 1))?;
             self.held -= 1;
@@ -558,6 +590,7 @@ impl ReceiveQueue {
         space: &AddressSpace<A>,
         most: usize,
     ) -> Result<bool, QueueError> {
+        self.finish(queue)?;
         let before = self.held;
         let most = most.min(self.chains.len());
         queue.prefetch(u16::try_from(most - before).unwrap_or(u16::MAX));

@@ -69,6 +69,9 @@ struct Used {
     written: u32,
 }
 
+/// Descriptors in a cache line.
+const LINE: u16 = 4;
+
 /// Words of a set of all buffer ids: a driver may choose any.
 const ID_WORDS: usize = (1 << 16) / 64;
 
@@ -190,18 +193,6 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(waiting.saturating_add(self.resubmits()))
     }
 
-    /// Has the processor fetch the next `count` descriptors.
-    #[inline]
-    pub fn prefetch(&self, count: u16) {
-        // One in each cache line.
-        for at in (0..count).step_by(4) {
-            let at = self
-                .next_available
-                .plus(at % self.ring.size(), self.ring.size());
-            self.ring.prefetch_descriptor(at.index);
-        }
-    }
-
     /// Takes the next chain; `false` when none is available. Chains of an earlier
     /// life come first.
     ///
@@ -296,6 +287,11 @@ impl<M: RingMemory> PackedDevice<M> {
                 break;
             }
             self.taken[word] |= bit;
+            if at.index.is_multiple_of(LINE) {
+                // No further: the driver is about to write there, if it has not yet.
+                let ahead = at.plus((2 * LINE).min(size), size);
+                self.ring.prefetch_descriptor(ahead.index);
+            }
             if let Some(order) = &mut self.order {
                 order.add(only.id);
             }
@@ -362,7 +358,7 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(())
     }
 
-    /// The same for chains of which the device wrote nothing.
+    /// The same for many chains, each with what was written of it.
     ///
     /// # Errors
     /// As for [`push`](Self::push).
@@ -370,10 +366,13 @@ impl<M: RingMemory> PackedDevice<M> {
     /// # Panics
     /// As for [`push`](Self::push).
     #[inline(never)]
-    pub fn push_many(&mut self, chains: &[Chain]) -> Result<(), QueueError> {
+    pub fn push_many<'a>(
+        &mut self,
+        chains: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
         self.check()?;
-        for chain in chains {
-            self.push_one(chain, 0);
+        for (chain, written) in chains {
+            self.push_one(chain, written);
         }
         Ok(())
     }
@@ -382,7 +381,10 @@ impl<M: RingMemory> PackedDevice<M> {
     fn push_one(&mut self, chain: &Chain, written: u32) {
         let id = chain.id();
         let (word, bit) = place(id);
-        assert!(self.taken[word] & bit != 0, "chain {id} is not in flight");
+        let taken = &mut self.taken[word];
+        assert!(*taken & bit != 0, "chain {id} is not in flight");
+        *taken &= !bit;
+        self.in_flight -= 1;
         assert!(
             written <= chain.writable_total(),
             "{written} bytes do not fit into chain {id}"
@@ -391,8 +393,6 @@ impl<M: RingMemory> PackedDevice<M> {
             let oldest = order.remove_oldest();
             assert!(oldest == Some(id), "chain {id} is not the oldest in flight");
         }
-        self.taken[word] &= !bit;
-        self.in_flight -= 1;
         // In order, one used descriptor serves for a run of chains: those before
         // the last must have been used completely (virtio 1.3 2.8.9).
         let at = self.run.take().map_or(self.next_used, |run| run.at);

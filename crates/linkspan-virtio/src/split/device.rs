@@ -340,7 +340,7 @@ impl<M: RingMemory> SplitDevice<M> {
         Ok(())
     }
 
-    /// The same for chains of which the device wrote nothing.
+    /// The same for many chains, each with what was written of it.
     ///
     /// # Errors
     /// As for [`push`](Self::push).
@@ -348,10 +348,13 @@ impl<M: RingMemory> SplitDevice<M> {
     /// # Panics
     /// As for [`push`](Self::push).
     #[inline(never)]
-    pub fn push_many(&mut self, chains: &[Chain]) -> Result<(), QueueError> {
+    pub fn push_many<'a>(
+        &mut self,
+        chains: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
         self.check()?;
-        for chain in chains {
-            self.push_one(chain, 0);
+        for (chain, written) in chains {
+            self.push_one(chain, written);
         }
         Ok(())
     }

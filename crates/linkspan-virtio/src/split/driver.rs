@@ -509,7 +509,7 @@ impl<M: RingMemory> SplitDriver<M> {
 
     /// Puts the descriptors of a chain in front of the free list, or behind it. In order
     /// there is no list: they lie behind those that are free.
-    #[inline]
+    #[inline(always)]
     fn give_back(&mut self, head: u16, descriptors: u16) {
         self.slots[usize::from(head)].descriptors = 0;
         if self.order.is_some() {

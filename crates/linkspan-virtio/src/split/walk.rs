@@ -30,7 +30,7 @@ pub(super) fn walk<M: RingMemory, A: Address>(
 
 /// The same for a chain of one descriptor for one piece of memory; `false` for any other
 /// one and for what is wrong.
-#[inline]
+#[inline(always)]
 pub(super) fn walk_one<M: RingMemory, A: Address>(
     ring: &SplitRing<M>,
     space: &AddressSpace<A>,
@@ -41,7 +41,7 @@ pub(super) fn walk_one<M: RingMemory, A: Address>(
     first.is_some_and(|first| fill_one(space, head, first, chain))
 }
 
-#[inline]
+#[inline(always)]
 fn fill_one<A: Address>(
     space: &AddressSpace<A>,
     head: u16,
