@@ -363,10 +363,11 @@ impl Way {
         for taken in taken {
             let header = Header::of(&taken.offload);
             let frame = Frame::transmitted(&taken.head, &taken.chain, table);
-            let filled = delivery.fill(target, space, &header, &frame, |_| {});
+            let filled = delivery.fill(target, space, Some(&header), &frame, |_| {});
             let one = Filled::Delivered { buffers: 1 };
             assert_eq!(filled.expect("a sound ring"), one);
         }
+        delivery.finish(target).expect("a sound ring");
         target.publish().expect("published");
     }
 }

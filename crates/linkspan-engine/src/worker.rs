@@ -191,6 +191,12 @@ pub trait Task: Any + Send {
         false
     }
 
+    /// Whether [`has_work`](Self::has_work) may ever say so. A worker that has nothing
+    /// like that sleeps at once when nothing is left to do.
+    fn can_see_work(&self) -> bool {
+        false
+    }
+
     /// Its worker is about to sleep: `true` if there is something to do already.
     fn arm(&mut self) -> bool {
         false

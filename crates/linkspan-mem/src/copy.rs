@@ -51,6 +51,30 @@ pub(crate) unsafe fn load_12(src: *const u8) -> (u64, u32) {
     }
 }
 
+/// Stores 12 bytes that may be shared with a peer: the first 8, and 4 more.
+///
+/// # Safety
+/// `dst` is valid for writes of 12 bytes.
+#[inline]
+pub(crate) unsafe fn store_12(dst: *mut u8, (low, high): (u64, u32)) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: 12 bytes, valid by contract.
+    unsafe {
+        core::arch::asm!(
+            "mov [{d}], {l}",
+            "mov [{d} + 8], {h:e}",
+            d = in(reg) dst, l = in(reg) low, h = in(reg) high,
+            options(nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    // SAFETY: 12 bytes on one side by contract, private memory on the other.
+    unsafe {
+        copy(dst, low.to_ne_bytes().as_ptr(), 8);
+        copy(dst.add(8), high.to_ne_bytes().as_ptr(), 4);
+    }
+}
+
 /// Has the processor fetch the cache line of `place` while others are waited for;
 /// with `write`, so that it can be written at once. Changes nothing, wherever it points.
 #[inline(always)]
@@ -137,8 +161,43 @@ mod imp {
 
     /// # Safety
     /// As for [`super::copy`].
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+        // SAFETY: as promised to us.
+        unsafe {
+            if len < 64 {
+                copy_short(dst, src, len);
+            } else {
+                copy_long(dst, src, len);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`super::copy`], with `len >= 64`.
+    #[inline(never)]
+    unsafe fn copy_long(dst: *mut u8, src: *const u8, len: usize) {
+        if len < STRING_MOVE_MIN && wide_vectors() {
+            // SAFETY: at least 64 bytes, and wide vectors are there.
+            unsafe { copy_wide(dst, src, len) }
+        } else if len < STRING_MOVE_MIN_NARROW {
+            // SAFETY: at least 33 bytes.
+            unsafe { copy_narrow(dst, src, len) }
+        } else {
+            // SAFETY: the ABI keeps the direction flag clear, so exactly
+            // `len` bytes move upwards.
+            unsafe {
+                asm!("rep movsb",
+                    inout("rcx") len => _, inout("rdi") dst => _, inout("rsi") src => _,
+                    options(nostack, preserves_flags));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`super::copy`], with `len < 64`. Not inlined, as its many cases are long.
+    #[inline(never)]
+    unsafe fn copy_short(dst: *mut u8, src: *const u8, len: usize) {
         match len {
             0 => {}
             1 => {
@@ -181,26 +240,9 @@ mod imp {
                     );
                 }
             }
-            33..64 => {
-                // SAFETY: at least 33 bytes.
-                unsafe { copy_narrow(dst, src, len) }
-            }
-            64..STRING_MOVE_MIN if wide_vectors() => {
-                // SAFETY: at least 64 bytes, and wide vectors are there.
-                unsafe { copy_wide(dst, src, len) }
-            }
-            64..STRING_MOVE_MIN_NARROW => {
-                // SAFETY: at least 33 bytes.
-                unsafe { copy_narrow(dst, src, len) }
-            }
             _ => {
-                // SAFETY: the ABI keeps the direction flag clear, so exactly
-                // `len` bytes move upwards.
-                unsafe {
-                    asm!("rep movsb",
-                        inout("rcx") len => _, inout("rdi") dst => _, inout("rsi") src => _,
-                        options(nostack, preserves_flags));
-                }
+                // SAFETY: at least 33 bytes.
+                unsafe { copy_narrow(dst, src, len) }
             }
         }
     }
@@ -235,9 +277,8 @@ mod imp {
     }
 
     /// # Safety
-    /// As for [`super::copy`], with `len >= 64`, on a machine with AVX. Not inlined, as
-    /// [`copy_narrow`].
-    #[inline(never)]
+    /// As for [`super::copy`], with `len >= 64`, on a machine with AVX.
+    #[inline(always)]
     unsafe fn copy_wide(dst: *mut u8, src: *const u8, len: usize) {
         // SAFETY: up to 128 bytes: the first 64 and the last 64. Above: the first
         // 64, then from the next cache line of the target on (stores across

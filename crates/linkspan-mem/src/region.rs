@@ -6,7 +6,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use crate::copy::{copy, load_12, prefetch};
+use crate::copy::{copy, load_12, prefetch, store_12};
 use crate::crc;
 use crate::fault::{self, Injected, Site};
 use crate::ring::{Window, WindowError};
@@ -214,6 +214,19 @@ impl SharedSlice<'_> {
         // SAFETY: as in `read`.
         unsafe { copy(self.base.as_ptr(), source.as_ptr(), len) };
         len
+    }
+
+    /// Copies 12 bytes in; `false`, and nothing is written, when there is no room.
+    #[inline]
+    pub fn write_12(&self, bytes: [u8; 12]) -> bool {
+        if self.len < 12 {
+            return false;
+        }
+        let [a, b, c, d, e, f, g, h, high @ ..] = bytes;
+        let low = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        // SAFETY: 12 bytes are valid, which the borrow keeps mapped.
+        unsafe { store_12(self.base.as_ptr(), (low, u32::from_ne_bytes(high))) };
+        true
     }
 
     /// The CRC32C of what `crc` stands for, followed by these bytes.

@@ -1,7 +1,5 @@
 //! A buffer of the driver, whichever ring layout it came through.
 
-use core::ops::Range;
-
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
@@ -30,8 +28,10 @@ pub struct Chain {
     pub(crate) taken_at: u16,
     pub(crate) again: bool,
     writable_total: u32,
+    /// Its pieces are the first `used` of these; what lies behind is of earlier chains.
     spans: Vec<Span>,
-    limit: usize,
+    used: u32,
+    limit: u32,
     /// Where in the address space its memory was found last.
     near: u32,
     /// Whether a writable descriptor was seen, be it one without bytes.
@@ -43,7 +43,8 @@ pub struct Chain {
 /// A run of spans that gets shorter from either end.
 #[derive(Clone, Debug, Default)]
 struct Part {
-    range: Range<usize>,
+    start: u32,
+    end: u32,
     len: u64,
 }
 
@@ -62,7 +63,8 @@ impl Chain {
             again: false,
             writable_total: 0,
             spans: fault::try_with_capacity(segments)?,
-            limit: segments,
+            used: 0,
+            limit: u32::try_from(segments).unwrap_or(u32::MAX),
             near: 0,
             writing: false,
             readable: Part::default(),
@@ -92,13 +94,13 @@ impl Chain {
     /// What the device reads and was not cut off, in order.
     #[inline]
     pub fn readable(&self) -> &[Span] {
-        &self.spans[self.readable.range.clone()]
+        self.readable.of(&self.spans)
     }
 
     /// What the device writes and was not cut off, in order.
     #[inline]
     pub fn writable(&self) -> &[Span] {
-        &self.spans[self.writable.range.clone()]
+        self.writable.of(&self.spans)
     }
 
     /// Bytes in [`readable`](Self::readable).
@@ -166,15 +168,14 @@ impl Chain {
         }
     }
 
-    /// Has the processor fetch the first bytes of what the device reads, and for the
-    /// device to write at once those of what it writes, two cache lines at most: for a
+    /// Has the processor fetch the first bytes of what the device reads, or, if it only
+    /// writes, those of what it writes, two cache lines at most: for a
     /// device that takes several chains before it looks at the first.
     #[inline]
     pub fn prefetch(&self, table: &RegionTable) {
         if let Some(span) = self.readable().first() {
             table.slice(*span).prefetch();
-        }
-        if let Some(span) = self.writable().first() {
+        } else if let Some(span) = self.writable().first() {
             table.slice(*span).prefetch_to_write();
         }
     }
@@ -185,7 +186,7 @@ impl Chain {
         self.id = id;
         self.descriptors = 0;
         self.writable_total = 0;
-        self.spans.clear();
+        self.used = 0;
         self.writing = false;
         self.readable = Part::default();
         self.writable = Part::default();
@@ -194,7 +195,7 @@ impl Chain {
     /// Fills with the chain at `id` that is this one descriptor, if it is one piece of
     /// memory, as most are. `false` for any other, which is to be [begun](Self::begin)
     /// and [added](Self::add): nothing is said about it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fill_one<A: Address>(
         &mut self,
         space: &AddressSpace<A>,
@@ -205,16 +206,16 @@ impl Chain {
         let Some(span) = space.resolve_one(at, len, &mut self.near) else {
             return false;
         };
-        if self.limit == 0 {
-            return false;
+        match self.spans.first_mut() {
+            Some(first) => *first = span,
+            None if self.limit == 0 => return false,
+            None => self.spans.push(span),
         }
-        self.id = id;
-        self.descriptors = 1;
-        self.spans.clear();
-        self.spans.push(span);
+        (self.id, self.descriptors, self.used) = (id, 1, 1);
         let (full, none) = (
             Part {
-                range: 0..1,
+                start: 0,
+                end: 1,
                 len: len.into(),
             },
             Part::default(),
@@ -258,23 +259,28 @@ impl Chain {
         let writable = descriptor.flags & VIRTQ_DESC_F_WRITE != 0;
         if writable && !self.writing {
             self.writing = true;
-            self.writable.range = self.spans.len()..self.spans.len();
+            (self.writable.start, self.writable.end) = (self.used, self.used);
         } else if self.writing && !writable {
             return Err(QueueError::ReadableAfterWritable { head });
         }
-        let (spans, limit) = (&mut self.spans, self.limit);
+        let (spans, used, limit) = (&mut self.spans, &mut self.used, self.limit);
         let mut full = false;
         let address = A::from_raw(descriptor.address);
         space
             .resolve_for(address, descriptor.len, writable, |span| {
-                if spans.len() < limit {
-                    spans.push(span);
-                } else {
+                if *used == limit {
                     full = true;
+                    return;
                 }
+                match spans.get_mut(*used as usize) {
+                    Some(place) => *place = span,
+                    None => spans.push(span),
+                }
+                *used += 1;
             })
             .map_err(|source| QueueError::OutsideMemory { head, source })?;
         if full {
+            let limit = limit as usize;
             return Err(QueueError::TooManySegments { head, limit });
         }
         self.descriptors += 1;
@@ -287,7 +293,7 @@ impl Chain {
         } else {
             &mut self.readable
         };
-        part.range.end = self.spans.len();
+        part.end = self.used;
         part.len += len;
         Ok(())
     }
@@ -304,13 +310,18 @@ impl Chain {
 }
 
 impl Part {
+    #[inline]
+    fn of<'a>(&self, spans: &'a [Span]) -> &'a [Span] {
+        &spans[self.start as usize..self.end as usize]
+    }
+
     /// The caller has checked that there are so many bytes.
     #[inline]
     fn cut_front(&mut self, spans: &mut [Span], count: u64) {
         self.len -= count;
         let mut left = count;
         while left > 0 {
-            let span = &mut spans[self.range.start];
+            let span = &mut spans[self.start as usize];
             match u32::try_from(left) {
                 Ok(part) if part < span.len() => {
                     *span = span.part(part, span.len());
@@ -318,7 +329,7 @@ impl Part {
                 }
                 _ => {
                     left -= u64::from(span.len());
-                    self.range.start += 1;
+                    self.start += 1;
                 }
             }
         }
@@ -326,11 +337,11 @@ impl Part {
 
     #[inline]
     fn cut_last(&mut self, spans: &mut [Span]) -> Option<Span> {
-        let last = spans[self.range.clone()].last_mut()?;
+        let last = spans[self.start as usize..self.end as usize].last_mut()?;
         let byte = last.part(last.len() - 1, 1);
         *last = last.part(0, last.len() - 1);
         if last.is_empty() {
-            self.range.end -= 1;
+            self.end -= 1;
         }
         self.len -= 1;
         Some(byte)

@@ -130,6 +130,23 @@ pub(crate) fn descriptors<'a, A: Address>(
         })
 }
 
+/// The descriptor of a chain of one buffer, and its writable bytes.
+#[inline]
+pub(crate) fn one_buffer<A: Address>(buffer: Buffer<A>, writable: bool) -> (Descriptor, u32) {
+    let (flags, writable_bytes) = if writable {
+        (VIRTQ_DESC_F_WRITE, buffer.len)
+    } else {
+        (0, 0)
+    };
+    let descriptor = Descriptor {
+        address: buffer.address.raw(),
+        len: buffer.len,
+        flags,
+        next: 0,
+    };
+    (descriptor, writable_bytes)
+}
+
 /// Checks number and bytes of a chain; gives the writable bytes.
 #[inline]
 pub(crate) fn chain_bytes<A>(

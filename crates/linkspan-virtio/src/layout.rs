@@ -251,7 +251,10 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// known: for who takes so many at once.
     #[inline]
     pub fn prefetch(&self, count: u16) {
-        either!(self, queue => queue.prefetch(count));
+        // A packed ring is fetched while it is gone through.
+        if let Self::Split(queue) = self {
+            queue.prefetch(count);
+        }
     }
 
     /// Takes the next chain; `false` when there is none.
@@ -265,6 +268,20 @@ impl<M: RingMemory> DeviceQueue<M> {
         chain: &mut Chain,
     ) -> Result<bool, QueueError> {
         either!(self, queue => queue.pop(space, chain))
+    }
+
+    /// Takes as many chains as there are, but no more than `chains` has room for, and says
+    /// how many. Each is looked at as by [`pop`](Self::pop).
+    ///
+    /// # Errors
+    /// Whatever is wrong with a chain.
+    #[inline]
+    pub fn pop_many<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chains: &mut [Chain],
+    ) -> Result<usize, QueueError> {
+        either!(self, queue => queue.pop_many(space, chains))
     }
 
     /// Undoes the `pop` of `chain`, the last that was popped and is neither pushed
@@ -291,6 +308,21 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[inline]
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         either!(self, queue => queue.push(chain, written))
+    }
+
+    /// The same for many chains, each with what was written of it.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    ///
+    /// # Panics
+    /// As for [`push`](Self::push).
+    #[inline]
+    pub fn push_many<'a>(
+        &mut self,
+        chains: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        either!(self, queue => queue.push_many(chains))
     }
 
     /// See [`SplitDevice::end_run`].
@@ -480,6 +512,19 @@ impl<M: RingMemory> DriverQueue<M> {
         either!(self, queue => queue.add(readable, writable, table))
     }
 
+    /// The same for one buffer, which the device writes if it is `writable`.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    #[inline]
+    pub fn add_one<A: Address>(
+        &mut self,
+        buffer: Buffer<A>,
+        writable: bool,
+    ) -> Result<u16, AddError> {
+        either!(self, queue => queue.add_one(buffer, writable))
+    }
+
     /// Shows the device all that was added, with one store.
     ///
     /// # Errors
@@ -517,6 +562,15 @@ impl<M: RingMemory> DriverQueue<M> {
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Used>, UsedError> {
         either!(self, queue => queue.pop())
+    }
+
+    /// Takes at most so many used chains, as [`pop`](Self::pop) does; how many.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_each(&mut self, most: u16, each: impl FnMut(Used)) -> Result<u16, UsedError> {
+        either!(self, queue => queue.pop_each(most, each))
     }
 
     /// Asks for a notification of the next used chain and looks once more:

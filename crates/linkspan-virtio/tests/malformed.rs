@@ -21,7 +21,12 @@ fn pop(rig: &Rig, features: Features, head: u16, chain: &mut Chain) -> Result<bo
     ring.publish_available_index(1);
     let mut device = rig.device(features);
     device.refresh().unwrap();
+    let mut chains = [self::chain(), self::chain()];
+    let mut other = rig.device(features);
+    other.refresh().unwrap();
+    let many = other.pop_many(&rig.memory.guest, &mut chains);
     let result = device.pop(&rig.memory.guest, chain);
+    assert_eq!(many, result.map(usize::from), "many are taken as one is");
     if let Err(error) = result {
         assert_retired(&mut device, &ring, error, rig);
     }

@@ -52,10 +52,14 @@ fn device(rig: &Rig, features: Features) -> PackedDevice<Window> {
 fn pop(features: Features, entries: &[Entry]) -> Result<Chain, QueueError> {
     let rig = Rig::new(5);
     fill(&rig, entries);
+    let mut first = [chain()];
+    let many = device(&rig, features).pop_many(&rig.memory.guest, &mut first);
     let mut device = device(&rig, features);
     assert_eq!(device.refresh(), Ok(1));
     let mut chain = chain();
-    match device.pop(&rig.memory.guest, &mut chain) {
+    let result = device.pop(&rig.memory.guest, &mut chain);
+    assert_eq!(many, result.map(usize::from), "many are taken as one is");
+    match result {
         Ok(taken) => assert!(taken),
         Err(error) => {
             assert_retired(&mut device, error, &rig);

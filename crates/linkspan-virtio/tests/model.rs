@@ -145,7 +145,12 @@ impl Model {
             read.len() + write.len()
         };
         let free = self.driver.free();
-        match self.driver.add(&read, &write, indirect.then_some(table)) {
+        let added = match (&read[..], &write[..]) {
+            ([one], []) if !indirect => self.driver.add_one(*one, false),
+            ([], [one]) if !indirect => self.driver.add_one(*one, true),
+            _ => self.driver.add(&read, &write, indirect.then_some(table)),
+        };
+        match added {
             Ok(id) => self.added.push_back(Request {
                 id,
                 readable: readable.iter().map(|len| u64::from(*len)).sum(),
@@ -173,11 +178,17 @@ impl Model {
         self.device.disarm().unwrap();
         let waiting = self.device.refresh().unwrap();
         self.check_waiting(waiting, self.available.len());
-        for _ in 0..most {
-            let mut chain = chain();
-            if !self.device.pop(&self.rig.memory.guest, &mut chain).unwrap() {
-                break;
-            }
+        let space = &self.rig.memory.guest;
+        let mut chains: Vec<Chain> = (0..most).map(|_| chain()).collect();
+        let count = if most % 2 == 0 {
+            self.device.pop_many(space, &mut chains).unwrap()
+        } else {
+            let mut pop = |chain| self.device.pop(space, chain).unwrap();
+            let refused = chains.iter_mut().position(|chain| !pop(chain));
+            refused.unwrap_or(most)
+        };
+        assert_eq!(count, most.min(self.available.len()));
+        for chain in chains.into_iter().take(count) {
             let request = self.available.pop_front().unwrap();
             assert_eq!(chain.id(), request.id);
             assert_eq!(chain.readable_len(), request.readable);
@@ -216,6 +227,18 @@ impl Model {
         self.used.push_back(Used { id, written });
     }
 
+    fn device_uses_all(&mut self) {
+        let whole = |(_, chain): &(Request, Chain)| chain.writable_total();
+        let written: Vec<u32> = self.taken.iter().map(whole).collect();
+        let chains = self.taken.iter().map(|(_, chain)| chain);
+        let all = chains.zip(written.iter().copied());
+        self.device.push_many(all).unwrap();
+        for ((request, _), written) in self.taken.drain(..).zip(written) {
+            let id = request.id;
+            self.used.push_back(Used { id, written });
+        }
+    }
+
     fn device_publishes(&mut self) {
         self.device.publish().unwrap();
         let notified = self.device.notify_wanted().unwrap();
@@ -239,6 +262,14 @@ impl Model {
         self.driver.disarm().unwrap();
         let waiting = self.driver.refresh().unwrap();
         self.check_waiting(waiting, self.returned.len());
+        if most % 2 == 0 {
+            let returned = &mut self.returned;
+            let (waiting, most) = (returned.len(), u16::try_from(most).unwrap());
+            let each = |used| assert_eq!(Some(used), returned.pop_front());
+            let count = self.driver.pop_each(most, each).unwrap();
+            assert_eq!(usize::from(count), waiting.min(most.into()));
+            return;
+        }
         for _ in 0..most {
             let Some(used) = self.driver.pop().unwrap() else {
                 break;
@@ -257,9 +288,7 @@ fn run(size: u16, features: Features, start: u16, steps: Vec<Step>) {
     }
     model.step(Step::Publish);
     model.step(Step::DeviceTakes { most: 256 });
-    while !model.taken.is_empty() {
-        model.step(Step::DeviceUses { which: 0, part: 0 });
-    }
+    model.device_uses_all();
     model.step(Step::DevicePublishes);
     model.step(Step::DriverTakes { most: 256 });
     assert_eq!((model.driver.free(), model.driver.outstanding()), (size, 0));

@@ -2,6 +2,7 @@
 //! driver's memory and rings are the peer's, and so is the in-flight region.
 
 use std::collections::VecDeque;
+use std::slice;
 
 use linkspan_devices::block::{Block, BlockOptions, Geometry, Operation, Ranges, Request, Status};
 use linkspan_mem::{Descriptor, PackedDescriptor, RegionTable, Span};
@@ -176,7 +177,13 @@ impl Device {
                 Some(chain) => chain,
                 None => Chain::new(SEGMENTS).expect("memory"),
             };
-            if !self.queue.pop(&self.memory.guest.guest, &mut chain)? {
+            let space = &self.memory.guest.guest;
+            let popped = if taken % 2 == 0 {
+                self.queue.pop(space, &mut chain)?
+            } else {
+                self.queue.pop_many(space, slice::from_mut(&mut chain))? == 1
+            };
+            if !popped {
                 assert!(
                     !split || u16::from(taken) == waiting,
                     "a pass takes what waits"

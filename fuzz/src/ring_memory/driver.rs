@@ -164,8 +164,14 @@ impl Driver {
         self.queue.disarm()?;
         let published = self.given.iter().filter(|given| given.published).count();
         assert!(usize::from(self.queue.refresh()?) <= published.max(1));
-        for _ in 0..most {
-            match self.queue.pop()? {
+        for taken in 0..most {
+            let mut used = None;
+            if taken % 2 == 0 {
+                used = self.queue.pop()?;
+            } else {
+                self.queue.pop_each(1, |one| used = Some(one))?;
+            }
+            match used {
                 Some(used) => self.check_used(used),
                 None => break,
             }

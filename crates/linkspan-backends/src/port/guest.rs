@@ -266,8 +266,16 @@ impl Receive {
             .expect(&mut ring.queue, &ring.memory.guest, frames);
     }
 
+    /// The ring has all frames that were delivered.
+    #[inline]
+    pub(super) fn finish(&mut self, ring: &mut ActiveRing) {
+        // As in `expect`.
+        let _ = self.queue.finish(&mut ring.queue);
+    }
+
     /// Delivers a frame, or as many as it has to be cut into, and counts it. What
-    /// that cost beside the frame itself.
+    /// that cost beside the frame itself. The ring has it when the batch is
+    /// [finished](Self::finish).
     #[inline]
     pub(super) fn deliver(
         &mut self,
@@ -283,7 +291,7 @@ impl Receive {
             && terms.hash.is_none()
             && frame.len() <= u64::from(mtu) + u64::from(FRAME_LEN_MIN)
         {
-            self.count(ring, &Header::of(&Offload::NONE), frame, books);
+            self.count(ring, None, frame, books);
             return 0;
         }
         self.deliver_as_planned(ring, (came, terms), mtu, whole, books)
@@ -305,7 +313,7 @@ impl Receive {
         let len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
         match plan(came.offload, frame.head, len, &receiver) {
             Plan::Forward(offload) => {
-                self.count(ring, &header(&offload, terms), frame, books);
+                self.count(ring, Some(&header(&offload, terms)), frame, books);
                 0
             }
             Plan::Checksum(partial) => {
@@ -315,7 +323,7 @@ impl Receive {
                 };
                 complete_checksum(bytes, partial);
                 let header = header(&Offload::NONE, terms);
-                self.count(ring, &header, &Frame::private(bytes), books);
+                self.count(ring, Some(&header), &Frame::private(bytes), books);
                 frame.len()
             }
             Plan::Segment(how) => {
@@ -329,7 +337,7 @@ impl Receive {
                 while let Some(segment) = segments.next() {
                     let frame = Frame::segment(segment);
                     cost += FRAME_COST + frame.len();
-                    self.count(ring, &header, &frame, books);
+                    self.count(ring, Some(&header), &frame, books);
                 }
                 cost
             }
@@ -344,7 +352,7 @@ impl Receive {
     fn count(
         &mut self,
         ring: &mut ActiveRing,
-        header: &Header,
+        header: Option<&Header>,
         frame: &Frame<'_>,
         books: &Books<'_>,
     ) {
@@ -361,7 +369,7 @@ impl Receive {
     fn fill(
         &mut self,
         ring: &mut ActiveRing,
-        header: &Header,
+        header: Option<&Header>,
         frame: &Frame<'_>,
     ) -> Result<Filled, QueueError> {
         let ActiveRing { queue, memory, log } = ring;
@@ -380,17 +388,21 @@ impl Receive {
         bytes[..6].copy_from_slice(&Mac::BROADCAST.0);
         // A locally administered address; an Ethertype for experiments.
         bytes[6..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 0x88, 0xB5]);
-        let (header, frame) = (Header::of(&Offload::NONE), Frame::private(&bytes));
+        let frame = Frame::private(&bytes);
         for made in 0..most {
             if made % STUFF_AHEAD == 0 {
                 // Those behind the next ones, so that their memory is here in time.
                 self.expect(ring, 2 * STUFF_AHEAD as usize);
             }
-            match self.fill(ring, &header, &frame) {
+            match self.fill(ring, None, &frame) {
                 Ok(Filled::Delivered { .. }) => books.went_to(&self.counts, &frame),
-                _ => return made,
+                _ => {
+                    self.finish(ring);
+                    return made;
+                }
             }
         }
+        self.finish(ring);
         most
     }
 }

@@ -9,7 +9,7 @@ use linkspan_devices::net::frame::RESPONSE_MAX;
 use linkspan_devices::net::header::{Checksum, Header, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
 use linkspan_devices::net::switch::{Egress, Forward, Switch};
-use linkspan_devices::net::{Body, ETHERNET_LEN, Frame, FrameHead, Mac, flow_hash, steer};
+use linkspan_devices::net::{Body, Frame, FrameHead, Mac, flow_hash, steer};
 use linkspan_engine::{Budget, Neighbours, Progress};
 use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
@@ -25,30 +25,24 @@ use super::retag::Retagged;
 /// them, and one frame can become many.
 pub(super) const FRAME_COST: u64 = 512;
 
-/// Frames that a source makes for one queue in a pass.
-const SOURCE_BATCH: u32 = 64;
-
-/// How long a source waits for buffers at most, after it waited for shorter times in vain.
-const SOURCE_PAUSE_MAX: Duration = Duration::from_micros(64);
-
 /// What one worker has of a fabric for itself.
 pub(super) struct Lane {
     pub(super) number: usize,
     /// The queue pairs of every guest that this worker has, as bits.
-    own: u128,
+    pub(super) own: u128,
     /// The queue pair of the guest whose frames come in this pass.
     pub(super) pair: u16,
     switch: Switch,
-    now: Instant,
+    pub(super) now: Instant,
     now_ms: u64,
     /// How long a source waited last.
-    pause: Duration,
+    pub(super) pause: Duration,
     /// What was done in this pass, in bytes.
     pub(super) cost: u64,
     /// What the drivers of guests have asked for, by port.
-    known: Vec<Known>,
+    pub(super) known: Vec<Known>,
     /// Room for a whole frame.
-    whole: Vec<u8>,
+    pub(super) whole: Vec<u8>,
     answer: Vec<u8>,
 }
 
@@ -144,18 +138,18 @@ impl Lane {
     /// counted here.
     #[inline]
     pub(super) fn way_of(&mut self, fabric: &Fabric, came: &Came<'_>) -> Way {
-        self.cost += FRAME_COST + came.frame.len();
         let head = came.frame.head;
-        match fabric.mode {
+        let way = match fabric.mode {
             Mode::Switch => self.switch(fabric, came.port, head),
             Mode::Pair => self.way_to(fabric, 1 - came.port, head),
             Mode::Echo => self.way_back(fabric, came.port, head),
-            Mode::Sink => {
-                self.sink(fabric, came);
-                Way::Nowhere
+            Mode::Sink | Mode::Source => {
+                self.consume(fabric, came);
+                return Way::Nowhere;
             }
-            Mode::Source => Way::Nowhere,
-        }
+        };
+        self.cost += FRAME_COST + came.frame.len();
+        way
     }
 
     /// Has a frame go where it was decided that it goes.
@@ -192,25 +186,6 @@ impl Lane {
             Way::Port(to) => self.deliver(fabric, to, came, neighbours, true),
             Way::Switched(forward) => self.pass_on(fabric, forward, came, neighbours, true),
         }
-    }
-
-    /// Takes all of a frame out of its sender's memory and looks at it. A short one
-    /// was taken before.
-    #[inline]
-    fn sink(&mut self, fabric: &Fabric, came: &Came<'_>) {
-        let frame = &came.frame;
-        let bytes = if frame.len() == frame.head.len() as u64 {
-            Some(frame.head)
-        } else {
-            frame.read(&mut self.whole).map(|bytes| &*bytes)
-        };
-        let cause = match bytes {
-            None => DropCause::TooLong,
-            Some(bytes) if bytes.len() < ETHERNET_LEN => DropCause::Malformed,
-            Some(bytes) if Mac::source(bytes).is_multicast() => DropCause::Source,
-            Some(_) => return,
-        };
-        self.counts(fabric, came.port).dropped(cause);
     }
 
     /// Decides about a frame as a switch does.
@@ -507,6 +482,7 @@ impl Lane {
             self.cost += FRAME_COST + came.frame.len();
             self.cost += receive.deliver(ring, (&came, terms), mtu, &mut self.whole, &books);
         }
+        receive.finish(ring);
     }
 
     /// Takes what others have for this worker.
@@ -545,42 +521,6 @@ impl Lane {
             self.mailbox(fabric).give_back(parcel);
         }
         (true, Progress::More)
-    }
-
-    /// Gives guests as many frames as they take.
-    pub(super) fn make_frames(
-        &mut self,
-        fabric: &Fabric,
-        neighbours: &mut Neighbours<'_>,
-    ) -> (bool, Progress) {
-        let mut worked = false;
-        for (to, port) in (0..).zip(&fabric.ports) {
-            let Side::Guest(pairs) = &port.kind else {
-                continue;
-            };
-            let mut here = pairs.enabled() & self.own;
-            if pairs.asked.is_there()
-                && let Some(control) = pairs.asked.see(&mut self.known[usize::from(to)])
-            {
-                here &= (1_u128 << control.pairs().min(127)) - 1;
-            }
-            while here != 0 {
-                let pair = u16::try_from(here.trailing_zeros()).unwrap_or(0);
-                here &= here - 1;
-                let books = self.books(fabric, to);
-                let address = fabric.address(to, pair);
-                if let Some((ring, receive)) = neighbours.ring::<Receive>(address) {
-                    worked |= receive.stuff(ring, SOURCE_BATCH, &books) > 0;
-                }
-            }
-        }
-        if worked {
-            self.pause = Duration::ZERO;
-            return (true, Progress::More);
-        }
-        let longer = 2 * self.pause + Duration::from_nanos(500);
-        self.pause = longer.min(SOURCE_PAUSE_MAX);
-        (false, Progress::Until(self.now + self.pause))
     }
 }
 

@@ -10,6 +10,7 @@
 mod capture;
 mod control;
 mod counters;
+mod ends;
 mod fabric;
 mod guest;
 mod lane;

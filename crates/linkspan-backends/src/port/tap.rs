@@ -14,7 +14,7 @@ use super::counters::DropCause;
 use super::fabric::{BYTES_MAX, Fabric};
 use super::lane::{Came, Lane};
 use super::mailbox::split;
-use super::task::with_lane;
+use super::task::{give_lane_back, take_lane};
 
 /// What the kernel does of frames that it gets.
 pub(super) const TO_KERNEL: Offloads = Offloads::all().difference(Offloads::UFO);
@@ -117,12 +117,13 @@ impl TapTask {
 
 impl Task for TapTask {
     fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
-        let fabric = Arc::clone(&self.fabric);
-        let done = with_lane(&fabric, neighbours, |lane, neighbours| {
-            self.pass(budget, lane, neighbours)
-        });
-        // Without a lane the fabric rests.
-        done.unwrap_or((false, Progress::Idle))
+        let Some(mut lane) = take_lane(&self.fabric, neighbours) else {
+            // The fabric rests.
+            return (false, Progress::Idle);
+        };
+        let done = self.pass(budget, &mut lane, neighbours);
+        give_lane_back(lane, neighbours);
+        done
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -28,21 +28,20 @@ impl LaneTask {
     }
 }
 
-/// Does something with the lane of this worker; `None` when it has none, since its
-/// fabric rests.
+/// The lane of this worker, for a pass of something else: it has to be given back. `None`
+/// when it has none, since its fabric rests.
 #[inline]
-pub(super) fn with_lane<R>(
-    fabric: &Fabric,
-    neighbours: &mut Neighbours<'_>,
-    work: impl FnOnce(&mut Lane, &mut Neighbours<'_>) -> R,
-) -> Option<R> {
+pub(super) fn take_lane(fabric: &Fabric, neighbours: &mut Neighbours<'_>) -> Option<Box<Lane>> {
     let mut lane = neighbours.task::<LaneTask>(LANE)?.lane.take()?;
     lane.begin(fabric, neighbours.now());
-    let result = work(&mut lane, neighbours);
+    Some(lane)
+}
+
+#[inline]
+pub(super) fn give_lane_back(lane: Box<Lane>, neighbours: &mut Neighbours<'_>) {
     if let Some(task) = neighbours.task::<LaneTask>(LANE) {
         task.lane = Some(lane);
     }
-    Some(result)
 }
 
 impl Task for LaneTask {
@@ -71,6 +70,11 @@ impl Task for LaneTask {
 
     fn has_work(&mut self) -> bool {
         self.fabric.mailboxes[self.number].has_parcels()
+    }
+
+    fn can_see_work(&self) -> bool {
+        // Other workers put it there.
+        self.fabric.mailboxes.len() > 1
     }
 
     fn arm(&mut self) -> bool {

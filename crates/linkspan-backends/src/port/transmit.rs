@@ -6,18 +6,18 @@ use std::sync::Arc;
 use linkspan_devices::net::features::Offloads;
 use linkspan_devices::net::header::{HeaderLayout, Offload};
 use linkspan_devices::net::pcapng::Way as Capture;
-use linkspan_devices::net::{Frame, FrameHead, Transmitted, take_transmit};
+use linkspan_devices::net::{Frame, FrameHead, Transmitted, take_plain, take_transmit};
 use linkspan_engine::{ActiveRing, Budget, Neighbours, Progress, QueueHandler, RateLimit};
 use linkspan_mem::RegionTable;
 use linkspan_mem::fault::{self, Injected};
 use linkspan_virtio::{Chain, Features, QueueError};
 
 use super::control::Terms;
-use super::counters::{DropCause, OfPair};
+use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Mode};
 use super::guest::SEGMENTS;
 use super::lane::{Came, FRAME_COST, Lane, Way};
-use super::task::with_lane;
+use super::task::{give_lane_back, take_lane};
 
 /// A transmit queue: the guest's frames go into the fabric.
 pub(super) struct Transmit {
@@ -119,10 +119,13 @@ impl Transmit {
             let want = left.min(most);
             let taken = self.take(ring, want)?;
             let (read, broken) = self.read(ring, taken);
-            let (sent, stop) = self.send(ring, read, budget, lane, neighbours);
-            for chain in &self.chains[..sent] {
-                ring.queue.push(chain, 0)?;
-            }
+            let (sent, stop) = if passes_on {
+                self.send(ring, read, budget, lane, neighbours)
+            } else {
+                self.consume(ring, read, budget, lane)
+            };
+            let done = self.chains[..sent].iter().map(|chain| (chain, 0));
+            ring.queue.push_many(done)?;
             self.sent += sent as u64;
             if let Some(stop) = stop {
                 for chain in self.chains[sent..taken].iter().rev() {
@@ -150,13 +153,12 @@ impl Transmit {
     fn take(&mut self, ring: &mut ActiveRing, most: usize) -> Result<usize, QueueError> {
         let space = &ring.memory.guest;
         ring.queue.prefetch(u16::try_from(most).unwrap_or(u16::MAX));
-        for (taken, chain) in self.chains.iter_mut().take(most).enumerate() {
-            if !ring.queue.pop(space, chain)? {
-                return Ok(taken);
-            }
+        let most = most.min(self.chains.len());
+        let taken = ring.queue.pop_many(space, &mut self.chains[..most])?;
+        for chain in &self.chains[..taken] {
             chain.prefetch(space.table());
         }
-        Ok(most)
+        Ok(taken)
     }
 
     /// Copies the headers and first bytes of frames out of the chains that were taken; how
@@ -166,6 +168,10 @@ impl Transmit {
         let table = ring.memory.table();
         let chains = self.chains[..taken].iter_mut();
         for (at, (chain, frame)) in chains.zip(&mut self.frames).enumerate() {
+            if let Some(len) = take_plain(chain, table, self.layout, &mut frame.head) {
+                (frame.len, frame.checked) = (len.into(), Checked::Plain);
+                continue;
+            }
             match take_transmit(chain, table, self.layout, &mut frame.head) {
                 Ok(taken) => {
                     frame.len = taken.len;
@@ -177,9 +183,34 @@ impl Transmit {
         (taken, None)
     }
 
+    /// Has the first `count` frames that were read end here, as the mode of the fabric has
+    /// it; how many before something holds them up.
+    #[inline(never)]
+    fn consume(
+        &self,
+        ring: &ActiveRing,
+        count: usize,
+        budget: Budget,
+        lane: &mut Lane,
+    ) -> (usize, Option<Progress>) {
+        let (table, fabric) = (ring.memory.table(), &*self.fabric);
+        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
+        let mut entry = Entry::new(lane.books(fabric, self.port), limit);
+        for at in 0..count {
+            if let Some(stop) = holds(limit, lane, (budget, 0)) {
+                return (at, Some(stop));
+            }
+            let frame = self.came(table, at);
+            if entry.admits(&self.frames[at], &frame, lane) {
+                lane.consume(fabric, &frame);
+            }
+        }
+        (count, None)
+    }
+
     /// Passes on the first `count` frames that were read; how many before something
     /// holds them up. Those in a row that go to the same queue go there together.
-    #[inline]
+    #[inline(never)]
     fn send(
         &mut self,
         ring: &ActiveRing,
@@ -191,8 +222,8 @@ impl Transmit {
         let table = ring.memory.table();
         let fabric = &*self.fabric;
         let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
-        let books = lane.books(fabric, self.port);
-        let (mut run, mut came, mut bytes) = (Run::default(), 0, 0);
+        let mut entry = Entry::new(lane.books(fabric, self.port), limit);
+        let mut run = Run::default();
         let (mut sent, mut stop) = (count, None);
         for at in 0..count {
             stop = holds(limit, lane, (budget, run.cost));
@@ -200,20 +231,12 @@ impl Transmit {
                 sent = at;
                 break;
             }
-            let Taken { len, checked, .. } = &self.frames[at];
-            let len = *len;
-            if let Some(limit) = limit {
-                limit.charge(len, lane.now());
-            }
-            if matches!(checked, Checked::Wrong) {
-                books.dropped(DropCause::Header);
+            let frame = self.came(table, at);
+            if !entry.admits(&self.frames[at], &frame, lane) {
                 continue;
             }
-            let frame = self.came(table, at);
-            books.capture(Capture::In, &frame.frame);
-            came += 1;
-            bytes += len;
             let way = lane.way_of(fabric, &frame);
+            let len = self.frames[at].len;
             if fabric.mode == Mode::Echo {
                 self.frames[at].head.swap_addresses();
             }
@@ -232,7 +255,6 @@ impl Transmit {
             }
         }
         run.end(self, table, lane, neighbours);
-        books.came_all(came, bytes);
         (sent, stop)
     }
 
@@ -252,9 +274,50 @@ impl Transmit {
     }
 }
 
+/// What every frame of a batch goes through first. It is entered in the books at the end.
+struct Entry<'f> {
+    books: Books<'f>,
+    limit: Option<&'f RateLimit>,
+    frames: u64,
+    bytes: u64,
+}
+
+impl<'f> Entry<'f> {
+    fn new(books: Books<'f>, limit: Option<&'f RateLimit>) -> Self {
+        Self {
+            books,
+            limit,
+            frames: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Whether a frame goes on. One with a header that cannot be does not.
+    #[inline(always)]
+    fn admits(&mut self, taken: &Taken, frame: &Came<'_>, lane: &Lane) -> bool {
+        if let Some(limit) = self.limit {
+            limit.charge(taken.len, lane.now());
+        }
+        if matches!(taken.checked, Checked::Wrong) {
+            self.books.dropped(DropCause::Header);
+            return false;
+        }
+        self.books.capture(Capture::In, &frame.frame);
+        self.frames += 1;
+        self.bytes += taken.len;
+        true
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.books.came_all(self.frames, self.bytes);
+    }
+}
+
 /// Why no further frame is passed on in this pass, if so. `waiting` is what those will
 /// cost whose way was decided.
-#[inline]
+#[inline(always)]
 fn holds(
     limit: Option<&RateLimit>,
     lane: &Lane,
@@ -324,13 +387,14 @@ impl QueueHandler for Transmit {
         if budget.chains == 0 {
             return Ok(Progress::Idle);
         }
-        let fabric = Arc::clone(&self.fabric);
-        let done = with_lane(&fabric, neighbours, |lane, neighbours| {
-            lane.pair = self.pair;
-            self.pass(ring, budget, lane, neighbours)
-        });
+        let Some(mut lane) = take_lane(&self.fabric, neighbours) else {
+            // The fabric rests, and so does the queue.
+            return Ok(Progress::Idle);
+        };
+        lane.pair = self.pair;
+        let done = self.pass(ring, budget, &mut lane, neighbours);
+        give_lane_back(lane, neighbours);
         self.counts.sent.add(std::mem::take(&mut self.sent));
-        // Without a lane the fabric rests, and so does the queue.
-        done.unwrap_or(Ok(Progress::Idle))
+        done
     }
 }

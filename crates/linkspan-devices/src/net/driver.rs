@@ -103,8 +103,8 @@ impl<A: Address> Slots<A> {
     #[inline]
     fn place(&self, slot: u16, len: u32) -> Span {
         // Inside the memory, whose length fits 32 bits.
-        let place = self.memory.part(u32::from(slot) * self.bytes, self.bytes);
-        place.part(0, len)
+        let start = u32::from(slot) * self.bytes;
+        self.memory.part(start, self.bytes.min(len))
     }
 
     /// The first `len` bytes of a slot, for the device.
@@ -201,7 +201,11 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
         let header_len = self.layout.len() as u64;
         let (len, slot_bytes) = (frame.len(), u64::from(self.slots.bytes));
         let need = header_len + len;
-        let count = need.div_ceil(slot_bytes);
+        let count = if need <= slot_bytes {
+            1
+        } else {
+            need.div_ceil(slot_bytes)
+        };
         let max = FRAME_SLOTS_MAX.min(usize::from(self.slots.count));
         if count > max as u64 {
             return Err(SendError::TooLong { len, max });
@@ -210,21 +214,23 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
             return Ok(false);
         }
         let first = self.free;
-        let header = match *offload {
-            Offload::NONE => &[0; HEADER_LEN_MAX],
-            _ => &Header::of(offload).to_bytes(),
-        };
-        let place = self.slots.place(first, self.slots.bytes);
-        table.slice(place).write(&header[..self.layout.len()]);
+        let place = table.slice(self.slots.place(first, self.slots.bytes));
+        match *offload {
+            Offload::NONE if self.layout.len() == 12 => {
+                let _ = place.write_12([0; 12]);
+            }
+            _ => {
+                let header = Header::of(offload).to_bytes();
+                place.write(&header[..self.layout.len()]);
+            }
+        }
         if count > 1 {
             return self.send_in_many(table, frame, first);
         }
-        frame.write(0, len, table, (&[place], header_len));
+        frame.write_one(&place.part(self.layout.len(), usize::MAX));
         // At most the bytes of a slot.
         let bytes = u32::try_from(need).unwrap_or(self.slots.bytes);
-        let added = self
-            .queue
-            .add(&[self.slots.buffer(first, bytes)], &[], None);
+        let added = self.queue.add_one(self.slots.buffer(first, bytes), false);
         self.take_slots(added, first, first, 1)
     }
 
@@ -299,24 +305,30 @@ impl<M: RingMemory, A: Address> TransmitDriver<M, A> {
     /// When the device has broken the queue.
     #[inline]
     pub fn reclaim(&mut self, table: &RegionTable) -> Result<u16, UsedError> {
-        let mut frames = 0;
-        self.queue.refresh()?;
-        while let Some(used) = self.queue.pop()? {
-            let first = self.first_of[usize::from(used.id)];
+        let Self {
+            queue,
+            slots,
+            next,
+            first_of,
+            free,
+            free_count,
+            ..
+        } = self;
+        queue.refresh()?;
+        queue.pop_each(u16::MAX, |used| {
+            let first = first_of[usize::from(used.id)];
             // It is the next that is written, or will soon be.
-            let place = self.slots.place(first, self.slots.bytes);
+            let place = slots.place(first, slots.bytes);
             table.slice(place).prefetch_to_write();
-            let mut slot = first;
-            self.free_count += 1;
-            while self.next[usize::from(slot)] != END {
-                slot = self.next[usize::from(slot)];
-                self.free_count += 1;
+            let mut slot = usize::from(first);
+            *free_count += 1;
+            while next[slot] != END {
+                slot = usize::from(next[slot]);
+                *free_count += 1;
             }
-            self.next[usize::from(slot)] = self.free;
-            self.free = first;
-            frames += 1;
-        }
-        Ok(frames)
+            next[slot] = *free;
+            *free = first;
+        })
     }
 
     /// Goes on with a new queue after the device was lost. Frames that were under
@@ -375,12 +387,13 @@ pub struct ReceiveDriver<M, A> {
     free: VecDeque<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
-    /// Used buffers that were taken ahead, the next one last: slots, and places of what
-    /// was written.
-    ahead: Vec<(u16, Span)>,
-    /// Places of a frame in several buffers, header included, and its slots.
+    /// Places of what was written into used buffers that were taken ahead, how many those
+    /// are, and which of them is next.
+    ahead: [Span; AHEAD],
+    taken: usize,
+    next: usize,
+    /// Places of a frame in several buffers, header included.
     spans: Vec<Span>,
-    taken: Vec<u16>,
 }
 
 /// Buffers that are taken at a time: the memory of all of them is on its way to the
@@ -412,9 +425,10 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             slots,
             free: free.into(),
             slot_of,
-            ahead: fault::try_with_capacity(AHEAD)?,
+            ahead: [Span::default(); AHEAD],
+            taken: 0,
+            next: 0,
             spans: fault::try_with_capacity(MERGE_MAX)?,
-            taken: fault::try_with_capacity(MERGE_MAX)?,
         })
     }
 
@@ -439,7 +453,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         let mut posted = 0;
         while let Some(&slot) = self.free.front() {
             let buffer = self.slots.buffer(slot, self.slots.bytes);
-            match self.queue.add(&[], &[buffer], None) {
+            match self.queue.add_one(buffer, true) {
                 Ok(id) => self.slot_of[usize::from(id)] = slot,
                 Err(AddError::Full { .. }) => break,
                 Err(error) => return Err(error),
@@ -467,10 +481,9 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         let mut bytes = [0; HEAD_LEN];
         for left in (1..=budget).rev() {
             // Each frame takes one at least, so none is left when the budget is used up.
-            let Some((slot, place)) = self.take_buffer(table, left)? else {
+            let Some(place) = self.take_buffer(table, left)? else {
                 break;
             };
-            self.taken.push(slot);
             let spans = [place];
             let first = table.slice(place);
             let taken = match self.read_header(&first) {
@@ -493,7 +506,6 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
                 }
                 Err(count) => *count += 1,
             }
-            self.free.extend(self.taken.drain(..));
         }
         Ok(batch)
     }
@@ -513,10 +525,9 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         self.spans.push(first);
         for _ in 1..buffers {
             // The device shows all of a frame at once (5.1.6.4.1).
-            let Some((slot, place)) = self.take_buffer(table, 1)? else {
+            let Some(place) = self.take_buffer(table, 1)? else {
                 return Ok(false);
             };
-            self.taken.push(slot);
             self.spans.push(place);
         }
         Ok(true)
@@ -573,32 +584,43 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         (there >= self.layout.len()).then(|| Header::read(self.layout, &bytes))
     }
 
-    /// Takes the next used buffer, and `most` ahead if none was; its slot, and the place
-    /// of what was written. `None` when there is none.
+    /// Takes the next used buffer, and `most` ahead if none was; the place of what was
+    /// written. `None` when there is none.
     #[inline]
-    fn take_buffer(
-        &mut self,
-        table: &RegionTable,
-        most: u32,
-    ) -> Result<Option<(u16, Span)>, UsedError> {
-        if self.ahead.is_empty() {
+    fn take_buffer(&mut self, table: &RegionTable, most: u32) -> Result<Option<Span>, UsedError> {
+        if self.next == self.taken {
             self.look_ahead(table, most)?;
         }
-        Ok(self.ahead.pop())
+        let place = self.ahead[..self.taken].get(self.next).copied();
+        self.next += usize::from(place.is_some());
+        Ok(place)
     }
 
-    /// Takes at most so many used buffers.
+    /// Takes at most so many used buffers. Their slots count as free at once: nothing is
+    /// posted before the frames in them were looked at.
     #[inline]
     fn look_ahead(&mut self, table: &RegionTable, most: u32) -> Result<(), UsedError> {
-        while self.ahead.len() < AHEAD.min(most as usize)
-            && let Some(used) = self.queue.pop()?
-        {
-            let slot = self.slot_of[usize::from(used.id)];
-            let place = self.slots.place(slot, used.written);
+        let Self {
+            queue,
+            slots,
+            slot_of,
+            ahead,
+            free,
+            ..
+        } = self;
+        let mut count = 0;
+        let most = usize::try_from(most).map_or(AHEAD, |most| most.min(AHEAD));
+        // Until the end of all of them, in case something is wrong.
+        (self.taken, self.next) = (0, 0);
+        queue.pop_each(u16::try_from(most).unwrap_or(0), |used| {
+            let slot = slot_of[usize::from(used.id)];
+            let place = slots.place(slot, used.written);
             table.slice(place).prefetch();
-            self.ahead.push((slot, place));
-        }
-        self.ahead.reverse();
+            ahead[count] = place;
+            count += 1;
+            free.push_back(slot);
+        })?;
+        self.taken = count;
         Ok(())
     }
 
@@ -607,7 +629,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         self.queue = queue;
         self.queue.take_in_turn();
         self.slot_of.resize(usize::from(self.queue.size()), END);
-        self.ahead.clear();
+        (self.taken, self.next) = (0, 0);
         self.free.clear();
         self.free.extend(0..self.slots.count);
     }

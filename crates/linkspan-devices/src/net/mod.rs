@@ -37,7 +37,8 @@ pub use flow::{HASH_KEY_MAX, HashReport, HashTypes, Toeplitz, flow_hash, steer};
 pub use mac::Mac;
 pub use packet::{ETHERNET_LEN, Network, Packet, VLAN_LEN};
 pub use queue::{
-    Body, Filled, Frame, FrameHead, HEAD_LEN, MERGE_MAX, ReceiveQueue, Transmitted, take_transmit,
+    Body, Filled, Frame, FrameHead, HEAD_LEN, MERGE_MAX, ReceiveQueue, Transmitted, take_plain,
+    take_transmit,
 };
 pub use segment::{
     SEGMENT_HEADERS_MAX, SEGMENTS_MAX, Segment, SegmentError, Segmentation, Segments,

@@ -81,40 +81,37 @@ pub struct Transmitted {
     pub len: u64,
 }
 
+/// Takes a frame out of a chain as [`take_transmit`] does, if it is one piece of memory and
+/// leaves nothing to be done, as most frames are; its length. Nothing is said about any
+/// other, nor taken.
+#[inline(always)]
+pub fn take_plain(
+    chain: &Chain,
+    table: &RegionTable,
+    layout: HeaderLayout,
+    head: &mut FrameHead,
+) -> Option<u32> {
+    let [span] = *chain.readable() else {
+        return None;
+    };
+    let bytes = table.slice(span);
+    let header = bytes.read_12()?;
+    let len = span.len() - 12;
+    if layout.len() != 12 || !Header::leaves_nothing(header, len) {
+        return None;
+    }
+    head.start = 12;
+    head.end = bytes.part(12, usize::MAX).read(&mut head.bytes);
+    Some(len)
+}
+
 /// Takes a frame out of a chain of a transmit queue: its header and first bytes are
 /// copied.
 ///
 /// # Errors
 /// [`QueueError::NoRoom`] when not even the header is there: the queue must be
 /// retired.
-#[inline]
 pub fn take_transmit(
-    chain: &mut Chain,
-    table: &RegionTable,
-    layout: HeaderLayout,
-    head: &mut FrameHead,
-) -> Result<Transmitted, QueueError> {
-    if let [span] = *chain.readable()
-        && layout.len() == 12
-    {
-        // One piece of memory, as most frames are.
-        let bytes = table.slice(span);
-        if let Some(header) = bytes.read_12() {
-            let frame = bytes.part(12, usize::MAX);
-            head.start = 12;
-            head.end = frame.len().min(HEAD_LEN);
-            frame.read(&mut head.bytes[..head.end]);
-            return Ok(Transmitted {
-                header: Header::from_12(header),
-                len: frame.len() as u64,
-            });
-        }
-    }
-    take_pieces(chain, table, layout, head)
-}
-
-/// The same for any chain.
-fn take_pieces(
     chain: &mut Chain,
     table: &RegionTable,
     layout: HeaderLayout,
@@ -362,10 +359,13 @@ pub enum Filled {
 pub struct ReceiveQueue {
     layout: HeaderLayout,
     mergeable: bool,
-    /// A ring of chains, of which `held` from `first` on are taken from the queue.
+    /// A ring of chains, of which `held` from `first` on are taken from the queue, and the
+    /// `filled` ones before them hold frames of these lengths with their headers.
     chains: Vec<Chain>,
+    lens: Vec<u32>,
     first: usize,
     held: usize,
+    filled: usize,
 }
 
 impl ReceiveQueue {
@@ -380,12 +380,16 @@ impl ReceiveQueue {
         for _ in 0..count {
             chains.push(Chain::new(segments)?);
         }
+        let mut lens = fault::try_with_capacity(count)?;
+        lens.resize(count, 0);
         Ok(Self {
             layout: HeaderLayout::of(accepted),
             mergeable,
             chains,
+            lens,
             first: 0,
             held: 0,
+            filled: 0,
         })
     }
 
@@ -413,8 +417,9 @@ impl ReceiveQueue {
         Ok(())
     }
 
-    /// Delivers a frame with this header, in which the number of buffers is set.
-    /// `wrote` hears of all places that were written.
+    /// Delivers a frame with this header, in which the number of buffers is set; without
+    /// one, nothing is left to the receiver. `wrote` hears of all places that were written.
+    /// The queue has the frame when the batch is [finished](Self::finish).
     ///
     /// # Errors
     /// When the driver broke the queue, a buffer without room for a header included.
@@ -423,7 +428,7 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
-        header: &Header,
+        header: Option<&Header>,
         frame: &Frame<'_>,
         mut wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
@@ -439,21 +444,48 @@ impl ReceiveQueue {
             return self.fill_many(queue, space, (header, frame), wrote);
         }
         // One piece of memory, as most buffers are.
-        let bytes = if header.is_plain() {
-            &Header::PLAIN
-        } else {
-            &header.in_buffers(1).to_bytes()
-        };
         let place = space.table().slice(span);
-        let skip = place.write(&bytes[..self.layout.len()]);
-        frame.write_one(&place.part(skip, usize::MAX));
+        match header {
+            None if self.layout.len() == 12 => {
+                let _ = place.write_12(Header::PLAIN);
+            }
+            header => {
+                let header = header.copied().unwrap_or_default();
+                place.write(&header.in_buffers(1).to_bytes()[..self.layout.len()]);
+            }
+        }
+        frame.write_one(&place.part(self.layout.len(), usize::MAX));
         // Not more than the span, whose length fits.
         let len = u32::try_from(need).unwrap_or(u32::MAX);
         wrote(span.part(0, len));
-        queue.push(chain, len)?;
+        self.lens[self.first] = len;
         self.first = self.place(1);
         self.held -= 1;
+        self.filled += 1;
         Ok(Filled::Delivered { buffers: 1 })
+    }
+
+    /// Pushes the chains of all frames that were delivered.
+    ///
+    /// # Errors
+    /// Only the one that retired the queue.
+    #[inline]
+    pub fn finish<M: RingMemory>(&mut self, queue: &mut DeviceQueue<M>) -> Result<(), QueueError> {
+        let filled = core::mem::take(&mut self.filled);
+        if filled == 0 {
+            return Ok(());
+        }
+        // The end of the ring, and its beginning, or what lies between.
+        let (before, count) = (self.first, self.chains.len());
+        let parts = match before.checked_sub(filled) {
+            Some(start) => [start..before, 0..0],
+            None => [before + count - filled..count, 0..before],
+        };
+        for part in parts {
+            let lens = self.lens[part.clone()].iter().copied();
+            queue.push_many(self.chains[part].iter().zip(lens))?;
+        }
+        Ok(())
     }
 
     /// The same for a frame that takes several buffers, or one in several pieces.
@@ -461,9 +493,10 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
         space: &AddressSpace<A>,
-        (header, frame): (&Header, &Frame<'_>),
+        (header, frame): (Option<&Header>, &Frame<'_>),
         wrote: impl FnMut(Span),
     ) -> Result<Filled, QueueError> {
+        self.finish(queue)?;
         let need = self.layout.len() as u64 + frame.len();
         let (mut room, mut count) = (0, 0);
         while room < need {
@@ -479,6 +512,7 @@ impl ReceiveQueue {
         }
         // At most `MERGE_MAX`.
         let buffers = u16::try_from(count).unwrap_or(u16::MAX);
+        let header = header.copied().unwrap_or_default();
         let bytes = header.in_buffers(buffers).to_bytes();
         let bytes = &bytes[..self.layout.len()];
         self.spread(queue, space.table(), (bytes, frame), count, wrote)?;
@@ -526,6 +560,7 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
     ) -> Result<(), QueueError> {
+        self.finish(queue)?;
         while self.held > 0 {
             queue.put_back(self.chain(self.held - 1))?;
             self.held -= 1;
@@ -555,14 +590,18 @@ impl ReceiveQueue {
         space: &AddressSpace<A>,
         most: usize,
     ) -> Result<bool, QueueError> {
+        self.finish(queue)?;
         let before = self.held;
         let most = most.min(self.chains.len());
         queue.prefetch(u16::try_from(most - before).unwrap_or(u16::MAX));
         let mut looked = false;
         while self.held < most {
-            let place = self.place(self.held);
-            let chain = &mut self.chains[place];
-            if !queue.pop(space, chain)? {
+            // As many as there are up to the end of our ring.
+            let start = self.place(self.held);
+            let end = self.chains.len().min(start + most - self.held);
+            let chains = &mut self.chains[start..end];
+            let count = queue.pop_many(space, chains)?;
+            if count == 0 {
                 if self.held > before || looked || queue.refresh()? == 0 {
                     break;
                 }
@@ -570,13 +609,15 @@ impl ReceiveQueue {
                 continue;
             }
             let least = self.layout.len() as u64;
-            if chain.writable_len() < least {
-                // Cuts nothing off and says what is missing.
-                let error = chain.cut_writable_front(least);
-                return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+            for chain in &mut chains[..count] {
+                if chain.writable_len() < least {
+                    // Cuts nothing off and says what is missing.
+                    let error = chain.cut_writable_front(least);
+                    return Err(error.map_or_else(|error| queue.retire(error), |()| unreachable!()));
+                }
+                chain.prefetch(space.table());
             }
-            chain.prefetch(space.table());
-            self.held += 1;
+            self.held += count;
         }
         Ok(self.held > before)
     }

@@ -125,8 +125,10 @@ impl Loop {
             // One that never sleeps saves nothing by asking the system sooner.
             let window = if self.busy {
                 ASK_EVERY
-            } else {
+            } else if self.can_see_work() {
                 self.spin.window()
+            } else {
+                Duration::ZERO
             };
             if now.duration_since(idle_since) < window {
                 self.counters.polls.add(1);
@@ -178,6 +180,14 @@ impl Loop {
                 }
             }
         }
+    }
+
+    /// Whether looking can find something: without a ring, and without a task that others
+    /// bring something, only the system knows.
+    fn can_see_work(&self) -> bool {
+        let awake = self.awake.iter();
+        let mut slots = awake.filter_map(|place| self.slots[*place].as_ref());
+        slots.any(Slot::can_see_work)
     }
 
     /// Whether nobody says when there is something to do for one of the rings.

@@ -105,6 +105,14 @@ impl Slot {
         }
     }
 
+    /// Whether it makes sense to [look](Self::has_work) again and again.
+    pub(super) fn can_see_work(&self) -> bool {
+        match &self.work {
+            Work::Ring(..) => true,
+            Work::Task(task) => task.can_see_work(),
+        }
+    }
+
     /// Whether nothing says when there is something to do, so that one has to look.
     pub(super) fn is_polled(&self) -> bool {
         match &self.work {

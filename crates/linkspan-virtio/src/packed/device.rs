@@ -4,7 +4,7 @@
 //! A packed ring has no indices, so [`refresh`](PackedDevice::refresh) says only
 //! whether a chain waits, and [`pop`](PackedDevice::pop) looks at the ring itself.
 
-use alloc::vec::Vec;
+use alloc::boxed::Box;
 
 use linkspan_mem::fault;
 use linkspan_mem::{
@@ -51,7 +51,7 @@ pub struct PackedDevice<M> {
     /// Whether the driver may believe that we want notifications.
     armed: bool,
     /// One bit for each buffer id that is with the device.
-    taken: Vec<u64>,
+    taken: Box<[u64; ID_WORDS]>,
     in_flight: u16,
     /// With `VIRTIO_F_IN_ORDER`, what is in flight, and the used descriptor of the run
     /// of chains that the next one may go on. It is not in the ring yet.
@@ -68,6 +68,9 @@ struct Used {
     id: u16,
     written: u32,
 }
+
+/// Descriptors in a cache line.
+const LINE: u16 = 4;
 
 /// Words of a set of all buffer ids: a driver may choose any.
 const ID_WORDS: usize = (1 << 16) / 64;
@@ -97,7 +100,9 @@ impl<M: RingMemory> PackedDevice<M> {
             _ => return Err(StartError::Apart { apart, size }),
         };
         let mut taken = fault::try_with_capacity(ID_WORDS)?;
-        taken.resize(ID_WORDS, 0);
+        taken.resize(ID_WORDS, 0_u64);
+        let taken = taken.into_boxed_slice().try_into();
+        let taken = taken.expect("as many words as that");
         let in_order = features.contains(Features::VIRTIO_F_IN_ORDER);
         Ok(Self {
             ring,
@@ -188,18 +193,6 @@ impl<M: RingMemory> PackedDevice<M> {
         Ok(waiting.saturating_add(self.resubmits()))
     }
 
-    /// Has the processor fetch the next `count` descriptors.
-    #[inline]
-    pub fn prefetch(&self, count: u16) {
-        // One in each cache line.
-        for at in (0..count).step_by(4) {
-            let at = self
-                .next_available
-                .plus(at % self.ring.size(), self.ring.size());
-            self.ring.prefetch_descriptor(at.index);
-        }
-    }
-
     /// Takes the next chain; `false` when none is available. Chains of an earlier
     /// life come first.
     ///
@@ -246,6 +239,70 @@ impl<M: RingMemory> PackedDevice<M> {
             }
         }
         Ok(true)
+    }
+
+    /// [Takes](Self::pop) as many chains as there are, but no more than `chains` has room
+    /// for, and says how many.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a chain.
+    #[inline(never)]
+    pub fn pop_many<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chains: &mut [Chain],
+    ) -> Result<usize, QueueError> {
+        let mut done = 0;
+        loop {
+            self.check()?;
+            done += self.pop_plain(space, &mut chains[done..]);
+            // What is not as plain as that, is wrong, or is not there.
+            let Some(chain) = chains.get_mut(done) else {
+                return Ok(done);
+            };
+            if !self.pop(space, chain)? {
+                return Ok(done);
+            }
+            done += 1;
+        }
+    }
+
+    /// Takes chains as long as each is one descriptor for one piece of memory, as most
+    /// are, and nothing is wrong with it; says how many.
+    #[inline(always)]
+    fn pop_plain<A: Address>(&mut self, space: &AddressSpace<A>, chains: &mut [Chain]) -> usize {
+        if self.inflight.is_some() {
+            return 0;
+        }
+        let size = self.ring.size();
+        let mut at = self.next_available;
+        let mut count = 0;
+        for chain in chains.iter_mut().take(usize::from(size - self.held)) {
+            let only = self.ring.descriptor(at.index);
+            let (word, bit) = place(only.id);
+            let plain = at.is_available(only.flags)
+                && self.taken[word] & bit == 0
+                && fill_one(space, chain, only);
+            if !plain {
+                break;
+            }
+            self.taken[word] |= bit;
+            if at.index.is_multiple_of(LINE) {
+                // No further: the driver is about to write there, if it has not yet.
+                let ahead = at.plus((2 * LINE).min(size), size);
+                self.ring.prefetch_descriptor(ahead.index);
+            }
+            if let Some(order) = &mut self.order {
+                order.add(only.id);
+            }
+            (chain.again, chain.taken_at) = (false, at.bits());
+            at = at.plus(1, size);
+            count += 1;
+        }
+        self.next_available = at;
+        self.held += count;
+        self.in_flight += count;
+        usize::from(count)
     }
 
     /// Undoes the [`pop`](Self::pop) of `chain`, which is taken again later: for a
@@ -297,9 +354,37 @@ impl<M: RingMemory> PackedDevice<M> {
     #[inline]
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         self.check()?;
+        self.push_one(chain, written);
+        Ok(())
+    }
+
+    /// The same for many chains, each with what was written of it.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    ///
+    /// # Panics
+    /// As for [`push`](Self::push).
+    #[inline(never)]
+    pub fn push_many<'a>(
+        &mut self,
+        chains: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        self.check()?;
+        for (chain, written) in chains {
+            self.push_one(chain, written);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn push_one(&mut self, chain: &Chain, written: u32) {
         let id = chain.id();
         let (word, bit) = place(id);
-        assert!(self.taken[word] & bit != 0, "chain {id} is not in flight");
+        let taken = &mut self.taken[word];
+        assert!(*taken & bit != 0, "chain {id} is not in flight");
+        *taken &= !bit;
+        self.in_flight -= 1;
         assert!(
             written <= chain.writable_total(),
             "{written} bytes do not fit into chain {id}"
@@ -308,8 +393,6 @@ impl<M: RingMemory> PackedDevice<M> {
             let oldest = order.remove_oldest();
             assert!(oldest == Some(id), "chain {id} is not the oldest in flight");
         }
-        self.taken[word] &= !bit;
-        self.in_flight -= 1;
         // In order, one used descriptor serves for a run of chains: those before
         // the last must have been used completely (virtio 1.3 2.8.9).
         let at = self.run.take().map_or(self.next_used, |run| run.at);
@@ -324,7 +407,6 @@ impl<M: RingMemory> PackedDevice<M> {
         if let Some(inflight) = &mut self.inflight {
             inflight.push(chain.entry);
         }
-        Ok(())
     }
 
     /// Writes a used descriptor, but for the first one of a batch.

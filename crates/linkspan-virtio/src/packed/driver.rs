@@ -16,7 +16,9 @@ use linkspan_mem::{
 use super::position::Position;
 use super::{RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, wanted};
 use crate::descriptor::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_WRITE};
-use crate::driver::{AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors};
+use crate::driver::{
+    AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors, one_buffer,
+};
 use crate::features::Features;
 use crate::order::Order;
 use crate::queue::{FIRST_NOTIFY, NotQuiet, QueueState, RestoreError, StartError};
@@ -188,18 +190,45 @@ impl<M: RingMemory> PackedDriver<M> {
                 }
             }
         }
-        self.free -= taken;
+        self.was_added(id, (taken, writable_bytes));
+        Ok(id)
+    }
+
+    /// The same for one buffer, which the device writes if it is `writable`.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    #[inline]
+    pub fn add_one<A: Address>(
+        &mut self,
+        buffer: Buffer<A>,
+        writable: bool,
+    ) -> Result<u16, AddError> {
+        self.check()?;
+        if self.free == 0 {
+            return Err(AddError::Full { need: 1, free: 0 });
+        }
+        let (descriptor, writable_bytes) = one_buffer(buffer, writable);
+        let id = self.free_id;
+        self.put(descriptor, id);
+        self.was_added(id, (1, writable_bytes));
+        Ok(id)
+    }
+
+    /// Keeps what has to be known of a chain that was added.
+    #[inline]
+    fn was_added(&mut self, id: u16, (descriptors, writable): (u16, u32)) {
+        self.free -= descriptors;
         self.outstanding += 1;
         let slot = &mut self.slots[usize::from(id)];
         self.free_id = slot.next;
-        slot.descriptors = taken;
-        slot.writable = writable_bytes;
+        slot.descriptors = descriptors;
+        slot.writable = writable;
         slot.number = self.added;
         self.added += 1;
         if let Some(order) = &mut self.order {
             order.add(id);
         }
-        Ok(id)
     }
 
     /// Shows the device all that was added, with one store.
@@ -262,6 +291,26 @@ impl<M: RingMemory> PackedDriver<M> {
     /// cannot be.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Used>, UsedError> {
+        self.pop_one()
+    }
+
+    /// The same for at most so many; how many.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_each(&mut self, most: u16, mut each: impl FnMut(Used)) -> Result<u16, UsedError> {
+        for taken in 0..most {
+            match self.pop_one()? {
+                Some(used) => each(used),
+                None => return Ok(taken),
+            }
+        }
+        Ok(most)
+    }
+
+    #[inline(always)]
+    fn pop_one(&mut self) -> Result<Option<Used>, UsedError> {
         self.check()?;
         let end = match self.run {
             Some(end) => end,

@@ -10,7 +10,7 @@ use crate::queue::QueueError;
 
 /// Fills `chain` with the one descriptor that it has, if it has one in one piece of
 /// memory; `false` for any other.
-#[inline]
+#[inline(always)]
 pub(super) fn fill_one<A: Address>(
     space: &AddressSpace<A>,
     chain: &mut Chain,

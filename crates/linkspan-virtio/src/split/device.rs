@@ -18,7 +18,7 @@ use linkspan_mem::{
 };
 
 use super::inflight::Tracker;
-use super::walk::walk;
+use super::walk::{walk, walk_one};
 use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::chain::Chain;
 use crate::features::Features;
@@ -230,6 +230,63 @@ impl<M: RingMemory> SplitDevice<M> {
         Ok(true)
     }
 
+    /// [Takes](Self::pop) as many chains of the batch as there are, but no more than
+    /// `chains` has room for, and says how many.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a chain.
+    #[inline(never)]
+    pub fn pop_many<A: Address>(
+        &mut self,
+        space: &AddressSpace<A>,
+        chains: &mut [Chain],
+    ) -> Result<usize, QueueError> {
+        let mut done = 0;
+        loop {
+            self.check()?;
+            done += self.pop_plain(space, &mut chains[done..]);
+            // What is not as plain as that, is wrong, or is not there.
+            let Some(chain) = chains.get_mut(done) else {
+                return Ok(done);
+            };
+            if !self.pop(space, chain)? {
+                return Ok(done);
+            }
+            done += 1;
+        }
+    }
+
+    /// Takes chains as long as each is one descriptor for one piece of memory, as most
+    /// are, and nothing is wrong with it; says how many.
+    #[inline(always)]
+    fn pop_plain<A: Address>(&mut self, space: &AddressSpace<A>, chains: &mut [Chain]) -> usize {
+        if self.inflight.is_some() {
+            return 0;
+        }
+        let mut at = self.next_available;
+        let mut count = 0;
+        for chain in chains.iter_mut().take(usize::from(self.waiting())) {
+            let head = self.ring.available_entry(at);
+            let (word, bit) = place(head);
+            let Some(taken) = self.taken.get_mut(word) else {
+                break;
+            };
+            if *taken & bit != 0 || !walk_one(&self.ring, space, head, chain) {
+                break;
+            }
+            *taken |= bit;
+            if let Some(order) = &mut self.order {
+                order.add(head);
+            }
+            (chain.again, chain.taken_at) = (false, at);
+            at = at.wrapping_add(1);
+            count += 1;
+        }
+        self.next_available = at;
+        self.in_flight += count;
+        usize::from(count)
+    }
+
     /// Undoes the [`pop`](Self::pop) of `chain`, which is taken again later: for a
     /// device that finds a chain of no use now and cannot keep it.
     ///
@@ -279,6 +336,31 @@ impl<M: RingMemory> SplitDevice<M> {
     #[inline]
     pub fn push(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         self.check()?;
+        self.push_one(chain, written);
+        Ok(())
+    }
+
+    /// The same for many chains, each with what was written of it.
+    ///
+    /// # Errors
+    /// As for [`push`](Self::push).
+    ///
+    /// # Panics
+    /// As for [`push`](Self::push).
+    #[inline(never)]
+    pub fn push_many<'a>(
+        &mut self,
+        chains: impl Iterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        self.check()?;
+        for (chain, written) in chains {
+            self.push_one(chain, written);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn push_one(&mut self, chain: &Chain, written: u32) {
         let id = chain.id();
         let (word, bit) = place(id);
         assert!(
@@ -311,7 +393,6 @@ impl<M: RingMemory> SplitDevice<M> {
         if let Some(inflight) = &mut self.inflight {
             inflight.push(id);
         }
-        Ok(())
     }
 
     /// Writes the used element of a run of chains to the ring, of which

@@ -14,7 +14,9 @@ use linkspan_mem::{Address, Descriptor, RingMemory, SplitRing, UsedElement, publ
 
 use super::{VIRTQ_AVAIL_F_NO_INTERRUPT, VIRTQ_USED_F_NO_NOTIFY, event_passed};
 use crate::descriptor::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
-use crate::driver::{AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors};
+use crate::driver::{
+    AddError, Buffer, IndirectTable, Used, UsedError, chain_bytes, descriptors, one_buffer,
+};
 use crate::features::Features;
 use crate::order::Order;
 use crate::queue::{FIRST_NOTIFY, NotQuiet, QueueState, RestoreError};
@@ -177,11 +179,40 @@ impl<M: RingMemory> SplitDriver<M> {
             }
             None => self.fill_ring(readable, writable),
         };
-        self.free -= taken;
+        self.was_added(head, (taken, writable_bytes));
+        Ok(head)
+    }
+
+    /// The same for one buffer, which the device writes if it is `writable`.
+    ///
+    /// # Errors
+    /// As for [`add`](Self::add).
+    #[inline]
+    pub fn add_one<A: Address>(
+        &mut self,
+        buffer: Buffer<A>,
+        writable: bool,
+    ) -> Result<u16, AddError> {
+        self.check()?;
+        if self.free == 0 {
+            return Err(AddError::Full { need: 1, free: 0 });
+        }
+        let (descriptor, writable_bytes) = one_buffer(buffer, writable);
+        let head = self.free_head;
+        self.put_descriptor(head, descriptor);
+        self.free_head = self.slots[usize::from(head)].next;
+        self.was_added(head, (1, writable_bytes));
+        Ok(head)
+    }
+
+    /// Makes a chain available, and keeps what has to be known of it.
+    #[inline]
+    fn was_added(&mut self, head: u16, (descriptors, writable): (u16, u32)) {
+        self.free -= descriptors;
         self.outstanding += 1;
         let slot = &mut self.slots[usize::from(head)];
-        slot.descriptors = taken;
-        slot.writable = writable_bytes;
+        slot.descriptors = descriptors;
+        slot.writable = writable;
         slot.number = self.added;
         self.added += 1;
         if let Some(order) = &mut self.order {
@@ -191,7 +222,6 @@ impl<M: RingMemory> SplitDriver<M> {
             self.ring.set_available_entry(self.next_available, head);
         }
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(head)
     }
 
     /// Shows the device all that was added, with one store.
@@ -263,6 +293,26 @@ impl<M: RingMemory> SplitDriver<M> {
     /// cannot be.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Used>, UsedError> {
+        self.pop_one()
+    }
+
+    /// The same for at most so many; how many.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_each(&mut self, most: u16, mut each: impl FnMut(Used)) -> Result<u16, UsedError> {
+        for taken in 0..most {
+            match self.pop_one()? {
+                Some(used) => each(used),
+                None => return Ok(taken),
+            }
+        }
+        Ok(most)
+    }
+
+    #[inline(always)]
+    fn pop_one(&mut self) -> Result<Option<Used>, UsedError> {
         self.check()?;
         if self.waiting() == 0 {
             return Ok(None);
@@ -459,7 +509,7 @@ impl<M: RingMemory> SplitDriver<M> {
 
     /// Puts the descriptors of a chain in front of the free list, or behind it. In order
     /// there is no list: they lie behind those that are free.
-    #[inline]
+    #[inline(always)]
     fn give_back(&mut self, head: u16, descriptors: u16) {
         self.slots[usize::from(head)].descriptors = 0;
         if self.order.is_some() {

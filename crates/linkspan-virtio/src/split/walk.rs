@@ -21,13 +21,35 @@ pub(super) fn walk<M: RingMemory, A: Address>(
     let Some(first) = ring.descriptor(head) else {
         return Err(out_of_range(head, head, ring.size()));
     };
-    let one = (first.flags & (VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_INDIRECT) == 0)
-        && chain.fill_one(space, (head, first.address), (first.len, first.flags));
-    if one {
+    if fill_one(space, head, first, chain) {
         return Ok(());
     }
     chain.begin(head);
     walk_on(ring, space, indirect, first, chain)
+}
+
+/// The same for a chain of one descriptor for one piece of memory; `false` for any other
+/// one and for what is wrong.
+#[inline(always)]
+pub(super) fn walk_one<M: RingMemory, A: Address>(
+    ring: &SplitRing<M>,
+    space: &AddressSpace<A>,
+    head: u16,
+    chain: &mut Chain,
+) -> bool {
+    let first = ring.descriptor(head);
+    first.is_some_and(|first| fill_one(space, head, first, chain))
+}
+
+#[inline(always)]
+fn fill_one<A: Address>(
+    space: &AddressSpace<A>,
+    head: u16,
+    only: Descriptor,
+    chain: &mut Chain,
+) -> bool {
+    (only.flags & (VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_INDIRECT) == 0)
+        && chain.fill_one(space, (head, only.address), (only.len, only.flags))
 }
 
 /// Fills `chain`, which has begun, with what begins with the descriptor `first`.
