@@ -171,6 +171,6 @@ inner_boot() { # ARCHIVE [OPTIONS...]
     inner_from=$1
     shift
     "${INNER_QEMU:-qemu-system-x86_64}" -nodefaults -no-user-config -no-reboot -display none \
-        -machine pc -accel tcg -cpu max -kernel /lab/bzImage -initrd "$inner_from" \
+        -machine pc -accel tcg -cpu max,-erms,-fsrm -kernel /lab/bzImage -initrd "$inner_from" \
         -append "console=ttyS0 loglevel=5 panic=-1 oops=panic acpi=off tsc=reliable $INNER_APPEND" "$@"
 }

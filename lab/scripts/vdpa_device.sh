@@ -14,12 +14,12 @@ hash_at() { # FILE MIB
 
 # The first MiB of each disk is known; the guest copies it to the other one's fifth.
 vdpa_add blk0 vdpasim_blk && vdpa_bind blk0 virtio_vdpa && disk=$(vdpa_disk blk0) || fatal "no disk"
-head -c 1M /dev/urandom >/tmp/first
+head -c 1048576 /dev/urandom >/tmp/first
 dd if=/tmp/first of="$disk" bs=1M conv=fsync 2>/dev/null
 simulated=$(hash_at "$disk" 0)
 vdpa_bind blk0 vhost_vdpa && simulated_node=$(vdpa_char blk0) || fatal "no character device"
 
-head -c 16M /dev/urandom >/tmp/ours.img
+head -c 16777216 /dev/urandom >/tmp/ours.img
 ours=$(hash_at /tmp/ours.img 0)
 linkspan blk --vduse disk0 --image /tmp/ours.img --queues 2 2>/tmp/blk.log &
 blk=$!
@@ -62,7 +62,7 @@ check "the inner guest's archive" inner_archive /tmp/inner.cpio /tmp/init
 # QEMU shares its memory by addresses of its own, which must be those of a file.
 through_qemu() {
     INNER_APPEND=quiet inner_boot /tmp/inner.cpio -serial file:/tmp/inner.log \
-        -object memory-backend-memfd,id=m,size=192M,share=on -m 192M -machine memory-backend=m -smp 2 \
+        -object memory-backend-memfd,id=m,size=192M,share=on -m 192M -machine memory-backend=m \
         -device "vhost-vdpa-device-pci,vhostdev=$simulated_node" \
         -device "vhost-vdpa-device-pci,vhostdev=$disk0_node" \
         -device "vhost-vdpa-device-pci,vhostdev=$card0_node"
