@@ -144,7 +144,8 @@ mdev_remove() { # UUID
     echo 1 >"/sys/bus/mdev/devices/$1/remove"
 }
 
-# --- inner guests; needs `pack qemu`
+# --- inner guests; needs `pack qemu`, or `pack later-qemu` and
+# INNER_QEMU=/opt/later-qemu/qemu-system-x86_64
 
 # Makes an archive with busybox and an init (whose first line is #!/lab/busybox sh),
 # and whatever else is named.
@@ -169,7 +170,7 @@ inner_archive() { # ARCHIVE INIT [FILES...]
 inner_boot() { # ARCHIVE [OPTIONS...]
     inner_from=$1
     shift
-    qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none \
-        -machine pc -accel tcg -cpu max -kernel /lab/bzImage -initrd "$inner_from" \
+    "${INNER_QEMU:-qemu-system-x86_64}" -nodefaults -no-user-config -no-reboot -display none \
+        -machine pc -accel tcg -cpu max,-erms,-fsrm -kernel /lab/bzImage -initrd "$inner_from" \
         -append "console=ttyS0 loglevel=5 panic=-1 oops=panic acpi=off tsc=reliable $INNER_APPEND" "$@"
 }

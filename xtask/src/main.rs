@@ -11,6 +11,7 @@ mod fcopy_daemon;
 mod fuzz;
 mod kernel;
 mod lab;
+mod later_qemu;
 mod lint;
 mod long;
 mod loom;
@@ -110,7 +111,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            ExitCode::from(if error.is::<packages::Missing>() {
+            ExitCode::from(if error.is::<packages::Missing>() || error.is::<later_qemu::Unavailable>() {
                 5
             } else if error.is::<Usage>() {
                 2

@@ -9,7 +9,7 @@ use crate::packages::Missing;
 use crate::project::{Project, cargo};
 use crate::run::{KERNEL_ENV, build};
 use crate::tally::{Tally, headline};
-use crate::{fcopy_daemon, fuzz, kernel, lab, lint, loom, packages};
+use crate::{fcopy_daemon, fuzz, kernel, lab, later_qemu, lint, loom, packages};
 
 /// Set for tests that have a short form.
 const QUICK_ENV: &str = "LINKSPAN_TEST_QUICK";
@@ -19,6 +19,9 @@ const LAB_ENV: &str = "LINKSPAN_LAB";
 
 /// Where Linux's daemon of file copy is, for the tests that run it.
 const FCOPY_DAEMON_ENV: &str = "LINKSPAN_FCOPY_DAEMON";
+
+/// Where QEMU of a later Debian is, for the tests that run it.
+const LATER_QEMU_ENV: &str = "LINKSPAN_LATER_QEMU";
 
 /// The exit status of the program where something is missing on the machine.
 const MISSING: i32 = 5;
@@ -59,6 +62,12 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     match fcopy_daemon::ensure() {
         Ok(daemon) => {
             tests.env(FCOPY_DAEMON_ENV, daemon);
+        }
+        Err(error) => eprintln!("xtask: {error:#}"),
+    }
+    match later_qemu::ensure() {
+        Ok(root) => {
+            tests.env(LATER_QEMU_ENV, later_qemu::program(&root));
         }
         Err(error) => eprintln!("xtask: {error:#}"),
     }

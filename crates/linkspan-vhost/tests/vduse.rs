@@ -295,6 +295,23 @@ fn what_is_asked_twice_is_answered_twice() {
 }
 
 #[test]
+fn a_ready_ring_without_addresses_was_never_set_up() {
+    for size in [0, 64] {
+        let mut rig = Rig::new();
+        rig.rings[2] = RingInfo {
+            size,
+            descriptor: 0,
+            driver: 0,
+            device: 0,
+            ..info(true)
+        };
+        assert_eq!(rig.bring_up().done, Some(true));
+        assert_eq!(rig.running(), [0]);
+        assert_eq!(rig.status(0).done, Some(true));
+    }
+}
+
+#[test]
 fn rings_that_cannot_be_are_refused_by_name() {
     let wrong = [
         (

@@ -206,6 +206,15 @@ fn a_device_that_is_open_already_is_taken_over() {
     );
     let said = lab::run(Command::new("sh").args(["-c", &script]));
     assert!(said.contains("size_bytes"), "{said}");
+    let bridge = Bridge::inheriting(&node);
+    let socket = bridge.socket();
+    let blk = ["driver", "blk", "--socket-path", text(&socket)];
+    for _ in 0..2 {
+        lab::run(&mut linkspan(
+            &[&blk[..], &["verify", "--overwrite", "--seconds", "1"]].concat(),
+        ));
+    }
+    drop(bridge);
     // While somebody has it nobody else does.
     let held = File::options()
         .read(true)
@@ -226,9 +235,24 @@ struct Bridge {
 
 impl Bridge {
     fn new(node: &Path) -> Self {
+        Self::start(linkspan(&["vdpa", "serve", text(node), "--socket-path"]))
+    }
+
+    /// Of a device that is open already.
+    fn inheriting(node: &Path) -> Self {
+        let script = format!(
+            "exec 9<>{}; exec {PROGRAM} vdpa serve --fd 9 --socket-path \"$0\"",
+            text(node)
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        Self::start(command)
+    }
+
+    /// By a command that wants the path of the socket as its last word.
+    fn start(mut command: Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = File::create(folder.path().join("log")).unwrap();
-        let mut command = linkspan(&["vdpa", "serve", text(node), "--socket-path"]);
         let command = command.arg(folder.path().join("s")).stdin(Stdio::null());
         let child = command.stderr(log).spawn().unwrap();
         let bridge = Self { child, folder };

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
@@ -13,13 +14,15 @@ use std::time::{Duration, Instant};
 
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{Accel, Devices, Event, Hardware, Machine, Mode, Nic, Place};
+use linkspan::demo::machine::{
+    self, Accel, Devices, Event, Hardware, Machine, Mode, Nic, Place,
+};
 use linkspan::demo::process::{Process, Stop, find_program, tail};
 use linkspan::demo::report;
 use linkspan_testkit::Namespace;
 use linkspan_testkit::census::settled;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -221,10 +224,52 @@ impl Switch {
     }
 }
 
+/// QEMU's monitor.
+struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    fn connect(console: &Path) -> Self {
+        let stream = UnixStream::connect(machine::monitor(console)).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut monitor = Self(BufReader::new(stream));
+        monitor.command(&json!({"execute": "qmp_capabilities"}), answered);
+        monitor
+    }
+
+    /// Gives a command and reads until what is waited for. An error is none of that.
+    #[track_caller]
+    fn command(&mut self, command: &Value, awaited: impl Fn(&Value) -> bool) {
+        writeln!(self.0.get_mut(), "{command}").unwrap();
+        loop {
+            let mut line = String::new();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "QEMU is gone");
+            let said: Value = serde_json::from_str(&line).unwrap();
+            assert!(said.get("error").is_none(), "{command}: {line}");
+            if awaited(&said) {
+                return;
+            }
+        }
+    }
+}
+
+/// The end of a command, as far as QEMU's monitor knows.
+fn answered(said: &Value) -> bool {
+    said.get("return").is_some()
+}
+
+/// The driver has let go of the card, and QEMU as well.
+fn card_is_gone(said: &Value) -> bool {
+    said["event"] == "DEVICE_DELETED" && said["data"]["device"] == "card"
+}
+
 /// A guest that does what it is told.
 struct Guest {
     name: &'static str,
     machine: Machine,
+    console: PathBuf,
+    /// The last part of its addresses.
+    number: u8,
+    packed: bool,
 }
 
 impl Drop for Guest {
@@ -257,7 +302,13 @@ impl Guest {
             &console,
         );
         let machine = machine.unwrap();
-        Self { name, machine }
+        Self {
+            name,
+            machine,
+            console,
+            number,
+            packed,
+        }
     }
 
     /// Waits for a report: its value, and the lines before it.
@@ -338,7 +389,7 @@ impl Guest {
             .map(|line| line.split(' ').next().unwrap())
             .collect();
         let want = sha256(&bench.payload);
-        assert_eq!(hashes, [want.as_str(); 4], "{}", self.name);
+        assert_eq!(hashes, [want.as_str(); 4], "{}: {said}", self.name);
     }
 
     /// Waits until a ping is answered.
@@ -443,6 +494,30 @@ fn driver_leaves_and_returns(guest: &mut Guest, number: u8, other: &mut Guest) {
     other.ping_until_answered(number);
 }
 
+/// The card itself is taken out of a running machine, and put in again.
+#[track_caller]
+fn card_is_unplugged_and_returns(switch: &mut Switch, guest: &mut Guest, other: &mut Guest) {
+    let number = guest.number;
+    let mut monitor = Monitor::connect(&guest.console);
+    let unplug = json!({"execute": "device_del", "arguments": {"id": "card"}});
+    monitor.command(&unplug, card_is_gone);
+    guest.run("! ip link show eth0");
+    let (status, said) = other.try_run(&format!("ping -c 1 -W 1 10.9.0.{number}"));
+    assert_eq!(status, 1, "{said}");
+    let before = switch.counts().swap_remove(usize::from(number - 1));
+    let card = json!({
+        "driver": "virtio-net-pci", "id": "card", "netdev": "network", "mq": true, "vectors": 0,
+        "packed": guest.packed, "romfile": "", "mac": format!("52:54:00:00:00:{number:02x}"),
+    });
+    let plug = json!({"execute": "device_add", "arguments": card});
+    monitor.command(&plug, answered);
+    guest.run("until ip link show eth0; do usleep 50000; done 2>/dev/null");
+    guest.join(number);
+    other.ping_until_answered(number);
+    let after = switch.counts().swap_remove(usize::from(number - 1));
+    assert!(after.number("frames_in") > before.number("frames_in"));
+}
+
 fn two_guests(test: &str, packed: [bool; 2]) {
     let Some(bench) = bench(test) else { return };
     let [first, second] = ["a", "b"].map(|name| bench.dir.path().join(name));
@@ -474,6 +549,10 @@ fn two_guests(test: &str, packed: [bool; 2]) {
     driver_leaves_and_returns(&mut a, 1, &mut b);
     driver_leaves_and_returns(&mut b, 2, &mut a);
     said("drivers came back");
+    card_is_unplugged_and_returns(&mut switch, &mut a, &mut b);
+    card_is_unplugged_and_returns(&mut switch, &mut b, &mut a);
+    until_both_pairs(&mut switch, 0, || a.send_flows(2, &bench));
+    said("cards were unplugged and came back");
 
     // One is unplugged while the other sends, which goes on with whoever is left.
     let down = |switch: &mut Switch| switch.counts()[1].dropped("down");

@@ -68,6 +68,9 @@ pub(crate) fn pack(
     image.own(project, guest, found.program, arguments, build)?;
     image.system(project)?;
     image.libraries()?;
+    for (path, inner) in found.complete {
+        image.add(&inner, Entry::Copy(path));
+    }
     image.write(to)
 }
 

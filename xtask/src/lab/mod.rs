@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
+use crate::later_qemu::{self, Unavailable};
 use crate::Usage;
 use crate::packages::{self, Missing};
 use crate::project::Project;
@@ -43,6 +44,8 @@ pub(crate) struct Args {
 enum Task {
     /// Build the kernel into the cache, if it is not there; prints its path
     Build,
+    /// Fetch QEMU of a later Debian into the cache, if it is not there; prints its path
+    Qemu,
     /// List what can run
     List,
     /// Run scripts of lab/scripts and test files `lab_*.rs`; all, if none is named
@@ -86,6 +89,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     match &args.task {
         Task::Build => {
             println!("{}", kernel::ensure(&project)?.display());
+            Ok(true)
+        }
+        Task::Qemu => {
+            println!("{}", later_qemu::program(&later_qemu::ensure()?).display());
             Ok(true)
         }
         Task::List => {
@@ -203,7 +210,10 @@ fn one(
     };
     let started = Instant::now();
     let image_bytes = match image::pack(project, &guest, kernel, &args.arguments, build, &image) {
-        Err(error) if error.is::<Missing>() && !packages::is_root() => {
+        // Root can have every package, but not one that nobody serves.
+        Err(error)
+            if error.is::<Unavailable>() || error.is::<Missing>() && !packages::is_root() =>
+        {
             tally.skip(&name, &format!("{error:#}"));
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{debs, fcopy_daemon, packages};
+use crate::{debs, fcopy_daemon, later_qemu, packages};
 
 /// Something that `pack` can name.
 struct Thing {
@@ -92,7 +92,7 @@ const THINGS: &[Thing] = &[
 ];
 
 /// Names that the image knows how to make.
-const OURS: [&str; 3] = ["linkspan", "kernel", fcopy_daemon::NAME];
+const OURS: [&str; 4] = ["linkspan", "kernel", fcopy_daemon::NAME, later_qemu::NAME];
 
 /// What a list of names stands for.
 #[derive(Debug, Default)]
@@ -101,6 +101,8 @@ pub(crate) struct Found {
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Where else its libraries are.
     pub(crate) library_dirs: Vec<PathBuf>,
+    /// Files as above that come with their libraries.
+    pub(crate) complete: Vec<(PathBuf, String)>,
     /// `linkspan` was named.
     pub(crate) program: bool,
     /// `kernel` was named, or what needs it.
@@ -138,12 +140,17 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
     packages::ensure(&missing)?;
     let mut found = Found {
         program: names.iter().any(|name| name == "linkspan"),
-        kernel: names.iter().any(|name| name == "kernel" || name == "qemu"),
+        kernel: names
+            .iter()
+            .any(|name| ["kernel", "qemu", later_qemu::NAME].contains(&name.as_str())),
         ..Found::default()
     };
     if names.iter().any(|name| name == fcopy_daemon::NAME) {
         let place = format!("/usr/bin/{}", fcopy_daemon::NAME);
         found.files.push((fcopy_daemon::ensure()?, place));
+    }
+    if names.iter().any(|name| name == later_qemu::NAME) {
+        found.complete = later_qemu::files(&later_qemu::ensure()?)?;
     }
     for path in names.iter().filter(|name| name.starts_with('/')) {
         found.files.push((path.into(), path.clone()));

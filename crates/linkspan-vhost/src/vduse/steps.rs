@@ -392,8 +392,11 @@ impl Vduse {
     }
 
     /// How a ring is to start, if it is ready.
+    ///
+    /// One without addresses was never set up: a guest uses as many as it likes, and
+    /// QEMU's vhost-vdpa-device makes all of them ready.
     fn setup(&self, ring: u16, info: &RingInfo) -> Result<Option<RingSetup>, Refusal> {
-        if !info.ready {
+        if !info.ready || (info.descriptor, info.driver, info.device) == (0, 0, 0) {
             return Ok(None);
         }
         let wrong = |error| Refusal::Ring { ring, error };

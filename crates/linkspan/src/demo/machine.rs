@@ -45,7 +45,8 @@ pub enum Mode {
     Discard,
     /// Says that it runs, and powers off.
     Probe,
-    /// Carries out what it is told by [`Machine::tell`].
+    /// Carries out what it is told by [`Machine::tell`]. QEMU's own monitor (QMP) listens
+    /// at [`monitor`].
     Remote,
 }
 
@@ -136,6 +137,12 @@ pub struct Machine {
     orders: Option<ChildStdin>,
     buffer: Vec<u8>,
     console: PathBuf,
+}
+
+/// The socket of QEMU's monitor for a machine in [`Mode::Remote`] with this console.
+#[must_use]
+pub fn monitor(console: &Path) -> PathBuf {
+    console.with_extension("qmp")
 }
 
 /// A report line longer than this is no report; the rest is dropped.
@@ -362,8 +369,8 @@ fn card(nic: &Nic<'_>, accel: Accel) -> [(&'static str, String); 3] {
             "-device",
             // Without the program to boot from it, which may not be installed.
             format!(
-                "virtio-net-pci,netdev=network,mq=on,vectors={vectors},packed={packed},romfile=,\
-                 mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+                "virtio-net-pci,id=card,netdev=network,mq=on,vectors={vectors},packed={packed},\
+                 romfile=,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
             ),
         ),
     ]
@@ -386,7 +393,7 @@ impl Place {
 
 /// The console, and where a check reports: on a terminal, or one of them in a file.
 fn serial_ports(mode: Mode, console: &Path) -> Vec<String> {
-    let options = match mode {
+    let mut options = match mode {
         Mode::Shell => vec![("-serial", "mon:stdio".into())],
         Mode::Check | Mode::Discard | Mode::Probe | Mode::Remote => vec![
             (
@@ -398,6 +405,14 @@ fn serial_ports(mode: Mode, console: &Path) -> Vec<String> {
             ("-serial", "chardev:report".into()),
         ],
     };
+    if mode == Mode::Remote {
+        let path = monitor(console);
+        let socket = "socket,id=monitor,server=on,wait=off,path=";
+        options.extend([
+            ("-chardev", format!("{socket}{}", comma_escaped(&path))),
+            ("-mon", "chardev=monitor,mode=control".into()),
+        ]);
+    }
     let pairs = options.into_iter();
     pairs
         .flat_map(|(option, value): (&str, String)| [option.to_owned(), value])
@@ -514,7 +529,7 @@ mod tests {
             value("-netdev"),
             "vhost-user,id=network,chardev=net,queues=2"
         );
-        let card = "virtio-net-pci,netdev=network,mq=on,vectors=0,packed=on,romfile=,\
+        let card = "virtio-net-pci,id=card,netdev=network,mq=on,vectors=0,packed=on,romfile=,\
                     mac=02:00:00:00:00:1a";
         assert!(args.contains(&card.to_owned()));
         let line = value("-append");
