@@ -194,6 +194,11 @@ impl End {
         self.memories.add(region)
     }
 
+    /// Forgets memory; work that names it ends the connection.
+    pub fn remove_memory(&mut self, memory: MemoryId) -> Option<Region> {
+        self.memories.remove(memory)
+    }
+
     /// The memory that is known, buffers included.
     #[must_use]
     pub fn memories(&self) -> &Memories {
@@ -434,6 +439,7 @@ impl End {
         });
         if lost {
             self.end(Failure::Memory);
+            self.control.push_back(Packet::Close);
         }
     }
 

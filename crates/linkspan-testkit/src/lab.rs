@@ -3,9 +3,10 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
@@ -144,6 +145,61 @@ impl Drop for Vdpa {
         // A test may have removed it, and a second panic would hide the first.
         let mut command = Command::new("vdpa");
         drop(command.args(["dev", "del", &self.name]).output());
+    }
+}
+
+/// A network interface with an address and a software RDMA device, which end with the value.
+/// Only in the lab; the header of the test needs `//: pack ip rdma`, and `verbs` for rdma-core.
+#[derive(Debug)]
+pub struct Rdma {
+    interface: String,
+    device: String,
+    address: Ipv4Addr,
+}
+
+impl Rdma {
+    /// A device of this kind: `siw` (iWARP) or `rxe` (RoCE).
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (interface, device) = (format!("rnet{number}"), format!("{kind}{number}"));
+        let address = Ipv4Addr::new(192, 0, 2, number);
+        let ip = |arguments: &[&str]| run(Command::new("ip").args(arguments));
+        ip(&["link", "add", &interface, "type", "dummy"]);
+        let own = Self {
+            interface,
+            device,
+            address,
+        };
+        ip(&["addr", "add", &format!("{address}/32"), "dev", &own.interface]);
+        ip(&["link", "set", &own.interface, "up"]);
+        let mut command = Command::new("rdma");
+        command.args(["link", "add", &own.device, "type", kind]);
+        run(command.args(["netdev", &own.interface]));
+        own
+    }
+
+    /// The address of its interface.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+}
+
+impl Drop for Rdma {
+    fn drop(&mut self) {
+        // Nothing is left of it when the guest ends, and a second panic would hide the first.
+        let mut command = Command::new("rdma");
+        drop(command.args(["link", "delete", &self.device]).output());
+        let mut command = Command::new("ip");
+        drop(command.args(["link", "delete", &self.interface]).output());
     }
 }
 

@@ -76,6 +76,43 @@ const THINGS: &[Thing] = &[
             "/usr/lib/x86_64-linux-gnu/dpdk/pmds-*/librte_net_vhost.so.*",
         ],
     },
+    // rdma-core, which programs load when they want it, with the drivers of software devices.
+    Thing {
+        name: "verbs",
+        package: "ibverbs-providers",
+        unpacked: false,
+        programs: &[],
+        files: &[
+            "/usr/lib/x86_64-linux-gnu/libibverbs.so.1",
+            "/usr/lib/x86_64-linux-gnu/librdmacm.so.1",
+            "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav*.so",
+            "/usr/lib/x86_64-linux-gnu/libibverbs/libsiw-rdmav*.so",
+            "/etc/libibverbs.d/rxe.driver",
+            "/etc/libibverbs.d/siw.driver",
+        ],
+    },
+    Thing {
+        name: "rdma-tools",
+        package: "rdmacm-utils",
+        unpacked: false,
+        programs: &[
+            "rping",
+            "ucmatose",
+            "rdma_server",
+            "rdma_client",
+            "rstream",
+        ],
+        files: &[],
+    },
+    Thing {
+        name: "ibv-tools",
+        package: "ibverbs-utils",
+        unpacked: false,
+        programs: &["ibv_devices", "ibv_devinfo"],
+        files: &[],
+    },
+    program(&["tcpdump"], "tcpdump"),
+    program(&["tshark"], "tshark"),
     // It excludes samba, which other tests want installed.
     Thing {
         name: "ksmbd",

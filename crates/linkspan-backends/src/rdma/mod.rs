@@ -1,9 +1,12 @@
-//! iWARP over TCP: connections of this process, without a driver and without privilege.
+//! Connections over RDMA: iWARP over TCP ([`Provider`]), of this process, without a driver and
+//! without privilege; and devices ([`DeviceProvider`]). Both are a [`Carrier`].
 //!
 //! A [`Provider`] belongs to one thread and waits in one place, for all of its sockets.
 //! An idle connection costs nothing but its state: no buffer, no timer, no call.
 
 mod capture;
+mod carrier;
+mod device;
 mod handle;
 mod link;
 
@@ -22,9 +25,12 @@ use linkspan_rdma::{Memories, Pool};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::tcp::{TcpListener, TcpStream};
+use linkspan_sys::verbs::LoadError;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use capture::Capture;
+pub use carrier::Carrier;
+pub use device::{DeviceConfig, DeviceHandle, DeviceProvider};
 pub use handle::Handle;
 use link::Link;
 
@@ -52,6 +58,12 @@ pub struct ConnectionId {
 }
 
 impl ConnectionId {
+    /// The one of that number, for carriers that are made elsewhere.
+    #[must_use]
+    pub fn new(number: u64) -> Self {
+        Self::of(number)
+    }
+
     fn token(self) -> u64 {
         u64::from(self.life) << 32 | u64::from(self.place)
     }
@@ -75,6 +87,9 @@ pub enum ProviderError {
     /// The system refuses.
     #[error(transparent)]
     System(#[from] io::Error),
+    /// There is no rdma-core.
+    #[error(transparent)]
+    Library(#[from] LoadError),
     /// As many connections as may be.
     #[error("{max} connections are there already")]
     Full {
