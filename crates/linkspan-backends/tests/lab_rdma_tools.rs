@@ -2,7 +2,7 @@
 //! went over the wire, which the kernel has captured.
 
 //: about rping and other programs of rdma-core, over siw, with our iWARP over TCP
-//: pack ip rdma verbs rdma-tools tcpdump tshark
+//: pack ip rdma verbs rdmacm rdma-tools tcpdump tshark
 //: memory 768
 //: limit 400
 
@@ -47,7 +47,10 @@ fn start(program: &str, arguments: &[&str], address: Ipv4Addr) -> Child {
     command.spawn().unwrap()
 }
 
-fn until<T>(side: &mut Side<Provider>, mut found: impl FnMut(&mut Side<Provider>) -> Option<T>) -> T {
+fn until<T>(
+    side: &mut Side<Provider>,
+    mut found: impl FnMut(&mut Side<Provider>) -> Option<T>,
+) -> T {
     let begin = Instant::now();
     loop {
         side.look();
@@ -142,7 +145,9 @@ fn rping_pings_us() {
     let mut side = side();
     side.provider.listen((siw.address(), PORT).into()).unwrap();
     let rounds = ROUNDS.to_string();
-    let arguments = ["-c", "-a", "ADDRESS", "-p", "PORT", "-V", "-S", "1000", "-C", &rounds];
+    let arguments = [
+        "-c", "-a", "ADDRESS", "-p", "PORT", "-V", "-S", "1000", "-C", &rounds,
+    ];
     let child = start("rping", &arguments, siw.address());
     let id = accept(&mut side);
     for round in 0..ROUNDS {
@@ -208,8 +213,15 @@ fn rdma_client_and_rdma_server_talk_to_us() {
     let siw = Rdma::new("siw");
     let capture = Capture::start("lo", "rdma_client");
     let mut served = side();
-    served.provider.listen((siw.address(), PORT).into()).unwrap();
-    let child = start("rdma_client", &["-s", "ADDRESS", "-p", "PORT"], siw.address());
+    served
+        .provider
+        .listen((siw.address(), PORT).into())
+        .unwrap();
+    let child = start(
+        "rdma_client",
+        &["-s", "ADDRESS", "-p", "PORT"],
+        siw.address(),
+    );
     let id = accept(&mut served);
     assert_eq!(next(&mut served, id).len(), 16);
     say(&mut served, id, &[7; 16]);
@@ -217,7 +229,11 @@ fn rdma_client_and_rdma_server_talk_to_us() {
     until(&mut served, |side| side.end_of(id));
     drop(served);
 
-    let child = start("rdma_server", &["-s", "ADDRESS", "-p", "PORT"], siw.address());
+    let child = start(
+        "rdma_server",
+        &["-s", "ADDRESS", "-p", "PORT"],
+        siw.address(),
+    );
     let mut asking = side();
     let id = connect(&mut asking, (siw.address(), PORT).into());
     say(&mut asking, id, &[9; 16]);

@@ -2,7 +2,7 @@
 //! our iWARP over TCP, which connects and is connected to.
 
 //: about the RDMA seam over siw and rxe, and siw with our iWARP over TCP
-//: pack ip rdma verbs
+//: pack ip rdma verbs rdmacm
 //: memory 512
 //: limit 400
 

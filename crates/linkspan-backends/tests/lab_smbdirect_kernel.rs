@@ -44,7 +44,11 @@ fn side(crc: bool) -> Side<Provider> {
     Side::new(Provider::new(config).unwrap())
 }
 
-fn until<T>(side: &mut Side<Provider>, what: &str, mut found: impl FnMut(&mut Side<Provider>) -> Option<T>) -> T {
+fn until<T>(
+    side: &mut Side<Provider>,
+    what: &str,
+    mut found: impl FnMut(&mut Side<Provider>) -> Option<T>,
+) -> T {
     let begin = Instant::now();
     loop {
         side.look();
@@ -178,7 +182,10 @@ fn ksmbd_negotiates_and_answers() {
     let id = connect(&mut side);
     let answer = negotiate(&mut side, id);
     assert_eq!(answer.len(), 32);
-    assert_eq!([half(&answer, 0), half(&answer, 2), half(&answer, 4)], [0x0100; 3]);
+    assert_eq!(
+        [half(&answer, 0), half(&answer, 2), half(&answer, 4)],
+        [0x0100; 3]
+    );
     let (wanted, granted) = (half(&answer, 8), half(&answer, 10));
     assert!(wanted > 0 && granted > 0, "{wanted} {granted}");
     assert_eq!(word(&answer, 12), 0, "status");
@@ -204,7 +211,10 @@ fn ksmbd_negotiates_and_answers() {
     side.provider.connection(id).unwrap().disconnect();
     until(&mut side, "end", |side| side.end_of(id));
     let text = capture.judge(6);
-    assert!(text.contains("SMB-Direct") || text.contains("SMB Direct"), "{text}");
+    assert!(
+        text.contains("SMB-Direct") || text.contains("SMB Direct"),
+        "{text}"
+    );
 }
 
 /// PEERS: about 1 of 5 connections hung in siw's accept.
@@ -235,11 +245,27 @@ fn ksmbd_refuses_what_cannot_be() {
     let _ksmbd = Ksmbd::new();
     let good = [0x0100, 0x0100];
     let cases = [
-        ("later versions", request([0x0200, 0x0300], 255, GOOD), Some(0xC000_00BB)),
+        (
+            "later versions",
+            request([0x0200, 0x0300], 255, GOOD),
+            Some(0xC000_00BB),
+        ),
         ("no credits", request(good, 0, GOOD), None),
-        ("small receives", request(good, 255, [1364, 64, 1 << 20]), None),
-        ("small messages", request(good, 255, [1364, 8192, 1000]), None),
-        ("a short request", request(good, 255, GOOD)[..12].to_vec(), None),
+        (
+            "small receives",
+            request(good, 255, [1364, 64, 1 << 20]),
+            None,
+        ),
+        (
+            "small messages",
+            request(good, 255, [1364, 8192, 1000]),
+            None,
+        ),
+        (
+            "a short request",
+            request(good, 255, GOOD)[..12].to_vec(),
+            None,
+        ),
     ];
     for (name, bytes, status) in cases {
         let mut side = side(false);
@@ -289,7 +315,13 @@ fn the_kernels_client_connects_to_us() {
     println!("the client: {greeting:?}");
     // k:ef71f1e0, k:fad988a2: this kernel writes its depths little-endian.
     let said = depth::read(&greeting.private_data).unwrap();
-    assert_eq!(said, Depth { inbound: 32, outbound: 1 });
+    assert_eq!(
+        said,
+        Depth {
+            inbound: 32,
+            outbound: 1
+        }
+    );
     let own = Depth {
         inbound: 1,
         outbound: 8,

@@ -8,9 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
 use linkspan_backends::rdma::{Config, ConnectionId, Provider};
 use linkspan_rdma::iwarp::{FrameSize, Options, WireError};
-use linkspan_rdma::verbs::{
-    Access, Event, Failure, MemoryId, Operation, Verbs as _, Work,
-};
+use linkspan_rdma::verbs::{Access, Event, Failure, MemoryId, Operation, Verbs as _, Work};
 use rdma_suite::{
     DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, connect, done, gone, pattern, received, until,
 };

@@ -173,7 +173,13 @@ impl Rdma {
             device,
             address,
         };
-        ip(&["addr", "add", &format!("{address}/32"), "dev", &own.interface]);
+        ip(&[
+            "addr",
+            "add",
+            &format!("{address}/32"),
+            "dev",
+            &own.interface,
+        ]);
         ip(&["link", "set", &own.interface, "up"]);
         let mut command = Command::new("rdma");
         command.args(["link", "add", &own.device, "type", kind]);
@@ -208,7 +214,15 @@ impl Capture {
     pub fn start(interface: &str, name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("{name}.pcap"));
         let mut command = Command::new("tcpdump");
-        command.args(["--immediate-mode", "-U", "-n", "-B", "65536", "-i", interface]);
+        command.args([
+            "--immediate-mode",
+            "-U",
+            "-n",
+            "-B",
+            "65536",
+            "-i",
+            interface,
+        ]);
         command.arg("-w").arg(&path).args(["tcp"]);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut tcpdump = command.spawn().unwrap();
@@ -236,9 +250,20 @@ impl Capture {
         assert_eq!(count("Malformed"), 0, "{text}");
         let fields = run(Command::new("tshark")
             .args(["-n", "-o", "tcp.try_heuristic_first:TRUE"])
-            .args(["-T", "fields", "-e", "iwarp_rdma.opcode", "-Y", "iwarp_ddp", "-r"])
+            .args([
+                "-T",
+                "fields",
+                "-e",
+                "iwarp_rdma.opcode",
+                "-Y",
+                "iwarp_ddp",
+                "-r",
+            ])
             .arg(&self.path));
-        let seen = fields.split([',', '\n']).filter(|word| !word.is_empty()).count();
+        let seen = fields
+            .split([',', '\n'])
+            .filter(|word| !word.is_empty())
+            .count();
         assert!(seen >= frames, "{seen} frames: {text}");
         assert!(count("Good CRC32") >= seen, "{seen} frames: {text}");
         text

@@ -84,7 +84,6 @@ const THINGS: &[Thing] = &[
         programs: &[],
         files: &[
             "/usr/lib/x86_64-linux-gnu/libibverbs.so.1",
-            "/usr/lib/x86_64-linux-gnu/librdmacm.so.1",
             "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav*.so",
             "/usr/lib/x86_64-linux-gnu/libibverbs/libsiw-rdmav*.so",
             "/etc/libibverbs.d/rxe.driver",
@@ -92,23 +91,17 @@ const THINGS: &[Thing] = &[
         ],
     },
     Thing {
+        name: "rdmacm",
+        package: "librdmacm1",
+        unpacked: false,
+        programs: &[],
+        files: &["/usr/lib/x86_64-linux-gnu/librdmacm.so.1"],
+    },
+    Thing {
         name: "rdma-tools",
         package: "rdmacm-utils",
         unpacked: false,
-        programs: &[
-            "rping",
-            "ucmatose",
-            "rdma_server",
-            "rdma_client",
-            "rstream",
-        ],
-        files: &[],
-    },
-    Thing {
-        name: "ibv-tools",
-        package: "ibverbs-utils",
-        unpacked: false,
-        programs: &["ibv_devices", "ibv_devinfo"],
+        programs: &["rping", "rdma_server", "rdma_client"],
         files: &[],
     },
     program(&["tcpdump"], "tcpdump"),
@@ -168,7 +161,7 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
     let mut missing: Vec<&str> = THINGS
         .iter()
         .filter(named)
-        .filter(|thing| !thing.unpacked && !thing.programs.iter().all(|name| which(name).is_some()))
+        .filter(|thing| !thing.unpacked && !thing.is_here())
         .map(|thing| thing.package)
         .collect();
     missing.dedup();
@@ -192,6 +185,11 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
 }
 
 impl Thing {
+    fn is_here(&self) -> bool {
+        let here = |pattern: &&str| !matching(Path::new("/"), pattern).is_empty();
+        self.programs.iter().all(|name| which(name).is_some()) && self.files.iter().all(here)
+    }
+
     fn find(&self, found: &mut Found) -> Result<()> {
         let root = match self.unpacked {
             true => debs::ensure(self.package)?,

@@ -401,8 +401,17 @@ fn messages_come_before_anybody_hears_of_the_connection<A: Carrier, B: Carrier>(
         }
         assert!(begin.elapsed() < PATIENCE);
     }
-    until(a, b, |_, b| b.events.iter().any(|it| received(&it.1).is_some()).then_some(()));
-    let kinds: Vec<bool> = b.events.iter().map(|it| established(&it.1).is_some()).collect();
+    until(a, b, |_, b| {
+        b.events
+            .iter()
+            .any(|it| received(&it.1).is_some())
+            .then_some(())
+    });
+    let kinds: Vec<bool> = b
+        .events
+        .iter()
+        .map(|it| established(&it.1).is_some())
+        .collect();
     assert_eq!(kinds, [true, false], "{:?}", b.events);
     b.message().unwrap();
     disconnect(a, b, at_a);
@@ -416,7 +425,9 @@ fn an_end_is_heard_of_at_the_other<A: Carrier, B: Carrier>(
     for a_ends in [true, false] {
         let (at_a, at_b) = connect(a, b, address);
         a.send(at_a, 1, &[a.slice(0, 10)]);
-        until(a, b, |a, b| (a.find(done).is_some() | b.message().is_some()).then_some(()));
+        until(a, b, |a, b| {
+            (a.find(done).is_some() | b.message().is_some()).then_some(())
+        });
         if a_ends {
             a.provider.connection(at_a).unwrap().disconnect();
         } else {
@@ -713,10 +724,7 @@ fn wrong_work_is_refused<A: Carrier, B: Carrier>(
         };
         a.post(at_a, 1, work).unwrap_err()
     };
-    assert_eq!(
-        send(&[outside], a),
-        PostError::Memory { slice: outside }
-    );
+    assert_eq!(send(&[outside], a), PostError::Memory { slice: outside });
     let long = vec![a.slice(0, 1); limits.gather + 1];
     let (got, max) = (limits.gather + 1, limits.gather);
     assert_eq!(send(&long, a), PostError::Elements { got, max });

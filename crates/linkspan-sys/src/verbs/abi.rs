@@ -360,9 +360,7 @@ mod tests {
         if !Path::new("/usr/include/infiniband/verbs.h").exists()
             || !Path::new("/usr/include/rdma/rdma_cma.h").exists()
         {
-            eprintln!(
-                "SKIP: there are no headers (Debian packages libibverbs-dev, librdmacm-dev)"
-            );
+            eprintln!("SKIP: there are no headers (Debian packages libibverbs-dev, librdmacm-dev)");
             return;
         }
         let mut code = String::from(

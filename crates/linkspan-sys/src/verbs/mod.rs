@@ -19,7 +19,7 @@ mod library;
 mod queue;
 
 pub use channel::{Channel, ConnectionEvent, Happened, Identifier, IdentifierKey, Parameters};
-pub use library::{LoadError, Library};
+pub use library::{Library, LoadError};
 pub use queue::{
     Completion, DeviceLimits, Element, Operation, QueuePair, Registration, Rights, Sizes,
 };

@@ -313,8 +313,7 @@ impl QueuePair {
         let count = count.map_err(|_| io::ErrorKind::InvalidInput)?;
         let none = std::ptr::null_mut();
         // SAFETY: as above; the channel lives longer than the queue.
-        let raw =
-            unsafe { (functions.create_cq)(verbs, count, none, channel.raw.as_ptr(), 0) };
+        let raw = unsafe { (functions.create_cq)(verbs, count, none, channel.raw.as_ptr(), 0) };
         let raw = NonNull::new(raw).ok_or_else(failed)?;
         let cq = Cq {
             library,
@@ -389,7 +388,11 @@ impl QueuePair {
             let functions = self.cq.library.functions;
             // SAFETY: the channel is there, and both have room for a pointer.
             let taken = unsafe {
-                check((functions.get_cq_event)(channel, &raw mut cq, &raw mut context))
+                check((functions.get_cq_event)(
+                    channel,
+                    &raw mut cq,
+                    &raw mut context,
+                ))
             };
             match taken {
                 Ok(()) => self.cq.told = self.cq.told.wrapping_add(1),

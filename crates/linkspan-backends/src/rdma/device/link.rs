@@ -200,7 +200,10 @@ impl Link {
         limits.works = works.min(device.works).min(half) as usize;
         limits.receives = limits.receives.min(device.works).min(half);
         limits.gather = limits.gather.min(device.elements as usize).min(GATHER);
-        limits.read_into = limits.read_into.min(device.read_elements as usize).min(GATHER);
+        limits.read_into = limits
+            .read_into
+            .min(device.read_elements as usize)
+            .min(GATHER);
         if is_iwarp {
             // The peer is told a single key.
             limits.read_into = 1;
@@ -661,7 +664,10 @@ impl Link {
         let Queue::Whole(pair) = &mut self.queue else {
             return Err(PostError::NotConnected);
         };
-        if pair.post(number, &elements[..slices.len()], operation).is_err() {
+        if pair
+            .post(number, &elements[..slices.len()], operation)
+            .is_err()
+        {
             if let Some(sink) = sink {
                 // One that stays ends with the connection.
                 let _ = pair.deregister(sink);
@@ -680,7 +686,11 @@ impl Link {
 
     fn check_sizes(&self, slices: &[Slice], is_read: bool) -> Result<(), PostError> {
         let limits = &self.limits;
-        let max = if is_read { limits.read_into } else { limits.gather };
+        let max = if is_read {
+            limits.read_into
+        } else {
+            limits.gather
+        };
         if slices.len() > max {
             let got = slices.len();
             return Err(PostError::Elements { got, max });
