@@ -199,12 +199,6 @@ impl End {
         self.memories.remove(memory)
     }
 
-    /// The memory that is known, buffers included.
-    #[must_use]
-    pub fn memories(&self) -> &Memories {
-        &self.memories
-    }
-
     /// Buffers that were lent and not given back.
     #[must_use]
     pub fn lent(&self) -> usize {
@@ -491,6 +485,10 @@ fn turned(depth: Depth) -> Depth {
 impl Verbs for End {
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn memories(&self) -> &Memories {
+        &self.memories
     }
 
     fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {

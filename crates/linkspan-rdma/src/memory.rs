@@ -115,8 +115,16 @@ impl Pool {
 
     /// A buffer; `None` if the budget is spent, or the machine has no memory.
     pub fn take(&mut self, memories: &mut Memories) -> Option<Slice> {
+        self.take_by(|region| memories.add(region))
+    }
+
+    /// The same where somebody else has the memory: `add` makes it known there.
+    pub fn take_by(
+        &mut self,
+        add: impl FnOnce(Region) -> Result<MemoryId, Injected>,
+    ) -> Option<Slice> {
         if self.free.is_empty() {
-            self.grow(memories)?;
+            self.grow(add)?;
         }
         let buffer = self.free.pop()?;
         self.lent += 1;
@@ -143,7 +151,7 @@ impl Pool {
         (self.allocated, self.lent) = (0, 0);
     }
 
-    fn grow(&mut self, memories: &mut Memories) -> Option<()> {
+    fn grow(&mut self, add: impl FnOnce(Region) -> Result<MemoryId, Injected>) -> Option<()> {
         let size = self.size as usize;
         let count = (SLAB_BYTES / size).max(1);
         let bytes = count * size;
@@ -153,7 +161,7 @@ impl Pool {
         let region = Region::heap(bytes).ok()?;
         self.free.try_reserve(count).ok()?;
         self.slabs.try_reserve(1).ok()?;
-        let memory = memories.add(region).ok()?;
+        let memory = add(region).ok()?;
         self.slabs.push(memory);
         self.allocated += bytes;
         // The first one first.

@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 use crate::iwarp::WireError;
+use crate::memory::Memories;
 
 /// Memory that a provider knows, whole. What the number stands for is the provider's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -393,6 +394,9 @@ pub trait Verbs {
     /// What is possible.
     fn limits(&self) -> Limits;
 
+    /// The memory that is known, buffers of messages included.
+    fn memories(&self) -> &Memories;
+
     /// Takes the peer that [`Event::Requested`] told of, with at most these reads at a
     /// time. [`Event::Established`] follows.
     ///
@@ -439,6 +443,10 @@ pub trait Verbs {
 impl<V: Verbs + ?Sized> Verbs for &mut V {
     fn limits(&self) -> Limits {
         (**self).limits()
+    }
+
+    fn memories(&self) -> &Memories {
+        (**self).memories()
     }
 
     fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {

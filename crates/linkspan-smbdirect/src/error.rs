@@ -160,6 +160,9 @@ pub enum Error {
     /// No receive could be posted for the peer.
     #[error("no receive could be posted")]
     NoReceives,
+    /// A message in very many pieces could not be put together.
+    #[error("no memory for a message in very many pieces")]
+    NoArea,
     /// A message was sent in part and its rest was refused.
     #[error("the rest of a message could not be posted")]
     Post,
@@ -190,7 +193,7 @@ impl Error {
             | Self::KeepAlive { .. }
             | Self::Work { .. }
             | Self::Lost => Blame::Lost,
-            Self::NoReceives | Self::Post | Self::Disconnected => Blame::Local,
+            Self::NoReceives | Self::NoArea | Self::Post | Self::Disconnected => Blame::Local,
             _ => Blame::Peer,
         }
     }

@@ -7,6 +7,7 @@ extern crate alloc;
 mod connection;
 mod credits;
 pub mod descriptor;
+mod driver;
 mod error;
 mod gather;
 mod inbox;
@@ -17,10 +18,11 @@ mod transfers;
 pub mod wire;
 
 pub use connection::{
-    Arrival, Connection, Header, MessageId, NotQuiet, Output, RegistrationId, Role, State, Status,
-    Traffic, TransferId, WorkId,
+    Arrival, Connection, Header, MessageId, News, NotQuiet, Output, RegistrationId, Role, State,
+    Status, Traffic, TransferId, WorkId,
 };
 pub use descriptor::Descriptor;
+pub use driver::{Driver, HEADER_LEN, private_data};
 pub use error::{Blame, Error, Misuse, Refusal};
 pub use gather::{GATHER_MAX, Gather};
 pub use inbox::{Message, Piece, Place};

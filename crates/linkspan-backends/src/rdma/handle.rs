@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use linkspan_rdma::Memories;
 use linkspan_rdma::verbs::{
     Access, Depth, Event, Limits, Post, PostError, Remote, Slice, Verbs, Work,
 };
@@ -46,6 +47,10 @@ impl Handle<'_> {
 impl Verbs for Handle<'_> {
     fn limits(&self) -> Limits {
         self.provider.config.options.limits
+    }
+
+    fn memories(&self) -> &Memories {
+        self.provider.memories()
     }
 
     fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {

@@ -1,37 +1,36 @@
 //! One connection, of either role, as a state machine without I/O: what happened goes
 //! in, what is to be done comes out.
 
+mod ending;
 mod names;
 mod negotiation;
 mod pump;
 mod saved;
 mod status;
+mod timers;
+mod upper;
 
 use alloc::collections::VecDeque;
 
 use linkspan_mem::fault::try_with_capacity;
-use linkspan_rdma::verbs::{Depth, Key, PostError, Remote, Slice};
+use linkspan_rdma::verbs::{Depth, Key, Slice};
 
 pub use names::{
-    Arrival, Header, MessageId, Output, RegistrationId, Role, State, TransferId, WorkId,
+    Arrival, Header, MessageId, News, Output, RegistrationId, Role, State, TransferId, WorkId,
 };
 pub use saved::NotQuiet;
 pub use status::{Status, Traffic};
 
 use crate::credits::Credits;
-use crate::descriptor::Descriptor;
-use crate::error::{Error, Misuse, Refusal};
-use crate::gather;
-use crate::inbox::{Inbox, Message, Piece};
+use crate::error::Error;
+use crate::inbox::Inbox;
 use crate::options::{Device, Options, OptionsError};
 use crate::outbox::Outbox;
-use crate::registrations::{End, RegistrationState, Registrations};
+use crate::registrations::Registrations;
 use crate::transfers::Transfers;
 use crate::wire::{self, Bounds, DataTransfer};
 use pump::Flight;
-
-/// How long nothing is tried again that the provider refused, in milliseconds.
-const RETRY_MS: u64 = 100;
+use timers::Timers;
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,17 +72,6 @@ struct Sizes {
     receive: u32,
     fragmented_send: u32,
     read_write: u32,
-}
-
-/// When something is due, in milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Timers {
-    /// The transport is to be connected, or the negotiation over.
-    connect: Option<u64>,
-    negotiate: Option<u64>,
-    idle: Option<u64>,
-    /// What was refused is tried again.
-    retry: Option<u64>,
 }
 
 /// A connection of SMB Direct.
@@ -220,150 +208,16 @@ impl Connection {
         }
     }
 
+    /// Which end it is.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// What went wrong first.
     #[must_use]
     pub fn first_error(&self) -> Option<Error> {
         self.first_error
-    }
-
-    /// Takes a message: header, data and pages as slices of any number and size, sent in
-    /// their order and as one. What it names stays as it is until [`Output::Sent`] says
-    /// that it was sent. It goes behind all [`write`](Self::write)s before it.
-    /// `invalidate`: a token of the peer's that it does not need any more.
-    ///
-    /// # Errors
-    /// Not connected, or not such a message, or too many wait.
-    pub fn send(&mut self, data: &[Slice], invalidate: Option<Key>) -> Result<MessageId, Misuse> {
-        self.connected()?;
-        let len = checked_len(data, self.sizes.fragmented_send)?;
-        self.outbox.push(data, len, invalidate, self.writes.taken())
-    }
-
-    /// Writes `local` into memory of the peer's, at `offset` of what `remote` describes
-    /// (MS-SMBD 3.1.4.5). [`Output::Transferred`] says when it is done.
-    ///
-    /// # Errors
-    /// Not connected, or not such a transfer, or too many wait.
-    pub fn write(
-        &mut self,
-        local: &[Slice],
-        remote: &[Descriptor],
-        offset: u64,
-    ) -> Result<TransferId, Misuse> {
-        self.transfer(local, remote, offset, |this| &mut this.writes)
-    }
-
-    /// Reads memory of the peer's into `local` (MS-SMBD 3.1.4.6), like
-    /// [`write`](Self::write).
-    ///
-    /// # Errors
-    /// As for a write; and the peer answers no reads.
-    pub fn read(
-        &mut self,
-        local: &[Slice],
-        remote: &[Descriptor],
-        offset: u64,
-    ) -> Result<TransferId, Misuse> {
-        self.connected()?;
-        if self.depth.outbound == 0 {
-            return Err(Misuse::NoReads);
-        }
-        self.transfer(local, remote, offset, |this| &mut this.reads)
-    }
-
-    fn transfer(
-        &mut self,
-        local: &[Slice],
-        remote: &[Descriptor],
-        offset: u64,
-        queue: impl FnOnce(&mut Self) -> &mut Transfers,
-    ) -> Result<TransferId, Misuse> {
-        self.connected()?;
-        let len = checked_len(local, self.sizes.read_write)?;
-        let id = TransferId(self.next_transfer);
-        queue(self).push(id, local, len, remote, offset)?;
-        self.next_transfer += 1;
-        Ok(id)
-    }
-
-    /// Registers `len` bytes for the peer, which `expose` makes known to the provider: a
-    /// registration is there with its descriptor, or nothing has happened. The memory is
-    /// the peer's until [`deregister`](Self::deregister) has its end.
-    ///
-    /// # Errors
-    /// Not connected, none is free, or what `expose` says.
-    pub fn register(
-        &mut self,
-        len: u32,
-        expose: impl FnOnce() -> Result<Remote, PostError>,
-    ) -> Result<(RegistrationId, Descriptor), Refusal> {
-        self.connected()?;
-        let full = Misuse::Full {
-            what: "registrations",
-            max: self.registrations.len(),
-        };
-        if len == 0 {
-            return Err(Misuse::Empty.into());
-        }
-        let index = self.registrations.free().ok_or(full)?;
-        let remote = expose()?;
-        let id = self.registrations.begin(index, remote.key);
-        let descriptor = Descriptor {
-            offset: remote.address,
-            token: remote.key.0,
-            length: len,
-        };
-        Ok((id, descriptor))
-    }
-
-    /// What state a registration is in; nothing if it has ended.
-    #[must_use]
-    pub fn registration(&self, id: RegistrationId) -> Option<RegistrationState> {
-        self.registrations.state(id)
-    }
-
-    /// Ends a registration, by an invalidation unless the peer did that.
-    /// [`Output::Deregistered`] says when the memory is its owner's again.
-    ///
-    /// # Errors
-    /// There is no such registration, it is being ended, or the connection is over, with
-    /// which it ends by itself.
-    pub fn deregister(&mut self, id: RegistrationId) -> Result<(), Misuse> {
-        self.connected()?;
-        let result = Ok(());
-        match self.registrations.end(id).ok_or(Misuse::Registration)? {
-            End::Done => self.outputs.push_back(Output::Deregistered { id, result }),
-            End::Invalidate(key) => {
-                let work = self.flight.invalidate(id);
-                self.outputs.push_back(Output::Invalidate { work, key });
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the connection; whoever waits is told. [`Output::Ended`] is the last one.
-    pub fn disconnect(&mut self) {
-        self.fail(Error::Disconnected);
-    }
-
-    /// The first message that can be read, whole or in part.
-    #[must_use]
-    pub fn message(&self) -> Option<Message> {
-        self.inbox.message()
-    }
-
-    /// What of it has arrived, in order.
-    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
-        self.inbox.pieces()
-    }
-
-    /// So many bytes of the first message were read; what is behind its end stays.
-    /// Buffers that are not needed any more are given back.
-    pub fn consume(&mut self, bytes: u32) {
-        let outputs = &mut self.outputs;
-        self.inbox.consume(bytes, |buffer| {
-            outputs.push_back(Output::Release { buffer });
-        });
     }
 
     /// The transport is connected, with so many reads at a time.
@@ -473,163 +327,6 @@ impl Connection {
         Ok(held)
     }
 
-    /// The provider says that the connection is at its end, or that the peer is gone. It
-    /// will say [`ended`](Self::ended).
-    pub fn lost(&mut self) {
-        self.fail(Error::Lost);
-    }
-
-    /// The connection is over: nothing is under way any more, every receive and every
-    /// registration is gone.
-    pub fn ended(&mut self) {
-        if self.phase == Phase::Ended {
-            return;
-        }
-        self.fail(Error::Lost);
-        self.phase = Phase::Ended;
-        // It is too late to ask for it.
-        self.outputs
-            .retain(|output| !matches!(output, Output::Disconnect));
-        let error = self.first_error.unwrap_or(Error::Lost);
-        let why = Refusal::Ended(error);
-        self.credits.end();
-        while let Some(message) = self.flight.end() {
-            let result = Err(why);
-            self.outputs.push_back(Output::Sent { message, result });
-        }
-        if let Some(message) = self.outbox.drop_begun() {
-            let result = Err(why);
-            self.outputs.push_back(Output::Sent { message, result });
-        }
-        self.end_transfers(why, true);
-        while let Some(id) = self.registrations.disable() {
-            let result = Err(why);
-            self.outputs.push_back(Output::Deregistered { id, result });
-        }
-        self.outputs.push_back(Output::Ended(error));
-    }
-
-    /// Something is wrong, the first time: what was not begun is given up at once, what
-    /// is under way when the provider has let go of it.
-    fn fail(&mut self, error: Error) {
-        if matches!(self.phase, Phase::Ending | Phase::Ended) {
-            return;
-        }
-        self.phase = Phase::Ending;
-        let error = *self.first_error.get_or_insert(error);
-        let why = Refusal::Ended(error);
-        self.timers = Timers::default();
-        self.immediate = false;
-        // What was not taken yet is not done any more; what is over stays over.
-        let flight = &mut self.flight;
-        self.outputs.retain(|output| match output {
-            Output::PostReceives { .. } => false,
-            Output::Invalidate { work, .. } => {
-                flight.not_posted(*work);
-                false
-            }
-            _ => true,
-        });
-        if let Some(early) = self.early.take() {
-            let buffer = early.buffer;
-            self.outputs.push_back(Output::Release { buffer });
-        }
-        let outputs = &mut self.outputs;
-        self.inbox
-            .cut(|buffer| outputs.push_back(Output::Release { buffer }));
-        while let Some(message) = self.outbox.drop_waiting() {
-            let result = Err(why);
-            self.outputs.push_back(Output::Sent { message, result });
-        }
-        self.end_transfers(why, false);
-        self.outputs.push_back(Output::Disconnect);
-    }
-
-    fn end_transfers(&mut self, why: Refusal, all: bool) {
-        self.writes.end(why, all);
-        self.reads.end(why, all);
-        self.tell_transfers();
-    }
-
-    fn tell_transfers(&mut self) {
-        for queue in [&mut self.writes, &mut self.reads] {
-            while let Some((transfer, refused)) = queue.finished() {
-                let result = refused.map_or(Ok(()), Err);
-                self.outputs
-                    .push_back(Output::Transferred { transfer, result });
-            }
-        }
-    }
-
-    fn connected(&self) -> Result<(), Misuse> {
-        match self.phase {
-            Phase::Ready => Ok(()),
-            _ => Err(Misuse::NotConnected {
-                state: self.state(),
-            }),
-        }
-    }
-
-    fn idle_from(&mut self, now_ms: u64, ms: u32) {
-        self.timers.idle = Some(now_ms.saturating_add(u64::from(ms)));
-    }
-
-    fn retry(&mut self, now_ms: u64) {
-        self.timers.retry = Some(now_ms.saturating_add(RETRY_MS));
-    }
-
-    /// When [`handle_timeout`](Self::handle_timeout) is due.
-    #[must_use]
-    pub fn next_timeout(&self) -> Option<u64> {
-        let Timers {
-            connect,
-            negotiate,
-            idle,
-            retry,
-        } = self.timers;
-        [connect, negotiate, idle, retry]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// It is `now_ms`; does what is due by then, if anything is.
-    pub fn handle_timeout(&mut self, now_ms: u64) {
-        let due = |timer: Option<u64>| timer.is_some_and(|at| at <= now_ms);
-        if due(self.timers.connect) {
-            let ms = u64::from(self.options.connect_timeout_ms);
-            self.fail(Error::ConnectTimer { ms });
-        }
-        if due(self.timers.negotiate) {
-            let ms = u64::from(self.options.negotiate_timeout_ms);
-            self.fail(Error::NegotiationTimer { ms });
-        }
-        if due(self.timers.retry) {
-            self.timers.retry = None;
-        }
-        if due(self.timers.idle) {
-            self.idle(now_ms);
-        }
-    }
-
-    /// The peer was silent (MS-SMBD 3.1.6.2).
-    fn idle(&mut self, now_ms: u64) {
-        // A peer without a credit cannot speak, and has none since nobody here reads.
-        let mute = self.credits.posted() == 0 && self.room() == 0;
-        if mute {
-            self.idle_from(now_ms, self.options.keepalive_interval_ms);
-        } else if self.keepalive == KeepAlive::None {
-            self.keepalive = KeepAlive::Pending;
-            self.immediate = true;
-            self.idle_from(now_ms, self.options.keepalive_wait_ms);
-        } else {
-            self.fail(Error::KeepAlive {
-                idle_ms: u64::from(self.options.keepalive_interval_ms),
-                wait_ms: u64::from(self.options.keepalive_wait_ms),
-            });
-        }
-    }
-
     /// Buffers that may still be posted as receives.
     fn room(&self) -> usize {
         let used = self.inbox.held() + usize::from(self.credits.posted());
@@ -646,15 +343,5 @@ impl Connection {
     #[must_use]
     pub fn header_slots(&self) -> usize {
         usize::from(self.options.send_depth)
-    }
-}
-
-/// Bytes of slices, at least one and at most `max`.
-fn checked_len(slices: &[Slice], max: u32) -> Result<u32, Misuse> {
-    let len = gather::total(slices).unwrap_or(u64::MAX);
-    match u32::try_from(len) {
-        Ok(0) => Err(Misuse::Empty),
-        Ok(len) if len <= max => Ok(len),
-        _ => Err(Misuse::TooLong { len, max }),
     }
 }

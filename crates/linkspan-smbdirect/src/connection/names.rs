@@ -191,6 +191,13 @@ pub enum Output {
     },
     /// End the transport's connection.
     Disconnect,
+    /// The upper layer hears of it.
+    Tell(News),
+}
+
+/// What an upper layer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
     /// Sizes and credits are agreed upon.
     Connected,
     /// There is something to be read. Told once for all that came.

@@ -2,7 +2,7 @@
 
 use zerocopy::IntoBytes;
 
-use super::{Connection, Output, Phase, Role};
+use super::{Connection, News, Output, Phase, Role};
 use crate::error::Error;
 use crate::wire::{self, NegotiateRequest, NegotiateResponse, VERSION, status};
 
@@ -108,7 +108,7 @@ impl Connection {
         self.phase = Phase::Ready;
         self.timers.negotiate = None;
         self.idle_from(now_ms, self.options.keepalive_interval_ms);
-        self.outputs.push_back(Output::Connected);
+        self.tell(News::Connected);
     }
 
     pub(super) fn send_request(&mut self) -> Output {

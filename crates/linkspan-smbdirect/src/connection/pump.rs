@@ -8,7 +8,8 @@ use linkspan_rdma::verbs::{Key, Operation, PostError, Remote};
 use zerocopy::IntoBytes;
 
 use super::{
-    Connection, Header, KeepAlive, MessageId, Output, Phase, RegistrationId, TransferId, WorkId,
+    Connection, Header, KeepAlive, MessageId, News, Output, Phase, RegistrationId, TransferId,
+    WorkId,
 };
 use crate::error::{Error, Refusal};
 use crate::gather::Gather;
@@ -191,7 +192,7 @@ impl Connection {
         };
         next.or_else(|| {
             let news = core::mem::take(&mut self.news) && self.inbox.message().is_some();
-            news.then_some(Output::Received)
+            news.then_some(Output::Tell(News::Received))
         })
     }
 
@@ -385,8 +386,12 @@ impl Connection {
     /// Work is done, and with it all sends and writes before it; or it will not be
     /// (`done` is false), and the connection is at its end.
     pub fn completed(&mut self, work: WorkId, done: bool) {
-        let mut queue = self.flight.queue.iter();
-        if queue.any(|(name, _)| *name == work) {
+        // Names only grow.
+        let queued = self
+            .flight
+            .queue
+            .binary_search_by_key(&work, |(name, _)| *name);
+        if queued.is_ok() {
             while let Some((name, kind)) = self.flight.pop() {
                 self.over(Back::Queued(kind), name != work || done);
                 if name == work {
@@ -417,7 +422,7 @@ impl Connection {
         match back {
             Back::Queued(Kind::Send(Send { ends, .. })) => {
                 if let Some(message) = ends {
-                    self.outputs.push_back(Output::Sent { message, result });
+                    self.tell(News::Sent { message, result });
                 }
             }
             Back::Queued(Kind::Write(id)) => {
@@ -430,7 +435,7 @@ impl Connection {
             }
             Back::Invalidation(id) if done => {
                 self.registrations.ended(id, RegistrationState::Ready);
-                self.outputs.push_back(Output::Deregistered { id, result });
+                self.tell(News::Deregistered { id, result });
             }
             // Told when the connection is over: until then the peer may reach it.
             Back::Invalidation(id) => self.registrations.ended(id, RegistrationState::Error),
@@ -452,7 +457,7 @@ impl Connection {
             Back::Invalidation(id) => {
                 self.registrations.ended(id, RegistrationState::Registered);
                 let result = Err(refusal);
-                self.outputs.push_back(Output::Deregistered { id, result });
+                self.tell(News::Deregistered { id, result });
             }
         }
         self.tell_transfers();
@@ -477,13 +482,13 @@ impl Connection {
             // Nothing of it was sent: it is as if it had never been there.
             (Some(message), _) => {
                 self.outbox.drop_begun();
-                self.outputs.push_back(Output::Sent { message, result });
+                self.tell(News::Sent { message, result });
             }
             // A part is on its way, and nothing can follow but its rest.
             (None, ends) => {
                 self.fail(Error::Post);
                 if let Some(message) = ends.filter(|&id| !self.flight.attach(id)) {
-                    self.outputs.push_back(Output::Sent { message, result });
+                    self.tell(News::Sent { message, result });
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The examples of MS-SMBD, section 4, as bytes.
 
 use linkspan_rdma::verbs::{Key, Remote};
-use linkspan_smbdirect::{Descriptor, Output, Role};
+use linkspan_smbdirect::{Descriptor, News, Output, Role};
 use zerocopy::IntoBytes;
 
 use super::peer::{DEPTH, Peer, initiator, response, slice, small, transfer};
@@ -35,7 +35,7 @@ fn example_4_1_establishing_a_connection() {
     initiator.core.received(0, arrival);
     loop {
         match initiator.core.poll_output(0) {
-            Some(Output::Connected) => break,
+            Some(Output::Tell(News::Connected)) => break,
             Some(Output::PostReceives { count }) => initiator.core.receives_posted(0, count),
             Some(Output::Release { .. }) => {}
             other => panic!("{other:?}"),
@@ -80,7 +80,7 @@ fn example_4_3_64_kib_in_66_segments() {
         assert_eq!(bytes[20..24], [0; 4]);
     }
     assert_eq!((peer.sent.len(), left), (66, 0));
-    let sent = |event: &&Output| matches!(event, Output::Sent { result: Ok(()), .. });
+    let sent = |event: &&Output| matches!(event, Output::Tell(News::Sent { result: Ok(()), .. }));
     assert_eq!(peer.events.iter().filter(sent).count(), 1);
 }
 
@@ -109,7 +109,7 @@ fn example_4_4_and_4_5_descriptors_and_transfers() {
         assert_eq!(Descriptor::from_bytes(descriptor.to_bytes()), descriptor);
         peer.core.deregister(id).unwrap();
         peer.pump();
-        let ended = Output::Deregistered { id, result: Ok(()) };
+        let ended = Output::Tell(News::Deregistered { id, result: Ok(()) });
         assert!(peer.events.contains(&ended));
         // The other end reads it (4.4), or writes it (4.5), as one work.
         peer.events.clear();

@@ -2,7 +2,7 @@
 
 use linkspan_rdma::verbs::{Depth, Key, Limits, MemoryId, Slice};
 use linkspan_smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse};
-use linkspan_smbdirect::{Arrival, Connection, Error, Options, Output, Role, State};
+use linkspan_smbdirect::{Arrival, Connection, Error, News, Options, Output, Role, State};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// What a provider in software can do.
@@ -174,7 +174,10 @@ impl Peer {
             self.core.consume(message.len);
         }
         self.pump();
-        assert_eq!(count(self, |event| matches!(event, Output::Ended(_))), 1);
+        assert_eq!(
+            count(self, |event| matches!(event, Output::Tell(News::Ended(_)))),
+            1
+        );
         assert_eq!(count(self, |event| *event == Output::Disconnect), 1);
         assert_eq!(self.core.state(), State::Disconnected);
         assert_eq!(self.released, self.buffers, "each buffer once");

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use linkspan_rdma::Memories;
 use linkspan_rdma::verbs::{
     Access, Depth, Event, Failure, Limits, Post, PostError, Remote, Slice, Verbs,
 };
@@ -32,6 +33,10 @@ impl Verbs for DeviceHandle<'_> {
     fn limits(&self) -> Limits {
         let link = self.provider.links.get(&self.id);
         link.map_or(self.provider.config.limits, super::Link::limits)
+    }
+
+    fn memories(&self) -> &Memories {
+        &self.provider.memories
     }
 
     fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {

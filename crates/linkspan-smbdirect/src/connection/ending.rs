@@ -1,0 +1,108 @@
+//! How a connection ends: once, for the first reason, and so that everything comes back.
+
+use super::{Connection, News, Output, Phase, Timers};
+use crate::error::{Error, Refusal};
+
+impl Connection {
+    /// Ends the connection; whoever waits is told. [`News::Ended`] is the last one.
+    pub fn disconnect(&mut self) {
+        self.fail(Error::Disconnected);
+    }
+
+    /// What [`Output::Keep`] asks for cannot be done.
+    pub fn not_kept(&mut self) {
+        self.fail(Error::NoArea);
+    }
+
+    /// The provider says that the connection is at its end, or that the peer is gone. It
+    /// will say [`ended`](Self::ended).
+    pub fn lost(&mut self) {
+        self.fail(Error::Lost);
+    }
+
+    /// The connection is over: nothing is under way any more, every receive and every
+    /// registration is gone.
+    pub fn ended(&mut self) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.fail(Error::Lost);
+        self.phase = Phase::Ended;
+        // It is too late to ask for it.
+        self.outputs
+            .retain(|output| !matches!(output, Output::Disconnect));
+        let error = self.first_error.unwrap_or(Error::Lost);
+        let why = Refusal::Ended(error);
+        self.credits.end();
+        while let Some(message) = self.flight.end() {
+            let result = Err(why);
+            self.tell(News::Sent { message, result });
+        }
+        if let Some(message) = self.outbox.drop_begun() {
+            let result = Err(why);
+            self.tell(News::Sent { message, result });
+        }
+        self.end_transfers(why, true);
+        while let Some(id) = self.registrations.disable() {
+            let result = Err(why);
+            self.tell(News::Deregistered { id, result });
+        }
+        self.tell(News::Ended(error));
+    }
+
+    /// Something is wrong, the first time: what was not begun is given up at once, what
+    /// is under way when the provider has let go of it.
+    pub(super) fn fail(&mut self, error: Error) {
+        if matches!(self.phase, Phase::Ending | Phase::Ended) {
+            return;
+        }
+        self.phase = Phase::Ending;
+        let error = *self.first_error.get_or_insert(error);
+        let why = Refusal::Ended(error);
+        self.timers = Timers::default();
+        self.immediate = false;
+        // What was not taken yet is not done any more; what is over stays over.
+        let flight = &mut self.flight;
+        self.outputs.retain(|output| match output {
+            Output::PostReceives { .. } => false,
+            Output::Invalidate { work, .. } => {
+                flight.not_posted(*work);
+                false
+            }
+            _ => true,
+        });
+        if let Some(early) = self.early.take() {
+            let buffer = early.buffer;
+            self.outputs.push_back(Output::Release { buffer });
+        }
+        let outputs = &mut self.outputs;
+        self.inbox
+            .cut(|buffer| outputs.push_back(Output::Release { buffer }));
+        while let Some(message) = self.outbox.drop_waiting() {
+            let result = Err(why);
+            self.tell(News::Sent { message, result });
+        }
+        self.end_transfers(why, false);
+        self.outputs.push_back(Output::Disconnect);
+    }
+
+    pub(super) fn end_transfers(&mut self, why: Refusal, all: bool) {
+        self.writes.end(why, all);
+        self.reads.end(why, all);
+        self.tell_transfers();
+    }
+
+    pub(super) fn tell(&mut self, news: News) {
+        self.outputs.push_back(Output::Tell(news));
+    }
+
+    pub(super) fn tell_transfers(&mut self) {
+        for queue in [&mut self.writes, &mut self.reads] {
+            while let Some((transfer, refused)) = queue.finished() {
+                let result = refused.map_or(Ok(()), Err);
+                let over = News::Transferred { transfer, result };
+                self.outputs.push_back(Output::Tell(over));
+            }
+        }
+    }
+}

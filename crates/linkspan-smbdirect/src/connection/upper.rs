@@ -1,0 +1,167 @@
+//! What an upper layer asks for: messages, transfers, memory for the peer, and what came.
+
+use linkspan_rdma::verbs::{Key, PostError, Remote, Slice};
+
+use super::{Connection, MessageId, News, Output, Phase, RegistrationId, TransferId};
+use crate::descriptor::Descriptor;
+use crate::error::{Misuse, Refusal};
+use crate::gather;
+use crate::inbox::{Message, Piece};
+use crate::registrations::{End, RegistrationState};
+use crate::transfers::Transfers;
+
+impl Connection {
+    /// Takes a message: header, data and pages as slices of any number and size, sent in
+    /// their order and as one. What it names stays as it is until [`News::Sent`] says
+    /// that it was sent. It goes behind all [`write`](Self::write)s before it.
+    /// `invalidate`: a token of the peer's that it does not need any more.
+    ///
+    /// # Errors
+    /// Not connected, or not such a message, or too many wait.
+    pub fn send(&mut self, data: &[Slice], invalidate: Option<Key>) -> Result<MessageId, Misuse> {
+        self.connected()?;
+        let len = checked_len(data, self.sizes.fragmented_send)?;
+        self.outbox.push(data, len, invalidate, self.writes.taken())
+    }
+
+    /// Writes `local` into memory of the peer's, at `offset` of what `remote` describes
+    /// (MS-SMBD 3.1.4.5). [`News::Transferred`] says when it is done.
+    ///
+    /// # Errors
+    /// Not connected, or not such a transfer, or too many wait.
+    pub fn write(
+        &mut self,
+        local: &[Slice],
+        remote: &[Descriptor],
+        offset: u64,
+    ) -> Result<TransferId, Misuse> {
+        self.transfer(local, remote, offset, |this| &mut this.writes)
+    }
+
+    /// Reads memory of the peer's into `local` (MS-SMBD 3.1.4.6), like
+    /// [`write`](Self::write).
+    ///
+    /// # Errors
+    /// As for a write; and the peer answers no reads.
+    pub fn read(
+        &mut self,
+        local: &[Slice],
+        remote: &[Descriptor],
+        offset: u64,
+    ) -> Result<TransferId, Misuse> {
+        self.connected()?;
+        if self.depth.outbound == 0 {
+            return Err(Misuse::NoReads);
+        }
+        self.transfer(local, remote, offset, |this| &mut this.reads)
+    }
+
+    fn transfer(
+        &mut self,
+        local: &[Slice],
+        remote: &[Descriptor],
+        offset: u64,
+        queue: impl FnOnce(&mut Self) -> &mut Transfers,
+    ) -> Result<TransferId, Misuse> {
+        self.connected()?;
+        let len = checked_len(local, self.sizes.read_write)?;
+        let id = TransferId(self.next_transfer);
+        queue(self).push(id, local, len, remote, offset)?;
+        self.next_transfer += 1;
+        Ok(id)
+    }
+
+    /// Registers `len` bytes for the peer, which `expose` makes known to the provider: a
+    /// registration is there with its descriptor, or nothing has happened. The memory is
+    /// the peer's until [`deregister`](Self::deregister) has its end.
+    ///
+    /// # Errors
+    /// Not connected, none is free, or what `expose` says.
+    pub fn register(
+        &mut self,
+        len: u32,
+        expose: impl FnOnce() -> Result<Remote, PostError>,
+    ) -> Result<(RegistrationId, Descriptor), Refusal> {
+        self.connected()?;
+        let full = Misuse::Full {
+            what: "registrations",
+            max: self.registrations.len(),
+        };
+        if len == 0 {
+            return Err(Misuse::Empty.into());
+        }
+        let index = self.registrations.free().ok_or(full)?;
+        let remote = expose()?;
+        let id = self.registrations.begin(index, remote.key);
+        let descriptor = Descriptor {
+            offset: remote.address,
+            token: remote.key.0,
+            length: len,
+        };
+        Ok((id, descriptor))
+    }
+
+    /// What state a registration is in; nothing if it has ended.
+    #[must_use]
+    pub fn registration(&self, id: RegistrationId) -> Option<RegistrationState> {
+        self.registrations.state(id)
+    }
+
+    /// Ends a registration, by an invalidation unless the peer did that.
+    /// [`News::Deregistered`] says when the memory is its owner's again.
+    ///
+    /// # Errors
+    /// There is no such registration, it is being ended, or the connection is over, with
+    /// which it ends by itself.
+    pub fn deregister(&mut self, id: RegistrationId) -> Result<(), Misuse> {
+        self.connected()?;
+        let result = Ok(());
+        match self.registrations.end(id).ok_or(Misuse::Registration)? {
+            End::Done => self.tell(News::Deregistered { id, result }),
+            End::Invalidate(key) => {
+                let work = self.flight.invalidate(id);
+                self.outputs.push_back(Output::Invalidate { work, key });
+            }
+        }
+        Ok(())
+    }
+
+    /// The first message that can be read, whole or in part.
+    #[must_use]
+    pub fn message(&self) -> Option<Message> {
+        self.inbox.message()
+    }
+
+    /// What of it has arrived, in order.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
+        self.inbox.pieces()
+    }
+
+    /// So many bytes of the first message were read; what is behind its end stays.
+    /// Buffers that are not needed any more are given back.
+    pub fn consume(&mut self, bytes: u32) {
+        let outputs = &mut self.outputs;
+        self.inbox.consume(bytes, |buffer| {
+            outputs.push_back(Output::Release { buffer });
+        });
+    }
+
+    fn connected(&self) -> Result<(), Misuse> {
+        match self.phase {
+            Phase::Ready => Ok(()),
+            _ => Err(Misuse::NotConnected {
+                state: self.state(),
+            }),
+        }
+    }
+}
+
+/// Bytes of slices, at least one and at most `max`.
+fn checked_len(slices: &[Slice], max: u32) -> Result<u32, Misuse> {
+    let len = gather::total(slices).unwrap_or(u64::MAX);
+    match u32::try_from(len) {
+        Ok(0) => Err(Misuse::Empty),
+        Ok(len) if len <= max => Ok(len),
+        _ => Err(Misuse::TooLong { len, max }),
+    }
+}

@@ -1,0 +1,123 @@
+//! What two ends do with each other.
+
+use linkspan_rdma::verbs::{Failure, Key};
+use linkspan_smbdirect::{Error, MessageId, News, Options, State};
+
+use super::ends::{LIMITS, Pair};
+
+#[test]
+fn messages_go_both_ways_and_come_back_whole() {
+    let mut pair = Pair::connected();
+    let pattern: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    for at in [0, 1] {
+        let side = &mut pair.sides[at];
+        let [head, data] = [side.slice(0, 100), side.slice(4096, 99_900)];
+        side.write(head, &pattern[..100]);
+        side.write(data, &pattern[100..]);
+        let message = side.send(&[head, data]);
+        assert_eq!(message, MessageId(0));
+    }
+    let mut received = [Vec::new(), Vec::new()];
+    while received.iter().any(|bytes| bytes.len() < pattern.len()) {
+        pair.settle();
+        for (side, bytes) in pair.sides.iter_mut().zip(&mut received) {
+            bytes.extend(side.read());
+        }
+    }
+    pair.settle();
+    assert_eq!(received, [pattern.clone(), pattern]);
+    for side in &pair.sides {
+        let sent = News::Sent {
+            message: MessageId(0),
+            result: Ok(()),
+        };
+        assert!(side.news.contains(&sent));
+        assert_eq!(side.end.lent(), 0);
+        assert!(side.driver.core().message().is_none());
+    }
+}
+
+#[test]
+fn memory_is_written_and_read_and_given_back() {
+    let mut pair = Pair::connected();
+    let there = [
+        pair.sides[0].slice(0, 3000),
+        pair.sides[0].slice(8192, 5000),
+    ];
+    let written = pair.register(0, &there, true);
+    let from = pair.sides[1].slice(0, 8000);
+    pair.sides[1].write(from, &[7; 8000]);
+    let core = pair.sides[1].driver.core_mut();
+    core.write(&[from], &[written.descriptor], 0).unwrap();
+    let last = core.send(&[from.part(0, 50)], Some(Key(written.descriptor.token)));
+    pair.settle();
+    assert_eq!(pair.sides[0].bytes(there[1]), [7; 5000]);
+    assert_eq!(pair.sides[0].read(), [7; 50]);
+    pair.sides[0]
+        .driver
+        .core_mut()
+        .deregister(written.id)
+        .unwrap();
+    let readable = pair.register(0, &there, false);
+    let into = pair.sides[1].slice(100_000, 8000);
+    let core = pair.sides[1].driver.core_mut();
+    core.read(&[into], &[readable.descriptor], 0).unwrap();
+    pair.settle();
+    assert_eq!(pair.sides[1].bytes(into), [7; 8000]);
+    pair.sides[0]
+        .driver
+        .core_mut()
+        .deregister(readable.id)
+        .unwrap();
+    pair.settle();
+    let message = last.unwrap();
+    let sent = News::Sent {
+        message,
+        result: Ok(()),
+    };
+    assert!(pair.sides[1].news.contains(&sent));
+    let status = pair.sides[0].driver.core().status();
+    assert_eq!(status.registrations[0], 64);
+}
+
+#[test]
+fn the_end_is_told_to_both() {
+    let mut pair = Pair::connected();
+    pair.sides[0].driver.core_mut().disconnect();
+    pair.settle();
+    assert_eq!(pair.sides[0].news, [News::Ended(Error::Disconnected)]);
+    assert_eq!(pair.sides[1].news, [News::Ended(Error::Lost)]);
+    assert_eq!(pair.sides[1].driver.failure(), Some(Failure::Closed));
+    for side in &pair.sides {
+        assert_eq!(side.driver.core().state(), State::Disconnected);
+    }
+}
+
+#[test]
+fn depths_are_those_of_both() {
+    let (mut asks, answers) = (Options::initiator(), Options::listener());
+    asks.outbound_reads = 100;
+    let mut pair = Pair::new([&asks, &answers], LIMITS);
+    pair.settle();
+    let sides = pair.sides.each_ref();
+    let reads = sides.map(|side| side.driver.core().status().outbound_reads);
+    assert_eq!(reads, [1, 8]);
+}
+
+#[test]
+fn two_idle_ends_ask_each_other_for_ever_and_nothing_else() {
+    let mut pair = Pair::connected();
+    let before = pair
+        .sides
+        .each_ref()
+        .map(|side| side.driver.core().status());
+    for _ in 0..10 {
+        pair.wait();
+    }
+    for (side, before) in pair.sides.iter().zip(before) {
+        let traffic = side.driver.core().status().traffic;
+        // A question and an answer each time, since both ask at once.
+        assert_eq!(traffic.sends - before.traffic.sends, 20, "{traffic:?}");
+        assert_eq!(side.driver.core().state(), State::Connected);
+    }
+}
