@@ -17,6 +17,7 @@ use linkspan_sys::verbs::{
     self, DeviceLimits, Element, Identifier, IdentifierKey, Parameters, QueuePair, Registration,
     Rights, Sizes,
 };
+use rustix::io::Errno;
 
 use super::GATHER;
 
@@ -30,7 +31,7 @@ const RECEIVE: u64 = 1 << 63;
 const WHY_WITHIN: Duration = Duration::from_millis(500);
 
 /// How a peer that does not want us is told apart from one that nobody found, over InfiniBand
-/// and RoCE (`IB_CM_REJ_CONSUMER_DEFINED`). Over iWARP it is a refused connection.
+/// and RoCE (`IB_CM_REJ_CONSUMER_DEFINED`).
 const REJECTED_BY_CONSUMER: i32 = 28;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,8 +299,9 @@ impl Link {
         if matches!(self.phase, Phase::Over) {
             return;
         }
-        let refused = -rustix::io::Errno::CONNREFUSED.raw_os_error();
-        if status == REJECTED_BY_CONSUMER || status == refused {
+        // Over iWARP it is what the connection ended with: reset (siw), or refused.
+        let refused = [Errno::CONNRESET, Errno::CONNREFUSED].map(|it| -it.raw_os_error());
+        if status == REJECTED_BY_CONSUMER || refused.contains(&status) {
             self.events.push_back(Event::Rejected { private_data });
             self.end(Failure::Rejected);
         } else {

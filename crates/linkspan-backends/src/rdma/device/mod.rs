@@ -66,8 +66,9 @@ impl Default for DeviceConfig {
                 works: 1024,
                 receives: 512,
                 receive_size: 8192,
-                gather: GATHER,
-                read_into: GATHER,
+                // What every known device can; more is for whoever knows his.
+                gather: 6,
+                read_into: 1,
                 work_bytes: 1 << 30,
                 exposures: 1023,
                 exposure_slices: 1,
