@@ -66,8 +66,9 @@ impl Verbs for DeviceHandle<'_> {
     }
 
     fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
+        let now = self.provider.now;
         self.provider
-            .with(self.id, |link, memories| link.post(post, memories))
+            .with(self.id, |link, memories| link.post(post, memories, now))
     }
 
     fn expose(&mut self, slices: &[Slice], access: Access) -> Result<Remote, PostError> {

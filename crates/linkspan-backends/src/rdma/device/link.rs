@@ -7,35 +7,28 @@ use std::time::Duration;
 
 use linkspan_mem::fault::{Injected, Site};
 use linkspan_rdma::verbs::{
-    Access, Completion, Depth, Event, Failure, Greeting, Key, Limits, MemoryId, Operation, Post,
-    PostError, Received, Remote, Slice, Work,
+    Completion, Depth, Event, Failure, Greeting, Key, Limits, MemoryId, Operation, PostError, Slice,
 };
 use linkspan_rdma::{Memories, Pool};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::Interest;
 use linkspan_sys::verbs::{
-    self, DeviceLimits, Element, Identifier, IdentifierKey, Parameters, QueuePair, Registration,
-    Rights, Sizes,
+    DeviceLimits, Identifier, IdentifierKey, Parameters, QueuePair, Registration, Sizes,
 };
 use rustix::io::Errno;
 
 use super::GATHER;
 
-/// Completions that one connection takes before others have their turn.
-const TURN: usize = 256;
-
-/// Distinguishes receives from other work in the numbers that the device is given.
-const RECEIVE: u64 = 1 << 63;
-
-/// How long a connection whose work was thrown out waits to hear why.
-const WHY_WITHIN: Duration = Duration::from_millis(500);
+/// siw overlooks a first frame that follows its reply at once, until more bytes come: how often an
+/// initiator that has spoken and hears nothing pokes its peer.
+pub(super) const NUDGES: u8 = 3;
 
 /// How a peer that does not want us is told apart from one that nobody found, over InfiniBand
 /// and RoCE (`IB_CM_REJ_CONSUMER_DEFINED`).
 const REJECTED_BY_CONSUMER: i32 = 28;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// The device, and then the way to the peer, is looked for.
     Resolving,
     Connecting,
@@ -47,16 +40,16 @@ enum Phase {
 }
 
 /// Work that is posted, in order.
-struct Posted {
-    id: u64,
-    operation: Operation,
-    signalled: bool,
+pub(super) struct Posted {
+    pub(super) id: u64,
+    pub(super) operation: Operation,
+    pub(super) signalled: bool,
     /// What a read goes into, exposed for as long as it takes.
-    sink: Option<Registration>,
-    done: bool,
+    pub(super) sink: Option<Registration>,
+    pub(super) done: bool,
 }
 
-enum Queue {
+pub(super) enum Queue {
     /// Its device is not known.
     Bare(Identifier),
     Whole(QueuePair),
@@ -64,29 +57,32 @@ enum Queue {
 }
 
 pub(super) struct Link {
-    phase: Phase,
-    queue: Queue,
-    key: IdentifierKey,
-    greeting: Parameters,
-    own: Depth,
-    depth: Depth,
-    limits: Limits,
-    device: Option<DeviceLimits>,
-    reads_expose: bool,
-    pool: Pool,
+    pub(super) phase: Phase,
+    pub(super) queue: Queue,
+    pub(super) key: IdentifierKey,
+    pub(super) greeting: Parameters,
+    pub(super) own: Depth,
+    pub(super) depth: Depth,
+    pub(super) limits: Limits,
+    pub(super) device: Option<DeviceLimits>,
+    pub(super) reads_expose: bool,
+    pub(super) pool: Pool,
     /// Receives that were asked for before there was a queue.
-    wanted: u32,
+    pub(super) wanted: u32,
     /// Buffers of receives that are posted, in order.
-    receives: VecDeque<Slice>,
-    posted: VecDeque<Posted>,
+    pub(super) receives: VecDeque<Slice>,
+    pub(super) posted: VecDeque<Posted>,
     /// The number of the first of those.
-    first: u64,
+    pub(super) first: u64,
     /// Memory that the device may reach for us.
-    known: BTreeMap<MemoryId, Registration>,
-    exposed: BTreeMap<Key, (Registration, MemoryId)>,
-    failure: Option<Failure>,
-    events: VecDeque<Event>,
+    pub(super) known: BTreeMap<MemoryId, Registration>,
+    pub(super) exposed: BTreeMap<Key, (Registration, MemoryId)>,
+    pub(super) failure: Option<Failure>,
+    pub(super) events: VecDeque<Event>,
     pub(super) due: Option<Duration>,
+    /// When the peer is poked, and how many times it may be.
+    pub(super) nudge: Option<Duration>,
+    pub(super) nudges: u8,
     pub(super) timer: Option<Duration>,
     pub(super) telling: bool,
 }
@@ -121,6 +117,8 @@ impl Link {
             failure: None,
             events: VecDeque::new(),
             due: None,
+            nudge: None,
+            nudges: 0,
             timer: None,
             telling: false,
         }
@@ -198,7 +196,8 @@ impl Link {
         let limits = &mut self.limits;
         let half = device.completions / 2;
         let works = u32::try_from(limits.works).unwrap_or(u32::MAX);
-        limits.works = works.min(device.works).min(half) as usize;
+        let room = device.works.min(half).saturating_sub(NUDGES.into());
+        limits.works = works.min(room) as usize;
         limits.receives = limits.receives.min(device.works).min(half);
         limits.gather = limits.gather.min(device.elements as usize).min(GATHER);
         limits.read_into = limits
@@ -227,7 +226,7 @@ impl Link {
             };
             let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
             let sizes = Sizes {
-                works: count(self.limits.works),
+                works: count(self.limits.works + usize::from(NUDGES)),
                 receives: self.limits.receives,
                 elements: count(self.limits.gather.max(self.limits.read_into)),
             };
@@ -267,6 +266,9 @@ impl Link {
 
     /// Both ends are there.
     pub(super) fn established(&mut self, parameters: Parameters, epoll: &Epoll, token: u64) {
+        if self.phase == Phase::Connecting && self.reads_expose {
+            self.nudges = NUDGES;
+        }
         let (private_data, agreed) = match self.phase {
             // An end has what it asked for, or less.
             Phase::Connecting => {
@@ -329,6 +331,9 @@ impl Link {
 
     /// The time has come that it was given.
     pub(super) fn tick(&mut self, now: Duration) {
+        if self.nudge.is_some_and(|at| at <= now) {
+            self.poke(now);
+        }
         if self.due.is_some_and(|due| due <= now) {
             self.due = None;
             self.end(match self.phase {
@@ -338,120 +343,9 @@ impl Link {
         }
     }
 
-    /// Takes what the device has done; says whether there may be more.
-    pub(super) fn completions(&mut self, now: Duration) -> bool {
-        let Queue::Whole(pair) = &mut self.queue else {
-            return false;
-        };
-        if pair.listen().is_err() {
-            self.end(Failure::Lost);
-            return false;
-        }
-        let mut taken = 0;
-        while self.phase == Phase::Running && self.take_completions() {
-            taken += 1;
-            if taken >= TURN / 16 {
-                return true;
-            }
-        }
-        if self.failure.is_some() && self.phase == Phase::Running && self.due.is_none() {
-            self.due = Some(now + WHY_WITHIN);
-        }
-        false
-    }
-
-    fn take_completions(&mut self) -> bool {
-        let Queue::Whole(pair) = &mut self.queue else {
-            return false;
-        };
-        let mut list = [None; 16];
-        let mut count = 0;
-        let result = pair.poll(&mut |completion| {
-            list[count] = Some(completion);
-            count += 1;
-        });
-        for completion in list.iter().flatten() {
-            self.completed(completion);
-        }
-        if result.is_err() {
-            self.end(Failure::Lost);
-        }
-        matches!(result, Ok(1..))
-    }
-
-    fn completed(&mut self, completion: &verbs::Completion) {
-        let operation = if completion.id & RECEIVE == 0 {
-            let at = completion.id.wrapping_sub(self.first);
-            let at = usize::try_from(at).unwrap_or(usize::MAX);
-            let Some(posted) = self.posted.get_mut(at) else {
-                return;
-            };
-            posted.done = completion.failed.is_none();
-            let operation = posted.operation;
-            if posted.done {
-                self.tell_done();
-            }
-            Some(operation)
-        } else {
-            let Some(buffer) = self.receives.pop_front() else {
-                return;
-            };
-            match completion.failed {
-                None => self.received(buffer, completion),
-                Some(_) => self.pool.put(buffer),
-            }
-            None
-        };
-        let Some(status) = completion.failed else {
-            return;
-        };
-        if completion.flushed {
-            // Why, is told by whatever was first, or by the end of the connection.
-            self.failure.get_or_insert(Failure::Lost);
-        } else {
-            self.end(Failure::Device { operation, status });
-        }
-    }
-
-    fn received(&mut self, buffer: Slice, completion: &verbs::Completion) {
-        let invalidated = completion.invalidated.map(Key);
-        if let Some(key) = invalidated {
-            // The device has ended it; now its memory is let go as well.
-            self.hide(key);
-        }
-        self.events.push_back(Event::Received(Received {
-            buffer: buffer.part(0, completion.len),
-            invalidated,
-            solicited: false,
-        }));
-    }
-
-    /// Work that is done is told in order.
-    fn tell_done(&mut self) {
-        while let Some(posted) = self.posted.pop_front_if(|posted| posted.done) {
-            self.first = self.first.wrapping_add(1);
-            if let (Some(sink), Queue::Whole(pair)) = (posted.sink, &mut self.queue) {
-                // One that stays ends with the connection.
-                let _ = pair.deregister(sink);
-            }
-            if posted.signalled {
-                self.events.push_back(Event::Completed(Completion {
-                    id: posted.id,
-                    operation: posted.operation,
-                    done: true,
-                }));
-            }
-        }
-    }
-
-    fn hide(&mut self, key: Key) -> bool {
-        let Some((registration, _)) = self.exposed.remove(&key) else {
-            return false;
-        };
-        match &mut self.queue {
-            Queue::Whole(pair) => pair.deregister(registration).is_ok(),
-            _ => true,
-        }
+    /// When [`Self::tick`] is due.
+    pub(super) fn next_due(&self) -> Option<Duration> {
+        self.due.into_iter().chain(self.nudge).min()
     }
 
     pub(super) fn end(&mut self, failure: Failure) {
@@ -459,7 +353,7 @@ impl Link {
             return;
         }
         self.phase = Phase::Over;
-        self.due = None;
+        (self.due, self.nudge) = (None, None);
         if let Queue::Whole(pair) = &self.queue {
             // The peer hears of it, unless it is gone itself.
             let _ = pair.id().disconnect();
@@ -551,245 +445,10 @@ impl Link {
         self.end(Failure::Disconnected);
         Ok(())
     }
-
-    pub(super) fn post_receives(
-        &mut self,
-        count: u32,
-        memories: &mut Memories,
-    ) -> Result<(), PostError> {
-        if self.phase == Phase::Over {
-            return Err(PostError::NotConnected);
-        }
-        let max = self.limits.receives as usize;
-        if self.receives.len() + self.wanted as usize + count as usize > max {
-            return Err(PostError::Full { max });
-        }
-        if matches!(self.queue, Queue::Bare(_)) {
-            self.wanted += count;
-            return Ok(());
-        }
-        self.receive(count, memories)
-    }
-
-    /// Posts them all, or as many as there are buffers for and says so.
-    fn receive(&mut self, count: u32, memories: &mut Memories) -> Result<(), PostError> {
-        for _ in 0..count {
-            let buffer = self.pool.take(memories).ok_or(REFUSED)?;
-            let posted = self.element(buffer, memories).and_then(|element| {
-                let Queue::Whole(pair) = &mut self.queue else {
-                    return Err(PostError::NotConnected);
-                };
-                pair.post_receive(RECEIVE, element).map_err(|_| REFUSED)
-            });
-            if let Err(error) = posted {
-                self.pool.put(buffer);
-                return Err(error);
-            }
-            self.receives.push_back(buffer);
-        }
-        Ok(())
-    }
-
-    /// A slice as the device knows it.
-    fn element(&mut self, slice: Slice, memories: &Memories) -> Result<Element, PostError> {
-        let registration = match self.known.get(&slice.memory) {
-            Some(registration) => *registration,
-            None => {
-                let region = memories.region(slice.memory);
-                let region = region.ok_or(PostError::Memory { slice })?;
-                let Queue::Whole(pair) = &mut self.queue else {
-                    return Err(PostError::NotConnected);
-                };
-                let rights = Rights {
-                    write: true,
-                    ..Rights::default()
-                };
-                let len = region.len() as u64;
-                let made = pair.register(region, 0, len, rights).map_err(|_| REFUSED)?;
-                self.known.insert(slice.memory, made);
-                made
-            }
-        };
-        let address = registration.address + slice.offset;
-        Ok(Element::new(address, slice.len, registration.local_key))
-    }
-
-    pub(super) fn post(&mut self, post: &Post<'_>, memories: &Memories) -> Result<(), PostError> {
-        if self.phase != Phase::Running {
-            return Err(PostError::NotConnected);
-        }
-        let max = self.limits.works;
-        if self.posted.len() >= max {
-            return Err(PostError::Full { max });
-        }
-        let (slices, operation) = match post.work {
-            Work::Invalidate { key } => return self.invalidate(post, key),
-            Work::Send {
-                gather,
-                invalidate,
-                solicited,
-            } => {
-                // Memory of programs cannot be invalidated by the peer but over iWARP: there
-                // it is told to, elsewhere it does so itself when it has the message.
-                let invalidate = invalidate.filter(|_| self.reads_expose).map(|key| key.0);
-                let operation = verbs::Operation::Send {
-                    invalidate,
-                    solicited,
-                };
-                (gather, operation)
-            }
-            Work::Write { gather, to } => {
-                let (address, key) = (to.address, to.key.0);
-                (gather, verbs::Operation::Write { address, key })
-            }
-            Work::Read { .. } if self.depth.outbound == 0 => return Err(PostError::NoReads),
-            Work::Read { into, from } => {
-                let (address, key) = (from.address, from.key.0);
-                (into, verbs::Operation::Read { address, key })
-            }
-        };
-        let is_read = matches!(operation, verbs::Operation::Read { .. });
-        self.check_sizes(slices, is_read)?;
-        memories.check(slices)?;
-        let mut sink = None;
-        let mut elements = [Element::default(); GATHER];
-        for (element, slice) in elements.iter_mut().zip(slices) {
-            *element = if is_read && self.reads_expose {
-                let registration = self.sink(*slice, memories)?;
-                sink = Some(registration);
-                Element::new(registration.address, slice.len, registration.local_key)
-            } else {
-                self.element(*slice, memories)?
-            };
-        }
-        let number = self.first.wrapping_add(self.posted.len() as u64) & !RECEIVE;
-        let Queue::Whole(pair) = &mut self.queue else {
-            return Err(PostError::NotConnected);
-        };
-        if pair
-            .post(number, &elements[..slices.len()], operation)
-            .is_err()
-        {
-            if let Some(sink) = sink {
-                // One that stays ends with the connection.
-                let _ = pair.deregister(sink);
-            }
-            return Err(REFUSED);
-        }
-        self.posted.push_back(Posted {
-            id: post.id,
-            operation: post.work.operation(),
-            signalled: post.signalled,
-            sink,
-            done: false,
-        });
-        Ok(())
-    }
-
-    fn check_sizes(&self, slices: &[Slice], is_read: bool) -> Result<(), PostError> {
-        let limits = &self.limits;
-        let max = if is_read {
-            limits.read_into
-        } else {
-            limits.gather
-        };
-        if slices.len() > max {
-            let got = slices.len();
-            return Err(PostError::Elements { got, max });
-        }
-        let got = slices.iter().map(|slice| u64::from(slice.len)).sum();
-        let max = limits.work_bytes;
-        if got > max.into() {
-            return Err(PostError::Bytes { got, max });
-        }
-        Ok(())
-    }
-
-    /// What a read goes into. Over iWARP the peer writes it as it writes any exposure, and is
-    /// told its key: so it is the bytes of this read alone, for as long as it takes.
-    fn sink(&mut self, slice: Slice, memories: &Memories) -> Result<Registration, PostError> {
-        let rights = Rights {
-            write: true,
-            remote_write: true,
-            ..Rights::default()
-        };
-        self.register(slice, memories, rights)
-    }
-
-    fn register(
-        &mut self,
-        slice: Slice,
-        memories: &Memories,
-        rights: Rights,
-    ) -> Result<Registration, PostError> {
-        let region = memories.region(slice.memory);
-        let region = region.ok_or(PostError::Memory { slice })?;
-        let Queue::Whole(pair) = &mut self.queue else {
-            return Err(PostError::NotConnected);
-        };
-        let made = pair.register(region, slice.offset, slice.len.into(), rights);
-        made.map_err(|_| REFUSED)
-    }
-
-    fn invalidate(&mut self, post: &Post<'_>, key: Key) -> Result<(), PostError> {
-        if !self.exposed.contains_key(&key) {
-            return Err(PostError::Key { key });
-        }
-        if !self.hide(key) {
-            self.end(Failure::Memory);
-            return Ok(());
-        }
-        self.posted.push_back(Posted {
-            id: post.id,
-            operation: Operation::Invalidate,
-            signalled: post.signalled,
-            sink: None,
-            done: true,
-        });
-        self.tell_done();
-        Ok(())
-    }
-
-    pub(super) fn expose(
-        &mut self,
-        slices: &[Slice],
-        access: Access,
-        memories: &Memories,
-    ) -> Result<Remote, PostError> {
-        if self.phase != Phase::Running {
-            return Err(PostError::NotConnected);
-        }
-        let limits = self.limits;
-        let &[slice] = slices else {
-            let (got, max) = (slices.len(), limits.exposure_slices);
-            return Err(PostError::Elements { got, max });
-        };
-        if slice.len == 0 || slice.len > limits.exposure_bytes {
-            let (got, max) = (slice.len.into(), limits.exposure_bytes);
-            return Err(PostError::Bytes { got, max });
-        }
-        memories.check(slices)?;
-        if self.exposed.len() >= limits.exposures {
-            let max = limits.exposures;
-            return Err(PostError::Full { max });
-        }
-        let rights = Rights {
-            write: false,
-            remote_read: access.read,
-            remote_write: access.write,
-        };
-        let registration = self.register(slice, memories, rights)?;
-        let key = Key(registration.remote_key);
-        self.exposed.insert(key, (registration, slice.memory));
-        Ok(Remote {
-            key,
-            address: registration.address,
-        })
-    }
 }
 
 /// The device or the kernel refuses: no room, no memory that can be pinned.
-const REFUSED: PostError = PostError::System(Injected { site: Site::Map });
+pub(super) const REFUSED: PostError = PostError::System(Injected { site: Site::Map });
 
 /// Bytes of private data that every transport takes, both ways.
 const PRIVATE_DATA_MAX: u32 = 148;

@@ -17,6 +17,7 @@
 
 mod handle;
 mod link;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -171,14 +172,15 @@ impl DeviceProvider {
             link.telling = true;
             self.telling.push_back(id);
         }
-        if link.due != link.timer {
-            if let Some(timer) = link.timer.take() {
+        let due = link.next_due();
+        if due != link.timer {
+            if let Some(timer) = link.timer {
                 self.timers.remove(&(timer, id));
             }
-            if let Some(due) = link.due {
+            if let Some(due) = due {
                 self.timers.insert((due, id));
             }
-            link.timer = link.due;
+            link.timer = due;
         }
         if link.is_done() {
             link.give_up(&mut self.memories);
