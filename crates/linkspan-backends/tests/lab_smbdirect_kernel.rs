@@ -2,7 +2,7 @@
 //! which connects to us. What we say is written byte by byte; tshark reads all of it.
 
 //: about the kernel's SMB Direct, server and client, over siw
-//: pack rdma verbs rdmacm ksmbd mount.cifs tcpdump tshark
+//: pack ip rdma verbs rdmacm ksmbd mount.cifs tcpdump tshark
 //: memory 768
 //: limit 500
 
@@ -10,6 +10,7 @@ mod rdma_suite;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -24,18 +25,45 @@ use linkspan_smbdirect::{Connection, Driver, News, Options, Role, State, private
 use linkspan_testkit::PATIENCE;
 use linkspan_testkit::lab::{self, Capture};
 use rdma_suite::{Side, established, requested};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PORT: u16 = 5445;
-const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Where the kernel is, and where we are.
+const KERNEL: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const HERE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
-/// siw on the loopback interface, for as long as the guest. A wildcard listener of siw hears only
-/// what comes over its own interface.
+/// siw at both ends of a cable between this network namespace, where the kernel's server and client
+/// are, and another, where we are: a wildcard listener of siw hears only what really comes over its
+/// interface. They stay for as long as the guest.
 fn siw() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let mut command = Command::new("rdma");
-        lab::run(command.args(["link", "add", "siwlo", "type", "siw", "netdev", "lo"]));
+        for line in [
+            "ip netns add peer",
+            "ip link add vkernel type veth peer name vpeer netns peer",
+            "ip addr add 10.9.0.1/24 dev vkernel",
+            "ip link set vkernel up",
+            "ip -n peer addr add 10.9.0.2/24 dev vpeer",
+            "ip -n peer link set vpeer up",
+            "rdma link add siw0 type siw netdev vkernel",
+            "ip netns exec peer rdma link add siw1 type siw netdev vpeer",
+        ] {
+            let mut words = line.split(' ');
+            let mut command = Command::new(words.next().unwrap());
+            lab::run(command.args(words));
+        }
     });
+}
+
+/// From here on this thread is in the other namespace, and what it starts.
+fn enter() {
+    go_to("/run/netns/peer");
+}
+
+fn go_to(namespace: &str) {
+    let file = fs::File::open(namespace).unwrap();
+    let network = Some(LinkNameSpaceType::Network);
+    move_into_link_name_space(file.as_fd(), network).unwrap();
 }
 
 fn side(crc: bool) -> Side<Provider> {
@@ -110,14 +138,13 @@ fn say(side: &mut Side<Provider>, id: ConnectionId, bytes: &[u8]) {
     side.send(id, 1, &gather);
 }
 
-/// ksmbd with one share, over TCP and over siw.
-struct Ksmbd;
-
-impl Ksmbd {
-    fn new() -> Self {
-        fs::create_dir_all("/etc/ksmbd").unwrap();
-        fs::create_dir_all("/run/lock").unwrap();
-        fs::create_dir_all("/tmp/share").unwrap();
+/// ksmbd with one share, over TCP and over siw, for as long as the guest.
+fn ksmbd() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        for folder in ["/etc/ksmbd", "/run/lock", "/tmp/share"] {
+            fs::create_dir_all(folder).unwrap();
+        }
         let text = "[global]\nguest account = root\nmap to guest = bad user\n\
                     [share]\npath = /tmp/share\nguest ok = yes\nread only = no\n";
         fs::write("/etc/ksmbd/ksmbd.conf", text).unwrap();
@@ -129,20 +156,12 @@ impl Ksmbd {
                 .any(|line| line.contains("LISTEN") && line.contains(":5445"))
         };
         lab::await_true("ksmbd on 5445", listens);
-        Self
-    }
-}
-
-impl Drop for Ksmbd {
-    fn drop(&mut self) {
-        let mut command = Command::new("ksmbd.control");
-        drop(command.arg("--shutdown").output());
-    }
+    });
 }
 
 /// Connects to ksmbd, as its own client does.
 fn connect(side: &mut Side<Provider>) -> ConnectionId {
-    let address: SocketAddr = (HERE, PORT).into();
+    let address: SocketAddr = (KERNEL, PORT).into();
     let words = depth::write(Depth {
         inbound: 32,
         outbound: 1,
@@ -180,8 +199,9 @@ fn ksmbd_negotiates_and_answers() {
         return;
     }
     siw();
-    let _ksmbd = Ksmbd::new();
-    let capture = Capture::start("lo", "ksmbd");
+    ksmbd();
+    let capture = Capture::start("vkernel", "ksmbd");
+    enter();
     let mut side = side(true);
     let id = connect(&mut side);
     let answer = negotiate(&mut side, id);
@@ -227,7 +247,8 @@ fn ksmbd_refuses_what_cannot_be() {
         return;
     }
     siw();
-    let _ksmbd = Ksmbd::new();
+    ksmbd();
+    enter();
     let good = [0x0100, 0x0100];
     let cases = [
         (
@@ -287,7 +308,7 @@ impl<C: Carrier> Ours<C> {
         };
         let (header_memory, memory) = (add(headers), add(1 << 20));
         let words = private_data(options);
-        let id = provider.connect((HERE, PORT).into(), &words).unwrap();
+        let id = provider.connect((KERNEL, PORT).into(), &words).unwrap();
         let limits = provider.connection(id).unwrap().limits();
         let core = Connection::new(Role::Initiator, options, &limits, 0).unwrap();
         let headers = Slice {
@@ -393,8 +414,9 @@ fn our_initiator_talks_to_ksmbd_over_tcp() {
         return;
     }
     siw();
-    let _ksmbd = Ksmbd::new();
-    let capture = Capture::start("lo", "ours");
+    ksmbd();
+    let capture = Capture::start("vkernel", "ours");
+    enter();
     let mut config = Config::default();
     config.options.crc = true;
     talk(Provider::new(config).unwrap());
@@ -407,7 +429,8 @@ fn our_initiator_talks_to_ksmbd_over_siw() {
         return;
     }
     siw();
-    let _ksmbd = Ksmbd::new();
+    ksmbd();
+    enter();
     talk(DeviceProvider::new(DeviceConfig::default()).unwrap());
 }
 
@@ -418,7 +441,8 @@ fn our_initiator_is_taken_by_ksmbd_each_time() {
         return;
     }
     siw();
-    let _ksmbd = Ksmbd::new();
+    ksmbd();
+    enter();
     let mut provider = Provider::new(Config::default()).unwrap();
     for _ in 0..40 {
         let mut ours = Ours::new(provider, &Options::initiator());
@@ -445,13 +469,16 @@ fn the_kernels_client_connects_to_us() {
         return;
     }
     siw();
-    let capture = Capture::start("lo", "cifs");
+    let capture = Capture::start("vkernel", "cifs");
+    fs::create_dir_all("/tmp/mnt").unwrap();
+    enter();
     let mut side = side(true);
     side.provider.listen((HERE, PORT).into()).unwrap();
-    fs::create_dir_all("/tmp/mnt").unwrap();
+    // The client is the kernel's, over there.
+    go_to("/proc/1/ns/net");
     let options = format!("rdma,ip={HERE},port={PORT},guest,vers=3.0");
     let mut command = Command::new("mount.cifs");
-    command.args(["//127.0.0.1/share", "/tmp/mnt", "-o", &options]);
+    command.args([&format!("//{HERE}/share"), "/tmp/mnt", "-o", &options]);
     command.stdin(Stdio::null());
     let mount = Mount(command.spawn().unwrap());
 

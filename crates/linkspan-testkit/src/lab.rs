@@ -216,6 +216,8 @@ impl Capture {
         let mut command = Command::new("tcpdump");
         command.args([
             "--immediate-mode",
+            "-Z",
+            "root",
             "-U",
             "-n",
             "-B",
