@@ -11,7 +11,8 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 /// Packages for all tests: the guest, a disk server and a network device that are
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
 /// networks to talk through, with what a guest changes its own with, and who reads
-/// captures; who checks units, and who shows system calls.
+/// captures; what structures of rdma-core look like; who checks units, and who shows
+/// system calls.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -23,6 +24,8 @@ pub(crate) const TESTS: &[&str] = &[
     "ethtool",
     "dpdk-dev",
     "tshark",
+    "libibverbs-dev",
+    "librdmacm-dev",
     "systemd",
     "strace",
 ];

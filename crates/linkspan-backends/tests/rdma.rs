@@ -1,148 +1,22 @@
 //! iWARP over TCP: two providers, or one and a socket that anybody could have opened.
 
+mod rdma_suite;
+
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use linkspan_backends::rdma::{Config, ConnectionId, Provider};
-use linkspan_mem::Region;
 use linkspan_rdma::iwarp::{FrameSize, Options, WireError};
-use linkspan_rdma::verbs::{
-    Access, Depth, Event, Failure, MemoryId, Operation, Post, PostError, Received, Remote, Slice,
-    Verbs as _, Work,
+use linkspan_rdma::verbs::{Access, Event, Failure, MemoryId, Operation, Verbs as _, Work};
+use rdma_suite::{
+    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, connect, done, gone, pattern, received, until,
 };
 use linkspan_sys::EventFd;
 use rustix::net;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-const MEMORY: usize = 4 << 20;
-const MEMORY_LEN: u32 = 4 << 20;
-const DEPTH: Depth = Depth {
-    inbound: 8,
-    outbound: 8,
-};
-
-/// A provider, its memory, and the events that nobody took.
-struct Side {
-    provider: Provider,
-    memory: MemoryId,
-    events: VecDeque<(ConnectionId, Event)>,
-    ends: Vec<(ConnectionId, Failure)>,
-}
-
-impl Side {
-    fn new(config: Config) -> Self {
-        let mut provider = Provider::new(config).unwrap();
-        let memory = provider.add_memory(Region::heap(MEMORY).unwrap()).unwrap();
-        Self {
-            provider,
-            memory,
-            events: VecDeque::new(),
-            ends: Vec::new(),
-        }
-    }
-
-    fn slice(&self, offset: u64, len: u32) -> Slice {
-        Slice {
-            memory: self.memory,
-            len,
-            offset,
-        }
-    }
-
-    fn write(&self, offset: u64, bytes: &[u8]) {
-        let slice = self.slice(offset, u32::try_from(bytes.len()).unwrap());
-        let memories = self.provider.memories();
-        assert_eq!(memories.slice(slice).unwrap().write(bytes), bytes.len());
-    }
-
-    fn read(&self, slice: Slice) -> Vec<u8> {
-        let mut bytes = vec![0; slice.len as usize];
-        let memories = self.provider.memories();
-        memories.slice(slice).unwrap().read(&mut bytes);
-        bytes
-    }
-
-    fn post(&mut self, id: ConnectionId, number: u64, work: Work<'_>) -> Result<(), PostError> {
-        let post = Post {
-            id: number,
-            signalled: true,
-            work,
-        };
-        let connection = self.provider.connection(id);
-        connection.ok_or(PostError::NotConnected)?.post(&post)
-    }
-
-    fn send(&mut self, id: ConnectionId, number: u64, gather: &[Slice]) {
-        let work = Work::Send {
-            gather,
-            invalidate: None,
-            solicited: false,
-        };
-        self.post(id, number, work).unwrap();
-    }
-
-    fn expose(&mut self, id: ConnectionId, slices: &[Slice], access: Access) -> Remote {
-        let mut connection = self.provider.connection(id).unwrap();
-        connection.expose(slices, access).unwrap()
-    }
-
-    fn look(&mut self) {
-        self.provider.wait(Some(Duration::from_millis(1))).unwrap();
-        while let Some((id, event)) = self.provider.poll() {
-            match event {
-                Event::Ended(failure) => self.ends.push((id, failure)),
-                event => self.events.push_back((id, event)),
-            }
-        }
-    }
-
-    /// The next event that is not of another kind than what is looked for.
-    fn find<T>(&mut self, each: impl Fn(&Event) -> Option<T>) -> Option<(ConnectionId, T)> {
-        let at = self.events.iter().position(|it| each(&it.1).is_some())?;
-        let (id, event) = self.events.remove(at)?;
-        each(&event).map(|found| (id, found))
-    }
-
-    fn message(&mut self) -> Option<Vec<u8>> {
-        let (id, received) = self.find(received)?;
-        let bytes = self.read(received.buffer);
-        if let Some(mut connection) = self.provider.connection(id) {
-            connection.release(received.buffer);
-        }
-        Some(bytes)
-    }
-}
-
-fn received(event: &Event) -> Option<Received> {
-    match event {
-        Event::Received(received) => Some(*received),
-        _ => None,
-    }
-}
-
-fn done(event: &Event) -> Option<(u64, Operation)> {
-    match event {
-        Event::Completed(it) if it.done => Some((it.id, it.operation)),
-        _ => None,
-    }
-}
-
-/// Both sides go on until there is what is looked for.
-fn until<T>(
-    a: &mut Side,
-    b: &mut Side,
-    mut found: impl FnMut(&mut Side, &mut Side) -> Option<T>,
-) -> T {
-    loop {
-        a.look();
-        b.look();
-        if let Some(found) = found(a, b) {
-            return found;
-        }
-    }
-}
+type Side = rdma_suite::Side<Provider>;
 
 fn options(crc: bool) -> Config {
     let mut options = Options {
@@ -150,11 +24,15 @@ fn options(crc: bool) -> Config {
         depth: DEPTH,
         ..Options::default()
     };
-    options.limits.receive_size = 8192;
+    options.limits.receive_size = RECEIVE_SIZE;
     Config {
         options,
         ..Config::default()
     }
+}
+
+fn side(config: Config) -> Side {
+    Side::new(Provider::new(config).unwrap())
 }
 
 fn anywhere() -> SocketAddr {
@@ -163,47 +41,10 @@ fn anywhere() -> SocketAddr {
 
 /// Two sides with a connection, and its numbers.
 fn connected(a: Config, b: Config) -> (Side, Side, ConnectionId, ConnectionId) {
-    let (mut a, mut b) = (Side::new(a), Side::new(b));
+    let (mut a, mut b) = (side(a), side(b));
     let address = b.provider.listen(anywhere()).unwrap();
     let (at_a, at_b) = connect(&mut a, &mut b, address);
     (a, b, at_a, at_b)
-}
-
-fn connect(a: &mut Side, b: &mut Side, address: SocketAddr) -> (ConnectionId, ConnectionId) {
-    let at_a = a.provider.connect(address, b"hello").unwrap();
-    let at_b = until(a, b, |_, b| {
-        let asked = |event: &Event| match event {
-            Event::Requested(greeting) => Some(greeting.private_data.clone()),
-            _ => None,
-        };
-        b.find(asked).map(|(id, private_data)| {
-            assert_eq!(private_data, b"hello");
-            id
-        })
-    });
-    let mut connection = b.provider.connection(at_b).unwrap();
-    connection.post_receives(255).unwrap();
-    connection.accept(b"welcome", DEPTH).unwrap();
-    let established = |event: &Event| match event {
-        Event::Established(greeting) => Some(greeting.private_data.clone()),
-        _ => None,
-    };
-    let private_data = until(a, b, |a, _| a.find(established));
-    assert_eq!(private_data, (at_a, b"welcome".to_vec()));
-    b.find(established).unwrap();
-    b.provider.connection(at_b).unwrap().admit();
-    a.provider
-        .connection(at_a)
-        .unwrap()
-        .post_receives(255)
-        .unwrap();
-    (at_a, at_b)
-}
-
-fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len)
-        .map(|at| (at * 37 + at / 251).to_le_bytes()[0] ^ seed)
-        .collect()
 }
 
 #[test]
@@ -264,23 +105,27 @@ fn everything_arrives_with_checksums_and_without_in_frames_of_any_size() {
     }
 }
 
+/// What all providers do, over TCP and over the pair in memory.
 #[test]
-fn both_ends_talk_at_the_same_time_and_neither_waits() {
-    let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
-    for number in 0..200 {
-        a.send(at_a, number, &[a.slice(number, 5000)]);
-        b.send(at_b, number, &[b.slice(number, 5000)]);
+fn what_all_providers_do_over_tcp() {
+    for crc in [false, true] {
+        let [a, b] = [(); 2].map(|()| Provider::new(options(crc)).unwrap());
+        let kind = Kind {
+            tells_invalidation: true,
+            ..Kind::default()
+        };
+        rdma_suite::all(a, b, anywhere(), kind);
     }
-    let mut counts = [0; 2];
-    until(&mut a, &mut b, |a, b| {
-        while a.message().is_some() {
-            counts[0] += 1;
-        }
-        while b.message().is_some() {
-            counts[1] += 1;
-        }
-        (counts == [200, 200]).then_some(())
-    });
+}
+
+#[test]
+fn what_all_providers_do_in_memory() {
+    let [a, b] = rdma_suite::local::pair(options(false).options.limits, DEPTH);
+    let kind = Kind {
+        single: true,
+        tells_invalidation: true,
+    };
+    rdma_suite::all(a, b, anywhere(), kind);
 }
 
 /// More than sockets hold: the writer waits, and goes on when the reader does.
@@ -353,29 +198,6 @@ fn messages_beyond_the_budget_wait_for_buffers() {
 }
 
 #[test]
-fn an_end_is_heard_of_at_the_other_and_leaves_nothing() {
-    let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
-    a.provider.connection(at_a).unwrap().disconnect();
-    gone(&mut a, &mut b);
-    assert_eq!(a.ends, [(at_a, Failure::Disconnected)]);
-    assert_eq!(b.ends, [(at_b, Failure::Closed)]);
-    assert!(a.provider.connection(at_a).is_none());
-    let work = Work::Send {
-        gather: &[],
-        invalidate: None,
-        solicited: false,
-    };
-    assert_eq!(a.post(at_a, 1, work), Err(PostError::NotConnected));
-}
-
-/// Until no connection is left at either side.
-fn gone(a: &mut Side, b: &mut Side) {
-    until(a, b, |a, b| {
-        (a.provider.count() + b.provider.count() == 0).then_some(())
-    });
-}
-
-#[test]
 fn a_process_that_dies_is_a_loss_and_everything_comes_back() {
     let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
     let to = b.expose(at_b, &[b.slice(0, MEMORY_LEN)], Access::WRITE);
@@ -394,7 +216,7 @@ fn a_process_that_dies_is_a_loss_and_everything_comes_back() {
     // What it has sent is not read: a reset.
     a.look();
     drop(b);
-    let mut other = Side::new(options(false));
+    let mut other = side(options(false));
     until(&mut a, &mut other, |a, _| {
         (a.provider.count() == 0).then_some(())
     });
@@ -415,11 +237,11 @@ fn a_process_that_dies_is_a_loss_and_everything_comes_back() {
 
 #[test]
 fn nobody_listens() {
-    let mut a = Side::new(options(false));
-    let mut b = Side::new(options(false));
+    let mut a = side(options(false));
+    let mut b = side(options(false));
     let address = b.provider.listen(anywhere()).unwrap();
     drop(b);
-    let mut b = Side::new(options(false));
+    let mut b = side(options(false));
     // Refused at once, or a moment later.
     if let Ok(id) = a.provider.connect(address, b"") {
         gone(&mut a, &mut b);
@@ -429,7 +251,7 @@ fn nobody_listens() {
 
 #[test]
 fn whoever_speaks_no_mpa_is_closed() {
-    let (mut a, mut b) = (Side::new(options(false)), Side::new(options(false)));
+    let (mut a, mut b) = (side(options(false)), side(options(false)));
     let address = b.provider.listen(anywhere()).unwrap();
     let mut stranger = TcpStream::connect(address).unwrap();
     stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -448,7 +270,7 @@ fn whoever_speaks_no_mpa_is_closed() {
 /// A frame that cannot be, right behind a good one: the peer is told why.
 #[test]
 fn whoever_breaks_the_protocol_is_told_why() {
-    let (mut a, mut b) = (Side::new(options(false)), Side::new(options(false)));
+    let (mut a, mut b) = (side(options(false)), side(options(false)));
     let address = b.provider.listen(anywhere()).unwrap();
     let mut stranger = TcpStream::connect(address).unwrap();
     stranger
@@ -516,7 +338,7 @@ fn a_thousand_idle_connections_take_little_memory_and_no_time() {
         eprintln!("SKIP: 3,000 descriptors are needed (ulimit -Hn)");
         return;
     }
-    let (mut a, mut b) = (Side::new(options(false)), Side::new(options(false)));
+    let (mut a, mut b) = (side(options(false)), side(options(false)));
     let address = b.provider.listen(anywhere()).unwrap();
     let before = resident();
     let mut last = None;
@@ -550,7 +372,7 @@ fn connections_have_their_limit() {
         connections: 1,
         ..options(false)
     };
-    let (mut a, mut b) = (Side::new(options(false)), Side::new(config));
+    let (mut a, mut b) = (side(options(false)), side(config));
     let address = b.provider.listen(anywhere()).unwrap();
     connect(&mut a, &mut b, address);
     let extra = a.provider.connect(address, b"").unwrap();
@@ -638,7 +460,7 @@ fn wrong_options_are_refused() {
         error.to_string(),
         "revision is 7, where 1 to 2 are possible"
     );
-    let mut a = Side::new(options(false));
+    let mut a = side(options(false));
     let long = a.provider.connect(anywhere(), &[0; 300]).unwrap_err();
     assert!(!long.to_string().is_empty());
 }

@@ -194,6 +194,11 @@ impl End {
         self.memories.add(region)
     }
 
+    /// Forgets memory; work that names it ends the connection.
+    pub fn remove_memory(&mut self, memory: MemoryId) -> Option<Region> {
+        self.memories.remove(memory)
+    }
+
     /// Buffers that were lent and not given back.
     #[must_use]
     pub fn lent(&self) -> usize {
@@ -434,6 +439,7 @@ impl End {
         });
         if lost {
             self.end(Failure::Memory);
+            self.control.push_back(Packet::Close);
         }
     }
 

@@ -142,6 +142,15 @@ impl Pool {
         });
     }
 
+    /// Gives all memory back, that of buffers that are lent included.
+    pub fn give_up(&mut self, memories: &mut Memories) {
+        for slab in self.slabs.drain(..) {
+            memories.remove(slab);
+        }
+        self.free.clear();
+        (self.allocated, self.lent) = (0, 0);
+    }
+
     fn grow(&mut self, add: impl FnOnce(Region) -> Result<MemoryId, Injected>) -> Option<()> {
         let size = self.size as usize;
         let count = (SLAB_BYTES / size).max(1);

@@ -264,6 +264,14 @@ pub enum Failure {
     /// Memory that work or an exposure names is not known any more.
     #[error("memory that was in use is gone")]
     Memory,
+    /// A device gave up: `None` is a receive.
+    #[error("the device gave up at {operation:?}: status {status}")]
+    Device {
+        /// What it was about to do.
+        operation: Option<Operation>,
+        /// Why, in its own numbers (`ibv_wc_status`).
+        status: i32,
+    },
     /// The peer broke the protocol, or says that we did.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -430,4 +438,46 @@ pub trait Verbs {
 
     /// What has happened.
     fn poll(&mut self) -> Option<Event>;
+}
+
+impl<V: Verbs + ?Sized> Verbs for &mut V {
+    fn limits(&self) -> Limits {
+        (**self).limits()
+    }
+
+    fn memories(&self) -> &Memories {
+        (**self).memories()
+    }
+
+    fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {
+        (**self).accept(private_data, depth)
+    }
+
+    fn reject(&mut self, private_data: &[u8]) -> Result<(), PostError> {
+        (**self).reject(private_data)
+    }
+
+    fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
+        (**self).post_receives(count)
+    }
+
+    fn release(&mut self, buffer: Slice) {
+        (**self).release(buffer);
+    }
+
+    fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
+        (**self).post(post)
+    }
+
+    fn expose(&mut self, slices: &[Slice], access: Access) -> Result<Remote, PostError> {
+        (**self).expose(slices, access)
+    }
+
+    fn disconnect(&mut self) {
+        (**self).disconnect();
+    }
+
+    fn poll(&mut self) -> Option<Event> {
+        (**self).poll()
+    }
 }

@@ -39,6 +39,7 @@ pub mod uio;
 pub mod uring;
 pub mod vdpa;
 pub mod vduse;
+pub mod verbs;
 
 pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};

@@ -2,10 +2,11 @@
 //! `cargo xtask lab run` executes in the lab guest (docs/lab.md).
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::PATIENCE;
@@ -155,6 +156,138 @@ pub fn fcopy_daemon() -> Option<PathBuf> {
     let told = std::env::var_os("LINKSPAN_FCOPY_DAEMON").map(PathBuf::from);
     let mut places = std::env::split_paths(&path).map(|dir| dir.join("hv_fcopy_uio_daemon"));
     told.or_else(|| places.find(|place| place.exists()))
+}
+
+/// A network interface with an address and a software RDMA device. They stay for as long as the
+/// guest: rdma-core keeps devices open, and the kernel would wait for it to let go. Only in the
+/// lab; the header of the test needs `//: pack ip rdma`, and `verbs` for rdma-core.
+#[derive(Debug)]
+pub struct Rdma {
+    interface: String,
+    device: String,
+    address: Ipv4Addr,
+}
+
+impl Rdma {
+    /// A device of this kind: `siw` (iWARP) or `rxe` (RoCE).
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (interface, device) = (format!("rnet{number}"), format!("{kind}{number}"));
+        let address = Ipv4Addr::new(192, 0, 2, number);
+        let ip = |arguments: &[&str]| run(Command::new("ip").args(arguments));
+        ip(&["link", "add", &interface, "type", "dummy"]);
+        let own = Self {
+            interface,
+            device,
+            address,
+        };
+        ip(&[
+            "addr",
+            "add",
+            &format!("{address}/32"),
+            "dev",
+            &own.interface,
+        ]);
+        ip(&["link", "set", &own.interface, "up"]);
+        let mut command = Command::new("rdma");
+        command.args(["link", "add", &own.device, "type", kind]);
+        run(command.args(["netdev", &own.interface]));
+        own
+    }
+
+    /// The address of its interface.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+}
+
+/// What goes over an interface, captured by tcpdump for tshark, an independent decoder. Only in
+/// the lab; the header of the test needs `//: pack tcpdump tshark`.
+#[derive(Debug)]
+pub struct Capture {
+    tcpdump: Child,
+    path: PathBuf,
+}
+
+impl Capture {
+    /// Captures from now on.
+    #[must_use]
+    pub fn start(interface: &str, name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("{name}.pcap"));
+        let mut command = Command::new("tcpdump");
+        command.args([
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-U",
+            "-n",
+            "-B",
+            "65536",
+            "-i",
+            interface,
+        ]);
+        command.arg("-w").arg(&path).args(["tcp"]);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut tcpdump = command.spawn().unwrap();
+        // It says when it listens.
+        let mut said = BufReader::new(tcpdump.stderr.take().unwrap());
+        let mut line = String::new();
+        while said.read_line(&mut line).unwrap() > 0 && !line.contains("listening on") {}
+        assert!(line.contains("listening on"), "{line}");
+        // And must not die of saying more.
+        tcpdump.stderr = Some(said.into_inner());
+        Self { tcpdump, path }
+    }
+
+    /// Ends it; tshark has to understand every frame of iWARP, of which there have to be so many
+    /// at least, all with a good checksum. Gives all that it says.
+    pub fn judge(mut self, frames: usize) -> String {
+        let pid = rustix::process::Pid::from_child(&self.tcpdump);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.tcpdump.wait().unwrap();
+        let mut command = Command::new("tshark");
+        command.args(["-n", "-o", "tcp.try_heuristic_first:TRUE", "-V", "-r"]);
+        let text = run(command.arg(&self.path));
+        let count = |what: &str| text.matches(what).count();
+        assert_eq!(count("Bad CRC32"), 0);
+        assert_eq!(count("Malformed"), 0, "{text}");
+        let fields = run(Command::new("tshark")
+            .args(["-n", "-o", "tcp.try_heuristic_first:TRUE"])
+            .args([
+                "-T",
+                "fields",
+                "-e",
+                "iwarp_rdma.opcode",
+                "-Y",
+                "iwarp_ddp",
+                "-r",
+            ])
+            .arg(&self.path));
+        let seen = fields
+            .split([',', '\n'])
+            .filter(|word| !word.is_empty())
+            .count();
+        assert!(seen >= frames, "{seen} frames: {text}");
+        assert!(count("Good CRC32") >= seen, "{seen} frames: {text}");
+        text
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It is over when it was judged; a test that failed leaves nothing running.
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+    }
 }
 
 /// A name that no other test of this process has.

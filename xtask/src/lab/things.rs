@@ -76,6 +76,36 @@ const THINGS: &[Thing] = &[
             "/usr/lib/x86_64-linux-gnu/dpdk/pmds-*/librte_net_vhost.so.*",
         ],
     },
+    // rdma-core, which programs load when they want it, with the drivers of software devices.
+    Thing {
+        name: "verbs",
+        package: "ibverbs-providers",
+        unpacked: false,
+        programs: &[],
+        files: &[
+            "/usr/lib/x86_64-linux-gnu/libibverbs.so.1",
+            "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav*.so",
+            "/usr/lib/x86_64-linux-gnu/libibverbs/libsiw-rdmav*.so",
+            "/etc/libibverbs.d/rxe.driver",
+            "/etc/libibverbs.d/siw.driver",
+        ],
+    },
+    Thing {
+        name: "rdmacm",
+        package: "librdmacm1",
+        unpacked: false,
+        programs: &[],
+        files: &["/usr/lib/x86_64-linux-gnu/librdmacm.so.1"],
+    },
+    Thing {
+        name: "rdma-tools",
+        package: "rdmacm-utils",
+        unpacked: false,
+        programs: &["rping", "rdma_server", "rdma_client"],
+        files: &[],
+    },
+    program(&["tcpdump"], "tcpdump"),
+    program(&["tshark"], "tshark"),
     // It excludes samba, which other tests want installed.
     Thing {
         name: "ksmbd",
@@ -133,7 +163,7 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
     let mut missing: Vec<&str> = THINGS
         .iter()
         .filter(named)
-        .filter(|thing| !thing.unpacked && !thing.programs.iter().all(|name| which(name).is_some()))
+        .filter(|thing| !thing.unpacked && !thing.is_here())
         .map(|thing| thing.package)
         .collect();
     missing.dedup();
@@ -162,6 +192,11 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
 }
 
 impl Thing {
+    fn is_here(&self) -> bool {
+        let here = |pattern: &&str| !matching(Path::new("/"), pattern).is_empty();
+        self.programs.iter().all(|name| which(name).is_some()) && self.files.iter().all(here)
+    }
+
     fn find(&self, found: &mut Found) -> Result<()> {
         let root = match self.unpacked {
             true => debs::ensure(self.package)?,

@@ -1,10 +1,13 @@
-//! iWARP over TCP: connections of this process, without a driver and without privilege.
+//! Connections over RDMA: iWARP over TCP ([`Provider`]), of this process, without a driver and
+//! without privilege; and devices ([`DeviceProvider`]). Both are a [`Carrier`].
 //!
 //! A [`Provider`] belongs to one thread and waits in one place, for all of its sockets.
 //! An idle connection costs nothing but its state: no buffer, no timer, no call.
 
 mod capture;
 mod guests;
+mod carrier;
+mod device;
 mod handle;
 mod link;
 mod waiting;
@@ -25,10 +28,13 @@ use linkspan_rdma::{Memories, Pool};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::tcp::{TcpListener, TcpStream};
+use linkspan_sys::verbs::LoadError;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use capture::Capture;
 use guests::Guests;
+pub use carrier::Carrier;
+pub use device::{DeviceConfig, DeviceHandle, DeviceProvider};
 pub use handle::Handle;
 use link::Link;
 
@@ -65,6 +71,12 @@ impl ConnectionId {
         self.place as usize
     }
 
+    /// The one of that number, for carriers that are made elsewhere.
+    #[must_use]
+    pub fn new(number: u64) -> Self {
+        Self::of(number)
+    }
+
     fn token(self) -> u64 {
         u64::from(self.life) << 32 | u64::from(self.place)
     }
@@ -88,6 +100,9 @@ pub enum ProviderError {
     /// The system refuses.
     #[error(transparent)]
     System(#[from] io::Error),
+    /// There is no rdma-core.
+    #[error(transparent)]
+    Library(#[from] LoadError),
     /// As many connections as may be.
     #[error("{max} connections are there already")]
     Full {
