@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 /// Pixels of a damage tile, across and down.
-pub const TILE: usize = 32;
+pub const TILE: usize = SIDE as usize;
+pub(crate) const SIDE: u32 = 32;
 
 /// The most rectangles that damage is told as.
 pub const RECTANGLES_MAX: usize = 64;

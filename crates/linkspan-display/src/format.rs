@@ -1,14 +1,18 @@
 //! Pixel formats that are shown, and how each becomes `0xAARRGGBB`.
 //!
-//! There is one kernel: it compares a run of pixels with what is known of them and stores
-//! what differs. A run is cut at columns of damage tiles, so that its inner loops have a
-//! fixed length and the compiler makes vector code of them.
+//! There is one kernel: it compares the pixels of a band with what is known of them and
+//! stores what differs. A line of a band is cut at columns of damage tiles, so that inner
+//! loops have a fixed length and the compiler makes vector code of them.
 
 use alloc::string::String;
 use core::fmt::Write as _;
 
-use crate::damage::TILE;
+use linkspan_mem::Kernel;
+
+use crate::damage::{TILE, Tiles};
 use crate::fourcc::FourCc;
+use crate::layout::{Band, Layout};
+use crate::tiling::{TILE_BYTES, Tiling, line_of_y};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,35 +107,42 @@ pub fn markdown() -> String {
 const OPAQUE: u32 = 0xFF00_0000;
 
 /// Exchanges red and blue.
+#[inline(always)]
 const fn swapped(p: u32) -> u32 {
     p & 0xFF00_FF00 | (p & 0xFF) << 16 | p >> 16 & 0xFF
 }
 
 /// The eight highest of ten bits in each colour; `red` and `blue` are where they begin.
+#[inline(always)]
 const fn of_30(p: u32, red: u32, blue: u32) -> u32 {
     (p >> (red + 2) & 0xFF) << 16 | (p >> 12 & 0xFF) << 8 | p >> (blue + 2) & 0xFF
 }
 
 /// Two bits of opacity, spread over eight.
+#[inline(always)]
 const fn alpha_of_30(p: u32) -> u32 {
-    (p >> 30) * 0x55 << 24
+    ((p >> 30) * 0x55) << 24
 }
 
 /// Five bits spread over eight.
+#[inline(always)]
 const fn five(value: u32) -> u32 {
     let value = value & 0x1F;
     value << 3 | value >> 2
 }
 
+#[inline(always)]
 const fn of_565(p: u32, red: u32, blue: u32) -> u32 {
     let green = p >> 5 & 0x3F;
     OPAQUE | five(p >> red) << 16 | (green << 2 | green >> 4) << 8 | five(p >> blue)
 }
 
+#[inline(always)]
 const fn of_1555(p: u32) -> u32 {
     five(p >> 10) << 16 | five(p >> 5) << 8 | five(p)
 }
 
+#[inline(always)]
 fn wide(bytes: [u8; 2]) -> u32 {
     u32::from(u16::from_le_bytes(bytes))
 }
@@ -142,49 +153,90 @@ impl Format {
     pub fn find(fourcc: FourCc) -> Option<&'static Self> {
         FORMATS.iter().find(|format| format.fourcc == fourcc)
     }
+}
 
-    /// Compares the pixels in `src` with those of `line` from `x` on, stores what differs
-    /// as `0xAARRGGBB`, and sets the bit of each column of tiles in which something does.
-    pub(crate) fn merge(&self, src: &[u8], line: &mut [u32], x: usize, columns: &mut [u64]) {
+/// A band that is compared with what is known, which is brought up to date.
+pub(crate) struct Merge<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) band: Band,
+    /// The bytes of the band.
+    pub(crate) bytes: &'a [u8],
+    /// All that is known, `0xAARRGGBB` each.
+    pub(crate) pixels: &'a mut [u32],
+    /// Where tiles are marked in which something differs.
+    pub(crate) damage: &'a mut Tiles,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let format = self.layout.format();
         let word = u32::from_le_bytes;
-        match self.encoding {
-            Encoding::Xrgb => run(src, line, x, columns, |p| OPAQUE | word(p)),
-            Encoding::Argb => run(src, line, x, columns, word),
-            Encoding::Xbgr => run(src, line, x, columns, |p| OPAQUE | swapped(word(p))),
-            Encoding::Abgr => run(src, line, x, columns, |p| swapped(word(p))),
-            Encoding::Rgbx => run(src, line, x, columns, |p| OPAQUE | word(p) >> 8),
-            Encoding::Rgba => run(src, line, x, columns, |p| word(p).rotate_right(8)),
-            Encoding::Bgrx => run(src, line, x, columns, |p| OPAQUE | swapped(word(p) >> 8)),
-            Encoding::Bgra => run(src, line, x, columns, |p| swapped(word(p).rotate_right(8))),
-            Encoding::Xrgb30 => run(src, line, x, columns, |p| OPAQUE | of_30(word(p), 20, 0)),
-            Encoding::Argb30 => run(src, line, x, columns, |p| {
+        match format.encoding {
+            Encoding::Xrgb => self.with(|p| OPAQUE | word(p)),
+            Encoding::Argb => self.with(word),
+            Encoding::Xbgr => self.with(|p| OPAQUE | swapped(word(p))),
+            Encoding::Abgr => self.with(|p| swapped(word(p))),
+            Encoding::Rgbx => self.with(|p| OPAQUE | word(p) >> 8),
+            Encoding::Rgba => self.with(|p| word(p).rotate_right(8)),
+            Encoding::Bgrx => self.with(|p| OPAQUE | swapped(word(p) >> 8)),
+            Encoding::Bgra => self.with(|p| swapped(word(p).rotate_right(8))),
+            Encoding::Xrgb30 => self.with(|p| OPAQUE | of_30(word(p), 20, 0)),
+            Encoding::Argb30 => self.with(|p| {
                 alpha_of_30(word(p)) | of_30(word(p), 20, 0)
             }),
-            Encoding::Xbgr30 => run(src, line, x, columns, |p| OPAQUE | of_30(word(p), 0, 20)),
-            Encoding::Abgr30 => run(src, line, x, columns, |p| {
+            Encoding::Xbgr30 => self.with(|p| OPAQUE | of_30(word(p), 0, 20)),
+            Encoding::Abgr30 => self.with(|p| {
                 alpha_of_30(word(p)) | of_30(word(p), 0, 20)
             }),
-            Encoding::Rgb24 => run(src, line, x, columns, |[b, g, r]| word([b, g, r, 0xFF])),
-            Encoding::Bgr24 => run(src, line, x, columns, |[r, g, b]| word([b, g, r, 0xFF])),
-            Encoding::Rgb565 => run(src, line, x, columns, |p| of_565(wide(p), 11, 0)),
-            Encoding::Bgr565 => run(src, line, x, columns, |p| of_565(wide(p), 0, 11)),
-            Encoding::Xrgb1555 => run(src, line, x, columns, |p| OPAQUE | of_1555(wide(p))),
-            Encoding::Argb1555 => run(src, line, x, columns, |p| {
-                (wide(p) >> 15) * OPAQUE | of_1555(wide(p))
+            Encoding::Rgb24 => self.with(|[b, g, r]| word([b, g, r, 0xFF])),
+            Encoding::Bgr24 => self.with(|[r, g, b]| word([b, g, r, 0xFF])),
+            Encoding::Rgb565 => self.with(|p| of_565(wide(p), 11, 0)),
+            Encoding::Bgr565 => self.with(|p| of_565(wide(p), 0, 11)),
+            Encoding::Xrgb1555 => self.with(|p| OPAQUE | of_1555(wide(p))),
+            Encoding::Argb1555 => self.with(|p| {
+                ((wide(p) >> 15) * OPAQUE) | of_1555(wide(p))
             }),
-            Encoding::Grey => run(src, line, x, columns, |[v]| word([v, v, v, 0xFF])),
+            Encoding::Grey => self.with(|[v]| word([v, v, v, 0xFF])),
         }
     }
 }
 
-/// One run, in pixels of `N` bytes, that `pixel` converts.
-#[inline]
+impl Merge<'_> {
+    /// Does it for pixels of `N` bytes that `pixel` converts.
+    #[inline(always)]
+    fn with<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
+        let width = self.layout.surface().width as usize;
+        let pitch = self.layout.pitch(self.band);
+        for line in self.layout.lines(self.band) {
+            let known = &mut self.pixels[line.y * width..][..width];
+            let columns = self.damage.row_mut(line.y);
+            if self.layout.tiling() == Tiling::Y {
+                let Some(tile) = self.bytes.first_chunk::<TILE_BYTES>() else {
+                    return;
+                };
+                let bytes = line_of_y(tile, line.row);
+                let src = &bytes.as_flattened()[line.start..line.start + line.len];
+                run(src, known, line.x, columns, &pixel);
+            } else {
+                let start = line.row * pitch + line.start;
+                let src = &self.bytes[start..start + line.len];
+                run(src, known, line.x, columns, &pixel);
+            }
+        }
+    }
+}
+
+/// One line.
+#[inline(always)]
 fn run<const N: usize>(
     src: &[u8],
     line: &mut [u32],
     x: usize,
     columns: &mut [u64],
-    pixel: impl Fn([u8; N]) -> u32,
+    pixel: &impl Fn([u8; N]) -> u32,
 ) {
     let (pixels, _) = src.as_chunks::<N>();
     let known = &mut line[x..x + pixels.len()];
@@ -193,47 +245,47 @@ fn run<const N: usize>(
     let (first, pixels) = pixels.split_at(head);
     let (first_known, known) = known.split_at_mut(head);
     if head > 0 {
-        mark(columns, column, ragged(first, first_known, &pixel));
+        mark(columns, column, ragged(first, first_known, pixel));
         column += 1;
     }
     let (pixels, rest) = pixels.as_chunks::<TILE>();
     let (known, rest_known) = known.as_chunks_mut::<TILE>();
     for (pixels, known) in pixels.iter().zip(known) {
-        mark(columns, column, whole(pixels, known, &pixel));
+        mark(columns, column, whole(pixels, known, pixel));
         column += 1;
     }
     if !rest.is_empty() {
-        mark(columns, column, ragged(rest, rest_known, &pixel));
+        mark(columns, column, ragged(rest, rest_known, pixel));
     }
 }
 
-#[inline]
+#[inline(always)]
 fn mark(columns: &mut [u64], column: usize, differs: bool) {
     columns[column / 64] |= u64::from(differs) << (column % 64);
 }
 
 /// A column of a line of a tile; says whether anything in it differed.
-#[inline]
+#[inline(always)]
 fn whole<const N: usize>(
     pixels: &[[u8; N]; TILE],
     known: &mut [u32; TILE],
     pixel: &impl Fn([u8; N]) -> u32,
 ) -> bool {
+    let mut fresh = [0; TILE];
     let mut differs = 0;
-    for (bytes, known) in pixels.iter().zip(known.iter()) {
-        differs |= pixel(*bytes) ^ known;
+    for ((fresh, bytes), known) in fresh.iter_mut().zip(pixels).zip(known.iter()) {
+        *fresh = pixel(*bytes);
+        differs |= *fresh ^ known;
     }
     if differs == 0 {
         return false;
     }
-    for (bytes, known) in pixels.iter().zip(known) {
-        *known = pixel(*bytes);
-    }
+    *known = fresh;
     true
 }
 
 /// The same for fewer pixels.
-#[inline]
+#[inline(always)]
 fn ragged<const N: usize>(
     pixels: &[[u8; N]],
     known: &mut [u32],

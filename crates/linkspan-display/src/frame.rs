@@ -3,14 +3,14 @@
 //! One pass over memory brings it up to date: each band is copied out, made into lines,
 //! converted and compared while it is in the first cache, and only what differs is stored.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use linkspan_mem::fault::{self, Injected};
+use linkspan_mem::wide;
 
 use crate::damage::{Rectangle, Tiles};
+use crate::format::Merge;
 use crate::layout::{BAND_MAX, Layout};
-use crate::tiling::{Tiling, untile};
 
 /// The pixels of a picture, `0xAARRGGBB` each, line by line. All viewers share it.
 #[derive(Debug)]
@@ -18,9 +18,6 @@ pub struct Frame {
     width: u32,
     height: u32,
     pixels: Vec<u32>,
-    /// Of one band: its bytes as they are, and as lines.
-    band: Vec<u8>,
-    lines: Vec<u8>,
 }
 
 impl Frame {
@@ -41,8 +38,6 @@ impl Frame {
             width,
             height,
             pixels,
-            band: vec![0; BAND_MAX],
-            lines: vec![0; BAND_MAX],
         })
     }
 
@@ -107,24 +102,17 @@ impl Frame {
         let surface = layout.surface();
         assert_eq!((surface.width, surface.height), (self.width, self.height));
         assert_eq!(damage.screen(), self.area());
-        let width = self.width as usize;
-        let format = layout.format();
         for band in layout.bands() {
-            let bytes = &mut self.band[..band.len];
+            let mut bytes = [0; BAND_MAX];
+            let bytes = &mut bytes[..band.len];
             read(band.offset, bytes)?;
-            let lines = match layout.tiling() {
-                Tiling::Linear => bytes,
-                tiling => {
-                    let lines = &mut self.lines[..band.len];
-                    untile(tiling, bytes, lines);
-                    lines
-                }
-            };
-            for run in layout.runs(band) {
-                let line = &mut self.pixels[run.y * width..][..width];
-                let src = &lines[run.start..run.start + run.len];
-                format.merge(src, line, run.x, damage.row_mut(run.y));
-            }
+            wide(Merge {
+                layout,
+                band,
+                bytes,
+                pixels: &mut self.pixels,
+                damage,
+            });
         }
         Ok(())
     }

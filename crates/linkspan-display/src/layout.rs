@@ -16,7 +16,8 @@ pub const HEIGHT_MAX: u32 = 16384;
 /// The largest picture, in pixels: 8K.
 pub const PIXELS_MAX: u32 = 7680 * 4320;
 /// The most bytes of a band, so that it stays in the first cache with what becomes of it.
-pub const BAND_MAX: usize = 4 * TILE_BYTES;
+/// More is slower: while a band is copied the memory that it is compared with is idle.
+pub const BAND_MAX: usize = TILE_BYTES;
 
 /// A picture in memory, as its maker describes it. Nothing of it was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,7 +273,7 @@ impl Layout {
             return (end - start).div_ceil(self.piece());
         }
         let width = self.tiling.width_bytes();
-        (end.div_ceil(width) - start / width).div_ceil(BAND_MAX / TILE_BYTES)
+        end.div_ceil(width) - start / width
     }
 
     fn band(&self, row: usize, part: usize) -> Band {
@@ -298,17 +299,15 @@ impl Layout {
             };
         }
         let width = self.tiling.width_bytes();
-        let tiles = BAND_MAX / TILE_BYTES;
-        let first = start / width + part * tiles;
-        let last = end.div_ceil(width).min(first + tiles);
-        let place = row * self.tiling.height() * stride + first * TILE_BYTES;
+        let tile = start / width + part;
+        let place = row * self.tiling.height() * stride + tile * TILE_BYTES;
         Band {
             offset: self.surface.offset + place as u64,
-            len: (last - first) * TILE_BYTES,
+            len: TILE_BYTES,
             row,
             next_row: row + 1,
-            from: first * width,
-            to: last * width,
+            from: tile * width,
+            to: (tile + 1) * width,
         }
     }
 }
@@ -330,10 +329,12 @@ pub struct Band {
     pub(crate) to: usize,
 }
 
-/// A line of a band: where its bytes begin there, and where they belong.
+/// A line of the picture in a band.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
-    /// The first byte, in the lines of the band.
+pub(crate) struct Line {
+    /// Which line of the band.
+    pub(crate) row: usize,
+    /// The first byte of the picture in it.
     pub(crate) start: usize,
     /// How many.
     pub(crate) len: usize,
@@ -344,21 +345,29 @@ pub(crate) struct Run {
 }
 
 impl Layout {
-    /// The lines of the picture in a band whose bytes lie line by line.
-    pub(crate) fn runs(&self, band: Band) -> impl Iterator<Item = Run> + use<> {
+    /// Bytes from a line of a band to the next one; a Y tile has none.
+    #[inline(always)]
+    pub(crate) fn pitch(&self, band: Band) -> usize {
+        match self.tiling {
+            Tiling::Linear => self.stride(),
+            // A tile is a band, and has its lines one after the other.
+            Tiling::X | Tiling::Y => band.to - band.from,
+        }
+    }
+
+    /// The lines of the picture in a band.
+    #[inline(always)]
+    pub(crate) fn lines(&self, band: Band) -> impl Iterator<Item = Line> + use<> {
         let (start, end) = self.line();
         let (from, to) = (band.from.max(start), band.to.min(end));
-        let pitch = match self.tiling {
-            Tiling::Linear => self.stride(),
-            _ => band.to - band.from,
-        };
         let bytes = self.bytes();
         let top = self.surface.y as usize;
         let first = band.row * self.tiling.height();
         let lines = first.max(top)
             ..(band.next_row * self.tiling.height()).min(top + self.surface.height as usize);
-        lines.map(move |line| Run {
-            start: (line - first) * pitch + from - band.from,
+        lines.map(move |line| Line {
+            row: line - first,
+            start: from - band.from,
             len: to - from,
             x: (from - start) / bytes,
             y: line - top,

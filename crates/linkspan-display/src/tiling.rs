@@ -22,8 +22,9 @@ pub enum Tiling {
     Y,
 }
 
-/// Bytes of a column of a Y tile.
+/// Bytes of a column of a Y tile, and columns of one.
 const COLUMN: usize = 16;
+const COLUMNS: usize = Tiling::Y.width_bytes() / COLUMN;
 
 impl Tiling {
     /// What this modifier says, if it is one that is read.
@@ -74,46 +75,26 @@ impl fmt::Display for Tiling {
     }
 }
 
-/// Makes lines of tiles that lie side by side: `tiles` are whole tiles of one row, and a
-/// line of `lines` is as long as all of them are wide.
+/// A line of a Y tile.
+#[inline(always)]
+pub(crate) fn line_of_y(tile: &[u8; TILE_BYTES], y: usize) -> [[u8; COLUMN]; COLUMNS] {
+    let (columns, _) = tile.as_chunks::<COLUMN>();
+    let (columns, _) = columns.as_chunks::<{ Tiling::Y.height() }>();
+    core::array::from_fn(|column| columns[column][y])
+}
+
+/// Makes lines of a tile, `pitch` bytes from each other in `lines`.
 ///
 /// # Panics
-/// If the two are of different sizes.
-pub fn untile(tiling: Tiling, tiles: &[u8], lines: &mut [u8]) {
-    assert_eq!(tiles.len(), lines.len(), "tiles and lines hold the same");
-    match tiling {
-        Tiling::Linear => lines.copy_from_slice(tiles),
-        Tiling::X => from_x(tiles, lines),
-        Tiling::Y => from_y(tiles, lines),
-    }
-}
-
-fn from_x(tiles: &[u8], lines: &mut [u8]) {
-    const WIDTH: usize = Tiling::X.width_bytes();
-    let pitch = tiles.len() / Tiling::X.height();
-    let (tiles, _) = tiles.as_chunks::<TILE_BYTES>();
-    for (number, tile) in tiles.iter().enumerate() {
-        let (parts, _) = tile.as_chunks::<WIDTH>();
-        for (part, line) in parts.iter().zip(lines.chunks_exact_mut(pitch)) {
-            line[number * WIDTH..][..WIDTH].copy_from_slice(part);
-        }
-    }
-}
-
-fn from_y(tiles: &[u8], lines: &mut [u8]) {
-    const HEIGHT: usize = Tiling::Y.height();
-    const COLUMNS: usize = Tiling::Y.width_bytes() / COLUMN;
-    let pitch = tiles.len() / HEIGHT;
-    let (columns, _) = tiles.as_chunks::<COLUMN>();
-    let (columns, _) = columns.as_chunks::<HEIGHT>();
-    let (tiles, _) = columns.as_chunks::<COLUMNS>();
-    for (y, line) in lines.chunks_exact_mut(pitch.max(1)).enumerate().take(HEIGHT) {
-        let (parts, _) = line.as_chunks_mut::<COLUMN>();
-        let (parts, _) = parts.as_chunks_mut::<COLUMNS>();
-        for (part, tile) in parts.iter_mut().zip(tiles) {
-            for (bytes, column) in part.iter_mut().zip(tile) {
-                *bytes = column[y];
-            }
+/// If they do not fit there, or nothing is tiled.
+pub fn untile(tiling: Tiling, tile: &[u8; TILE_BYTES], lines: &mut [u8], pitch: usize) {
+    let width = tiling.width_bytes();
+    for y in 0..tiling.height() {
+        let line = &mut lines[y * pitch..][..width];
+        match tiling {
+            Tiling::Linear => panic!("lines are no tiles"),
+            Tiling::X => line.copy_from_slice(&tile[y * width..][..width]),
+            Tiling::Y => line.copy_from_slice(line_of_y(tile, y).as_flattened()),
         }
     }
 }

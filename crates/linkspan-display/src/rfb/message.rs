@@ -57,8 +57,8 @@ pub(super) enum Message<'a> {
 pub(super) enum Parsed<'a> {
     /// A beginning: so many bytes are needed.
     Needs(usize),
-    /// All of a message of so many bytes.
-    Whole(Message<'a>, usize),
+    /// All of a message; what is behind it is not looked at.
+    Whole(Message<'a>),
 }
 
 fn area([x, y, width, height]: [u16; 4]) -> Rectangle {
@@ -142,7 +142,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Parsed<'_>, Error> {
             height: u16_at(4),
         },
     };
-    Ok(Parsed::Whole(message, len))
+    Ok(Parsed::Whole(message))
 }
 
 fn encodings(count: u16) -> Result<u16, Error> {

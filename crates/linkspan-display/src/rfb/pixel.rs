@@ -103,7 +103,7 @@ impl Painter {
             let (max, shift) = (u32::from(format.max[colour]), format.shift[colour]);
             let mut table = [0; 256];
             for (value, entry) in (0..).zip(&mut table) {
-                *entry = (value * max + 127) / 255 << shift;
+                *entry = ((value * max + 127) / 255) << shift;
             }
             table
         };

@@ -5,7 +5,7 @@ use super::pixel::Shape;
 use super::viewer::{FENCE_BLOCK_BEFORE, FENCE_REQUEST, Stage, Viewer, side};
 use super::SizeAnswer;
 use crate::cursor::{Cursor, Scene};
-use crate::damage::{RECTANGLES_MAX, Rectangle, TILE};
+use crate::damage::{RECTANGLES_MAX, Rectangle, SIDE};
 
 const CURSOR: i32 = -239;
 const CURSOR_ALPHA: i32 = -314;
@@ -35,7 +35,6 @@ impl Viewer {
             (asked, unasked) => asked.or(unasked)?,
         };
         let area = area.intersection(self.known).intersection(self.screen);
-        const SIDE: u32 = TILE as u32;
         let (x, y) = (area.x - area.x % SIDE, area.y - area.y % SIDE);
         let whole = Rectangle {
             x,

@@ -184,7 +184,7 @@ impl Viewer {
                 Stage::Security(_) | Stage::Init => 1,
                 Stage::Running => match message::parse(&self.pending)? {
                     Parsed::Needs(needed) => return Ok(needed.min(LEN_MAX)),
-                    Parsed::Whole(..) => return self.messages(events),
+                    Parsed::Whole(_) => return self.messages(events),
                 },
                 Stage::Ended => return Err(Error::Ended),
             };
@@ -230,7 +230,7 @@ impl Viewer {
     /// taken than is needed.
     fn messages(&mut self, events: &mut Vec<Event>) -> Result<usize, Error> {
         let pending = core::mem::take(&mut self.pending);
-        if let Parsed::Whole(message, _) = message::parse(&pending)? {
+        if let Parsed::Whole(message) = message::parse(&pending)? {
             self.carry_out(message, events);
         }
         // Its memory is kept.

@@ -155,17 +155,21 @@ pub fn pieces<F: PartialEq>(
             let page = number;
             return Err(GttError::File { page, offset });
         }
-        match list.last_mut() {
-            Some(last) if last.file == file && last.offset.checked_add(last.len) == Some(offset) => {
-                last.len += PAGE;
-            }
-            _ if list.len() == max => return Err(GttError::Pieces { max }),
-            _ => list.push(Piece {
-                file,
-                offset,
-                len: PAGE,
-            }),
+        if let Some(last) = list.last_mut()
+            && last.file == file
+            && last.offset.checked_add(last.len) == Some(offset)
+        {
+            last.len += PAGE;
+            continue;
         }
+        if list.len() == max {
+            return Err(GttError::Pieces { max });
+        }
+        list.push(Piece {
+            file,
+            offset,
+            len: PAGE,
+        });
     }
     Ok(list)
 }
