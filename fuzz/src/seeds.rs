@@ -14,8 +14,9 @@ mod vduse;
 mod vmbus;
 
 use crate::{
-    display as display_target, net as net_target, rdma as rdma_target, ring_memory, uio as uio_target, vdpa as vdpa_target,
-    vduse as vduse_target, vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
+    display as display_target, net as net_target, rdma as rdma_target, ring_memory,
+    uio as uio_target, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
+    vhost_user_stream, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.

@@ -79,7 +79,10 @@ impl Cursor {
     /// Draws what it has of line `y` from `x` on over `line`.
     fn blend(&self, position: Position, x: u32, y: u32, line: &mut [u32]) {
         let row = i64::from(y) - i64::from(position.y);
-        let Some(row) = usize::try_from(row).ok().filter(|&row| row < self.height as usize) else {
+        let Some(row) = usize::try_from(row)
+            .ok()
+            .filter(|&row| row < self.height as usize)
+        else {
             return;
         };
         let width = self.width as usize;

@@ -113,8 +113,8 @@ impl Mode {
             _ => 10,
         };
         // Time of a line, in picoseconds; then as many lines as the pause takes.
-        let line_ps = (1_000_000_000 / u64::from(rate)).saturating_sub(BLANK_NS) * 1000
-            / u64::from(height);
+        let line_ps =
+            (1_000_000_000 / u64::from(rate)).saturating_sub(BLANK_NS) * 1000 / u64::from(height);
         if line_ps == 0 {
             return Err(no_clock);
         }
@@ -122,7 +122,8 @@ impl Mode {
         let total = u64::from(width + HORIZONTAL_BLANK) * (u64::from(height) + pause);
         // In steps of 250 kHz, downwards.
         let clock = total * u64::from(rate) / 250_000 * 25;
-        let clock = u16::try_from(clock).map_err(|_| no_clock)?;
+        let clock = u16::try_from(clock).ok().filter(|clock| *clock > 0);
+        let clock = clock.ok_or(no_clock)?;
         let vertical_blank = u32::try_from(pause).ok().filter(|lines| *lines < 4096);
         Ok(Self {
             width,
@@ -229,9 +230,7 @@ pub fn make(mode: &Mode, name: &str, serial: u32) -> [u8; BLOCK] {
     // sRGB; the first timing is the native one.
     block[24] = 0x06;
     // The colours of sRGB.
-    block[25..35].copy_from_slice(&[
-        0xEE, 0x91, 0xA3, 0x54, 0x4C, 0x99, 0x26, 0x0F, 0x50, 0x54,
-    ]);
+    block[25..35].copy_from_slice(&[0xEE, 0x91, 0xA3, 0x54, 0x4C, 0x99, 0x26, 0x0F, 0x50, 0x54]);
     // No standard timings.
     block[38..54].fill(1);
     let mut descriptors = block[DESCRIPTORS..].chunks_exact_mut(DESCRIPTOR);
@@ -317,7 +316,9 @@ pub fn read(bytes: &[u8]) -> Result<Edid, EdidError> {
     }
     let (descriptors, _) = block[DESCRIPTORS..126].as_chunks::<DESCRIPTOR>();
     let mode = Mode::read(&descriptors[0]).ok_or(EdidError::NoMode)?;
-    let named = descriptors.iter().find(|text| text[..5] == [0, 0, 0, NAME, 0]);
+    let named = descriptors
+        .iter()
+        .find(|text| text[..5] == [0, 0, 0, NAME, 0]);
     let name = named.map_or(&[][..], |text| &text[5..]);
     let name = name.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let maker = u16::from_be_bytes([block[8], block[9]]);

@@ -78,10 +78,34 @@ pub const FORMATS: &[Format] = &[
     row(FourCc::RGBA8888, "RGBA8888", 4, true, Encoding::Rgba),
     row(FourCc::BGRX8888, "BGRX8888", 4, false, Encoding::Bgrx),
     row(FourCc::BGRA8888, "BGRA8888", 4, true, Encoding::Bgra),
-    row(FourCc::XRGB2101010, "XRGB2101010", 4, false, Encoding::Xrgb30),
-    row(FourCc::ARGB2101010, "ARGB2101010", 4, true, Encoding::Argb30),
-    row(FourCc::XBGR2101010, "XBGR2101010", 4, false, Encoding::Xbgr30),
-    row(FourCc::ABGR2101010, "ABGR2101010", 4, true, Encoding::Abgr30),
+    row(
+        FourCc::XRGB2101010,
+        "XRGB2101010",
+        4,
+        false,
+        Encoding::Xrgb30,
+    ),
+    row(
+        FourCc::ARGB2101010,
+        "ARGB2101010",
+        4,
+        true,
+        Encoding::Argb30,
+    ),
+    row(
+        FourCc::XBGR2101010,
+        "XBGR2101010",
+        4,
+        false,
+        Encoding::Xbgr30,
+    ),
+    row(
+        FourCc::ABGR2101010,
+        "ABGR2101010",
+        4,
+        true,
+        Encoding::Abgr30,
+    ),
     row(FourCc::RGB888, "RGB888", 3, false, Encoding::Rgb24),
     row(FourCc::BGR888, "BGR888", 3, false, Encoding::Bgr24),
     row(FourCc::RGB565, "RGB565", 2, false, Encoding::Rgb565),
@@ -184,21 +208,15 @@ impl Kernel for Merge<'_> {
             Encoding::Bgrx => self.with(|p| OPAQUE | swapped(word(p) >> 8)),
             Encoding::Bgra => self.with(|p| swapped(word(p).rotate_right(8))),
             Encoding::Xrgb30 => self.with(|p| OPAQUE | of_30(word(p), 20, 0)),
-            Encoding::Argb30 => self.with(|p| {
-                alpha_of_30(word(p)) | of_30(word(p), 20, 0)
-            }),
+            Encoding::Argb30 => self.with(|p| alpha_of_30(word(p)) | of_30(word(p), 20, 0)),
             Encoding::Xbgr30 => self.with(|p| OPAQUE | of_30(word(p), 0, 20)),
-            Encoding::Abgr30 => self.with(|p| {
-                alpha_of_30(word(p)) | of_30(word(p), 0, 20)
-            }),
+            Encoding::Abgr30 => self.with(|p| alpha_of_30(word(p)) | of_30(word(p), 0, 20)),
             Encoding::Rgb24 => self.with(|[b, g, r]| word([b, g, r, 0xFF])),
             Encoding::Bgr24 => self.with(|[r, g, b]| word([b, g, r, 0xFF])),
             Encoding::Rgb565 => self.with(|p| of_565(wide(p), 11, 0)),
             Encoding::Bgr565 => self.with(|p| of_565(wide(p), 0, 11)),
             Encoding::Xrgb1555 => self.with(|p| OPAQUE | of_1555(wide(p))),
-            Encoding::Argb1555 => self.with(|p| {
-                ((wide(p) >> 15) * OPAQUE) | of_1555(wide(p))
-            }),
+            Encoding::Argb1555 => self.with(|p| ((wide(p) >> 15) * OPAQUE) | of_1555(wide(p))),
             Encoding::Grey => self.with(|[v]| word([v, v, v, 0xFF])),
         }
     }

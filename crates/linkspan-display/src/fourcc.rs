@@ -57,9 +57,13 @@ impl fmt::Display for FourCc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let code = self.0.to_le_bytes();
         if code.iter().all(|byte| (0x20..0x7F).contains(byte)) {
-            let text = code.map(char::from);
-            for character in text {
-                fmt::Write::write_char(f, character)?;
+            // Short names end with spaces.
+            let len = code
+                .iter()
+                .rposition(|byte| *byte != b' ')
+                .map_or(0, |at| at + 1);
+            for byte in &code[..len] {
+                fmt::Write::write_char(f, char::from(*byte))?;
             }
             return Ok(());
         }

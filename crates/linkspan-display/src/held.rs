@@ -92,7 +92,8 @@ impl<H> Held<H> {
             }
             Some(_) => {
                 // Whatever else is held is of the mode before, or about to be asked for.
-                self.entries.retain(|entry| entry.shape == shape && entry.id != id);
+                self.entries
+                    .retain(|entry| entry.shape == shape && entry.id != id);
                 Needed::Memory
             }
             None => Needed::Memory,

@@ -75,7 +75,9 @@ pub enum Refusal {
         modifier: Modifier,
     },
     /// No size, or too large a one.
-    #[error("a picture of {width}x{height}; the most is {WIDTH_MAX}x{HEIGHT_MAX} and {PIXELS_MAX} pixels")]
+    #[error(
+        "a picture of {width}x{height}; the most is {WIDTH_MAX}x{HEIGHT_MAX} and {PIXELS_MAX} pixels"
+    )]
     Size {
         /// Pixels across.
         width: u32,

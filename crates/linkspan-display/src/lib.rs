@@ -20,7 +20,7 @@ mod tiling;
 
 pub use cursor::{Cursor, Scene};
 pub use damage::{RECTANGLES_MAX, Rectangle, TILE, Tiles};
-pub use exports::{BufferId, ExportError, Exports};
+pub use exports::{BufferId, ExportError, Exports, NoNumbers};
 pub use format::{FORMATS, Format, markdown};
 pub use fourcc::{FourCc, Modifier};
 pub use frame::{Frame, to_bgrx, to_rgba};

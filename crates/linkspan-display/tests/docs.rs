@@ -14,7 +14,10 @@ fn page_of_displays_has_the_table_of_formats() {
     let page = fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once("<!-- formats -->\n").unwrap();
     let (_, after) = rest.split_once("<!-- end -->").unwrap();
-    let wanted = format!("{before}<!-- formats -->\n{}<!-- end -->{after}", markdown());
+    let wanted = format!(
+        "{before}<!-- formats -->\n{}<!-- end -->{after}",
+        markdown()
+    );
     if std::env::var_os(UPDATE_ENV).is_some() {
         fs::write(&path, &wanted).unwrap();
     }
@@ -30,9 +33,16 @@ fn page_of_displays_has_every_tiling() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/display.md");
     let page = fs::read_to_string(&path).unwrap();
     for tiling in [Tiling::Linear, Tiling::X, Tiling::Y] {
-        let row = page.lines().find(|line| line.starts_with(&format!("| {tiling} |"))).unwrap();
+        let row = page
+            .lines()
+            .find(|line| line.starts_with(&format!("| {tiling} |")))
+            .unwrap();
         if tiling != Tiling::Linear {
-            let size = format!("{} bytes by {} lines", tiling.width_bytes(), tiling.height());
+            let size = format!(
+                "{} bytes by {} lines",
+                tiling.width_bytes(),
+                tiling.height()
+            );
             assert!(row.contains(&size), "{row}");
         }
     }

@@ -182,7 +182,9 @@ fn the_descriptor_is_made_last_and_a_failure_changes_nothing() {
     let failed: Result<(), _> = exports.get(id, |_| Err("no descriptors left"));
     assert_eq!(failed, Err(ExportError::Make("no descriptors left")));
     assert_eq!(open.get(), 1);
-    let fd = exports.get(id, |buffer| Ok::<_, ()>(Fd::new(&buffer.0))).unwrap();
+    let fd = exports
+        .get(id, |buffer| Ok::<_, ()>(Fd::new(&buffer.0)))
+        .unwrap();
     drop(exports);
     assert_eq!(open.get(), 1, "a descriptor outlives the id");
     drop(fd);

@@ -116,7 +116,9 @@ fn show(layout: &Layout, outcome: &mut Outcome) {
             }
             Ok::<(), ()>(())
         };
-        frame.update(layout, &mut damage, read).expect("it can be read");
+        frame
+            .update(layout, &mut damage, read)
+            .expect("it can be read");
         assert!(round == 0 || damage.is_empty());
         assert!(damage.rectangles(RECTANGLES_MAX).len() <= RECTANGLES_MAX);
     }
@@ -143,7 +145,9 @@ fn planes(generation: Generation, input: &mut Input<'_>, outcome: &mut Outcome) 
     let read = |offset| {
         assert!(offset < intel::REGISTERS_BYTES);
         let mut found = file.iter().rev();
-        found.find(|(at, _)| *at == offset).map_or(0, |(_, value)| *value)
+        found
+            .find(|(at, _)| *at == offset)
+            .map_or(0, |(_, value)| *value)
     };
     for found in intel::planes(generation, read) {
         match found.shown {
@@ -161,7 +165,8 @@ fn planes(generation: Generation, input: &mut Input<'_>, outcome: &mut Outcome) 
 }
 
 fn table(input: &mut Input<'_>, outcome: &mut Outcome) {
-    let mut wide = || u64::from(input.u32().unwrap_or(0)) << 32 | u64::from(input.u32().unwrap_or(0));
+    let mut wide =
+        || u64::from(input.u32().unwrap_or(0)) << 32 | u64::from(input.u32().unwrap_or(0));
     let (address, len, entries) = (wide(), wide(), wide());
     let pages = match intel::pages_of(address, len, entries.min(64), |_| wide()) {
         Ok(pages) => pages,

@@ -21,7 +21,9 @@ pub(super) struct Deflate {
 
 impl core::fmt::Debug for Deflate {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Deflate").field("begun", &self.begun).finish_non_exhaustive()
+        f.debug_struct("Deflate")
+            .field("begun", &self.begun)
+            .finish_non_exhaustive()
     }
 }
 

@@ -78,6 +78,10 @@ impl Body {
         out.extend(encoding.to_be_bytes());
     }
 
+    pub(super) const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     pub(super) fn end(self, out: &mut [u8]) {
         out[self.at..self.at + 2].copy_from_slice(&self.count.to_be_bytes());
     }
@@ -132,7 +136,12 @@ impl Encoder {
         } = area;
         let number = self.encoding.number();
         let begin = |part: Rectangle, body: &mut Body, out: &mut Vec<u8>| {
-            let place = (side(part.x), side(part.y), side(part.width), side(part.height));
+            let place = (
+                side(part.x),
+                side(part.y),
+                side(part.width),
+                side(part.height),
+            );
             body.header(out, place, number);
         };
         match self.encoding {

@@ -30,7 +30,9 @@ pub(super) fn version(got: &[u8; 12]) -> Result<Minor, Error> {
     let bad = Error::Version { got: *got };
     let number = |digits: &[u8]| {
         digits.iter().try_fold(0u32, |number, digit| {
-            digit.is_ascii_digit().then(|| number * 10 + u32::from(digit - b'0'))
+            digit
+                .is_ascii_digit()
+                .then(|| number * 10 + u32::from(digit - b'0'))
         })
     };
     let shaped = got.starts_with(b"RFB ") && got[7] == b'.' && got[11] == b'\n';

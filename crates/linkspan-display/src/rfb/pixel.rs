@@ -34,7 +34,22 @@ impl PixelFormat {
     /// # Errors
     /// What of it is not supported.
     pub(super) fn read(bytes: &[u8; Self::LEN]) -> Result<Self, Error> {
-        let &[bits, depth, big_endian, true_colour, r0, r1, g0, g1, b0, b1, rs, gs, bs, ..] = bytes;
+        let &[
+            bits,
+            depth,
+            big_endian,
+            true_colour,
+            r0,
+            r1,
+            g0,
+            g1,
+            b0,
+            b1,
+            rs,
+            gs,
+            bs,
+            ..,
+        ] = bytes;
         if !matches!(bits, 8 | 16 | 32) {
             return Err(Error::BitsPerPixel { bits });
         }
@@ -165,7 +180,11 @@ impl Painter {
             _ => (0, usize::from(self.format.bits / 8)),
         };
         if self.format == PixelFormat::NATIVE && end == 4 {
-            out.extend(pixels.iter().flat_map(|pixel| (pixel & 0xFF_FFFF).to_le_bytes()));
+            out.extend(
+                pixels
+                    .iter()
+                    .flat_map(|pixel| (pixel & 0xFF_FFFF).to_le_bytes()),
+            );
             return;
         }
         for &pixel in pixels {

@@ -87,7 +87,8 @@ impl Viewer {
         }
         writer.u32(self.flow.sent);
         writer.u32(self.flow.seen);
-        for flag in [self.due.cursor, self.due.size, self.has_cursor] {
+        let shapes = [self.has_shape, self.has_cursor];
+        for flag in [self.due.cursor, self.due.size, shapes[0], shapes[1]] {
             writer.u8(flag.into());
         }
         writer.u8(match self.due.size_answer {
@@ -180,7 +181,11 @@ impl Viewer {
                 width: reader.u32()?,
                 height: reader.u32()?,
             };
-            let most = area.right().max(area.bottom()).max(area.width).max(area.height);
+            let most = area
+                .right()
+                .max(area.bottom())
+                .max(area.width)
+                .max(area.height);
             if most > 2 * u32::from(u16::MAX) {
                 return Err(nonsense("an area"));
             }
@@ -198,6 +203,7 @@ impl Viewer {
             size: reader.flag("a size")?,
             ..Due::default()
         };
+        self.has_shape = reader.flag("a pointer")?;
         self.has_cursor = reader.flag("a pointer")?;
         self.due.size_answer = match reader.u8()? {
             0 => None,

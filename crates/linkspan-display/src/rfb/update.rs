@@ -1,9 +1,9 @@
 //! Updates of a client's picture.
 
+use super::SizeAnswer;
 use super::encode::Body;
 use super::pixel::Shape;
 use super::viewer::{FENCE_BLOCK_BEFORE, FENCE_REQUEST, Stage, Viewer, side};
-use super::SizeAnswer;
 use crate::cursor::{Cursor, Scene};
 use crate::damage::{RECTANGLES_MAX, Rectangle, SIDE};
 
@@ -29,7 +29,9 @@ impl Viewer {
 
     /// What may be sent now, in whole tiles.
     fn wanted(&self) -> Option<Rectangle> {
-        let unasked = self.continuous.filter(|_| !(self.abilities.fence && self.flow.is_full()));
+        let unasked = self
+            .continuous
+            .filter(|_| !(self.abilities.fence && self.flow.is_full()));
         let area = match (self.request, unasked) {
             (Some(asked), Some(unasked)) => asked.hull(unasked),
             (asked, unasked) => asked.or(unasked)?,
@@ -61,7 +63,8 @@ impl Viewer {
     /// Whether there is something to say beside pixels and sizes.
     fn says_more(&self) -> bool {
         let draws = self.abilities.cursor || self.abilities.cursor_alpha;
-        (self.due.cursor && draws) || self.due.position.is_some()
+        let shape = self.due.cursor && draws && (self.has_shape || self.has_cursor);
+        shape || self.due.position.is_some()
     }
 
     /// Sends what has changed of the screen, as far as the client wants to know; says
@@ -97,10 +100,16 @@ impl Viewer {
         for rectangle in self.damage.rectangles(RECTANGLES_MAX) {
             let part = rectangle.intersection(area);
             if !part.is_empty() {
-                self.encoder.rectangle(scene, part, &mut body, &mut self.out);
+                self.encoder
+                    .rectangle(scene, part, &mut body, &mut self.out);
             }
         }
         self.damage.forget(area);
+        if body.is_empty() {
+            // Only a scene without the pointer that was told of leaves nothing to say.
+            self.out.clear();
+            return false;
+        }
         body.end(&mut self.out);
         self.sent_update();
         true
@@ -129,7 +138,11 @@ impl Viewer {
                 Some(SizeAnswer::NoResources) => (1, 2),
                 Some(SizeAnswer::Invalid) => (1, 3),
             };
-            body.header(&mut self.out, (reason, status, width, height), EXTENDED_SIZE);
+            body.header(
+                &mut self.out,
+                (reason, status, width, height),
+                EXTENDED_SIZE,
+            );
             // One screen, with number 0, which is all of it.
             self.out.extend([1, 0, 0, 0]);
             self.out.extend([0; 8]);
@@ -182,7 +195,9 @@ impl Viewer {
             return;
         }
         for &pixel in cursor.pixels() {
-            self.encoder.painter.paint(&[plain(pixel)], Shape::Whole, &mut self.out);
+            self.encoder
+                .painter
+                .paint(&[plain(pixel)], Shape::Whole, &mut self.out);
         }
         for line in cursor.pixels().chunks(cursor.width().max(1) as usize) {
             for eight in line.chunks(8) {

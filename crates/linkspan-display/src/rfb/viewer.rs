@@ -102,6 +102,8 @@ pub struct Viewer {
     pub(super) continuous: Option<Rectangle>,
     pub(super) flow: Flow,
     pub(super) due: Due,
+    /// Whether there is a pointer that a client could draw.
+    pub(super) has_shape: bool,
     /// Whether the client has a shape of the pointer from us.
     pub(super) has_cursor: bool,
     /// Where we drew the pointer for it.
@@ -135,6 +137,7 @@ impl Viewer {
             continuous: None,
             flow: Flow::default(),
             due: Due::default(),
+            has_shape: false,
             has_cursor: false,
             drawn: Rectangle::default(),
         }
@@ -307,6 +310,9 @@ impl Viewer {
             self.due.cursor = true;
             self.damage.mark(self.drawn);
         }
+        if !abilities.pointer_position {
+            self.due.position = None;
+        }
         // Whoever can do these is told that we can.
         self.due.size |= abilities.extended_size && !before.extended_size;
         if abilities.continuous && !before.continuous {
@@ -410,6 +416,7 @@ impl Viewer {
     /// The pointer has another shape, another place, or is gone. Has to be told before the
     /// update that shows it.
     pub fn pointed(&mut self, cursor: Option<(&Cursor, Position)>, reshaped: bool) {
+        self.has_shape = cursor.is_some_and(|(cursor, _)| cursor.hot_spot().is_some());
         let ours = cursor.filter(|(cursor, _)| !self.draws(cursor));
         let area = ours.map_or(Rectangle::default(), |(cursor, position)| {
             cursor.covers(position, self.screen)
@@ -420,7 +427,8 @@ impl Viewer {
             self.drawn = area;
         }
         let theirs = cursor.is_some() && ours.is_none();
-        self.due.cursor |= (theirs && (reshaped || !self.has_cursor)) || (!theirs && self.has_cursor);
+        self.due.cursor |=
+            (theirs && (reshaped || !self.has_cursor)) || (!theirs && self.has_cursor);
     }
 
     /// The guest has put the pointer there, by itself.

@@ -39,7 +39,11 @@ pub(super) fn tile(pixels: &[u32], width: usize, painter: &Painter, out: &mut Ve
         let head = count * each;
         if head + packed.min(indexed) < plain.min(as_runs) {
             let number = u8::try_from(count).unwrap_or(0);
-            out.push(if packed <= indexed { number } else { 128 + number });
+            out.push(if packed <= indexed {
+                number
+            } else {
+                128 + number
+            });
             painter.paint(palette.colours(), Shape::Compact, out);
             if packed <= indexed {
                 for line in pixels.chunks(width) {

@@ -30,7 +30,10 @@ fn every_depth_has_its_format() {
         let layout = decode(&registers(1024, 768, bpp), MEMORY).unwrap().unwrap();
         let surface = layout.surface();
         assert_eq!((surface.format, surface.stride), (format, 1024 * bytes));
-        assert_eq!((surface.width, surface.height, surface.offset), (1024, 768, 0));
+        assert_eq!(
+            (surface.width, surface.height, surface.offset),
+            (1024, 768, 0)
+        );
     }
     let refused = |bpp| decode(&registers(1024, 768, bpp), MEMORY).unwrap_err();
     let format = FourCc::C8;
@@ -43,9 +46,15 @@ fn every_depth_has_its_format() {
 fn a_line_is_as_wide_as_it_is_said_and_never_narrower_than_the_picture() {
     let mut wide = registers(1024, 768, 32);
     wide[VIRT_WIDTH] = 2048;
-    assert_eq!(decode(&wide, MEMORY).unwrap().unwrap().surface().stride, 8192);
+    assert_eq!(
+        decode(&wide, MEMORY).unwrap().unwrap().surface().stride,
+        8192
+    );
     wide[VIRT_WIDTH] = 3;
-    assert_eq!(decode(&wide, MEMORY).unwrap().unwrap().surface().stride, 4096);
+    assert_eq!(
+        decode(&wide, MEMORY).unwrap().unwrap().surface().stride,
+        4096
+    );
 }
 
 /// mbochs refuses to export a picture that does not begin at a page.
@@ -76,7 +85,10 @@ fn nothing_is_shown_that_is_off_or_no_display() {
     let empty = registers(0, 768, 32);
     assert_eq!(
         decode(&empty, MEMORY),
-        Err(BochsError::Refused(Refusal::Size { width: 0, height: 768 }))
+        Err(BochsError::Refused(Refusal::Size {
+            width: 0,
+            height: 768
+        }))
     );
 }
 

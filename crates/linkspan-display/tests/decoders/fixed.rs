@@ -17,14 +17,20 @@ fn mdpy_says_its_picture_in_configuration_space() {
     let layout = mdpy(&config(1920, 1080), 16 << 20).unwrap();
     let surface = layout.surface();
     assert_eq!(surface.format, FourCc::XRGB8888);
-    assert_eq!((surface.width, surface.height, surface.stride), (1920, 1080, 7680));
+    assert_eq!(
+        (surface.width, surface.height, surface.stride),
+        (1920, 1080, 7680)
+    );
 }
 
 #[test]
 fn other_devices_and_hostile_ones_are_refused() {
     assert_eq!(
         mdpy(&[0xFF; 256], 1 << 20),
-        Err(FixedError::Capability { id: 0xFF, len: 0xFF })
+        Err(FixedError::Capability {
+            id: 0xFF,
+            len: 0xFF
+        })
     );
     for (width, height) in [(u32::MAX, 1), (0, 0), (1, u32::MAX), (0x4000_0001, 1)] {
         assert_eq!(

@@ -12,21 +12,37 @@ fn backwards(index: u64) -> u64 {
 fn pages_are_found_in_the_order_of_the_picture() {
     let pages = pages_of(2 * PAGE, 2 * PAGE + 1, 16, backwards).unwrap();
     assert_eq!(pages, [Gpa(98 * PAGE), Gpa(97 * PAGE), Gpa(96 * PAGE)]);
-    assert_eq!(address_of(&pages, PAGE + 10), Some((Gpa(97 * PAGE + 10), PAGE - 10)));
+    assert_eq!(
+        address_of(&pages, PAGE + 10),
+        Some((Gpa(97 * PAGE + 10), PAGE - 10))
+    );
     assert_eq!(address_of(&pages, 3 * PAGE), None);
     assert_eq!(pages_of(0, 0, 0, backwards), Ok(Vec::new()));
 }
 
 #[test]
 fn absent_outside_and_unaligned_are_named() {
-    let absent = |index| if index == 5 { 0xABC0_0000 } else { backwards(index) };
+    let absent = |index| {
+        if index == 5 {
+            0xABC0_0000
+        } else {
+            backwards(index)
+        }
+    };
     assert_eq!(
         pages_of(4 * PAGE, 3 * PAGE, 16, absent),
-        Err(GttError::Absent { address: 5 * PAGE, entry: 0xABC0_0000 })
+        Err(GttError::Absent {
+            address: 5 * PAGE,
+            entry: 0xABC0_0000
+        })
     );
     assert_eq!(
         pages_of(14 * PAGE, 3 * PAGE, 16, backwards),
-        Err(GttError::Outside { address: 14 * PAGE, pages: 3, entries: 16 })
+        Err(GttError::Outside {
+            address: 14 * PAGE,
+            pages: 3,
+            entries: 16
+        })
     );
     assert_eq!(
         pages_of(1, PAGE, 16, backwards),
@@ -38,7 +54,10 @@ fn absent_outside_and_unaligned_are_named() {
         Err(GttError::TooLarge { address: 0, pages })
     );
     let last = u64::MAX - (PAGE - 1);
-    assert!(matches!(pages_of(last, PAGE, 16, backwards), Err(GttError::Outside { .. })));
+    assert!(matches!(
+        pages_of(last, PAGE, 16, backwards),
+        Err(GttError::Outside { .. })
+    ));
 }
 
 /// udmabuf takes one list of ranges of memfds.
@@ -70,18 +89,30 @@ fn scattered_pages_are_as_few_pieces_as_they_are() {
             piece('a', 14, 1)
         ]
     );
-    assert_eq!(pieces(0, &pages, 4, file_of), Err(GttError::Pieces { max: 4 }));
+    assert_eq!(
+        pieces(0, &pages, 4, file_of),
+        Err(GttError::Pieces { max: 4 })
+    );
     let nowhere = [Gpa(0), Gpa(200 * PAGE)];
     assert_eq!(
         pieces(7 * PAGE, &nowhere, 1024, file_of),
-        Err(GttError::NoMemory { address: 8 * PAGE, page: 200 * PAGE })
+        Err(GttError::NoMemory {
+            address: 8 * PAGE,
+            page: 200 * PAGE
+        })
     );
     let shifted = |Gpa(page): Gpa| Some(('a', page + 512));
     assert_eq!(
         pieces(0, &[Gpa(0)], 1024, shifted),
-        Err(GttError::File { page: 0, offset: 512 })
+        Err(GttError::File {
+            page: 0,
+            offset: 512
+        })
     );
     // At the end of all addresses nothing overflows.
     let end = |_| Some(('a', u64::MAX - (PAGE - 1)));
-    assert_eq!(pieces(u64::MAX, &[Gpa(0), Gpa(0)], 8, end).unwrap().len(), 2);
+    assert_eq!(
+        pieces(u64::MAX, &[Gpa(0), Gpa(0)], 8, end).unwrap().len(),
+        2
+    );
 }

@@ -26,7 +26,11 @@ fn a_region_of_intels_type_is_read() {
     assert_eq!(read, want);
     let mut bare = region();
     bare[0x400] = 0;
-    assert!(!opregion(OPREGION_TYPE, OPREGION_SUBTYPE, &bare).unwrap().has_vbt);
+    assert!(
+        !opregion(OPREGION_TYPE, OPREGION_SUBTYPE, &bare)
+            .unwrap()
+            .has_vbt
+    );
 }
 
 #[test]
@@ -47,7 +51,10 @@ fn what_is_no_opregion_is_refused_by_name() {
     }
     let mut long = region();
     long[16] = 16;
-    let short = OpRegionError::Short { got: 8192, want: 16384 };
+    let short = OpRegionError::Short {
+        got: 8192,
+        want: 16384,
+    };
     assert_eq!(refused(&long), short);
     // 4 GiB less one of KiB does not overflow.
     long[16..20].fill(0xFF);

@@ -19,7 +19,10 @@ fn rectangles_are_whole_tiles_cut_at_the_screen() {
     tiles.mark(area(33, 1, 1, 1));
     assert_eq!(tiles.rectangles(8), [area(32, 0, 32, 32)]);
     tiles.mark(area(99, 69, 1000, 1000));
-    assert_eq!(tiles.rectangles(8), [area(32, 0, 32, 32), area(96, 64, 4, 6)]);
+    assert_eq!(
+        tiles.rectangles(8),
+        [area(32, 0, 32, 32), area(96, 64, 4, 6)]
+    );
     tiles.fill();
     assert_eq!(tiles.rectangles(8), [area(0, 0, 100, 70)]);
     tiles.forget(area(0, 0, 64, 70));
@@ -40,7 +43,11 @@ fn equal_rows_are_one_and_others_are_not() {
     tiles.mark(area(64, 96, 96, 32));
     assert_eq!(
         tiles.rectangles(8),
-        [area(64, 0, 64, 96), area(2048, 32, 96, 32), area(64, 96, 96, 32)]
+        [
+            area(64, 0, 64, 96),
+            area(2048, 32, 96, 32),
+            area(64, 96, 96, 32)
+        ]
     );
     assert_eq!(tiles.rectangles(1), [area(64, 0, 2080, 128)]);
 }

@@ -1,6 +1,6 @@
 //! Each format, pixel by pixel.
 
-use linkspan_display::{FORMATS, FourCc, Format, to_bgrx, to_rgba};
+use linkspan_display::{FORMATS, Format, FourCc, to_bgrx, to_rgba};
 
 use super::{linear, noise, picture};
 

@@ -37,7 +37,7 @@ fn a_pass_that_fails_keeps_what_it_has_read() {
     let mut bands = 0;
     let result = frame.update(&layout, &mut damage, |offset, band| {
         bands += 1;
-        if bands > 3 {
+        if bands > 4 {
             return Err("gone");
         }
         let start = usize::try_from(offset).unwrap();

@@ -18,7 +18,7 @@ fn plain() -> Surface {
 fn unknown_formats_and_tilings_are_refused_by_name() {
     let refused = |surface: Surface| Layout::new(&surface, u64::MAX).unwrap_err().to_string();
     for (format, words) in [
-        (FourCc::C8, "format C8   has a palette, which is not told"),
+        (FourCc::C8, "format C8 has a palette, which is not told"),
         (FourCc::YUYV, "video format YUYV is not supported"),
         (FourCc::NV12, "video format NV12 is not supported"),
         (FourCc::new(b"AB4H"), "format AB4H is not supported"),
@@ -28,8 +28,14 @@ fn unknown_formats_and_tilings_are_refused_by_name() {
         assert_eq!(refused(surface), words);
     }
     for (modifier, words) in [
-        (Modifier::INVALID, "tiling unknown (0xffffffffffffff) is not supported"),
-        (Modifier::YF_TILED, "tiling Intel Yf (0x100000000000003) is not supported"),
+        (
+            Modifier::INVALID,
+            "tiling unknown (0xffffffffffffff) is not supported",
+        ),
+        (
+            Modifier::YF_TILED,
+            "tiling Intel Yf (0x100000000000003) is not supported",
+        ),
         (
             Modifier::Y_TILED_CCS,
             "compressed memory (Intel Y with compression (0x100000000000004)) is not supported",
@@ -38,11 +44,23 @@ fn unknown_formats_and_tilings_are_refused_by_name() {
             Modifier(1 << 56 | 7),
             "compressed memory (Intel gen12 Y with media compression (0x100000000000007)) is not supported",
         ),
-        (Modifier(1 << 56 | 9), "tiling Intel 4 (0x100000000000009) is not supported"),
-        (Modifier(3 << 56 | 0x10), "tiling NVIDIA (0x300000000000010) is not supported"),
-        (Modifier(2 << 56 | 1), "tiling AMD (0x200000000000001) is not supported"),
+        (
+            Modifier(1 << 56 | 9),
+            "tiling Intel 4 (0x100000000000009) is not supported",
+        ),
+        (
+            Modifier(3 << 56 | 0x10),
+            "tiling NVIDIA (0x300000000000010) is not supported",
+        ),
+        (
+            Modifier(2 << 56 | 1),
+            "tiling AMD (0x200000000000001) is not supported",
+        ),
     ] {
-        let surface = Surface { modifier, ..plain() };
+        let surface = Surface {
+            modifier,
+            ..plain()
+        };
         assert_eq!(refused(surface), words);
     }
 }
@@ -53,11 +71,25 @@ fn numbers_that_cannot_be_are_refused_with_themselves() {
     assert_eq!(new(plain(), PLAIN), Ok(PLAIN));
     assert_eq!(
         new(plain(), PLAIN - 1),
-        Err(Refusal::Outside { end: PLAIN, size: PLAIN - 1 })
+        Err(Refusal::Outside {
+            end: PLAIN,
+            size: PLAIN - 1
+        })
     );
-    for (width, height) in [(0, 64), (64, 0), (WIDTH_MAX + 1, 1), (1, HEIGHT_MAX + 1), (WIDTH_MAX, HEIGHT_MAX)] {
+    for (width, height) in [
+        (0, 64),
+        (64, 0),
+        (WIDTH_MAX + 1, 1),
+        (1, HEIGHT_MAX + 1),
+        (WIDTH_MAX, HEIGHT_MAX),
+    ] {
         let stride = u32::MAX;
-        let surface = Surface { width, height, stride, ..plain() };
+        let surface = Surface {
+            width,
+            height,
+            stride,
+            ..plain()
+        };
         assert_eq!(new(surface, u64::MAX), Err(Refusal::Size { width, height }));
     }
     let stride = 255;
@@ -67,39 +99,89 @@ fn numbers_that_cannot_be_are_refused_with_themselves() {
     );
     // What is left of the picture is in the line too, whatever its size.
     assert_eq!(
-        new(Surface { x: u32::MAX, ..plain() }, u64::MAX),
-        Err(Refusal::Stride { stride: 256, line: (u64::from(u32::MAX) + 64) * 4 })
+        new(
+            Surface {
+                x: u32::MAX,
+                ..plain()
+            },
+            u64::MAX
+        ),
+        Err(Refusal::Stride {
+            stride: 256,
+            line: (u64::from(u32::MAX) + 64) * 4
+        })
     );
-    let x_tiled = Surface { modifier: Modifier::X_TILED, ..plain() };
+    let x_tiled = Surface {
+        modifier: Modifier::X_TILED,
+        ..plain()
+    };
     assert_eq!(
-        new(Surface { stride: 513, ..x_tiled }, u64::MAX),
-        Err(Refusal::StrideUnit { stride: 513, unit: 512 })
+        new(
+            Surface {
+                stride: 513,
+                ..x_tiled
+            },
+            u64::MAX
+        ),
+        Err(Refusal::StrideUnit {
+            stride: 513,
+            unit: 512
+        })
     );
-    let tiled = Surface { stride: 512, ..x_tiled };
+    let tiled = Surface {
+        stride: 512,
+        ..x_tiled
+    };
     assert_eq!(new(tiled, u64::MAX), Ok(512 * 64));
     assert_eq!(new(Surface { y: 1, ..tiled }, u64::MAX), Ok(512 * 72));
     assert_eq!(
-        new(Surface { offset: 64, ..tiled }, u64::MAX),
+        new(
+            Surface {
+                offset: 64,
+                ..tiled
+            },
+            u64::MAX
+        ),
         Err(Refusal::Offset { offset: 64 })
     );
     let far = u64::MAX - 4095;
     assert_eq!(
-        new(Surface { offset: far, ..tiled }, u64::MAX - 1),
-        Err(Refusal::Outside { end: u64::MAX, size: u64::MAX - 1 })
+        new(
+            Surface {
+                offset: far,
+                ..tiled
+            },
+            u64::MAX - 1
+        ),
+        Err(Refusal::Outside {
+            end: u64::MAX,
+            size: u64::MAX - 1
+        })
     );
-    let lines = Surface { y: u32::MAX, ..plain() };
+    let lines = Surface {
+        y: u32::MAX,
+        ..plain()
+    };
     assert_eq!(
         new(lines, 1 << 20),
-        Err(Refusal::Outside { end: (u64::from(u32::MAX) + 63) * 256 + 256, size: 1 << 20 })
+        Err(Refusal::Outside {
+            end: (u64::from(u32::MAX) + 63) * 256 + 256,
+            size: 1 << 20
+        })
     );
 }
 
 fn any_surface() -> impl Strategy<Value = Surface> {
     let format = prop_oneof![
-        Just(FourCc::XRGB8888), Just(FourCc::RGB888), Just(FourCc::RGB565), Just(FourCc::R8),
+        Just(FourCc::XRGB8888),
+        Just(FourCc::RGB888),
+        Just(FourCc::RGB565),
+        Just(FourCc::R8),
     ];
     let modifier = prop_oneof![
-        Just(Modifier::LINEAR), Just(Modifier::X_TILED), Just(Modifier::Y_TILED),
+        Just(Modifier::LINEAR),
+        Just(Modifier::X_TILED),
+        Just(Modifier::Y_TILED),
     ];
     let place = (0u32..300, 0u32..300, 0u64..3);
     (format, modifier, 1u32..9000, 1u32..80, 0u32..20_000, place).prop_map(

@@ -8,7 +8,11 @@ use super::{linear, update};
 fn cursor(hot_spot: Option<HotSpot>) -> Cursor {
     let mut frame = Frame::new(4, 2).unwrap();
     let line = [0xFFFF_FFFFu32, 0x8080_0000, 0, 0xFF00_0000];
-    let memory: Vec<u8> = [line, line].concat().into_iter().flat_map(u32::to_le_bytes).collect();
+    let memory: Vec<u8> = [line, line]
+        .concat()
+        .into_iter()
+        .flat_map(u32::to_le_bytes)
+        .collect();
     update(&mut frame, &linear(FourCc::ARGB8888, 4, 2, 16), &memory);
     Cursor::new(&frame, hot_spot).unwrap()
 }
@@ -87,12 +91,18 @@ fn a_hot_spot_that_is_not_known_is_not_guessed() {
     assert_eq!(HotSpot::from_wire(u32::MAX, u32::MAX, 64, 64), None);
     assert_eq!(HotSpot::from_wire(3, u32::MAX, 64, 64), None);
     assert_eq!(HotSpot::from_wire(64, 0, 64, 64), None);
-    assert_eq!(HotSpot::from_wire(3, 63, 64, 64), Some(HotSpot { x: 3, y: 63 }));
+    assert_eq!(
+        HotSpot::from_wire(3, 63, 64, 64),
+        Some(HotSpot { x: 3, y: 63 })
+    );
     let outside = HotSpot { x: 4, y: 0 };
     assert_eq!(cursor(Some(outside)).hot_spot(), None);
 }
 
 #[test]
 fn places_of_the_kernel_have_signs() {
-    assert_eq!(Position::from_wire(0xFFFF_FFFD, 7), Position { x: -3, y: 7 });
+    assert_eq!(
+        Position::from_wire(0xFFFF_FFFD, 7),
+        Position { x: -3, y: 7 }
+    );
 }

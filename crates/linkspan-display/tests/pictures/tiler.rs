@@ -49,7 +49,12 @@ fn a_tile_becomes_lines() {
         let lines = noise(TILE_BYTES);
         let tile = tiled(tiling, &lines, width);
         let mut back = vec![0; pitch * tiling.height()];
-        untile(tiling, tile.as_slice().try_into().unwrap(), &mut back, pitch);
+        untile(
+            tiling,
+            tile.as_slice().try_into().unwrap(),
+            &mut back,
+            pitch,
+        );
         for (line, bytes) in lines.chunks(width).zip(back.chunks(pitch)) {
             assert_eq!(line, &bytes[..width], "{tiling}");
         }

@@ -89,7 +89,10 @@ impl Client {
         let mut bytes = Bytes(bytes);
         self.width = bytes.u16().into();
         self.height = bytes.u16().into();
-        assert_eq!(bytes.take(16), [32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]);
+        assert_eq!(
+            bytes.take(16),
+            [32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]
+        );
         let len = bytes.u32() as usize;
         self.name = String::from_utf8(bytes.take(len).to_vec()).unwrap();
         assert!(bytes.0.is_empty());
@@ -132,13 +135,23 @@ impl Client {
                 let len = place[2] * place[3];
                 let pixels = bytes.take(len * usize::from(self.format.bits / 8)).to_vec();
                 let mask = bytes.take(place[2].div_ceil(8) * place[3]).to_vec();
-                self.shape = Some(Shape { spot: (x, y), size: (width, height), pixels, mask });
+                self.shape = Some(Shape {
+                    spot: (x, y),
+                    size: (width, height),
+                    pixels,
+                    mask,
+                });
             }
             -314 => {
                 assert_eq!(bytes.u32(), 0, "the pixels of the pointer are raw");
                 let pixels = bytes.take(place[2] * place[3] * 4).to_vec();
                 let mask = Vec::new();
-                self.shape = Some(Shape { spot: (x, y), size: (width, height), pixels, mask });
+                self.shape = Some(Shape {
+                    spot: (x, y),
+                    size: (width, height),
+                    pixels,
+                    mask,
+                });
             }
             -232 => self.places.push((x, y)),
             -223 => self.resize(place[2], place[3]),
@@ -172,7 +185,13 @@ impl Client {
         }
     }
 
-    fn decode(&mut self, encoding: i32, width: usize, height: usize, bytes: &mut Bytes<'_>) -> Vec<u32> {
+    fn decode(
+        &mut self,
+        encoding: i32,
+        width: usize,
+        height: usize,
+        bytes: &mut Bytes<'_>,
+    ) -> Vec<u32> {
         let each = usize::from(self.format.bits / 8);
         match encoding {
             0 => self.values(bytes.take(width * height * each), Width::Whole),
@@ -208,11 +227,17 @@ impl Client {
     fn compact(&self) -> (usize, usize) {
         let format = &self.format;
         let all = usize::from(format.bits / 8);
-        let white = (0..3).fold(0u32, |all, at| all | u32::from(format.max[at]) << format.shift[at]);
+        let white = (0..3).fold(0u32, |all, at| {
+            all | u32::from(format.max[at]) << format.shift[at]
+        });
         if format.bits != 32 || format.depth > 24 {
             return (0, all);
         }
-        let bytes = if format.big_endian { white.to_be_bytes() } else { white.to_le_bytes() };
+        let bytes = if format.big_endian {
+            white.to_be_bytes()
+        } else {
+            white.to_le_bytes()
+        };
         match (bytes[0], bytes[3]) {
             (_, 0) => (0, 3),
             (0, _) => (1, 4),
@@ -233,18 +258,29 @@ impl Client {
     fn values(&self, bytes: &[u8], width: Width) -> Vec<u32> {
         let value = |bytes: &[u8]| {
             if self.format.big_endian {
-                bytes.iter().fold(0u32, |value, byte| value << 8 | u32::from(*byte))
+                bytes
+                    .iter()
+                    .fold(0u32, |value, byte| value << 8 | u32::from(*byte))
             } else {
-                bytes.iter().rev().fold(0u32, |value, byte| value << 8 | u32::from(*byte))
+                bytes
+                    .iter()
+                    .rev()
+                    .fold(0u32, |value, byte| value << 8 | u32::from(*byte))
             }
         };
         let len = self.len(width);
-        assert!(bytes.len().is_multiple_of(len), "{} bytes of {len}", bytes.len());
+        assert!(
+            bytes.len().is_multiple_of(len),
+            "{} bytes of {len}",
+            bytes.len()
+        );
         let chunks = bytes.chunks(len);
         match width {
             Width::Tight if len == 3 => chunks
                 .map(|rgb| {
-                    (0..3).fold(0, |all, at| all | u32::from(rgb[at]) << self.format.shift[at])
+                    (0..3).fold(0, |all, at| {
+                        all | u32::from(rgb[at]) << self.format.shift[at]
+                    })
                 })
                 .collect(),
             Width::Compact if len == 3 => {
@@ -369,7 +405,10 @@ impl Client {
                 .flat_map(|line| (0..width).map(|x| line[x / 8] >> (7 - x % 8) & 1))
                 .map(|index| palette[usize::from(index)])
                 .collect(),
-            Some(palette) => raw.iter().map(|index| palette[usize::from(*index)]).collect(),
+            Some(palette) => raw
+                .iter()
+                .map(|index| palette[usize::from(*index)])
+                .collect(),
         }
     }
 
@@ -386,6 +425,10 @@ impl Client {
     /// Whether it has these pixels.
     pub fn shows(&self, pixels: &[u32]) -> bool {
         self.pixels.len() == pixels.len()
-            && self.pixels.iter().zip(pixels).all(|(have, pixel)| *have == self.want(*pixel))
+            && self
+                .pixels
+                .iter()
+                .zip(pixels)
+                .all(|(have, pixel)| *have == self.want(*pixel))
     }
 }

@@ -13,23 +13,80 @@ fn formats() -> Vec<PixelFormat> {
     let mut formats = vec![
         native,
         // Red lowest; the highest three bytes; in the middle; all 32 bits deep.
-        PixelFormat { shift: [0, 8, 16], ..native },
-        PixelFormat { shift: [24, 16, 8], ..native },
-        PixelFormat { shift: [20, 12, 4], max: [15, 15, 15], ..native },
-        PixelFormat { depth: 32, ..native },
-        PixelFormat { depth: 30, max: [1023; 3], shift: [20, 10, 0], ..native },
-        PixelFormat { bits: 16, depth: 16, max: [31, 63, 31], shift: [11, 5, 0], ..native },
-        PixelFormat { bits: 16, depth: 15, max: [31, 31, 31], shift: [0, 5, 10], ..native },
-        PixelFormat { bits: 8, depth: 8, max: [7, 7, 3], shift: [0, 3, 6], ..native },
-        PixelFormat { bits: 8, depth: 6, max: [3, 3, 3], shift: [4, 2, 0], ..native },
+        PixelFormat {
+            shift: [0, 8, 16],
+            ..native
+        },
+        PixelFormat {
+            shift: [24, 16, 8],
+            ..native
+        },
+        PixelFormat {
+            shift: [20, 12, 4],
+            max: [15, 15, 15],
+            ..native
+        },
+        PixelFormat {
+            depth: 32,
+            ..native
+        },
+        PixelFormat {
+            depth: 30,
+            max: [1023; 3],
+            shift: [20, 10, 0],
+            ..native
+        },
+        PixelFormat {
+            bits: 16,
+            depth: 16,
+            max: [31, 63, 31],
+            shift: [11, 5, 0],
+            ..native
+        },
+        PixelFormat {
+            bits: 16,
+            depth: 15,
+            max: [31, 31, 31],
+            shift: [0, 5, 10],
+            ..native
+        },
+        PixelFormat {
+            bits: 8,
+            depth: 8,
+            max: [7, 7, 3],
+            shift: [0, 3, 6],
+            ..native
+        },
+        PixelFormat {
+            bits: 8,
+            depth: 6,
+            max: [3, 3, 3],
+            shift: [4, 2, 0],
+            ..native
+        },
     ];
-    let big: Vec<_> = formats.iter().map(|format| PixelFormat { big_endian: true, ..*format }).collect();
+    let big: Vec<_> = formats
+        .iter()
+        .map(|format| PixelFormat {
+            big_endian: true,
+            ..*format
+        })
+        .collect();
     formats.extend(big);
     formats
 }
 
 fn set_format(pair: &mut Pair, format: PixelFormat) {
-    let mut message = vec![0, 0, 0, 0, format.bits, format.depth, format.big_endian.into(), 1];
+    let mut message = vec![
+        0,
+        0,
+        0,
+        0,
+        format.bits,
+        format.depth,
+        format.big_endian.into(),
+        1,
+    ];
     for max in format.max {
         message.extend(max.to_be_bytes());
     }
@@ -58,7 +115,9 @@ fn paint(pair: &mut Pair, seed: u32) {
     }
     pair.draw(area(200, 0, 100, 64), |_, _| noise());
     pair.draw(area(0, 130, 300, 1), |_, _| 0xFFFF_FFFF);
-    pair.draw(area(128, 140, 64, 60), |x, y| (x * 60 + y) / 11 * 0x0001_0203);
+    pair.draw(area(128, 140, 64, 60), |x, y| {
+        (x * 60 + y) / 11 * 0x0001_0203
+    });
 }
 
 #[test]
@@ -85,10 +144,15 @@ fn sizes_that_are_no_multiple_of_anything() {
             let mut pair = Pair::new(width, height);
             pair.encodings(&[encoding]);
             for modulus in [1, 2, 7, 0xFF_FFFF] {
-                pair.draw(area(0, 0, width, height), |x, y| (x * 7919 + y * 104_729) % modulus * 4099);
+                pair.draw(area(0, 0, width, height), |x, y| {
+                    (x * 7919 + y * 104_729) % modulus * 4099
+                });
                 pair.ask(true, area(0, 0, width, height));
                 assert!(pair.update());
-                assert!(pair.sees(), "encoding {encoding}, {width}x{height}, {modulus}");
+                assert!(
+                    pair.sees(),
+                    "encoding {encoding}, {width}x{height}, {modulus}"
+                );
             }
         }
     }
@@ -102,7 +166,11 @@ fn what_is_simple_is_short() {
         pair.ask(false, area(0, 0, 1920, 1080));
         assert!(pair.update());
         assert!(pair.sees());
-        assert!(pair.client.bytes < most, "{encoding}: {}", pair.client.bytes);
+        assert!(
+            pair.client.bytes < most,
+            "{encoding}: {}",
+            pair.client.bytes
+        );
     }
 }
 

@@ -11,7 +11,9 @@ fn talk(options: &Options, bytes: &[u8], split: bool) -> (Result<(), Error>, Vec
     let size = if split { 1 } else { bytes.len() };
     let mut result = Ok(());
     for part in bytes.chunks(size) {
-        result = viewer.input(part, &mut events).map(|taken| assert_eq!(taken, part.len()));
+        result = viewer
+            .input(part, &mut events)
+            .map(|taken| assert_eq!(taken, part.len()));
         out.extend_from_slice(viewer.output());
         viewer.sent(viewer.output().len());
         if result.is_err() {
@@ -56,7 +58,13 @@ fn every_version_is_spoken_as_it_wants() {
 
 #[test]
 fn what_is_not_rfb_is_refused() {
-    for version in [b"GET / HTTP/1", b"RFB 003.008\r", b"RFB 00x.008\n", b"RFB 002.002\n", b"rfb 003.008\n"] {
+    for version in [
+        b"GET / HTTP/1",
+        b"RFB 003.008\r",
+        b"RFB 00x.008\n",
+        b"RFB 002.002\n",
+        b"rfb 003.008\n",
+    ] {
         let (ended, out, _) = talk(&options(), version, false);
         assert_eq!(ended, Err(Error::Version { got: *version }));
         assert_eq!(out, b"RFB 003.008\n");

@@ -33,15 +33,37 @@ fn format(bits: u8, true_colour: u8, max: [u16; 3], shift: [u8; 3]) -> Vec<u8> {
 #[test]
 fn formats_that_are_none_are_refused_by_name() {
     let shift = [16, 8, 0];
-    assert_eq!(refused(&format(8, 0, [7, 7, 3], [0, 3, 6])), Error::ColourMap);
+    assert_eq!(
+        refused(&format(8, 0, [7, 7, 3], [0, 3, 6])),
+        Error::ColourMap
+    );
     for bits in [0, 1, 15, 24, 64, 255] {
-        assert_eq!(refused(&format(bits, 1, [255; 3], shift)), Error::BitsPerPixel { bits });
+        assert_eq!(
+            refused(&format(bits, 1, [255; 3], shift)),
+            Error::BitsPerPixel { bits }
+        );
     }
-    for (max, at) in [(0, 16), (254, 16), (256, 16), (0xFFFF, 17), (255, 25), (1, 32), (1, 255)] {
-        let want = Error::Colour { max, shift: at, bits: 32 };
+    for (max, at) in [
+        (0, 16),
+        (254, 16),
+        (256, 16),
+        (0xFFFF, 17),
+        (255, 25),
+        (1, 32),
+        (1, 255),
+    ] {
+        let want = Error::Colour {
+            max,
+            shift: at,
+            bits: 32,
+        };
         assert_eq!(refused(&format(32, 1, [max, 255, 255], [at, 8, 0])), want);
     }
-    let want = Error::Colour { max: 31, shift: 11, bits: 8 };
+    let want = Error::Colour {
+        max: 31,
+        shift: 11,
+        bits: 8,
+    };
     assert_eq!(refused(&format(8, 1, [31, 63, 31], [11, 5, 0])), want);
 }
 
@@ -49,7 +71,10 @@ fn formats_that_are_none_are_refused_by_name() {
 fn lengths_have_limits() {
     assert_eq!(
         refused(&[2, 0, 0xFF, 0xFF]),
-        Error::Encodings { count: 0xFFFF, max: 1024 }
+        Error::Encodings {
+            count: 0xFFFF,
+            max: 1024
+        }
     );
     // The extended clipboard has negative lengths, and was not offered.
     for len in [0xFFFF_FFFFu32, (16 << 20) + 1] {

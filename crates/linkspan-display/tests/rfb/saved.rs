@@ -19,7 +19,9 @@ fn streams_go_on_in_another_process() {
         pair.encodings(&[encoding, -313, -312]);
         replace(&mut pair);
         for step in 0..6u32 {
-            pair.draw(area(step * 20, 3, 64, 64), |x, y| (x * 31 + y * 17) * (step + 1) * 0x10307);
+            pair.draw(area(step * 20, 3, 64, 64), |x, y| {
+                (x * 31 + y * 17) * (step + 1) * 0x10307
+            });
             replace(&mut pair);
             pair.ask(true, area(0, 0, 200, 100));
             replace(&mut pair);
@@ -117,7 +119,10 @@ fn bytes_that_are_no_viewer_are_refused() {
     }
     let long = [&good[..], &[0]].concat();
     let got = long.len();
-    assert_eq!(Viewer::restore(&options(), &long).unwrap_err(), RestoreError::Length { got });
+    assert_eq!(
+        Viewer::restore(&options(), &long).unwrap_err(),
+        RestoreError::Length { got }
+    );
     // Any byte may be any: no panic, and what is taken up can be used.
     for at in 0..good.len() {
         for change in [1, 0x80, 0xFF] {

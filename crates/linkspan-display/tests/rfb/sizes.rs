@@ -73,7 +73,13 @@ fn a_client_may_ask_for_a_size_and_hears_what_came_of_it() {
     assert!(pair.update());
     pair.client.sizes.clear();
     pair.say(&ask(1024, 768));
-    assert_eq!(pair.events, [Event::Resize { width: 1024, height: 768 }]);
+    assert_eq!(
+        pair.events,
+        [Event::Resize {
+            width: 1024,
+            height: 768
+        }]
+    );
     resize(&mut pair, 1024, 768);
     pair.viewer.answer_size(SizeAnswer::Done);
     pair.ask(true, area(0, 0, 640, 480));
@@ -93,7 +99,10 @@ fn a_client_may_ask_for_a_size_and_hears_what_came_of_it() {
     pair.say(&ask(0, 768));
     pair.ask(true, area(0, 0, 1024, 768));
     assert!(pair.update());
-    assert_eq!((pair.client.sizes.pop(), pair.events.len()), (Some((1, 3)), 0));
+    assert_eq!(
+        (pair.client.sizes.pop(), pair.events.len()),
+        (Some((1, 3)), 0)
+    );
 }
 
 #[test]

@@ -37,7 +37,9 @@ pub enum GttError {
         pages: u64,
     },
     /// It ends behind the table.
-    #[error("graphics address {address:#x} with {pages} pages is outside of a table of {entries} entries")]
+    #[error(
+        "graphics address {address:#x} with {pages} pages is outside of a table of {entries} entries"
+    )]
     Outside {
         /// Where.
         address: u64,
@@ -55,7 +57,9 @@ pub enum GttError {
         entry: u64,
     },
     /// A page of it is none of the guest's memory.
-    #[error("graphics address {address:#x} is guest address {page:#x}, where the guest has no memory")]
+    #[error(
+        "graphics address {address:#x} is guest address {page:#x}, where the guest has no memory"
+    )]
     NoMemory {
         /// Of the page.
         address: u64,

@@ -18,9 +18,7 @@ mod gtt;
 mod opregion;
 mod registers;
 
-pub use gtt::{
-    ENTRIES_OFFSET, GttError, PAGE, PAGES_MAX, Piece, address_of, pages_of, pieces,
-};
+pub use gtt::{ENTRIES_OFFSET, GttError, PAGE, PAGES_MAX, Piece, address_of, pages_of, pieces};
 pub use opregion::{OPREGION_SUBTYPE, OPREGION_TYPE, OpRegion, OpRegionError, opregion};
 use registers as reg;
 
@@ -138,7 +136,11 @@ pub struct Found {
 /// All planes of all enabled pipes. `read` gives the register at an offset below
 /// [`REGISTERS_BYTES`]; each is read once.
 pub fn planes(generation: Generation, read: impl FnMut(u32) -> u32) -> Vec<Found> {
-    let mut engine = Engine { generation, read };
+    let mut engine = Engine {
+        generation,
+        read,
+        hot: None,
+    };
     let embedded = engine.embedded();
     let mut found = Vec::new();
     for pipe in Pipe::ALL {
@@ -153,6 +155,8 @@ pub fn planes(generation: Generation, read: impl FnMut(u32) -> u32) -> Vec<Found
 struct Engine<R> {
     generation: Generation,
     read: R,
+    /// What PVINFO says, which is the same for every pipe.
+    hot: Option<(u32, u32)>,
 }
 
 /// A sprite's number on Broadwell, where there is one on each pipe.
@@ -378,7 +382,11 @@ impl<R: FnMut(u32) -> u32> Engine<R> {
         };
         const { assert!(Cursor::MAX >= 256, "every pointer fits") };
         let position = reg::signed_place(self.at(reg::CURPOS, pipe));
-        let (x, y) = ((self.read)(reg::CURSOR_X_HOT), (self.read)(reg::CURSOR_Y_HOT));
+        let read = &mut self.read;
+        let hot = self
+            .hot
+            .get_or_insert_with(|| (read(reg::CURSOR_X_HOT), read(reg::CURSOR_Y_HOT)));
+        let (x, y) = *hot;
         let hot_spot = HotSpot::from_wire(x, y, width, height);
         let address = self.at(reg::CURBASE, pipe);
         shown(surface, address, position, hot_spot)
