@@ -12,7 +12,7 @@ use linkspan_mem::Kernel;
 use crate::damage::{TILE, Tiles};
 use crate::fourcc::FourCc;
 use crate::layout::{Band, Layout};
-use crate::tiling::{TILE_BYTES, Tiling, line_of_y};
+use crate::tiling::{TILE_BYTES, Tiling, untile_y};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +185,8 @@ pub(crate) struct Merge<'a> {
     pub(crate) band: Band,
     /// The bytes of the band.
     pub(crate) bytes: &'a [u8],
+    /// Room for a tile.
+    pub(crate) scratch: &'a mut [u8; TILE_BYTES],
     /// All that is known, `0xAARRGGBB` each.
     pub(crate) pixels: &'a mut [u32],
     /// Where tiles are marked in which something differs.
@@ -228,21 +230,19 @@ impl Merge<'_> {
     fn with<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
         let width = self.layout.surface().width as usize;
         let pitch = self.layout.pitch(self.band);
-        for line in self.layout.lines(self.band) {
-            let known = &mut self.pixels[line.y * width..][..width];
-            let columns = self.damage.row_mut(line.y);
-            if self.layout.tiling() == Tiling::Y {
-                let Some(tile) = self.bytes.first_chunk::<TILE_BYTES>() else {
-                    return;
-                };
-                let bytes = line_of_y(tile, line.row);
-                let src = &bytes.as_flattened()[line.start..line.start + line.len];
-                run(src, known, line.x, columns, &pixel);
-            } else {
-                let start = line.row * pitch + line.start;
-                let src = &self.bytes[start..start + line.len];
-                run(src, known, line.x, columns, &pixel);
+        let bytes = match (self.layout.tiling(), self.bytes.first_chunk()) {
+            // Not line by line: what was just stored in halves is slow to load as a whole.
+            (Tiling::Y, Some(tile)) => {
+                untile_y(tile, self.scratch, pitch);
+                &self.scratch[..]
             }
+            _ => self.bytes,
+        };
+        for line in self.layout.lines::<N>(self.band) {
+            let start = line.row * pitch + line.start;
+            let src = &bytes[start..start + line.len];
+            let known = &mut self.pixels[line.y * width..][..width];
+            run(src, known, line.x, self.damage.row_mut(line.y), &pixel);
         }
     }
 }

@@ -11,6 +11,7 @@ use linkspan_mem::wide;
 use crate::damage::{Rectangle, Tiles};
 use crate::format::Merge;
 use crate::layout::{BAND_MAX, Layout};
+use crate::tiling::TILE_BYTES;
 
 /// The pixels of a picture, `0xAARRGGBB` each, line by line. All viewers share it.
 #[derive(Debug)]
@@ -102,14 +103,15 @@ impl Frame {
         let surface = layout.surface();
         assert_eq!((surface.width, surface.height), (self.width, self.height));
         assert_eq!(damage.screen(), self.area());
+        let (mut bytes, mut scratch) = ([0; BAND_MAX], [0; TILE_BYTES]);
         for band in layout.bands() {
-            let mut bytes = [0; BAND_MAX];
             let bytes = &mut bytes[..band.len];
             read(band.offset, bytes)?;
             wide(Merge {
                 layout,
                 band,
                 bytes,
+                scratch: &mut scratch,
                 pixels: &mut self.pixels,
                 damage,
             });

@@ -224,92 +224,114 @@ impl Layout {
 
     /// The bands that are all of it, in the order of memory.
     pub fn bands(&self) -> impl Iterator<Item = Band> + use<> {
-        let layout = *self;
-        let first = layout.first_row();
-        let mut next = Some((first, 0));
+        let grid = self.grid();
+        let mut next = Some((grid.first_row, 0));
         core::iter::from_fn(move || {
             let (row, part) = next?;
-            let band = layout.band(row, part);
-            next = match (part + 1 < layout.parts(), band.next_row) {
+            let band = grid.band(row, part);
+            next = match (part + 1 < grid.parts, band.next_row) {
                 (true, _) => Some((row, part + 1)),
-                (false, row) if row < layout.last_row() => Some((row, 0)),
+                (false, row) if row < grid.last_row => Some((row, 0)),
                 _ => None,
             };
             Some(band)
         })
     }
 
-    fn bytes(&self) -> usize {
-        self.format.bytes
-    }
-
-    fn stride(&self) -> usize {
-        self.surface.stride as usize
-    }
-
-    /// The line of the surface, or row of tiles, with which the picture begins.
-    fn first_row(&self) -> usize {
-        self.surface.y as usize / self.tiling.height()
-    }
-
-    /// The one behind its last.
-    fn last_row(&self) -> usize {
-        (self.surface.y as usize + self.surface.height as usize).div_ceil(self.tiling.height())
-    }
-
-    /// The bytes of a line that are the picture, from `start` to `end`.
+    /// The bytes of a line that are the picture, from the first to behind the last.
+    #[inline(always)]
     fn line(&self) -> (usize, usize) {
-        let start = self.surface.x as usize * self.bytes();
-        (start, start + self.surface.width as usize * self.bytes())
+        let start = self.surface.x as usize * self.format.bytes;
+        (
+            start,
+            start + self.surface.width as usize * self.format.bytes,
+        )
     }
 
-    /// Bytes of a part of a line that is read at once; whole columns of damage.
-    fn piece(&self) -> usize {
-        BAND_MAX / self.bytes() / TILE * TILE * self.bytes()
-    }
-
-    /// How many bands lie side by side.
-    fn parts(&self) -> usize {
+    fn grid(&self) -> Grid {
         let (start, end) = self.line();
-        if self.tiling == Tiling::Linear {
-            return (end - start).div_ceil(self.piece());
+        let (width, height) = (self.tiling.width_bytes(), self.tiling.height());
+        let stride = self.surface.stride as usize;
+        let top = self.surface.y as usize;
+        let bytes = self.format.bytes;
+        let linear = self.tiling == Tiling::Linear;
+        // Parts of a line are whole columns of damage.
+        let piece = match linear {
+            true => BAND_MAX / bytes / TILE * TILE * bytes,
+            false => width,
+        };
+        let start = if linear { start } else { start / width * width };
+        let parts = (end - start).div_ceil(piece);
+        // As many lines as fit, if each is read whole.
+        let lines = match parts {
+            1 if linear => 1 + (BAND_MAX - (end - start)) / stride,
+            _ => 1,
+        };
+        Grid {
+            offset: self.surface.offset,
+            linear,
+            stride,
+            height,
+            start,
+            end,
+            piece,
+            parts,
+            lines,
+            first_row: top / height,
+            last_row: (top + self.surface.height as usize).div_ceil(height),
         }
-        let width = self.tiling.width_bytes();
-        end.div_ceil(width) - start / width
     }
+}
 
+/// A layout cut into bands.
+#[derive(Clone, Copy)]
+struct Grid {
+    offset: u64,
+    linear: bool,
+    stride: usize,
+    /// Lines of a row: of one line, or of tiles.
+    height: usize,
+    /// The first byte of a line, or of its first tile.
+    start: usize,
+    /// The one behind its last.
+    end: usize,
+    /// Bytes of a line in a band.
+    piece: usize,
+    /// Bands side by side.
+    parts: usize,
+    /// Rows of a band.
+    lines: usize,
+    /// The line of the surface, or row of tiles, with which the picture begins.
+    first_row: usize,
+    /// The one behind its last.
+    last_row: usize,
+}
+
+impl Grid {
+    #[inline]
     fn band(&self, row: usize, part: usize) -> Band {
-        let (start, end) = self.line();
-        let stride = self.stride();
-        if self.tiling == Tiling::Linear {
-            let from = start + part * self.piece();
-            let to = end.min(from + self.piece());
-            // As many lines as fit, if each is read whole.
-            let lines = if self.parts() == 1 {
-                1 + (BAND_MAX - (to - from)) / stride
-            } else {
-                1
-            };
-            let lines = lines.min(self.last_row() - row);
+        let from = self.start + part * self.piece;
+        if self.linear {
+            let to = self.end.min(from + self.piece);
+            let lines = self.lines.min(self.last_row - row);
             return Band {
-                offset: self.surface.offset + (row * stride + from) as u64,
-                len: (lines - 1) * stride + (to - from),
+                offset: self.offset + (row * self.stride + from) as u64,
+                len: (lines - 1) * self.stride + (to - from),
                 row,
                 next_row: row + lines,
                 from,
                 to,
             };
         }
-        let width = self.tiling.width_bytes();
-        let tile = start / width + part;
-        let place = row * self.tiling.height() * stride + tile * TILE_BYTES;
+        // So many lines of a tile are one tile.
+        let place = row * self.height * self.stride + from * self.height;
         Band {
-            offset: self.surface.offset + place as u64,
+            offset: self.offset + place as u64,
             len: TILE_BYTES,
             row,
             next_row: row + 1,
-            from: tile * width,
-            to: (tile + 1) * width,
+            from,
+            to: from + self.piece,
         }
     }
 }
@@ -347,22 +369,21 @@ pub(crate) struct Line {
 }
 
 impl Layout {
-    /// Bytes from a line of a band to the next one; a Y tile has none.
+    /// Bytes from a line of a band to the next one.
     #[inline(always)]
     pub(crate) fn pitch(&self, band: Band) -> usize {
         match self.tiling {
-            Tiling::Linear => self.stride(),
+            Tiling::Linear => self.surface.stride as usize,
             // A tile is a band, and has its lines one after the other.
             Tiling::X | Tiling::Y => band.to - band.from,
         }
     }
 
-    /// The lines of the picture in a band.
+    /// The lines of the picture in a band, of pixels of `N` bytes.
     #[inline(always)]
-    pub(crate) fn lines(&self, band: Band) -> impl Iterator<Item = Line> + use<> {
+    pub(crate) fn lines<const N: usize>(&self, band: Band) -> impl Iterator<Item = Line> + use<N> {
         let (start, end) = self.line();
         let (from, to) = (band.from.max(start), band.to.min(end));
-        let bytes = self.bytes();
         let top = self.surface.y as usize;
         let first = band.row * self.tiling.height();
         let lines = first.max(top)
@@ -371,7 +392,7 @@ impl Layout {
             row: line - first,
             start: from - band.from,
             len: to - from,
-            x: (from - start) / bytes,
+            x: (from - start) / N,
             y: line - top,
         })
     }

@@ -22,9 +22,8 @@ pub enum Tiling {
     Y,
 }
 
-/// Bytes of a column of a Y tile, and columns of one.
+/// Bytes of a column of a Y tile.
 const COLUMN: usize = 16;
-const COLUMNS: usize = Tiling::Y.width_bytes() / COLUMN;
 
 impl Tiling {
     /// What this modifier says, if it is one that is read.
@@ -75,26 +74,36 @@ impl fmt::Display for Tiling {
     }
 }
 
-/// A line of a Y tile.
-#[inline(always)]
-pub(crate) fn line_of_y(tile: &[u8; TILE_BYTES], y: usize) -> [[u8; COLUMN]; COLUMNS] {
-    let (columns, _) = tile.as_chunks::<COLUMN>();
-    let (columns, _) = columns.as_chunks::<{ Tiling::Y.height() }>();
-    core::array::from_fn(|column| columns[column][y])
-}
-
 /// Makes lines of a tile, `pitch` bytes from each other in `lines`.
 ///
 /// # Panics
 /// If they do not fit there, or nothing is tiled.
 pub fn untile(tiling: Tiling, tile: &[u8; TILE_BYTES], lines: &mut [u8], pitch: usize) {
-    let width = tiling.width_bytes();
-    for y in 0..tiling.height() {
-        let line = &mut lines[y * pitch..][..width];
-        match tiling {
-            Tiling::Linear => panic!("lines are no tiles"),
-            Tiling::X => line.copy_from_slice(&tile[y * width..][..width]),
-            Tiling::Y => line.copy_from_slice(line_of_y(tile, y).as_flattened()),
+    const WIDTH: usize = Tiling::X.width_bytes();
+    match tiling {
+        Tiling::Linear => panic!("lines are no tiles"),
+        Tiling::X => {
+            for (y, line) in tile.as_chunks::<WIDTH>().0.iter().enumerate() {
+                lines[y * pitch..][..WIDTH].copy_from_slice(line);
+            }
+        }
+        Tiling::Y => untile_y(tile, lines, pitch),
+    }
+}
+
+#[inline(always)]
+pub(crate) fn untile_y(tile: &[u8; TILE_BYTES], lines: &mut [u8], pitch: usize) {
+    const HEIGHT: usize = Tiling::Y.height();
+    const COLUMNS: usize = Tiling::Y.width_bytes() / COLUMN;
+    let (pieces, _) = tile.as_chunks::<COLUMN>();
+    let (columns, _) = pieces.as_chunks::<HEIGHT>();
+    let Some(columns) = columns.first_chunk::<COLUMNS>() else {
+        return;
+    };
+    for y in 0..HEIGHT {
+        let line = &mut lines[y * pitch..][..COLUMNS * COLUMN];
+        for (piece, column) in line.as_chunks_mut::<COLUMN>().0.iter_mut().zip(columns) {
+            *piece = column[y];
         }
     }
 }

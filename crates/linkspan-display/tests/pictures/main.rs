@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use linkspan_display::{FourCc, Frame, Layout, Modifier, Surface, Tiles};
 
 /// A picture line by line from byte 0 on.
-pub fn linear(format: FourCc, width: u32, height: u32, stride: u32) -> Surface {
+fn linear(format: FourCc, width: u32, height: u32, stride: u32) -> Surface {
     Surface {
         format,
         modifier: Modifier::LINEAR,
@@ -26,7 +26,7 @@ pub fn linear(format: FourCc, width: u32, height: u32, stride: u32) -> Surface {
 }
 
 /// Brings `frame` up to date from `memory`; says what has changed.
-pub fn update(frame: &mut Frame, surface: &Surface, memory: &[u8]) -> Tiles {
+fn update(frame: &mut Frame, surface: &Surface, memory: &[u8]) -> Tiles {
     let layout = Layout::new(surface, memory.len() as u64).unwrap();
     let mut damage = Tiles::new(surface.width, surface.height);
     let mut end = 0;
@@ -43,14 +43,14 @@ pub fn update(frame: &mut Frame, surface: &Surface, memory: &[u8]) -> Tiles {
 }
 
 /// The picture in `memory`.
-pub fn picture(surface: &Surface, memory: &[u8]) -> Vec<u32> {
+fn picture(surface: &Surface, memory: &[u8]) -> Vec<u32> {
     let mut frame = Frame::new(surface.width, surface.height).unwrap();
     update(&mut frame, surface, memory);
     frame.pixels().to_vec()
 }
 
 /// Bytes that differ from their neighbours, without a short period.
-pub fn noise(len: usize) -> Vec<u8> {
+fn noise(len: usize) -> Vec<u8> {
     let mut state = 0x2545_F491u32;
     let next = || {
         state ^= state << 13;

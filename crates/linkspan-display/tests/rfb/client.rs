@@ -249,7 +249,11 @@ impl Client {
         match width {
             Width::Whole => usize::from(self.format.bits / 8),
             Width::Compact => self.compact().1 - self.compact().0,
-            Width::Tight if self.format.depth == 24 && self.format.bits == 32 => 3,
+            Width::Tight
+                if (self.format.bits, self.format.depth, self.format.max) == (32, 24, [255; 3]) =>
+            {
+                3
+            }
             Width::Tight => usize::from(self.format.bits / 8),
         }
     }

@@ -14,7 +14,7 @@ use client::Client;
 use linkspan_display::rfb::{Event, Options, Security, Viewer};
 use linkspan_display::{Frame, Rectangle, Tiles};
 
-pub fn options() -> Options {
+fn options() -> Options {
     Options {
         name: "guest".into(),
         security: Security::None,
@@ -22,7 +22,7 @@ pub fn options() -> Options {
     }
 }
 
-pub fn area(x: u32, y: u32, width: u32, height: u32) -> Rectangle {
+fn area(x: u32, y: u32, width: u32, height: u32) -> Rectangle {
     Rectangle {
         x,
         y,
@@ -32,16 +32,16 @@ pub fn area(x: u32, y: u32, width: u32, height: u32) -> Rectangle {
 }
 
 /// A screen, one viewer of it, and the client at the other end.
-pub struct Pair {
-    pub frame: Frame,
-    pub viewer: Viewer,
-    pub client: Client,
-    pub events: Vec<Event>,
+struct Pair {
+    frame: Frame,
+    viewer: Viewer,
+    client: Client,
+    events: Vec<Event>,
 }
 
 impl Pair {
     /// Connected, and past everything that is said before messages.
-    pub fn new(width: u32, height: u32) -> Self {
+    fn new(width: u32, height: u32) -> Self {
         let mut pair = Self {
             frame: Frame::new(width, height).unwrap(),
             viewer: Viewer::new(&options(), width, height),
@@ -62,20 +62,20 @@ impl Pair {
     }
 
     /// What the viewer has to send.
-    pub fn taken(&mut self) -> Vec<u8> {
+    fn taken(&mut self) -> Vec<u8> {
         let bytes = self.viewer.output().to_vec();
         self.viewer.sent(bytes.len());
         bytes
     }
 
     /// The client says this, and all of it is taken.
-    pub fn say(&mut self, bytes: &[u8]) {
+    fn say(&mut self, bytes: &[u8]) {
         let taken = self.viewer.input(bytes, &mut self.events).unwrap();
         assert_eq!(taken, bytes.len());
     }
 
     /// Lists encodings.
-    pub fn encodings(&mut self, list: &[i32]) {
+    fn encodings(&mut self, list: &[i32]) {
         let mut message = vec![2, 0];
         message.extend(u16::try_from(list.len()).unwrap().to_be_bytes());
         message.extend(list.iter().flat_map(|number| number.to_be_bytes()));
@@ -84,7 +84,7 @@ impl Pair {
     }
 
     /// Asks for an update.
-    pub fn ask(&mut self, incremental: bool, area: Rectangle) {
+    fn ask(&mut self, incremental: bool, area: Rectangle) {
         let mut message = vec![3, incremental.into()];
         for side in [area.x, area.y, area.width, area.height] {
             message.extend(u16::try_from(side).unwrap().to_be_bytes());
@@ -93,13 +93,13 @@ impl Pair {
     }
 
     /// The client hears what there is.
-    pub fn hear(&mut self) {
+    fn hear(&mut self) {
         let bytes = self.taken();
         self.client.take(&bytes);
     }
 
     /// Sends an update if one is wanted, and says whether it was; the client has the picture.
-    pub fn update(&mut self) -> bool {
+    fn update(&mut self) -> bool {
         let wanted = self.viewer.wants_update();
         let scene = linkspan_display::Scene::of(&self.frame);
         assert_eq!(self.viewer.update(&scene), wanted);
@@ -108,7 +108,7 @@ impl Pair {
     }
 
     /// Draws this into a part of the screen and tells the viewer.
-    pub fn draw(&mut self, part: Rectangle, mut pixel: impl FnMut(u32, u32) -> u32) {
+    fn draw(&mut self, part: Rectangle, mut pixel: impl FnMut(u32, u32) -> u32) {
         let width = self.frame.width();
         for y in part.y..part.bottom() {
             for x in part.x..part.right() {
@@ -121,7 +121,7 @@ impl Pair {
     }
 
     /// Whether the client sees the screen.
-    pub fn sees(&self) -> bool {
+    fn sees(&self) -> bool {
         self.client.shows(self.frame.pixels())
     }
 }
