@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod display;
 mod input;
 pub mod net;
 pub mod rdma;
@@ -19,9 +20,11 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("display_planes", display::planes::target),
     ("net", net::target),
     ("rdma_ddp", rdma::ddp),
     ("rdma_mpa", rdma::mpa),
+    ("rfb_input", display::rfb::target),
     ("ring_memory", ring_memory::target),
     ("smbdirect_hello", smbdirect_hello::target),
     ("uio_file", uio::target),

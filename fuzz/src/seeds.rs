@@ -1,5 +1,6 @@
 //! Where the corpora come from: small inputs, each with a name and a reason.
 
+mod display;
 mod driver;
 mod net;
 mod packed;
@@ -14,8 +15,9 @@ mod vduse;
 mod vmbus;
 
 use crate::{
-    net as net_target, rdma as rdma_target, ring_memory, uio as uio_target, vdpa as vdpa_target,
-    vduse as vduse_target, vhost_user_replies, vhost_user_stream, vmbus as vmbus_target,
+    display as display_target, net as net_target, rdma as rdma_target, ring_memory,
+    uio as uio_target, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
+    vhost_user_stream, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.
@@ -98,6 +100,15 @@ pub enum Expected {
     },
     /// A first message is this.
     Hello(&'static str),
+    /// So many pictures or updates and events, refusals, and an error that says this.
+    Display {
+        /// Pictures, or updates and events.
+        done: usize,
+        /// Refusals.
+        refused: usize,
+        /// A part of the last error, or nothing.
+        error: Option<&'static str>,
+    },
     /// What a program and its kernel asked of a device's file came to this.
     Uio(uio_target::Outcome),
     /// What a device and its kernel answered came to this.
@@ -128,6 +139,7 @@ pub fn all() -> Vec<Seed> {
         vdpa::seeds(),
         rdma::seeds(),
         smbdirect_hello::seeds(),
+        display::seeds(),
     ]
     .concat()
 }
@@ -208,6 +220,16 @@ impl Seed {
                     _ => rdma_target::run_ddp,
                 };
                 let outcome = run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
+            Expected::Display {
+                done,
+                refused,
+                error,
+            } => {
+                let outcome = display_target::run(self.target, &self.bytes);
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);

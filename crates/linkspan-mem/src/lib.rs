@@ -15,6 +15,7 @@ pub mod record;
 mod region;
 mod ring;
 mod space;
+mod wide;
 
 pub use addr::{Address, Gpa, Iova, RegionOffset, UserVa};
 pub use barrier::{observe, publish, publish_then_check};
@@ -29,3 +30,4 @@ pub use ring::{
     UsedElement, Window, WindowError,
 };
 pub use space::{AddressSpace, GuestMemory, RegionTable, Short, SpaceError, Span};
+pub use wide::{Kernel, wide};

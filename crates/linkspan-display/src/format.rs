@@ -1,0 +1,319 @@
+//! Pixel formats that are shown, and how each becomes `0xAARRGGBB`.
+//!
+//! There is one kernel: it compares the pixels of a band with what is known of them and
+//! stores what differs. A line of a band is cut at columns of damage tiles, so that inner
+//! loops have a fixed length and the compiler makes vector code of them.
+
+use alloc::string::String;
+use core::fmt::Write as _;
+
+use linkspan_mem::Kernel;
+
+use crate::damage::{TILE, Tiles};
+use crate::fourcc::FourCc;
+use crate::layout::{Band, Layout};
+use crate::tiling::{TILE_BYTES, Tiling, untile_y};
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// Its code.
+    pub fourcc: FourCc,
+    /// Its name in drm_fourcc.h, without DRM_FORMAT_.
+    pub name: &'static str,
+    /// Bytes of a pixel.
+    pub bytes: usize,
+    /// Whether it says how opaque a pixel is.
+    pub alpha: bool,
+    encoding: Encoding,
+}
+
+/// What the bytes of a pixel mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Encoding {
+    Xrgb,
+    Argb,
+    Xbgr,
+    Abgr,
+    Rgbx,
+    Rgba,
+    Bgrx,
+    Bgra,
+    Xrgb30,
+    Argb30,
+    Xbgr30,
+    Abgr30,
+    Rgb24,
+    Bgr24,
+    Rgb565,
+    Bgr565,
+    Xrgb1555,
+    Argb1555,
+    Grey,
+}
+
+const fn row(
+    fourcc: FourCc,
+    name: &'static str,
+    bytes: usize,
+    alpha: bool,
+    encoding: Encoding,
+) -> Format {
+    Format {
+        fourcc,
+        name,
+        bytes,
+        alpha,
+        encoding,
+    }
+}
+
+/// All formats that are shown.
+pub const FORMATS: &[Format] = &[
+    row(FourCc::XRGB8888, "XRGB8888", 4, false, Encoding::Xrgb),
+    row(FourCc::ARGB8888, "ARGB8888", 4, true, Encoding::Argb),
+    row(FourCc::XBGR8888, "XBGR8888", 4, false, Encoding::Xbgr),
+    row(FourCc::ABGR8888, "ABGR8888", 4, true, Encoding::Abgr),
+    row(FourCc::RGBX8888, "RGBX8888", 4, false, Encoding::Rgbx),
+    row(FourCc::RGBA8888, "RGBA8888", 4, true, Encoding::Rgba),
+    row(FourCc::BGRX8888, "BGRX8888", 4, false, Encoding::Bgrx),
+    row(FourCc::BGRA8888, "BGRA8888", 4, true, Encoding::Bgra),
+    row(
+        FourCc::XRGB2101010,
+        "XRGB2101010",
+        4,
+        false,
+        Encoding::Xrgb30,
+    ),
+    row(
+        FourCc::ARGB2101010,
+        "ARGB2101010",
+        4,
+        true,
+        Encoding::Argb30,
+    ),
+    row(
+        FourCc::XBGR2101010,
+        "XBGR2101010",
+        4,
+        false,
+        Encoding::Xbgr30,
+    ),
+    row(
+        FourCc::ABGR2101010,
+        "ABGR2101010",
+        4,
+        true,
+        Encoding::Abgr30,
+    ),
+    row(FourCc::RGB888, "RGB888", 3, false, Encoding::Rgb24),
+    row(FourCc::BGR888, "BGR888", 3, false, Encoding::Bgr24),
+    row(FourCc::RGB565, "RGB565", 2, false, Encoding::Rgb565),
+    row(FourCc::BGR565, "BGR565", 2, false, Encoding::Bgr565),
+    row(FourCc::XRGB1555, "XRGB1555", 2, false, Encoding::Xrgb1555),
+    row(FourCc::ARGB1555, "ARGB1555", 2, true, Encoding::Argb1555),
+    row(FourCc::R8, "R8", 1, false, Encoding::Grey),
+];
+
+/// The table as the book shows it.
+#[must_use]
+pub fn markdown() -> String {
+    let mut page = String::from("| fourcc | name | bytes | alpha |\n|---|---|---|---|\n");
+    for format in FORMATS {
+        let alpha = if format.alpha { "yes" } else { "no" };
+        let (fourcc, name, bytes) = (format.fourcc, format.name, format.bytes);
+        // Writing to a string does not fail.
+        let _ = writeln!(page, "| `{fourcc}` | {name} | {bytes} | {alpha} |");
+    }
+    page
+}
+
+const OPAQUE: u32 = 0xFF00_0000;
+
+/// Exchanges red and blue.
+#[inline(always)]
+const fn swapped(p: u32) -> u32 {
+    p & 0xFF00_FF00 | (p & 0xFF) << 16 | p >> 16 & 0xFF
+}
+
+/// The eight highest of ten bits in each colour; `red` and `blue` are where they begin.
+#[inline(always)]
+const fn of_30(p: u32, red: u32, blue: u32) -> u32 {
+    (p >> (red + 2) & 0xFF) << 16 | (p >> 12 & 0xFF) << 8 | p >> (blue + 2) & 0xFF
+}
+
+/// Two bits of opacity, spread over eight.
+#[inline(always)]
+const fn alpha_of_30(p: u32) -> u32 {
+    ((p >> 30) * 0x55) << 24
+}
+
+/// Five bits spread over eight.
+#[inline(always)]
+const fn five(value: u32) -> u32 {
+    let value = value & 0x1F;
+    value << 3 | value >> 2
+}
+
+#[inline(always)]
+const fn of_565(p: u32, red: u32, blue: u32) -> u32 {
+    let green = p >> 5 & 0x3F;
+    OPAQUE | five(p >> red) << 16 | (green << 2 | green >> 4) << 8 | five(p >> blue)
+}
+
+#[inline(always)]
+const fn of_1555(p: u32) -> u32 {
+    five(p >> 10) << 16 | five(p >> 5) << 8 | five(p)
+}
+
+#[inline(always)]
+fn wide(bytes: [u8; 2]) -> u32 {
+    u32::from(u16::from_le_bytes(bytes))
+}
+
+impl Format {
+    /// The format with this code, if it is shown.
+    #[must_use]
+    pub fn find(fourcc: FourCc) -> Option<&'static Self> {
+        FORMATS.iter().find(|format| format.fourcc == fourcc)
+    }
+}
+
+/// A band that is compared with what is known, which is brought up to date.
+pub(crate) struct Merge<'a> {
+    pub(crate) layout: &'a Layout,
+    pub(crate) band: Band,
+    /// The bytes of the band.
+    pub(crate) bytes: &'a [u8],
+    /// Room for a tile.
+    pub(crate) scratch: &'a mut [u8; TILE_BYTES],
+    /// All that is known, `0xAARRGGBB` each.
+    pub(crate) pixels: &'a mut [u32],
+    /// Where tiles are marked in which something differs.
+    pub(crate) damage: &'a mut Tiles,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let format = self.layout.format();
+        let word = u32::from_le_bytes;
+        match format.encoding {
+            Encoding::Xrgb => self.with(|p| OPAQUE | word(p)),
+            Encoding::Argb => self.with(word),
+            Encoding::Xbgr => self.with(|p| OPAQUE | swapped(word(p))),
+            Encoding::Abgr => self.with(|p| swapped(word(p))),
+            Encoding::Rgbx => self.with(|p| OPAQUE | word(p) >> 8),
+            Encoding::Rgba => self.with(|p| word(p).rotate_right(8)),
+            Encoding::Bgrx => self.with(|p| OPAQUE | swapped(word(p) >> 8)),
+            Encoding::Bgra => self.with(|p| swapped(word(p).rotate_right(8))),
+            Encoding::Xrgb30 => self.with(|p| OPAQUE | of_30(word(p), 20, 0)),
+            Encoding::Argb30 => self.with(|p| alpha_of_30(word(p)) | of_30(word(p), 20, 0)),
+            Encoding::Xbgr30 => self.with(|p| OPAQUE | of_30(word(p), 0, 20)),
+            Encoding::Abgr30 => self.with(|p| alpha_of_30(word(p)) | of_30(word(p), 0, 20)),
+            Encoding::Rgb24 => self.with(|[b, g, r]| word([b, g, r, 0xFF])),
+            Encoding::Bgr24 => self.with(|[r, g, b]| word([b, g, r, 0xFF])),
+            Encoding::Rgb565 => self.with(|p| of_565(wide(p), 11, 0)),
+            Encoding::Bgr565 => self.with(|p| of_565(wide(p), 0, 11)),
+            Encoding::Xrgb1555 => self.with(|p| OPAQUE | of_1555(wide(p))),
+            Encoding::Argb1555 => self.with(|p| ((wide(p) >> 15) * OPAQUE) | of_1555(wide(p))),
+            Encoding::Grey => self.with(|[v]| word([v, v, v, 0xFF])),
+        }
+    }
+}
+
+impl Merge<'_> {
+    /// Does it for pixels of `N` bytes that `pixel` converts.
+    #[inline(always)]
+    fn with<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
+        let width = self.layout.surface().width as usize;
+        let pitch = self.layout.pitch(self.band);
+        let bytes = match (self.layout.tiling(), self.bytes.first_chunk()) {
+            // Not line by line: what was just stored in halves is slow to load as a whole.
+            (Tiling::Y, Some(tile)) => {
+                untile_y(tile, self.scratch, pitch);
+                &self.scratch[..]
+            }
+            _ => self.bytes,
+        };
+        for line in self.layout.lines::<N>(self.band) {
+            let start = line.row * pitch + line.start;
+            let src = &bytes[start..start + line.len];
+            let known = &mut self.pixels[line.y * width..][..width];
+            run(src, known, line.x, self.damage.row_mut(line.y), &pixel);
+        }
+    }
+}
+
+/// One line.
+#[inline(always)]
+fn run<const N: usize>(
+    src: &[u8],
+    line: &mut [u32],
+    x: usize,
+    columns: &mut [u64],
+    pixel: &impl Fn([u8; N]) -> u32,
+) {
+    let (pixels, _) = src.as_chunks::<N>();
+    let known = &mut line[x..x + pixels.len()];
+    let mut column = x / TILE;
+    let head = (x.next_multiple_of(TILE) - x).min(pixels.len());
+    let (first, pixels) = pixels.split_at(head);
+    let (first_known, known) = known.split_at_mut(head);
+    if head > 0 {
+        mark(columns, column, ragged(first, first_known, pixel));
+        column += 1;
+    }
+    let (pixels, rest) = pixels.as_chunks::<TILE>();
+    let (known, rest_known) = known.as_chunks_mut::<TILE>();
+    for (pixels, known) in pixels.iter().zip(known) {
+        mark(columns, column, whole(pixels, known, pixel));
+        column += 1;
+    }
+    if !rest.is_empty() {
+        mark(columns, column, ragged(rest, rest_known, pixel));
+    }
+}
+
+#[inline(always)]
+fn mark(columns: &mut [u64], column: usize, differs: bool) {
+    columns[column / 64] |= u64::from(differs) << (column % 64);
+}
+
+/// A column of a line of a tile; says whether anything in it differed.
+#[inline(always)]
+fn whole<const N: usize>(
+    pixels: &[[u8; N]; TILE],
+    known: &mut [u32; TILE],
+    pixel: &impl Fn([u8; N]) -> u32,
+) -> bool {
+    let mut fresh = [0; TILE];
+    let mut differs = 0;
+    for ((fresh, bytes), known) in fresh.iter_mut().zip(pixels).zip(known.iter()) {
+        *fresh = pixel(*bytes);
+        differs |= *fresh ^ known;
+    }
+    if differs == 0 {
+        return false;
+    }
+    *known = fresh;
+    true
+}
+
+/// The same for fewer pixels.
+#[inline(always)]
+fn ragged<const N: usize>(
+    pixels: &[[u8; N]],
+    known: &mut [u32],
+    pixel: &impl Fn([u8; N]) -> u32,
+) -> bool {
+    let mut differs = 0;
+    for (bytes, known) in pixels.iter().zip(known) {
+        let value = pixel(*bytes);
+        differs |= value ^ *known;
+        *known = value;
+    }
+    differs != 0
+}

@@ -1,0 +1,31 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod cursor;
+mod damage;
+pub mod decode;
+pub mod edid;
+mod exports;
+mod format;
+mod fourcc;
+mod frame;
+mod held;
+mod layout;
+mod plane;
+pub mod rfb;
+mod tiling;
+
+pub use cursor::{Cursor, Scene};
+pub use damage::{RECTANGLES_MAX, Rectangle, TILE, Tiles};
+pub use exports::{BufferId, ExportError, Exports, NoNumbers};
+pub use format::{FORMATS, Format, markdown};
+pub use fourcc::{FourCc, Modifier};
+pub use frame::{Frame, to_bgrx, to_rgba};
+pub use held::{Held, Needed};
+pub use layout::{BAND_MAX, Band, HEIGHT_MAX, Layout, PIXELS_MAX, Refusal, Surface, WIDTH_MAX};
+pub use linkspan_mem::record::RestoreError;
+pub use plane::{HotSpot, Kind, Loss, Plane, Position};
+pub use tiling::{TILE_BYTES, Tiling, untile};

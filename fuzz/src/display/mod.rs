@@ -1,0 +1,25 @@
+//! A guest's screen: registers that describe planes (`display_planes`), and what a VNC
+//! client says (`rfb_input`).
+
+pub mod planes;
+pub mod rfb;
+
+/// What came of a script.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Pictures that were shown, or updates and events.
+    pub done: usize,
+    /// Pictures that were refused, or snapshots that were not to be had.
+    pub refused: usize,
+    /// The last error, by its words.
+    pub error: Option<String>,
+}
+
+/// Runs a script of this target.
+#[must_use]
+pub fn run(target: &str, bytes: &[u8]) -> Outcome {
+    match target {
+        "rfb_input" => rfb::run(bytes),
+        _ => planes::run(bytes),
+    }
+}
