@@ -8,7 +8,6 @@ mod frame;
 mod guest;
 pub mod heartbeat;
 mod host;
-
 mod service;
 pub mod shutdown;
 mod single;
