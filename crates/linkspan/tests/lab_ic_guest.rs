@@ -138,7 +138,7 @@ fn times_are_compared_and_none_is_set_unless_that_is_allowed() {
     let ready = clock.receive(&answer);
     assert!(matches!(ready, Ok(timesync::Event::Ready(_))), "{ready:?}");
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let ahead = now.unwrap() + Duration::from_secs(3600);
+    let ahead = now.unwrap() + Duration::from_secs(60 * 60);
     for (purpose, status, name) in [
         (Purpose::Sample, Status::OK, "sample"),
         (Purpose::Set, Status::FAIL, "set"),

@@ -215,7 +215,7 @@ impl Active {
     /// Sends until there is nothing to send, or no room: whether that was it.
     fn say(&mut self, turn: &mut Turn) -> Result<bool, GuestFault> {
         self.channel.outgoing.stop_waiting();
-        let mut sent = 0;
+        let mut sent: usize = 0;
         // A guest that is given up may have left the ring full.
         while self.expired || has_room(&mut self.channel.outgoing)? {
             let Some(output) = self.sender.poll_output() else {
@@ -258,7 +258,7 @@ impl Active {
             }
             .map_err(GuestFault::Send)?;
             sent += 1;
-            if sent % GROUP == 0 {
+            if sent.is_multiple_of(GROUP) {
                 self.channel.flush()?;
             }
         }

@@ -140,13 +140,13 @@ impl Guest {
             if channel.incoming.refresh()? != 0 {
                 channel.came();
             }
-            let mut taken = 0;
+            let mut taken: usize = 0;
             while channel.incoming.receive(&mut packet)? {
                 if let Some(len) = self.request(&mut packet) {
                     reply(&mut channel, &packet, len, &mut waiter)?;
                 }
                 taken += 1;
-                if taken % GROUP == 0 {
+                if taken.is_multiple_of(GROUP) {
                     channel.flush()?;
                 }
             }

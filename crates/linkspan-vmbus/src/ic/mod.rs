@@ -8,12 +8,12 @@ mod frame;
 mod guest;
 pub mod heartbeat;
 mod host;
-#[cfg(test)]
-mod others;
 mod service;
 pub mod shutdown;
 mod single;
 mod status;
+#[cfg(test)]
+mod tests;
 pub mod timesync;
 
 pub use frame::{FrameError, HEADER_BYTES, PIPE_MAX, flags};

@@ -5,6 +5,10 @@ use super::*;
 use crate::Guid;
 use linkspan_mem::record::RestoreError;
 
+const fn version(major: u16) -> Version {
+    Version { major, minor: 0 }
+}
+
 /// Versions and classes as in Linux (drivers/hv: `kvp_versions`, `vss_versions`; hyperv.h:
 /// ICMSGTYPE_KVPEXCHANGE and ICMSGTYPE_VSS).
 const PAIRS: Service = Service {
@@ -12,8 +16,8 @@ const PAIRS: Service = Service {
     kind: 2,
     interface: Guid::new(0xa9a0f4e7_5a45_4d96_b827_8a841e8c03e6),
     instance: Some(Guid::new(0x242ff919_07db_4180_9c2e_b86cb68c8c55)),
-    frameworks: &[Version::new(3, 0), Version::new(1, 0)],
-    versions: &[Version::new(5, 0), Version::new(4, 0), Version::new(3, 0)],
+    frameworks: &[version(3), version(1)],
+    versions: &[version(5), version(4), version(3)],
 };
 
 const BACKUP: Service = Service {
@@ -21,8 +25,8 @@ const BACKUP: Service = Service {
     kind: 5,
     interface: Guid::new(0x35fa2e29_ea23_4236_96ae_3a6ebacba440),
     instance: None,
-    frameworks: &[Version::new(3, 0)],
-    versions: &[Version::new(5, 0)],
+    frameworks: &[version(3)],
+    versions: &[version(5)],
 };
 
 /// Its effect is the operation, the first byte of both services' messages; the answer to a
@@ -75,7 +79,7 @@ fn converses<const KIND: u16>(len: usize) {
     let reaction = guest.receive(&mut message);
     assert_eq!(reaction, Ok(Reaction::Reply(message.len())));
     let agreed = Agreed {
-        framework: Version::new(3, 0),
+        framework: version(3),
         service: service.versions[0],
     };
     assert_eq!(host.receive(&message), Ok(HostEvent::Negotiated(agreed)));
