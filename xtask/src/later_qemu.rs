@@ -104,11 +104,20 @@ pub(crate) fn program(root: &Path) -> PathBuf {
 pub(crate) fn files(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let (loader, libraries) = (root.join(LOADER), root.join(LIBRARIES));
     let inside = root.join("usr/bin").join(PROGRAM);
-    let words = [Path::new("--library-path"), &libraries, Path::new("--list"), &inside];
+    let words = [
+        Path::new("--library-path"),
+        &libraries,
+        Path::new("--list"),
+        &inside,
+    ];
     let words = words.map(|word| word.to_str().unwrap_or_default());
     let listed = text_of(&loader.to_string_lossy(), &words)?;
     let mut places: Vec<String> = libraries_in(&listed, &libraries);
-    ensure!(!places.is_empty(), "{} lists no libraries", inside.display());
+    ensure!(
+        !places.is_empty(),
+        "{} lists no libraries",
+        inside.display()
+    );
     places.extend(FIRMWARE.map(str::to_owned));
     places.extend([LOADER, PROGRAM].map(str::to_owned));
     places.push(format!("usr/bin/{PROGRAM}"));
@@ -130,9 +139,15 @@ fn libraries_in(listed: &str, libraries: &Path) -> Vec<String> {
 /// Fetches and unpacks beside the final place and renames, so that two runs at once
 /// leave one whole folder.
 fn fetch(cache: &Path) -> Result<PathBuf> {
-    ensure!(cfg!(target_arch = "x86_64"), "there is none for this processor");
+    ensure!(
+        cfg!(target_arch = "x86_64"),
+        "there is none for this processor"
+    );
     for program in ["apt-get", "dpkg-deb"] {
-        ensure!(packages::runs(program), "it cannot be fetched without {program}");
+        ensure!(
+            packages::runs(program),
+            "it cannot be fetched without {program}"
+        );
     }
     ensure!(
         Path::new(KEYRING).is_file(),
@@ -144,7 +159,12 @@ fn fetch(cache: &Path) -> Result<PathBuf> {
     let apt = Apt::new(&draft.0.join("apt"), &archive)?;
     apt.run(&["update"])
         .with_context(|| format!("the lists of {RELEASE} cannot be fetched"))?;
-    let install = ["install", "-y", "--no-install-recommends", "--download-only"];
+    let install = [
+        "install",
+        "-y",
+        "--no-install-recommends",
+        "--download-only",
+    ];
     apt.run(&[&install[..], &["-t", BACKPORTS], &PACKAGES].concat())
         .with_context(|| format!("the packages of {BACKPORTS} cannot be fetched"))?;
     let root = draft.0.join("root");
@@ -207,7 +227,9 @@ impl Apt {
             ("Dir::Etc::preferencesparts", "empty"),
         ] {
             let place = self.dir.join(place);
-            command.arg("-o").arg(format!("{option}={}", place.display()));
+            command
+                .arg("-o")
+                .arg(format!("{option}={}", place.display()));
         }
         // Whoever has no network hears of it within a minute.
         for option in ["Acquire::http::Timeout=20", "Acquire::Retries=1"] {

@@ -111,13 +111,15 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            ExitCode::from(if error.is::<packages::Missing>() || error.is::<later_qemu::Unavailable>() {
-                5
-            } else if error.is::<Usage>() {
-                2
-            } else {
-                1
-            })
+            ExitCode::from(
+                if error.is::<packages::Missing>() || error.is::<later_qemu::Unavailable>() {
+                    5
+                } else if error.is::<Usage>() {
+                    2
+                } else {
+                    1
+                },
+            )
         }
     }
 }

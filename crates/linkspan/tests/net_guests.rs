@@ -14,9 +14,7 @@ use std::time::{Duration, Instant};
 
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{
-    self, Accel, Devices, Event, Hardware, Machine, Mode, Nic, Place,
-};
+use linkspan::demo::machine::{self, Accel, Devices, Event, Hardware, Machine, Mode, Nic, Place};
 use linkspan::demo::process::{Process, Stop, find_program, tail};
 use linkspan::demo::report;
 use linkspan_testkit::Namespace;
@@ -376,12 +374,13 @@ impl Guest {
         [combined.next().unwrap(), combined.next().unwrap()]
     }
 
-    /// Sends flows from both of its processors at once. What arrives is what was sent.
+    /// Sends flows from both of its processors at once, two from each: busybox's nc keeps
+    /// no more than three callers waiting. What arrives is what was sent.
     #[track_caller]
     fn send_flows(&mut self, to: u8, bench: &Bench) {
         let said = self.run(&format!(
-            "for flow in 0 1 2 3; do taskset -c $((flow % 2)) \
-             nc 10.9.0.{to} 7000 </check/payload >/tmp/hash.$flow & flows=\"$flows $!\"; done; \
+            "for cpu in 0 1; do (for flow in 0 1; do taskset -c $cpu nc 10.9.0.{to} 7000 \
+             </check/payload; done) >/tmp/hash.$cpu 2>&1 & flows=\"$flows $!\"; done; \
              wait $flows; flows=; cat /tmp/hash.*"
         ));
         let hashes: Vec<_> = said

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
-use crate::later_qemu::{self, Unavailable};
 use crate::Usage;
+use crate::later_qemu::{self, Unavailable};
 use crate::packages::{self, Missing};
 use crate::project::Project;
 use crate::tally::{Counted, Tally, headline};
