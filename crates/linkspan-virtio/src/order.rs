@@ -61,7 +61,7 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use alloc::collections::VecDeque;
 
     use super::*;
 

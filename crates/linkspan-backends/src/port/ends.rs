@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use linkspan_devices::net::{ETHERNET_LEN, Mac};
+use linkspan_devices::net::{ETHERNET_LEN, Frame, Mac};
 use linkspan_engine::{Neighbours, Progress};
 
 use super::counters::DropCause;
 use super::fabric::{Fabric, Mode, Side};
 use super::guest::Receive;
-use super::lane::{Came, FRAME_COST, Lane};
+use super::lane::{FRAME_COST, Lane};
 
 /// Frames that a source makes for one queue in a pass.
 const SOURCE_BATCH: u32 = 64;
@@ -18,24 +18,24 @@ const SOURCE_BATCH: u32 = 64;
 const SOURCE_PAUSE_MAX: Duration = Duration::from_micros(64);
 
 impl Lane {
-    /// A frame that came out of a port and was counted ends here: a sink looks at it.
+    /// A frame that came out of a port and was counted ends here. A sink takes all of it out
+    /// of its sender's memory and looks at it; its first bytes, `head`, were taken before.
     #[inline]
-    pub(super) fn consume(&mut self, fabric: &Fabric, came: &Came<'_>) {
-        self.cost += FRAME_COST + came.frame.len();
-        if fabric.mode == Mode::Sink {
-            self.sink(fabric, came);
+    pub(super) fn consume<'a>(
+        &mut self,
+        fabric: &Fabric,
+        port: u16,
+        (head, len): (&[u8], u64),
+        frame: impl FnOnce() -> Frame<'a>,
+    ) {
+        self.cost += FRAME_COST + len;
+        if fabric.mode != Mode::Sink {
+            return;
         }
-    }
-
-    /// Takes all of a frame out of its sender's memory and looks at it. A short one
-    /// was taken before.
-    #[inline]
-    fn sink(&mut self, fabric: &Fabric, came: &Came<'_>) {
-        let frame = &came.frame;
-        let bytes = if frame.len() == frame.head.len() as u64 {
-            Some(frame.head)
+        let bytes = if len == head.len() as u64 {
+            Some(head)
         } else {
-            frame.read(&mut self.whole).map(|bytes| &*bytes)
+            frame().read(&mut self.whole).map(|bytes| &*bytes)
         };
         let cause = match bytes {
             None => DropCause::TooLong,
@@ -43,7 +43,7 @@ impl Lane {
             Some(bytes) if Mac::source(bytes).is_multicast() => DropCause::Source,
             Some(_) => return,
         };
-        self.counts(fabric, came.port).dropped(cause);
+        self.counts(fabric, port).dropped(cause);
     }
 
     /// Gives guests as many frames as they take.

@@ -123,7 +123,11 @@ impl Lane {
         neighbours: &mut Neighbours<'_>,
     ) {
         self.books(fabric, came.port).came(&came.frame);
-        let way = self.way_of(fabric, came);
+        let (head, len) = (came.frame.head, came.frame.len());
+        if !fabric.mode.passes_on() {
+            return self.consume(fabric, came.port, (head, len), || came.frame);
+        }
+        let way = self.way_of(fabric, came.port, (head, len));
         if fabric.mode != Mode::Echo {
             return self.go(fabric, way, came, neighbours);
         }
@@ -134,22 +138,18 @@ impl Lane {
         self.go(fabric, way, &Came { frame, ..*came }, neighbours);
     }
 
-    /// Decides about a frame that came out of a port and was counted. What is dropped is
-    /// counted here.
+    /// Decides about a frame that came out of a port and was counted, by its first bytes.
+    /// What is dropped is counted here.
     #[inline]
-    pub(super) fn way_of(&mut self, fabric: &Fabric, came: &Came<'_>) -> Way {
-        let head = came.frame.head;
-        let way = match fabric.mode {
-            Mode::Switch => self.switch(fabric, came.port, head),
-            Mode::Pair => self.way_to(fabric, 1 - came.port, head),
-            Mode::Echo => self.way_back(fabric, came.port, head),
-            Mode::Sink | Mode::Source => {
-                self.consume(fabric, came);
-                return Way::Nowhere;
-            }
-        };
-        self.cost += FRAME_COST + came.frame.len();
-        way
+    pub(super) fn way_of(&mut self, fabric: &Fabric, port: u16, (head, len): (&[u8], u64)) -> Way {
+        self.cost += FRAME_COST + len;
+        match fabric.mode {
+            Mode::Switch => self.switch(fabric, port, head),
+            Mode::Pair => self.way_to(fabric, 1 - port, head),
+            Mode::Echo => self.way_back(fabric, port, head),
+            // It is consumed instead.
+            Mode::Sink | Mode::Source => Way::Nowhere,
+        }
     }
 
     /// Has a frame go where it was decided that it goes.

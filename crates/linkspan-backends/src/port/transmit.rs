@@ -200,9 +200,9 @@ impl Transmit {
             if let Some(stop) = holds(limit, lane, (budget, 0)) {
                 return (at, Some(stop));
             }
-            let frame = self.came(table, at);
-            if entry.admits(&self.frames[at], &frame, lane) {
-                lane.consume(fabric, &frame);
+            let (taken, frame) = (&self.frames[at], || self.came(table, at).frame);
+            if entry.admits(taken, lane, frame) {
+                lane.consume(fabric, self.port, (taken.head.bytes(), taken.len), frame);
             }
         }
         (count, None)
@@ -231,12 +231,12 @@ impl Transmit {
                 sent = at;
                 break;
             }
-            let frame = self.came(table, at);
-            if !entry.admits(&self.frames[at], &frame, lane) {
+            let taken = &self.frames[at];
+            if !entry.admits(taken, lane, || self.came(table, at).frame) {
                 continue;
             }
-            let way = lane.way_of(fabric, &frame);
-            let len = self.frames[at].len;
+            let len = taken.len;
+            let way = lane.way_of(fabric, self.port, (taken.head.bytes(), len));
             if fabric.mode == Mode::Echo {
                 self.frames[at].head.swap_addresses();
             }
@@ -294,7 +294,12 @@ impl<'f> Entry<'f> {
 
     /// Whether a frame goes on. One with a header that cannot be does not.
     #[inline(always)]
-    fn admits(&mut self, taken: &Taken, frame: &Came<'_>, lane: &Lane) -> bool {
+    fn admits<'a>(
+        &mut self,
+        taken: &Taken,
+        lane: &Lane,
+        frame: impl FnOnce() -> Frame<'a>,
+    ) -> bool {
         if let Some(limit) = self.limit {
             limit.charge(taken.len, lane.now());
         }
@@ -302,7 +307,9 @@ impl<'f> Entry<'f> {
             self.books.dropped(DropCause::Header);
             return false;
         }
-        self.books.capture(Capture::In, &frame.frame);
+        if self.books.capture.is_some() {
+            self.books.capture(Capture::In, &frame());
+        }
         self.frames += 1;
         self.bytes += taken.len;
         true

@@ -13,7 +13,7 @@ use linkspan_mem::{
 };
 
 use super::inflight::Tracker;
-use super::position::Position;
+use super::position::{OWNER, Position};
 use super::walk::{fill_one, walk};
 use super::{RING_EVENT_FLAGS_DESC, RING_EVENT_FLAGS_DISABLE, RING_EVENT_FLAGS_ENABLE, wanted};
 use crate::chain::Chain;
@@ -276,11 +276,12 @@ impl<M: RingMemory> PackedDevice<M> {
         }
         let size = self.ring.size();
         let mut at = self.next_available;
+        let mut available = at.available();
         let mut count = 0;
         for chain in chains.iter_mut().take(usize::from(size - self.held)) {
             let only = self.ring.descriptor(at.index);
             let (word, bit) = place(only.id);
-            let plain = at.is_available(only.flags)
+            let plain = only.flags & OWNER == available
                 && self.taken[word] & bit == 0
                 && fill_one(space, chain, only);
             if !plain {
@@ -296,7 +297,11 @@ impl<M: RingMemory> PackedDevice<M> {
                 order.add(only.id);
             }
             (chain.again, chain.taken_at) = (false, at.bits());
-            at = at.plus(1, size);
+            at.index += 1;
+            if at.index == size {
+                (at.index, at.wrap) = (0, !at.wrap);
+                available = at.available();
+            }
             count += 1;
         }
         self.next_available = at;

@@ -11,7 +11,7 @@ pub(super) struct Position {
 }
 
 /// The flags that say to whom a descriptor belongs.
-const OWNER: u16 = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED;
+pub(super) const OWNER: u16 = VIRTQ_DESC_F_AVAIL | VIRTQ_DESC_F_USED;
 
 impl Position {
     /// As vhost-user and event suppression structures pack it.
