@@ -26,7 +26,15 @@ fn welcome(mode: Mode, lengths: &[u32]) -> Vec<u8> {
 /// The begin of an answer of SMB2: the header, and a dialect if there is room for it.
 fn smb(len: usize, flags: u8, command: u8) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    for (at, byte) in [(0, 0xFE), (1, b'S'), (2, b'M'), (3, b'B'), (4, 64), (12, command), (16, flags)] {
+    for (at, byte) in [
+        (0, 0xFE),
+        (1, b'S'),
+        (2, b'M'),
+        (3, b'B'),
+        (4, 64),
+        (12, command),
+        (16, flags),
+    ] {
         bytes[at] = byte;
     }
     if let Some(dialect) = bytes.get_mut(68..70) {

@@ -26,6 +26,9 @@ const PIECE: u32 = 1 << 20;
 /// As many of them as a welcome in one buffer names.
 const PIECES_MAX: usize = 128;
 
+/// How long until memory is asked for again that the machine refused.
+const REST: Duration = Duration::from_millis(20);
+
 /// Connections that have ended and are remembered.
 const REMEMBERED: usize = 16;
 
@@ -220,10 +223,21 @@ impl Service {
         self.turn_within(None)
     }
 
-    fn turn_within(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.endpoint.wait(timeout)?;
+    /// The same, at most for `timeout`.
+    ///
+    /// # Errors
+    /// What `epoll_wait(2)` reports.
+    pub fn turn_within(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        // The machine refused memory, and nothing that is in use will come back.
+        let refused = !self.stalled.is_empty() && self.buffers.used().1 == 0;
+        let rest = refused.then_some(REST);
+        self.endpoint
+            .wait([timeout, rest].into_iter().flatten().min())?;
         while let Some((id, happening)) = self.endpoint.poll() {
             self.handle(id, happening);
+        }
+        if refused {
+            self.retry();
         }
         Ok(())
     }
@@ -476,6 +490,9 @@ impl Service {
         // A descriptor each, and all in one buffer.
         let region = Region::heap(all).ok()?;
         let memory = self.endpoint.add_memory(region).ok()?;
+        // What is registered stays so until the connection ends, and the memory with it.
+        self.served[id.place()].memory = Some((memory, all));
+        self.memory += all;
         let mut session = self.endpoint.session(id)?;
         let both = Access {
             read: true,
@@ -486,13 +503,9 @@ impl Service {
             len: PIECE.min(bytes - offset),
             offset: u64::from(offset),
         });
-        let descriptors: Option<Vec<_>> = pieces
+        pieces
             .map(|piece| session.register(&[piece], both).ok().map(|(_, it)| it))
-            .collect();
-        self.served[id.place()].memory = Some((memory, all));
-        self.memory += all;
-        // What was registered stays so until the connection ends.
-        descriptors
+            .collect()
     }
 
     /// How everything is.
