@@ -213,6 +213,8 @@ impl End {
 
     /// What it says next.
     pub fn take(&mut self) -> Option<Packet> {
+        // There may be a buffer now.
+        self.proceed();
         if let Some(packet) = self.control.pop_front() {
             return Some(packet);
         }

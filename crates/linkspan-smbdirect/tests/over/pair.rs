@@ -1,6 +1,6 @@
 //! What two ends do with each other.
 
-use linkspan_rdma::verbs::{Failure, Key};
+use linkspan_rdma::verbs::{Access, Failure, Key};
 use linkspan_smbdirect::{Error, MessageId, News, Options, State};
 
 use super::ends::{LIMITS, Pair};
@@ -44,30 +44,26 @@ fn memory_is_written_and_read_and_given_back() {
         pair.sides[0].slice(0, 3000),
         pair.sides[0].slice(8192, 5000),
     ];
-    let written = pair.register(0, &there, true);
+    let (written, place) = pair.sides[0].register(&there, Access::WRITE).unwrap();
     let from = pair.sides[1].slice(0, 8000);
     pair.sides[1].write(from, &[7; 8000]);
     let core = pair.sides[1].driver.core_mut();
-    core.write(&[from], &[written.descriptor], 0).unwrap();
-    let last = core.send(&[from.part(0, 50)], Some(Key(written.descriptor.token)));
+    core.write(&[from], &[place], 0).unwrap();
+    let last = core.send(&[from.part(0, 50)], Some(Key(place.token)));
     pair.settle();
     assert_eq!(pair.sides[0].bytes(there[1]), [7; 5000]);
     assert_eq!(pair.sides[0].read(), [7; 50]);
-    pair.sides[0]
-        .driver
-        .core_mut()
-        .deregister(written.id)
-        .unwrap();
-    let readable = pair.register(0, &there, false);
+    pair.sides[0].driver.core_mut().deregister(written).unwrap();
+    let (readable, place) = pair.sides[0].register(&there, Access::READ).unwrap();
     let into = pair.sides[1].slice(100_000, 8000);
     let core = pair.sides[1].driver.core_mut();
-    core.read(&[into], &[readable.descriptor], 0).unwrap();
+    core.read(&[into], &[place], 0).unwrap();
     pair.settle();
     assert_eq!(pair.sides[1].bytes(into), [7; 8000]);
     pair.sides[0]
         .driver
         .core_mut()
-        .deregister(readable.id)
+        .deregister(readable)
         .unwrap();
     pair.settle();
     let message = last.unwrap();
@@ -97,7 +93,7 @@ fn the_end_is_told_to_both() {
 fn depths_are_those_of_both() {
     let (mut asks, answers) = (Options::initiator(), Options::listener());
     asks.outbound_reads = 100;
-    let mut pair = Pair::new([&asks, &answers], LIMITS);
+    let mut pair = Pair::new([&asks, &answers], LIMITS).unwrap();
     pair.settle();
     let sides = pair.sides.each_ref();
     let reads = sides.map(|side| side.driver.core().status().outbound_reads);

@@ -213,7 +213,7 @@ impl User {
     pub(crate) fn new(at: usize, plan: &Plan, now: u64) -> Self {
         let role = [Role::Initiator, Role::Listener][at];
         Self {
-            side: Side::new(role, &plan.options[at], plan.limits, now),
+            side: Side::new(role, &plan.options[at], plan.limits, now).expect("it fits"),
             at,
             small: Places::new(SMALL),
             large: Places::new(LARGE),
