@@ -254,31 +254,28 @@ impl Capture {
         let pid = rustix::process::Pid::from_child(&self.tcpdump);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         self.tcpdump.wait().unwrap();
-        let mut command = Command::new("tshark");
-        command.args(["-n", "-o", "tcp.try_heuristic_first:TRUE", "-V", "-r"]);
-        let text = run(command.arg(&self.path));
+        let text = self.tshark(&["-V"]);
         let count = |what: &str| text.matches(what).count();
-        assert_eq!(count("Bad CRC32"), 0);
-        assert_eq!(count("Malformed"), 0, "{text}");
-        let fields = run(Command::new("tshark")
-            .args(["-n", "-o", "tcp.try_heuristic_first:TRUE"])
-            .args([
-                "-T",
-                "fields",
-                "-e",
-                "iwarp_rdma.opcode",
-                "-Y",
-                "iwarp_ddp",
-                "-r",
-            ])
-            .arg(&self.path));
-        let seen = fields
-            .split([',', '\n'])
-            .filter(|word| !word.is_empty())
-            .count();
-        assert!(seen >= frames, "{seen} frames: {text}");
-        assert!(count("Good CRC32") >= seen, "{seen} frames: {text}");
+        for bad in ["Bad CRC32", "Malformed"] {
+            let line = text.lines().find(|line| line.contains(bad));
+            assert_eq!(line, None);
+        }
+        let fields = ["-T", "fields", "-e", "iwarp_rdma.opcode", "-Y", "iwarp_ddp"];
+        let opcodes = self.tshark(&fields);
+        let opcodes = opcodes.split([',', '\n']);
+        let seen = opcodes.filter(|word| !word.is_empty()).count();
+        let good = count("Good CRC32");
+        println!("tshark: {seen} frames, {good} good checksums");
+        assert!(seen >= frames && good >= seen, "{seen} frames, {good} good");
         text
+    }
+
+    fn tshark(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new("tshark");
+        command.args(["-n", "-o", "tcp.try_heuristic_first:TRUE"]);
+        // What others put into their messages is theirs: ksmbd's security blob is no SPNEGO.
+        command.args(["--disable-protocol", "spnego"]);
+        run(command.args(arguments).arg("-r").arg(&self.path))
     }
 }
 

@@ -446,7 +446,10 @@ impl QueuePair {
                     Some(_) => abi::WR_SEND_INVALIDATE,
                     None => abi::WR_SEND,
                 };
-                (opcode, flags, invalidate.unwrap_or(0), 0, 0)
+                // siw's library looks for the key where a write has its own; nobody else
+                // looks there.
+                let key = invalidate.unwrap_or(0);
+                (opcode, flags, key, 0, key)
             }
             Operation::Write { address, key } => (abi::WR_WRITE, 0, 0, address, key),
             Operation::Read { address, key } => (abi::WR_READ, 0, 0, address, key),
