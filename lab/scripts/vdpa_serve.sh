@@ -30,8 +30,8 @@ inner_init() {
 # A load to be paused in.
 if /lab/busybox grep -qw pause /proc/cmdline; then
     first= rounds=0
-    while [ $rounds -lt 40 ]; do
-        sum=$(/lab/busybox dd if=/dev/vda iflag=direct bs=64k count=16 2>/dev/null | /lab/busybox sha256sum)
+    while [ $rounds -lt 15 ]; do
+        sum=$(/lab/busybox dd if=/dev/vda iflag=direct bs=64k count=4 2>/dev/null | /lab/busybox sha256sum)
         [ "${first:=$sum}" = "$sum" ] || /lab/busybox echo "inner: wrong"
         rounds=$((rounds + 1))
         /lab/busybox echo "inner: round $rounds"
@@ -62,7 +62,7 @@ paused() {
     mkfifo /tmp/monitor
     through_qemu /tmp/inner2.log pause -monitor stdio <>/tmp/monitor >/dev/null &
     qemu=$!
-    for round in 3 10 20; do
+    for round in 2 5 8; do
         await 240 grep -q "inner: round $round" /tmp/inner2.log || return 1
         printf 'stop\ncont\n' >/tmp/monitor
     done
