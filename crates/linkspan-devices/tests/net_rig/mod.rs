@@ -3,6 +3,7 @@
 #![expect(dead_code, reason = "each test file uses a part of it")]
 
 use linkspan_devices::net::driver::{ReceiveBatch, ReceiveDriver, Slots};
+use linkspan_devices::net::features::Offloads;
 use linkspan_devices::net::header::{Checksum, Header, HeaderLayout, Offload, PartialChecksum};
 use linkspan_devices::net::{
     Body, Filled, Frame, FrameHead, HEAD_LEN, ReceiveQueue, take_plain, take_transmit,
