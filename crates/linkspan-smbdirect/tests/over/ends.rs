@@ -24,7 +24,7 @@ pub(crate) const LIMITS: Limits = Limits {
 };
 
 /// Bytes of memory of each end for what it sends, reads and lets the peer reach.
-pub(crate) const ARENA: u32 = 1 << 20;
+pub(crate) const ARENA: u32 = 3 << 18;
 
 /// One end: a connection, its driver, and its end of the pair.
 pub(crate) struct Side {

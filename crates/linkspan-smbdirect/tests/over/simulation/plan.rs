@@ -125,7 +125,9 @@ impl Plan {
             ..Options::of(role)
         });
         let registrations = options.each_ref().map(|it| usize::from(it.registrations));
+        let sizes = options.each_ref().map(|it| it.max_receive_size);
         let limits = Limits {
+            receive_size: sizes[0].max(sizes[1]).max(512),
             works: 8 + rng.index(100),
             gather: 2 + rng.index(6),
             read_into: 1 + rng.index(4),
