@@ -40,7 +40,6 @@ pub fn target(bytes: &[u8]) {
 }
 
 /// Runs a script.
-#[must_use]
 pub fn run(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut outcome = Outcome::default();
@@ -112,7 +111,7 @@ fn show(layout: &Layout, outcome: &mut Outcome) {
         let read = |offset: u64, band: &mut [u8]| {
             assert!(offset + band.len() as u64 <= layout.end());
             for (at, byte) in (offset..).zip(band) {
-                *byte = (at * 37 >> 3).to_le_bytes()[0];
+                *byte = ((at * 37) >> 3).to_le_bytes()[0];
             }
             Ok::<(), ()>(())
         };

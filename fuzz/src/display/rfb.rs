@@ -36,7 +36,6 @@ pub fn target(bytes: &[u8]) {
 }
 
 /// Runs a script.
-#[must_use]
 pub fn run(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut screen = Screen::new();

@@ -7,30 +7,30 @@ use miniz_oxide::{DataFormat, MZFlush};
 
 /// A shape of the pointer: hot spot, size, and its pixels as they came.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Shape {
-    pub spot: (u16, u16),
-    pub size: (u16, u16),
-    pub pixels: Vec<u8>,
-    pub mask: Vec<u8>,
+pub(crate) struct Shape {
+    pub(crate) spot: (u16, u16),
+    pub(crate) size: (u16, u16),
+    pub(crate) pixels: Vec<u8>,
+    pub(crate) mask: Vec<u8>,
 }
 
-pub struct Client {
-    pub width: usize,
-    pub height: usize,
-    pub format: PixelFormat,
+pub(crate) struct Client {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) format: PixelFormat,
     /// Values as the format has them.
-    pub pixels: Vec<u32>,
-    pub name: String,
-    pub shape: Option<Shape>,
+    pub(crate) pixels: Vec<u32>,
+    pub(crate) name: String,
+    pub(crate) shape: Option<Shape>,
     /// Flags and payload of each fence.
-    pub fences: Vec<(u32, Vec<u8>)>,
-    pub ends_of_continuous: usize,
+    pub(crate) fences: Vec<(u32, Vec<u8>)>,
+    pub(crate) ends_of_continuous: usize,
     /// Reason and status of each size that came in the extended form.
-    pub sizes: Vec<(u16, u16)>,
-    pub places: Vec<(u16, u16)>,
+    pub(crate) sizes: Vec<(u16, u16)>,
+    pub(crate) places: Vec<(u16, u16)>,
     /// How many rectangles of pixels came, and of how many bytes all updates were.
-    pub rectangles: usize,
-    pub bytes: usize,
+    pub(crate) rectangles: usize,
+    pub(crate) bytes: usize,
     streams: [Box<InflateState>; 3],
 }
 
@@ -85,7 +85,7 @@ enum Width {
 }
 
 impl Client {
-    pub fn init(&mut self, bytes: &[u8]) {
+    pub(crate) fn init(&mut self, bytes: &[u8]) {
         let mut bytes = Bytes(bytes);
         self.width = bytes.u16().into();
         self.height = bytes.u16().into();
@@ -100,7 +100,7 @@ impl Client {
     }
 
     /// All messages in `bytes`, which are whole.
-    pub fn take(&mut self, bytes: &[u8]) {
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
         let mut bytes = Bytes(bytes);
         while !bytes.0.is_empty() {
             let before = bytes.0.len();
@@ -417,17 +417,19 @@ impl Client {
     }
 
     /// What the client should have of these pixels.
-    pub fn want(&self, pixel: u32) -> u32 {
+    pub(crate) fn want(&self, pixel: u32) -> u32 {
         let format = &self.format;
-        (0..3).fold(0, |all, at| {
-            let colour = pixel >> (16 - 8 * at) & 0xFF;
-            let value = (f64::from(colour) * f64::from(format.max[at as usize]) / 255.0).round();
-            all | (value as u32) << format.shift[at as usize]
+        let colours = [16, 8, 0].map(|shift| pixel >> shift & 0xFF);
+        let parts = colours.iter().zip(format.max).zip(format.shift);
+        parts.fold(0, |all, ((colour, max), shift)| {
+            // To the nearest.
+            let value = (2 * colour * u32::from(max) + 255) / 510;
+            all | value << shift
         })
     }
 
     /// Whether it has these pixels.
-    pub fn shows(&self, pixels: &[u32]) -> bool {
+    pub(crate) fn shows(&self, pixels: &[u32]) -> bool {
         self.pixels.len() == pixels.len()
             && self
                 .pixels

@@ -121,7 +121,7 @@ fn answers_that_are_not_taken_stop_the_questions() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// However a client's messages are cut, the same comes of them.
     #[test]
