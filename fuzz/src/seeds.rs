@@ -6,6 +6,7 @@ mod packed;
 mod queue;
 mod rdma;
 mod replies;
+mod smbdirect_hello;
 mod stream;
 mod uio;
 mod vdpa;
@@ -95,6 +96,8 @@ pub enum Expected {
         /// A part of why it ended, or nothing.
         error: Option<&'static str>,
     },
+    /// A first message is this.
+    Hello(&'static str),
     /// What a program and its kernel asked of a device's file came to this.
     Uio(uio_target::Outcome),
     /// What a device and its kernel answered came to this.
@@ -124,6 +127,7 @@ pub fn all() -> Vec<Seed> {
         uio::seeds(),
         vdpa::seeds(),
         rdma::seeds(),
+        smbdirect_hello::seeds(),
     ]
     .concat()
 }
@@ -180,6 +184,9 @@ impl Seed {
                     restores,
                 };
                 assert_eq!(vduse_target::run(&self.bytes), expected, "{name}");
+            }
+            Expected::Hello(what) => {
+                assert_eq!(crate::smbdirect_hello::run(&self.bytes), what, "{name}");
             }
             Expected::Vmbus {
                 done,

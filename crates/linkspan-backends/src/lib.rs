@@ -11,4 +11,5 @@ pub mod image;
 pub mod nic;
 pub mod port;
 pub mod rdma;
+pub mod smbdirect;
 pub mod uio;

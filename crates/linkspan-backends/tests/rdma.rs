@@ -5,13 +5,16 @@ mod rdma_suite;
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use linkspan_backends::rdma::{Config, ConnectionId, Provider};
 use linkspan_rdma::iwarp::{FrameSize, Options, WireError};
 use linkspan_rdma::verbs::{Access, Event, Failure, MemoryId, Operation, Verbs as _, Work};
+use linkspan_sys::EventFd;
 use rdma_suite::{
-    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, connect, done, gone, pattern, received, until,
+    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, done, gone, pattern, received, until,
 };
+use rustix::net;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 type Side = rdma_suite::Side<Provider>;
@@ -43,6 +46,13 @@ fn connected(a: Config, b: Config) -> (Side, Side, ConnectionId, ConnectionId) {
     let address = b.provider.listen(anywhere()).unwrap();
     let (at_a, at_b) = connect(&mut a, &mut b, address);
     (a, b, at_a, at_b)
+}
+
+/// The same, and the listener's upper layer knows its peer.
+fn connect(a: &mut Side, b: &mut Side, address: SocketAddr) -> (ConnectionId, ConnectionId) {
+    let (at_a, at_b) = rdma_suite::connect(a, b, address);
+    b.provider.connection(at_b).unwrap().admit();
+    (at_a, at_b)
 }
 
 #[test]
@@ -379,6 +389,74 @@ fn connections_have_their_limit() {
     assert_eq!(b.provider.count(), 1);
     let error = b.provider.connect(address, b"").unwrap_err();
     assert_eq!(error.to_string(), "1 connections are there already");
+}
+
+/// A connection from an address of this machine that says nothing.
+fn silent(from: u8, to: SocketAddr) -> TcpStream {
+    let kind = net::SocketType::STREAM;
+    let socket = net::socket(net::AddressFamily::INET, kind, None).unwrap();
+    let from: SocketAddr = (Ipv4Addr::new(127, 0, 0, from), 0).into();
+    net::bind(&socket, &from).unwrap();
+    net::connect(&socket, &to).unwrap();
+    socket.into()
+}
+
+#[test]
+fn half_open_connections_have_a_limit_and_each_address_a_share_of_it() {
+    let config = Config {
+        half_open: 4,
+        ..options(false)
+    };
+    let mut provider = Provider::new(config).unwrap();
+    let address = provider.listen(anywhere()).unwrap();
+    // Once at least.
+    let mut look = |until: &dyn Fn(&Provider) -> bool| {
+        loop {
+            provider.wait(Some(Duration::from_millis(1))).unwrap();
+            // Their ends are told, and nothing else.
+            while let Some((_, event)) = provider.poll() {
+                assert!(matches!(event, Event::Ended(_)), "{event:?}");
+            }
+            if until(&provider) {
+                break;
+            }
+        }
+    };
+    let mut open: Vec<_> = (1..=3).map(|from| silent(from, address)).collect();
+    look(&|provider| provider.count() == 3);
+    // One of four is all that one address has.
+    let mut second = silent(1, address);
+    look(&|provider| provider.guests() == (3, 1));
+    assert_eq!(second.read(&mut [0]).unwrap(), 0);
+    open.push(silent(4, address));
+    look(&|provider| provider.count() == 4);
+    // The fifth waits until one leaves, and is then the fourth.
+    open.push(silent(5, address));
+    look(&|provider| provider.guests() == (4, 1));
+    drop(open.remove(0));
+    look(&|provider| provider.guests() == (3, 1));
+    look(&|provider| provider.guests() == (4, 1));
+    // And the sixth until one has done what is wanted.
+    open.push(silent(6, address));
+    look(&|provider| provider.guests() == (4, 1));
+    drop(open.remove(0));
+    look(&|provider| provider.guests() == (3, 1));
+    look(&|provider| provider.guests() == (4, 1));
+}
+
+#[test]
+fn other_descriptors_are_watched_in_the_same_place() {
+    let mut provider = Provider::new(options(false)).unwrap();
+    let event = EventFd::new().unwrap();
+    provider.watch(&event, 7).unwrap();
+    provider.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!(provider.watched(), None);
+    event.signal().unwrap();
+    provider.wait(None).unwrap();
+    assert_eq!((provider.watched(), provider.watched()), (Some(7), None));
+    provider.unwatch(&event).unwrap();
+    provider.wait(Some(Duration::ZERO)).unwrap();
+    assert_eq!(provider.watched(), None);
 }
 
 #[test]

@@ -237,6 +237,9 @@ pub enum Misuse {
     /// No registration of this name is there, or it is not in that state.
     #[error("there is no such registration")]
     Registration,
+    /// The machine refused memory.
+    #[error(transparent)]
+    Machine(#[from] linkspan_mem::fault::Injected),
 }
 
 /// Why something that was taken on was not done.

@@ -40,6 +40,16 @@ impl Gather {
     }
 }
 
+/// Takes the first one off a queue. One that is empty then begins at its first place
+/// again, so that of a long queue only as much is ever touched as was in use at once.
+pub(crate) fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() {
+        queue.clear();
+    }
+    first
+}
+
 /// Cuts the first `len` bytes, at most all, off a slice.
 fn cut(slice: &mut Slice, len: u32) -> Slice {
     let first = slice.part(0, len);
@@ -58,7 +68,7 @@ pub(crate) fn take(queue: &mut VecDeque<Slice>, bytes: u32, count: usize) -> Gat
         };
         let first = cut(front, left);
         if front.len == 0 {
-            queue.pop_front();
+            pop(queue);
         }
         left -= first.len;
         gather.push(first);
@@ -71,7 +81,7 @@ pub(crate) fn skip(queue: &mut VecDeque<Slice>, mut bytes: u64) {
     while let Some(front) = queue.front_mut().filter(|_| bytes > 0) {
         let first = cut(front, u32::try_from(bytes).unwrap_or(u32::MAX));
         if front.len == 0 {
-            queue.pop_front();
+            pop(queue);
         }
         bytes -= u64::from(first.len);
     }

@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use linkspan_mem::fault::{Injected, try_with_capacity};
 
 use crate::error::Error;
+use crate::gather;
 use crate::wire::DataTransfer;
 use linkspan_rdma::verbs::{Key, Slice};
 
@@ -273,11 +274,11 @@ impl Inbox {
                     self.held -= 1;
                     free(buffer);
                 }
-                self.pieces.pop_front();
+                gather::pop(&mut self.pieces);
             }
         }
         if done {
-            self.messages.pop_front();
+            gather::pop(&mut self.messages);
             self.area = self.area.filter(|&owner| owner != name);
         }
     }

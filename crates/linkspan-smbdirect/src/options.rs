@@ -66,6 +66,20 @@ pub struct Parameter {
     /// What it is.
     pub about: &'static str,
     get: fn(&Options) -> u32,
+    set: fn(&mut Options, u32),
+}
+
+impl Parameter {
+    /// Its value.
+    #[must_use]
+    pub fn get(&self, options: &Options) -> u32 {
+        (self.get)(options)
+    }
+
+    /// Gives it a value, which [`Options::check`] checks.
+    pub fn set(&self, options: &mut Options, value: u32) {
+        (self.set)(options, value);
+    }
 }
 
 macro_rules! parameter {
@@ -77,6 +91,8 @@ macro_rules! parameter {
             max: $max,
             about: $about,
             get: |options| options.$name.into(),
+            // What does not fit is above the most, and stays so.
+            set: |options, value| options.$name = value.try_into().unwrap_or(!0),
         }
     };
 }
@@ -286,7 +302,7 @@ impl Options {
     pub fn check(&self) -> Result<(), OptionsError> {
         for parameter in OPTIONS {
             let Parameter { name, min, max, .. } = *parameter;
-            let value = (parameter.get)(self);
+            let value = parameter.get(self);
             if !(min..=max).contains(&value) {
                 return Err(OptionsError::Value {
                     name,
@@ -361,9 +377,9 @@ pub fn markdown() -> String {
             min,
             max,
             about,
-            get,
+            ..
         } = *parameter;
-        let (initiator, listener) = (get(&initiator), get(&listener));
+        let (initiator, listener) = (parameter.get(&initiator), parameter.get(&listener));
         page += &format!(
             "| `{name}` | {initiator} | {listener} | {min} | {max} | {unit} | {about} |\n"
         );

@@ -122,7 +122,7 @@ impl Outbox {
             ends: (message.left == 0).then_some(message.id),
         };
         if message.left == 0 {
-            self.messages.pop_front();
+            gather::pop(&mut self.messages);
         }
         Some(segment)
     }

@@ -48,16 +48,27 @@ pub(crate) struct Transfers {
 }
 
 impl Transfers {
-    pub(crate) fn new(max: usize) -> Result<Self, Injected> {
-        Ok(Self {
-            transfers: try_with_capacity(max)?.into(),
-            parts: try_with_capacity(max * PARTS_PER_TRANSFER)?.into(),
-            slices: try_with_capacity(max * SLICES_PER_TRANSFER)?.into(),
+    /// Room for `max` transfers, which is acquired with the first of them: many
+    /// connections never have one.
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            transfers: VecDeque::new(),
+            parts: VecDeque::new(),
+            slices: VecDeque::new(),
             max,
             taken: 0,
             posted: 0,
             outstanding: 0,
-        })
+        }
+    }
+
+    /// All room, or nothing.
+    fn acquire(&mut self) -> Result<(), Injected> {
+        let transfers = try_with_capacity(self.max)?;
+        let parts = try_with_capacity(self.max * PARTS_PER_TRANSFER)?;
+        let slices = try_with_capacity(self.max * SLICES_PER_TRANSFER)?;
+        (self.transfers, self.parts, self.slices) = (transfers.into(), parts.into(), slices.into());
+        Ok(())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -101,6 +112,9 @@ impl Transfers {
         let parts = descriptor::part(remote, offset, u64::from(len))?;
         if remote.len() > parts_max - self.parts.len() {
             return Err(full("descriptors", parts_max));
+        }
+        if self.transfers.capacity() == 0 {
+            self.acquire()?;
         }
         self.parts.extend(parts);
         self.slices

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 
-use crate::{blk, demo, driver, exit, fcopy, ic, log, net, vdpa};
+use crate::{blk, demo, driver, exit, fcopy, ic, log, net, smbdirect, vdpa};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -39,6 +39,8 @@ enum Command {
     Fcopy(fcopy::Args),
     /// Asks a guest over VMBus whether it lives, to shut down, and tells it the time
     Ic(ic::Args),
+    /// Carries messages and memory by SMB Direct, over RDMA without a card
+    Smbdirect(smbdirect::Args),
     /// Shows vDPA devices of the kernel, and passes them on to virtual machines
     Vdpa(vdpa::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
             Err(failure) => Err(failure),
         },
         Command::Ic(args) => ic::run(&args),
+        Command::Smbdirect(args) => smbdirect::run(&args),
         Command::Vdpa(args) => vdpa::run(&args),
         Command::Demo(args) => return demo_code(&args),
     })

@@ -13,6 +13,7 @@ pub mod limits;
 mod log;
 pub mod net;
 mod serving;
+pub mod smbdirect;
 pub mod vdpa;
 mod vduse;
 pub mod workers;

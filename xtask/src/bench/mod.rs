@@ -18,6 +18,7 @@ mod blk;
 mod fcopy;
 mod namespaces;
 mod net;
+mod smbdirect;
 mod vdpa;
 
 /// What every bench is told.
@@ -38,6 +39,7 @@ pub(crate) struct Args {
 pub(crate) const NAMES: &str = "  blk          disks: against qemu-storage-daemon, vhost-user-backend and bare loops\n  \
      net          network devices and their driver: against DPDK's net_vhost and virtio-user, and a bridge\n  \
      fcopy        files into a guest: our guest against Linux's daemon, both ends of ours against cp\n  \
+     smbdirect    SMB Direct over user-space iWARP on loopback: against TCP alone\n  \
      vdpa         in the lab: our driver and our VDUSE disk against the kernel's driver and qemu-storage-daemon";
 
 pub(crate) fn run(name: &str, args: &Args) -> Result<bool> {
@@ -46,6 +48,7 @@ pub(crate) fn run(name: &str, args: &Args) -> Result<bool> {
         "blk" => blk::run(&project, args)?,
         "fcopy" => fcopy::run(&project, args)?,
         "net" => net::run(&project, args)?,
+        "smbdirect" => smbdirect::run(&project, args)?,
         "vdpa" => vdpa::run(&project, args)?,
         _ => bail!("there is no bench `{name}`; there are:\n{NAMES}"),
     };

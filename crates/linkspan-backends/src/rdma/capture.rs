@@ -32,8 +32,57 @@ pub(super) enum Way {
 
 /// How far a connection is.
 #[derive(Debug, Default)]
-pub(super) struct Trace {
-    ends: Option<[End; 2]>,
+pub(super) struct Trace(Option<Box<Tracked>>);
+
+#[derive(Debug)]
+struct Tracked {
+    ends: [End; 2],
+    frames: [Frames; 2],
+}
+
+/// Where frames of MPA begin and end in one direction: a packet for each is what
+/// Wireshark decodes best.
+#[derive(Debug, Default)]
+struct Frames {
+    /// What is known of a header of which something is missing.
+    header: [u8; REQUEST],
+    have: usize,
+    /// Bytes that the frame lacks.
+    left: usize,
+    /// Whether the request, or the reply, is over.
+    set_up: bool,
+}
+
+/// Bytes of a request or reply of MPA, and of the length that begins a frame.
+const REQUEST: usize = 20;
+const LENGTH: usize = 2;
+
+impl Frames {
+    /// How many of these bytes, one at least, belong to one frame.
+    fn first(&mut self, bytes: &[u8]) -> usize {
+        let mut used = 0;
+        if self.left == 0 {
+            let whole = if self.set_up { LENGTH } else { REQUEST };
+            used = bytes.len().min(whole - self.have);
+            self.header[self.have..self.have + used].copy_from_slice(&bytes[..used]);
+            self.have += used;
+            if self.have < whole {
+                return used;
+            }
+            let [high, low] = [self.header[whole - 2], self.header[whole - 1]];
+            let len = usize::from(u16::from_be_bytes([high, low]));
+            self.left = if self.set_up {
+                // Padding, and a checksum.
+                (LENGTH + len).next_multiple_of(4) + 4 - LENGTH
+            } else {
+                len
+            };
+            (self.have, self.set_up) = (0, true);
+        }
+        let rest = self.left.min(bytes.len() - used);
+        self.left -= rest;
+        used + rest
+    }
 }
 
 /// One end of a connection: here, or there.
@@ -86,21 +135,27 @@ fn write(
     way: Way,
     bytes: &[u8],
 ) -> io::Result<()> {
-    if trace.ends.is_none() {
+    if trace.0.is_none() {
         let mut ends = [end(stream.address()?, 1), end(stream.peer()?, 2)];
         // Whoever sends the first bytes is the one that connected: MPA's initiator.
         let from = usize::from(way == Way::In);
         packet(file, &mut ends, from, SYN, &[])?;
         packet(file, &mut ends, 1 - from, SYN | ACK, &[])?;
         packet(file, &mut ends, from, ACK, &[])?;
-        trace.ends = Some(ends);
+        let frames = <[Frames; 2]>::default();
+        trace.0 = Some(Box::new(Tracked { ends, frames }));
     }
-    let Some(ends) = &mut trace.ends else {
+    let Some(tracked) = &mut trace.0 else {
         return Ok(());
     };
     let from = usize::from(way == Way::In);
-    for part in bytes.chunks(SEGMENT) {
-        packet(file, ends, from, PUSH | ACK, part)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (frame, behind) = rest.split_at(tracked.frames[from].first(rest));
+        for part in frame.chunks(SEGMENT) {
+            packet(file, &mut tracked.ends, from, PUSH | ACK, part)?;
+        }
+        rest = behind;
     }
     file.flush()
 }

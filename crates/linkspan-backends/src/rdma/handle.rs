@@ -33,6 +33,12 @@ impl Handle<'_> {
         }
     }
 
+    /// A connection that came has done what is wanted of it, and does not count as half
+    /// open any more.
+    pub fn admit(&mut self) {
+        self.provider.admit(self.id);
+    }
+
     /// Who is at the other end.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use linkspan_sys::tcp::{Gather, Scatter, TcpStream};
 
 use super::Shared;
 use super::capture::{Trace, Way};
+use super::guests::Guest;
 
 /// From here on bytes are read straight to their place.
 const DIRECT_MIN: u32 = 4096;
@@ -45,6 +46,8 @@ pub(super) struct Link {
     pub(super) starving: bool,
     /// Where its bytes stand in a capture.
     trace: Trace,
+    /// Who came; nobody if we connected.
+    pub(super) guest: Option<Guest>,
 }
 
 impl Link {
@@ -88,6 +91,7 @@ impl Link {
             telling: false,
             starving: false,
             trace: Trace::default(),
+            guest: None,
         }
     }
 
@@ -257,6 +261,7 @@ impl Link {
                 } else {
                     shared.staging.len()
                 };
+                shared.calls += 1;
                 let count = stream.read_bytes(&mut shared.staging[..room])?;
                 self.large = false;
                 if let Some(capture) = &mut shared.capture {
@@ -303,7 +308,9 @@ impl Link {
             scatter.push(&mut shared.staging[..between]);
         }
         let room = scatter.len();
-        let count = stream.read(&mut scatter)?;
+        let count = stream.read(&mut scatter);
+        shared.calls += 1;
+        let count = count?;
         if count == 0 {
             self.connection.receive_end();
             return Ok(Some((0, false)));
@@ -369,6 +376,7 @@ impl Link {
                 break;
             }
             let done = self.write_batch(shared, &batch);
+            shared.calls += 1;
             match done {
                 Ok(Some((written, all))) => {
                     if let (Some(capture), Some(stream)) = (&mut shared.capture, &self.stream) {

@@ -7,8 +7,10 @@
 mod capture;
 mod carrier;
 mod device;
+mod guests;
 mod handle;
 mod link;
+mod waiting;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -17,6 +19,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use linkspan_engine::Spin;
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
 use linkspan_rdma::iwarp::{Batch, ENTROPY, OptionError, Options};
@@ -31,6 +34,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use capture::Capture;
 pub use carrier::Carrier;
 pub use device::{DeviceConfig, DeviceHandle, DeviceProvider};
+use guests::Guests;
 pub use handle::Handle;
 use link::Link;
 
@@ -50,6 +54,9 @@ const REST: Duration = Duration::from_millis(20);
 /// What epoll calls the listener.
 const LISTENER: u64 = u64::MAX;
 
+/// The life that no connection has: descriptors of others that are watched.
+const OTHERS: u32 = u32::MAX;
+
 /// A connection of a provider. The number never comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId {
@@ -62,6 +69,12 @@ impl ConnectionId {
     #[must_use]
     pub fn new(number: u64) -> Self {
         Self::of(number)
+    }
+
+    /// Where it is in a table of connections; another one has this place when it is over.
+    #[must_use]
+    pub fn place(self) -> usize {
+        self.place as usize
     }
 
     fn token(self) -> u64 {
@@ -107,6 +120,11 @@ pub struct Config {
     pub budget: usize,
     /// Connections at a time, those that are being made included.
     pub connections: usize,
+    /// Of them, connections that came from one address.
+    pub per_address: usize,
+    /// Connections that came and were not [admitted](Handle::admit) yet. When there are so
+    /// many, others wait to be accepted; who has a quarter of them is turned away.
+    pub half_open: usize,
 }
 
 impl Default for Config {
@@ -115,6 +133,8 @@ impl Default for Config {
             options: Options::default(),
             budget: 64 << 20,
             connections: 4096,
+            per_address: 1024,
+            half_open: 512,
         }
     }
 }
@@ -127,6 +147,8 @@ struct Shared {
     batches: Vec<Batch>,
     now: Duration,
     capture: Option<Capture>,
+    /// System calls of the data path.
+    calls: u64,
 }
 
 impl Shared {
@@ -150,10 +172,14 @@ pub struct Provider {
     /// Lent while its events are dealt with.
     ready: Option<Ready>,
     begin: Instant,
+    spin: Spin,
     shared: Shared,
     listener: Option<TcpListener>,
     /// When the listener is asked again.
     listener_rests: Option<Duration>,
+    guests: Guests,
+    /// Numbers of watched descriptors that became ready.
+    watched: Vec<u32>,
     links: Vec<Slot>,
     free: Vec<u32>,
     /// Those with something to write, or to tell.
@@ -181,6 +207,7 @@ impl Provider {
             epoll: Epoll::new()?,
             ready: None,
             begin: Instant::now(),
+            spin: Spin::new(waiting::LOOK),
             shared: Shared {
                 memories: Memories::new(),
                 pool: Pool::new(config.options.limits.receive_size, config.budget),
@@ -188,10 +215,13 @@ impl Provider {
                 batches: Vec::new(),
                 now: Duration::ZERO,
                 capture: None,
+                calls: 0,
             },
             config,
             listener: None,
             listener_rests: None,
+            guests: Guests::default(),
+            watched: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
             busy: VecDeque::new(),
@@ -236,6 +266,44 @@ impl Provider {
         let address = listener.address()?;
         self.listener = Some(listener);
         Ok(address)
+    }
+
+    /// Watches a descriptor of somebody else's as well: as long as something can be
+    /// read from it, or it is closed, each [`wait`](Self::wait) comes back and
+    /// [`watched`](Self::watched) tells its number.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` reports.
+    pub fn watch(&self, source: impl AsFd, number: u32) -> io::Result<()> {
+        let token = u64::from(OTHERS) << 32 | u64::from(number.min(u32::MAX - 1));
+        self.epoll.add(source, token, Interest::READ)
+    }
+
+    /// Watches it no more, as before it is closed.
+    ///
+    /// # Errors
+    /// It was not watched.
+    pub fn unwatch(&self, source: impl AsFd) -> io::Result<()> {
+        self.epoll.delete(source)
+    }
+
+    /// A watched descriptor that the last wait found ready.
+    pub fn watched(&mut self) -> Option<u32> {
+        self.watched.pop()
+    }
+
+    /// Connections that came and are half open, and that were turned away so far.
+    #[must_use]
+    pub fn guests(&self) -> (usize, u64) {
+        (self.guests.half_open, self.guests.turned_away)
+    }
+
+    /// Takes no connections any more.
+    pub fn listen_no_more(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            // It is closed right after.
+            let _ = self.epoll.delete(&listener);
+        }
     }
 
     /// Writes what goes over all connections from now on to a file, as Wireshark reads it
@@ -295,6 +363,24 @@ impl Provider {
         Some(Handle { provider: self, id })
     }
 
+    /// The seam to a connection, also when it is over: nothing can be done on it then but
+    /// to give buffers back.
+    pub(crate) fn verbs(&mut self, id: ConnectionId) -> Handle<'_> {
+        Handle { provider: self, id }
+    }
+
+    /// A buffer of a pool whose memory is known here.
+    #[must_use]
+    pub fn buffer(&mut self, pool: &mut Pool) -> Option<Slice> {
+        pool.take(&mut self.shared.memories)
+    }
+
+    /// System calls for data, and to wait for it.
+    #[must_use]
+    pub fn system_calls(&self) -> u64 {
+        self.shared.calls
+    }
+
     /// Connections, those that are being made and those that end included.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -339,7 +425,8 @@ impl Provider {
             .ready
             .take()
             .unwrap_or_else(|| Ready::with_capacity(256));
-        self.epoll.wait(&mut ready, timeout)?;
+        self.watched.clear();
+        self.sleep(&mut ready, timeout)?;
         self.tell_time();
         for event in ready.iter() {
             if event.token == LISTENER {
@@ -347,6 +434,10 @@ impl Provider {
                 continue;
             }
             let id = ConnectionId::of(event.token);
+            if id.life == OTHERS {
+                self.watched.push(id.place);
+                continue;
+            }
             if let Some((link, shared)) = self.parts(id) {
                 link.happened(shared, event);
                 self.settle(id);
@@ -357,75 +448,6 @@ impl Provider {
         self.ask_again()?;
         self.flush();
         Ok(())
-    }
-
-    /// Until when to wait at most.
-    fn timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if !self.telling.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let mut timeout = timeout;
-        let mut at_most = |left: Duration| {
-            timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
-        };
-        if let Some((due, _)) = self.timers.first() {
-            let left = due.saturating_sub(self.begin.elapsed());
-            // Rounded up, so that it is due when we wake up.
-            at_most(left + Duration::from_millis(1));
-        }
-        if self.listener_rests.is_some() || !self.starved.is_empty() {
-            at_most(REST);
-        }
-        timeout
-    }
-
-    /// What failed for want of memory or descriptors is tried again.
-    fn ask_again(&mut self) -> io::Result<()> {
-        if self
-            .listener_rests
-            .is_some_and(|due| self.shared.now >= due)
-        {
-            self.listener_rests = None;
-            if let Some(listener) = &self.listener {
-                self.epoll.modify(listener, LISTENER, Interest::READ)?;
-            }
-        }
-        if !self.starved.is_empty() {
-            self.feed_starved();
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self) {
-        // As many as one wait brings; the rest comes with the next.
-        for _ in 0..64 {
-            let Some(listener) = &self.listener else {
-                return;
-            };
-            let stream = match listener.accept() {
-                Ok(stream) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    // No descriptors, most likely: it would be told again at once.
-                    if self
-                        .epoll
-                        .modify(listener, LISTENER, Interest::NONE)
-                        .is_ok()
-                    {
-                        self.listener_rests = Some(self.shared.now + REST);
-                    }
-                    return;
-                }
-            };
-            let Ok(entropy) = entropy() else {
-                return;
-            };
-            let link = Link::responder(stream, self.config.options, entropy, self.shared.now);
-            // Whoever finds no room is closed.
-            if let Ok(link) = link {
-                let _ = self.add(link, Interest::READ);
-            }
-        }
     }
 
     fn tick(&mut self) {
@@ -488,8 +510,12 @@ impl Provider {
             if let Some(timer) = link.timer {
                 self.timers.remove(&(timer, id));
             }
-            slot.life = slot.life.wrapping_add(1);
+            slot.life = (slot.life + 1) % OTHERS;
             self.free.push(id.place);
+            if let Some(guest) = link.guest {
+                self.guests.leave(guest);
+                self.look_for_guests();
+            }
         }
     }
 

@@ -169,8 +169,8 @@ impl Connection {
             capacity,
             inbox: Inbox::new(usize::from(capacity))?,
             outbox: Outbox::new(queue)?,
-            writes: Transfers::new(transfers)?,
-            reads: Transfers::new(transfers)?,
+            writes: Transfers::new(transfers),
+            reads: Transfers::new(transfers),
             next_transfer: 0,
             registrations: Registrations::new(registrations)?,
             flight: Flight::new(

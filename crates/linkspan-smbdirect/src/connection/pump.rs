@@ -12,7 +12,7 @@ use super::{
     WorkId,
 };
 use crate::error::{Error, Refusal};
-use crate::gather::Gather;
+use crate::gather::{self, Gather};
 use crate::registrations::RegistrationState;
 use crate::wire::{DATA_HEADER_LEN, DATA_OFFSET, DataTransfer, RESPONSE_REQUESTED};
 
@@ -118,7 +118,7 @@ impl Flight {
     }
 
     fn pop(&mut self) -> Option<(WorkId, Kind)> {
-        let (work, kind) = self.queue.pop_front()?;
+        let (work, kind) = gather::pop(&mut self.queue)?;
         self.sends -= usize::from(matches!(kind, Kind::Send(_)));
         self.silent = self.silent.min(self.queue.len());
         Some((work, kind))
@@ -180,7 +180,7 @@ impl Connection {
     /// What comes out is carried out in order, and what a provider would not take is
     /// [`refused`](Self::refused) before the next one is taken.
     pub fn poll_output(&mut self, now_ms: u64) -> Option<Output> {
-        if let Some(output) = self.outputs.pop_front() {
+        if let Some(output) = gather::pop(&mut self.outputs) {
             return Some(output);
         }
         let next = match self.phase {

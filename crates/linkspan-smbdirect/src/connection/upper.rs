@@ -2,7 +2,7 @@
 
 use linkspan_rdma::verbs::{Key, PostError, Remote, Slice};
 
-use super::{Connection, MessageId, News, Output, Phase, RegistrationId, TransferId};
+use super::{Connection, KeepAlive, MessageId, News, Output, Phase, RegistrationId, TransferId};
 use crate::descriptor::Descriptor;
 use crate::error::{Misuse, Refusal};
 use crate::gather;
@@ -122,6 +122,21 @@ impl Connection {
                 let work = self.flight.invalidate(id);
                 self.outputs.push_back(Output::Invalidate { work, key });
             }
+        }
+        Ok(())
+    }
+
+    /// Asks the peer for a sign of life, as after a long silence (MS-SMBD 3.1.6.2). It is
+    /// awaited as long as [`Status`](super::Status) says so.
+    ///
+    /// # Errors
+    /// Not connected.
+    pub fn ask(&mut self, now_ms: u64) -> Result<(), Misuse> {
+        self.connected()?;
+        if self.keepalive == KeepAlive::None {
+            self.keepalive = KeepAlive::Pending;
+            self.immediate = true;
+            self.idle_from(now_ms, self.options.keepalive_wait_ms);
         }
         Ok(())
     }

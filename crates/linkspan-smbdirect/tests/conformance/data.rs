@@ -237,3 +237,27 @@ fn SmbdDataTransfer_IdleConnection_Server_Timeout() {
         assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
     }
 }
+
+#[test]
+fn a_sign_of_life_can_be_asked_for_at_any_time() {
+    for mut peer in both() {
+        peer.data(transfer(10, 5, 0, 0));
+        peer.sent.clear();
+        // Asking again while an answer is awaited asks nothing.
+        for _ in 0..2 {
+            peer.core.ask(peer.now).unwrap();
+            peer.pump();
+        }
+        assert_eq!(peer.sent.len(), 1);
+        assert_eq!(peer.last().flags.get(), RESPONSE_REQUESTED);
+        assert!(peer.core.status().awaits_sign_of_life);
+        peer.data(transfer(10, 1, 0, 0));
+        assert!(!peer.core.status().awaits_sign_of_life);
+        assert_eq!(peer.core.next_timeout(), Some(120_000));
+        peer.core.ask(0).unwrap();
+        peer.pump();
+        peer.at(5000);
+        assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+        assert!(peer.core.ask(5000).is_err());
+    }
+}

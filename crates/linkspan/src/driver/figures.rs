@@ -12,7 +12,7 @@ use crate::exit::{Failure, Status};
 
 /// Latencies in microseconds.
 #[derive(Serialize)]
-pub(super) struct Latency {
+pub(crate) struct Latency {
     mean: f64,
     p50: f64,
     p99: f64,
@@ -22,7 +22,7 @@ pub(super) struct Latency {
 
 impl Latency {
     /// Of nanoseconds.
-    pub(super) fn of(histogram: &Histogram<u64>) -> Self {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
         let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1e3;
         let at = |quantile| microseconds(histogram.value_at_quantile(quantile));
@@ -47,18 +47,18 @@ impl fmt::Display for Latency {
 }
 
 /// Nanoseconds up to a minute, to three digits.
-pub(super) fn new_histogram() -> Result<Histogram<u64>, Failure> {
+pub(crate) fn new_histogram() -> Result<Histogram<u64>, Failure> {
     Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3).context("a histogram")?)
 }
 
 /// Processor time of this process so far.
-pub(super) fn cpu_seconds() -> f64 {
+pub(crate) fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::try_from(time).map_or(0.0, |time| time.as_secs_f64())
 }
 
 /// Whether a bench can last so long.
-pub(super) fn check_seconds(seconds: f64) -> Result<(), Failure> {
+pub(crate) fn check_seconds(seconds: f64) -> Result<(), Failure> {
     if seconds.is_nan() || seconds <= 0.0 || seconds > 1e6 {
         let error = anyhow!("--seconds {seconds}: how long?");
         return Err(Failure::new(Status::Usage, error));

@@ -2,7 +2,7 @@
 
 mod bench;
 mod disk;
-mod figures;
+pub(crate) mod figures;
 mod net;
 mod net_bench;
 mod stamped;

@@ -1,0 +1,243 @@
+//! `linkspan smbdirect listen`: returns messages, or counts them.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use linkspan_backends::smbdirect::{Classes, Happened, Mode, Service};
+use linkspan_smbdirect::Role;
+use linkspan_sys::signals::{Signal, Signals};
+use serde::Serialize;
+
+use super::PORT;
+use super::control::{Control, Question};
+use super::parameters::{Parameters, Wire, config};
+use super::status;
+use crate::driver::bytes;
+use crate::exit::{Failure, Status};
+use crate::serving::print;
+
+/// Options of `listen`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: for the network, with a socket to ask how it is\n\n  \
+        linkspan smbdirect listen --addr 0.0.0.0 --control /run/smbd.sock\n\n\
+        Nobody proves who they are: whoever reaches the address may use it, within its caps."
+)]
+pub(super) struct Args {
+    /// Where to listen: an address, and a port unless it is 5445
+    #[arg(long, value_name = "ADDRESS[:PORT]", default_value = "127.0.0.1", value_parser = address)]
+    addr: SocketAddr,
+
+    /// Returns each message as one message [default]
+    #[arg(long, conflicts_with = "sink")]
+    echo: bool,
+
+    /// Counts messages
+    #[arg(long)]
+    sink: bool,
+
+    /// Where `status` connects
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
+    /// Classes that are logged: event, send, receive, credit, keep-alive, memory, with
+    /// commas between them, or all; `status --log` changes that
+    #[arg(long, value_name = "CLASSES", default_value = "none")]
+    log: Classes,
+
+    /// Connections at a time
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+
+    /// Connections at a time from one address
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    per_address: u32,
+
+    /// Connections at a time that have not negotiated; others wait then. One address has
+    /// a quarter of them at most
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    half_open: u32,
+
+    /// Bytes of memory that peers are given to write and to read by RDMA, and bytes of
+    /// messages that are on their way back, each
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = bytes)]
+    memory: u64,
+
+    /// Writes what goes over connections to a file that Wireshark reads; replaces it
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+
+    /// Prints what happens on standard output, one JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    parameters: Parameters,
+
+    #[command(flatten)]
+    wire: Wire,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let whole = text.parse().ok();
+    let alone = || Some(SocketAddr::new(text.parse().ok()?, PORT));
+    whole
+        .or_else(alone)
+        .ok_or_else(|| "an address such as 127.0.0.1, [::1]:5445".to_owned())
+}
+
+/// What happens, as a line of JSON.
+#[derive(Serialize, Default)]
+struct Line {
+    event: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+const SIGNALS: u32 = 0;
+const CONTROL: u32 = 1;
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// With the status that the program is to end with.
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    // Before signals are kept for us: the other end of a pipe may never come.
+    let pcap = super::create(args.pcap.as_deref())?;
+    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
+        .context("cannot watch for signals")?;
+    let mut service = service(args, pcap)?;
+    let control = args.control.as_deref().map(Control::new).transpose()?;
+    let watched = || -> io::Result<()> {
+        service.watch(&signals, SIGNALS)?;
+        control
+            .as_ref()
+            .map_or(Ok(()), |control| service.watch(control.event(), CONTROL))
+    };
+    watched().context("cannot wait")?;
+    let address = service
+        .listen(args.addr)
+        .map_err(|error| no_listener(args.addr, error))?;
+    tracing::info!("listening at {address}");
+    if args.json {
+        let event = "listening";
+        let address = Some(address);
+        print(&Line {
+            event,
+            address,
+            ..Line::default()
+        });
+    }
+    loop {
+        service.turn().context("cannot wait")?;
+        while let Some(happened) = service.happened() {
+            report(&happened, args.json);
+        }
+        while let Some(number) = service.watched() {
+            match (number, &control) {
+                (CONTROL, Some(control)) => answer(control, &mut service),
+                _ => return end(&mut service, args.json),
+            }
+        }
+    }
+}
+
+fn service(args: &Args, pcap: Option<File>) -> Result<Service, Failure> {
+    let mode = if args.sink { Mode::Sink } else { Mode::Echo };
+    let mut config = config(Role::Listener, &args.parameters, &args.wire);
+    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    config.iwarp.connections = count(args.connections);
+    config.iwarp.per_address = count(args.per_address);
+    config.iwarp.half_open = count(args.half_open);
+    let memory = usize::try_from(args.memory).unwrap_or(usize::MAX);
+    let mut service = Service::new(config, mode, memory, args.log).map_err(super::no_endpoint)?;
+    if let Some(file) = pcap {
+        service.capture(file).context("cannot capture")?;
+    }
+    Ok(service)
+}
+
+fn no_listener(address: SocketAddr, error: io::Error) -> Failure {
+    let status = match error.kind() {
+        io::ErrorKind::PermissionDenied => Status::Missing,
+        _ => Status::Failed,
+    };
+    let error = anyhow!(error).context(format!("cannot listen at {address}"));
+    Failure::new(status, error)
+}
+
+fn answer(control: &Control, service: &mut Service) {
+    while let Some((question, answer)) = control.take() {
+        if let Question::Log(classes) = question {
+            service.log(classes);
+        }
+        // Whoever asked may have left.
+        let _ = answer.send(status::lines(service));
+    }
+}
+
+fn report(happened: &Happened, json: bool) {
+    let line = match happened {
+        Happened::Connected { number, peer } => {
+            tracing::debug!(connection = number, "{peer} is connected");
+            Line {
+                event: "connected",
+                connection: Some(*number),
+                peer: Some(*peer),
+                ..Line::default()
+            }
+        }
+        Happened::Ended { ended, left_out } => {
+            let reason = ended.reason();
+            if let Some(left_out) = left_out.filter(|_| ended.is_fault()) {
+                tracing::warn!(
+                    connection = ended.number,
+                    "{}: {reason} ({left_out} more like it)",
+                    ended.peer
+                );
+            } else {
+                tracing::debug!(connection = ended.number, "{}: {reason}", ended.peer);
+            }
+            Line {
+                event: "ended",
+                connection: Some(ended.number),
+                peer: Some(ended.peer),
+                messages: Some(ended.messages),
+                bytes: Some(ended.bytes),
+                reason: Some(reason),
+                ..Line::default()
+            }
+        }
+    };
+    if json {
+        print(&line);
+    }
+}
+
+/// Ends all connections, and tells their peers.
+fn end(service: &mut Service, json: bool) -> Result<(), Failure> {
+    service.stop().context("cannot wait")?;
+    while let Some(happened) = service.happened() {
+        report(&happened, json);
+    }
+    if json {
+        print(&Line {
+            event: "stopped",
+            ..Line::default()
+        });
+    }
+    Ok(())
+}

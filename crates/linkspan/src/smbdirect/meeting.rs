@@ -1,0 +1,265 @@
+//! How `ping` and `bench` meet a peer: connecting, the hello, and who answers it.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use linkspan_backends::smbdirect::{Config, Endpoint, Gone, HELLO_LEN, Happening, Hello, Id, Peer};
+use linkspan_mem::Region;
+use linkspan_rdma::verbs::{MemoryId, Slice};
+use linkspan_smbdirect::{Misuse, Status as Core};
+use linkspan_sys::signals::{Signal, Signals};
+
+use super::PORT;
+use crate::exit::{Failure, Status};
+
+/// What epoll calls signals.
+const SIGNALS: u32 = 0;
+
+/// The addresses that `HOST[:PORT]` stands for.
+///
+/// # Errors
+/// There are none.
+pub(super) fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
+    let bare = target
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let with_port = bare.is_none() && (target.contains("]:") || target.matches(':').count() == 1);
+    let found = if with_port {
+        target.to_socket_addrs()
+    } else {
+        (bare.unwrap_or(target), PORT).to_socket_addrs()
+    };
+    let unreachable = |error| Failure::new(Status::PeerUnreachable, error);
+    let addresses: Vec<_> = found
+        .map_err(|error| unreachable(anyhow!(error).context(format!("cannot find {target}"))))?
+        .collect();
+    if addresses.is_empty() {
+        return Err(unreachable(anyhow!("{target} has no address")));
+    }
+    Ok(addresses)
+}
+
+/// A peer that has negotiated, and said who it is.
+pub(super) struct Met {
+    pub(super) id: Id,
+    pub(super) address: SocketAddr,
+    /// From the first step of connecting until all was negotiated.
+    pub(super) negotiation: Duration,
+    /// Nothing if it does not answer.
+    pub(super) peer: Option<Peer>,
+    /// What was negotiated.
+    pub(super) core: Core,
+}
+
+/// This end, and the wish to stop it.
+pub(super) struct Initiator {
+    pub(super) endpoint: Endpoint,
+    signals: Signals,
+    /// A hello lies at its begin.
+    hello: MemoryId,
+}
+
+/// A connection that is over, as the program ends with it.
+pub(super) fn failure(address: SocketAddr, gone: &Gone) -> Failure {
+    let status = if gone.is_broken() {
+        Status::PeerBroke
+    } else {
+        Status::PeerUnreachable
+    };
+    let error = anyhow!("{gone}").context(format!("{address}"));
+    Failure::new(status, error)
+}
+
+/// What was asked for is under way, or the connection has ended, which is told next.
+///
+/// # Errors
+/// It cannot be asked for.
+pub(super) fn started<T>(asked: Result<T, Misuse>) -> Result<(), Failure> {
+    match asked {
+        Ok(_) | Err(Misuse::NotConnected { .. }) => Ok(()),
+        Err(misuse) => Err(Failure::new(Status::Usage, misuse)),
+    }
+}
+
+impl Initiator {
+    pub(super) fn new(config: Config) -> Result<Self, Failure> {
+        let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
+            .context("cannot watch for signals")?;
+        let mut endpoint = Endpoint::new(config).map_err(super::no_endpoint)?;
+        endpoint.watch(&signals, SIGNALS).context("cannot wait")?;
+        let hello = Region::heap(HELLO_LEN).context("memory")?;
+        let hello = endpoint.add_memory(hello).context("memory")?;
+        Ok(Self {
+            endpoint,
+            signals,
+            hello,
+        })
+    }
+
+    /// Whether somebody wants us to end.
+    pub(super) fn is_stopped(&mut self) -> bool {
+        let mut stopped = false;
+        while let Some(number) = self.endpoint.watched() {
+            stopped |= number == SIGNALS && self.signals.take().is_ok_and(|came| !came.is_empty());
+        }
+        stopped
+    }
+
+    /// Waits until something has happened, at most until `deadline`.
+    ///
+    /// # Errors
+    /// Somebody wants us to end.
+    pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Result<(), Failure> {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.endpoint.wait(left).context("cannot wait")?;
+        if self.is_stopped() {
+            return Err(anyhow!("stopped").into());
+        }
+        Ok(())
+    }
+
+    /// The next message that is whole.
+    pub(super) fn take(&mut self, id: Id) -> Option<Vec<u8>> {
+        self.endpoint.session(id)?.take()
+    }
+
+    /// The length of the next message that is whole, which is dropped.
+    pub(super) fn skip(&mut self, id: Id) -> Option<u32> {
+        self.endpoint.session(id)?.skip()
+    }
+
+    /// Sends a hello; it is the first message.
+    pub(super) fn greet(&mut self, id: Id, hello: Hello) -> Result<(), Failure> {
+        self.endpoint.fill(self.hello, 0, &hello.to_bytes());
+        let len = u32::try_from(HELLO_LEN).unwrap_or(0);
+        let slice = Slice {
+            memory: self.hello,
+            len,
+            offset: 0,
+        };
+        let mut session = self
+            .endpoint
+            .session(id)
+            .context("the connection is gone")?;
+        started(session.send(&[slice]))
+    }
+
+    /// Connects to the first of `addresses` that answers and asks who it is. Of a peer that
+    /// does not say so within `patience` that is not known.
+    ///
+    /// # Errors
+    /// Unreachable, or it breaks the protocol; the last address says how.
+    pub(super) fn meet(
+        &mut self,
+        addresses: &[SocketAddr],
+        hello: Hello,
+        patience: Duration,
+    ) -> Result<Met, Failure> {
+        let mut last = None;
+        for &address in addresses {
+            let begin = Instant::now();
+            let met = match self.connect(address) {
+                Ok(id) => self.connected(id, address),
+                Err(failure) => Err(failure),
+            };
+            match met {
+                Ok((id, core)) => {
+                    let negotiation = begin.elapsed();
+                    let peer = self.introduced(id, address, hello, patience)?;
+                    return Ok(Met {
+                        id,
+                        address,
+                        negotiation,
+                        peer,
+                        core,
+                    });
+                }
+                Err(failure) => last = Some(failure),
+            }
+        }
+        Err(last.unwrap_or_else(|| anyhow!("no address").into()))
+    }
+
+    /// Begins to connect.
+    pub(super) fn connect(&mut self, address: SocketAddr) -> Result<Id, Failure> {
+        self.endpoint.connect(address).map_err(|error| {
+            let error = anyhow!(error).context(format!("{address}"));
+            Failure::new(Status::PeerUnreachable, error)
+        })
+    }
+
+    fn connected(&mut self, id: Id, address: SocketAddr) -> Result<(Id, Core), Failure> {
+        loop {
+            self.wait(None)?;
+            while let Some((_, happening)) = self.endpoint.poll() {
+                match happening {
+                    Happening::Connected => {
+                        let session = self.endpoint.session(id);
+                        let session = session.context("the connection is gone")?;
+                        return Ok((id, session.status()));
+                    }
+                    Happening::Ended(gone) => return Err(failure(address, &gone)),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn introduced(
+        &mut self,
+        id: Id,
+        address: SocketAddr,
+        hello: Hello,
+        patience: Duration,
+    ) -> Result<Option<Peer>, Failure> {
+        self.greet(id, hello)?;
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            self.wait(Some(deadline))?;
+            while let Some((_, happening)) = self.endpoint.poll() {
+                match happening {
+                    Happening::Received => {
+                        if let Some(answer) = self.take(id) {
+                            return Ok(Some(Peer::of(hello, &answer)));
+                        }
+                    }
+                    Happening::Ended(gone) => return Err(failure(address, &gone)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends all connections in order.
+    pub(super) fn end(&mut self) {
+        // What goes wrong here is of no interest any more.
+        let _ = self.endpoint.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_have_ports_or_the_port() {
+        for (text, address) in [
+            ("127.0.0.1", "127.0.0.1:5445"),
+            ("127.0.0.1:7", "127.0.0.1:7"),
+            ("::1", "[::1]:5445"),
+            ("[::1]", "[::1]:5445"),
+            ("[::1]:7", "[::1]:7"),
+        ] {
+            assert_eq!(resolve(text).unwrap(), [address.parse().unwrap()], "{text}");
+        }
+        for text in ["", "127.0.0.1:port", "127.0.0.1:99999"] {
+            assert_eq!(
+                resolve(text).unwrap_err().status,
+                Status::PeerUnreachable,
+                "{text}"
+            );
+        }
+    }
+}
