@@ -5,14 +5,15 @@ mod rdma_suite;
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use linkspan_backends::rdma::{Config, ConnectionId, Provider};
 use linkspan_rdma::iwarp::{FrameSize, Options, WireError};
 use linkspan_rdma::verbs::{Access, Event, Failure, MemoryId, Operation, Verbs as _, Work};
-use rdma_suite::{
-    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, connect, done, gone, pattern, received, until,
-};
 use linkspan_sys::EventFd;
+use rdma_suite::{
+    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, done, gone, pattern, received, until,
+};
 use rustix::net;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -45,6 +46,13 @@ fn connected(a: Config, b: Config) -> (Side, Side, ConnectionId, ConnectionId) {
     let address = b.provider.listen(anywhere()).unwrap();
     let (at_a, at_b) = connect(&mut a, &mut b, address);
     (a, b, at_a, at_b)
+}
+
+/// The same, and the listener's upper layer knows its peer.
+fn connect(a: &mut Side, b: &mut Side, address: SocketAddr) -> (ConnectionId, ConnectionId) {
+    let (at_a, at_b) = rdma_suite::connect(a, b, address);
+    b.provider.connection(at_b).unwrap().admit();
+    (at_a, at_b)
 }
 
 #[test]

@@ -5,9 +5,9 @@
 //! An idle connection costs nothing but its state: no buffer, no timer, no call.
 
 mod capture;
-mod guests;
 mod carrier;
 mod device;
+mod guests;
 mod handle;
 mod link;
 mod waiting;
@@ -32,9 +32,9 @@ use linkspan_sys::verbs::LoadError;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use capture::Capture;
-use guests::Guests;
 pub use carrier::Carrier;
 pub use device::{DeviceConfig, DeviceHandle, DeviceProvider};
+use guests::Guests;
 pub use handle::Handle;
 use link::Link;
 
@@ -65,16 +65,16 @@ pub struct ConnectionId {
 }
 
 impl ConnectionId {
-    /// Where it is in a table of connections; another one has this place when it is over.
-    #[must_use]
-    pub fn place(self) -> usize {
-        self.place as usize
-    }
-
     /// The one of that number, for carriers that are made elsewhere.
     #[must_use]
     pub fn new(number: u64) -> Self {
         Self::of(number)
+    }
+
+    /// Where it is in a table of connections; another one has this place when it is over.
+    #[must_use]
+    pub fn place(self) -> usize {
+        self.place as usize
     }
 
     fn token(self) -> u64 {

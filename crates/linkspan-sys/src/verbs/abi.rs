@@ -86,7 +86,7 @@ pub(super) struct Sge {
 #[repr(C)]
 pub(super) struct SendWr {
     pub(super) wr_id: u64,
-    pub(super) next: *mut SendWr,
+    pub(super) next: *mut Self,
     pub(super) sg_list: *const Sge,
     pub(super) num_sge: c_int,
     pub(super) opcode: c_int,
@@ -103,7 +103,7 @@ pub(super) struct SendWr {
 #[repr(C)]
 pub(super) struct RecvWr {
     pub(super) wr_id: u64,
-    pub(super) next: *mut RecvWr,
+    pub(super) next: *mut Self,
     pub(super) sg_list: *const Sge,
     pub(super) num_sge: c_int,
 }

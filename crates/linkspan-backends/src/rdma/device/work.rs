@@ -237,32 +237,10 @@ impl Link {
         if self.posted.len() >= max {
             return Err(PostError::Full { max });
         }
-        let (slices, operation) = match post.work {
-            Work::Invalidate { key } => return self.invalidate(post, key),
-            Work::Send {
-                gather,
-                invalidate,
-                solicited,
-            } => {
-                // Memory of programs cannot be invalidated by the peer but over iWARP: there
-                // it is told to, elsewhere it does so itself when it has the message.
-                let invalidate = invalidate.filter(|_| self.reads_expose).map(|key| key.0);
-                let operation = verbs::Operation::Send {
-                    invalidate,
-                    solicited,
-                };
-                (gather, operation)
-            }
-            Work::Write { gather, to } => {
-                let (address, key) = (to.address, to.key.0);
-                (gather, verbs::Operation::Write { address, key })
-            }
-            Work::Read { .. } if self.depth.outbound == 0 => return Err(PostError::NoReads),
-            Work::Read { into, from } => {
-                let (address, key) = (from.address, from.key.0);
-                (into, verbs::Operation::Read { address, key })
-            }
-        };
+        if let Work::Invalidate { key } = post.work {
+            return self.invalidate(post, key);
+        }
+        let (slices, operation) = self.operation(&post.work)?;
         let is_read = matches!(operation, verbs::Operation::Read { .. });
         self.check_sizes(slices, is_read)?;
         memories.check(slices)?;
@@ -302,6 +280,36 @@ impl Link {
             done: false,
         });
         Ok(())
+    }
+
+    /// Work as the device knows it, without its bytes.
+    fn operation<'a>(&self, work: &Work<'a>) -> Result<(&'a [Slice], verbs::Operation), PostError> {
+        Ok(match *work {
+            Work::Send {
+                gather,
+                invalidate,
+                solicited,
+            } => {
+                // Memory of programs cannot be invalidated by the peer but over iWARP: there
+                // it is told to, elsewhere it does so itself when it has the message.
+                let invalidate = invalidate.filter(|_| self.reads_expose).map(|key| key.0);
+                let operation = verbs::Operation::Send {
+                    invalidate,
+                    solicited,
+                };
+                (gather, operation)
+            }
+            Work::Write { gather, to } => {
+                let (address, key) = (to.address, to.key.0);
+                (gather, verbs::Operation::Write { address, key })
+            }
+            Work::Read { .. } if self.depth.outbound == 0 => return Err(PostError::NoReads),
+            Work::Read { into, from } => {
+                let (address, key) = (from.address, from.key.0);
+                (into, verbs::Operation::Read { address, key })
+            }
+            Work::Invalidate { key } => return Err(PostError::Key { key }),
+        })
     }
 
     fn check_sizes(&self, slices: &[Slice], is_read: bool) -> Result<(), PostError> {
