@@ -123,12 +123,19 @@ fn next(side: &mut Side<Provider>, id: ConnectionId) -> Vec<u8> {
     message
 }
 
+/// Until the work of this number is done, and not another.
+fn completed(side: &mut Side<Provider>, number: u64) {
+    until(side, |side| {
+        side.find(|event| done(event).filter(|it| it.0 == number))
+    });
+}
+
 fn say(side: &mut Side<Provider>, id: ConnectionId, bytes: &[u8]) {
     side.write(1 << 20, bytes);
     let len = u32::try_from(bytes.len()).unwrap();
     let gather = [side.slice(1 << 20, len)];
     side.send(id, 1, &gather);
-    until(side, |side| side.find(done));
+    completed(side, 1);
 }
 
 #[test]
@@ -151,7 +158,7 @@ fn rping_pings_us() {
         assert_eq!(len, 1000);
         let into = [side.slice(0, len)];
         side.post(id, 2, Work::Read { into: &into, from }).unwrap();
-        until(&mut side, |side| side.find(done));
+        completed(&mut side, 2);
         let text = side.read(into[0]);
         let begin = format!("rdma-ping-{round}: ");
         assert!(text.starts_with(begin.as_bytes()), "{text:?}");
