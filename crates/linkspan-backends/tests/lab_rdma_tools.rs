@@ -10,7 +10,7 @@ mod rdma_suite;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use linkspan_backends::rdma::{Config, ConnectionId, Provider};
 use linkspan_rdma::verbs::{Access, Depth, Event, Failure, Key, Remote, Verbs as _, Work};
@@ -73,27 +73,20 @@ fn well(output: &Output) {
     assert!(output.status.success(), "{}: {said}", output.status);
 }
 
-/// Connects once somebody listens, who is told by nobody.
+/// Connects once somebody listens.
 fn connect(side: &mut Side<Provider>, address: SocketAddr) -> ConnectionId {
-    let begin = Instant::now();
-    loop {
-        if let Ok(id) = side.provider.connect(address, b"") {
-            // Some programs speak first; so a receive is there before.
-            side.receive(id, 16).unwrap();
-            let connected = until(side, |side| {
-                if side.end_of(id).is_some() {
-                    return Some(false);
-                }
-                side.find(established).map(|_| true)
-            });
-            if connected {
-                return id;
-            }
-            side.ends.clear();
-        }
-        assert!(begin.elapsed() < PATIENCE, "nobody listens");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let port = format!(":{PORT}");
+    lab::await_true("a listener", || {
+        let mut command = Command::new("rdma");
+        let text = lab::run(command.args(["resource", "show", "cm_id"]));
+        text.lines()
+            .any(|line| line.contains("LISTEN") && line.contains(&port))
+    });
+    let id = side.provider.connect(address, b"").unwrap();
+    // Some programs speak first; so a receive is there before.
+    side.receive(id, 16).unwrap();
+    until(side, |side| side.find(established));
+    id
 }
 
 fn accept(side: &mut Side<Provider>) -> ConnectionId {
@@ -130,12 +123,19 @@ fn next(side: &mut Side<Provider>, id: ConnectionId) -> Vec<u8> {
     message
 }
 
+/// Until the work of this number is done, and not another.
+fn completed(side: &mut Side<Provider>, number: u64) {
+    until(side, |side| {
+        side.find(|event| done(event).filter(|it| it.0 == number))
+    });
+}
+
 fn say(side: &mut Side<Provider>, id: ConnectionId, bytes: &[u8]) {
     side.write(1 << 20, bytes);
     let len = u32::try_from(bytes.len()).unwrap();
     let gather = [side.slice(1 << 20, len)];
     side.send(id, 1, &gather);
-    until(side, |side| side.find(done));
+    completed(side, 1);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn rping_pings_us() {
         assert_eq!(len, 1000);
         let into = [side.slice(0, len)];
         side.post(id, 2, Work::Read { into: &into, from }).unwrap();
-        until(&mut side, |side| side.find(done));
+        completed(&mut side, 2);
         let text = side.read(into[0]);
         let begin = format!("rdma-ping-{round}: ");
         assert!(text.starts_with(begin.as_bytes()), "{text:?}");
