@@ -135,7 +135,7 @@ fn a_frame_takes_no_more_than_so_many_buffers() {
         device.fill(
             &mut queue,
             rig.space(),
-            &Header::default(),
+            None,
             &Frame::private(&bytes),
             |_| {},
         )
@@ -166,7 +166,7 @@ fn a_buffer_without_room_for_a_header_breaks_the_queue() {
             .fill(
                 &mut queue,
                 rig.space(),
-                &Header::default(),
+                None,
                 &Frame::private(&bytes),
                 |_| {},
             )
@@ -190,7 +190,7 @@ fn what_was_written_is_reported() {
     let mut wrote = |span: Span| places.push((space.address(span).unwrap().0, span.len()));
     receive
         .device
-        .fill(queue, space, &Header::default(), &frame, &mut wrote)
+        .fill(queue, space, None, &frame, &mut wrote)
         .unwrap();
     assert_eq!(
         places,

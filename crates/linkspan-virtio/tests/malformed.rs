@@ -3,6 +3,8 @@
 
 mod rig;
 
+use std::slice;
+
 use linkspan_mem::{Descriptor, SpaceError, SplitRing, Window};
 use linkspan_virtio::limits::{CHAIN_DESCRIPTORS_MAX, INDIRECT_ENTRIES_MAX};
 use linkspan_virtio::split::{
@@ -21,10 +23,9 @@ fn pop(rig: &Rig, features: Features, head: u16, chain: &mut Chain) -> Result<bo
     ring.publish_available_index(1);
     let mut device = rig.device(features);
     device.refresh().unwrap();
-    let mut chains = [self::chain(), self::chain()];
     let mut other = rig.device(features);
     other.refresh().unwrap();
-    let many = other.pop_many(&rig.memory.guest, &mut chains);
+    let many = other.pop_many(&rig.memory.guest, slice::from_mut(chain));
     let result = device.pop(&rig.memory.guest, chain);
     assert_eq!(many, result.map(usize::from), "many are taken as one is");
     if let Err(error) = result {

@@ -180,7 +180,7 @@ impl Model {
         self.check_waiting(waiting, self.available.len());
         let space = &self.rig.memory.guest;
         let mut chains: Vec<Chain> = (0..most).map(|_| chain()).collect();
-        let count = if most % 2 == 0 {
+        let count = if most.is_multiple_of(2) {
             self.device.pop_many(space, &mut chains).unwrap()
         } else {
             let mut pop = |chain| self.device.pop(space, chain).unwrap();
@@ -262,7 +262,7 @@ impl Model {
         self.driver.disarm().unwrap();
         let waiting = self.driver.refresh().unwrap();
         self.check_waiting(waiting, self.returned.len());
-        if most % 2 == 0 {
+        if most.is_multiple_of(2) {
             let returned = &mut self.returned;
             let (waiting, most) = (returned.len(), u16::try_from(most).unwrap());
             let each = |used| assert_eq!(Some(used), returned.pop_front());

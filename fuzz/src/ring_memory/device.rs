@@ -178,7 +178,7 @@ impl Device {
                 None => Chain::new(SEGMENTS).expect("memory"),
             };
             let space = &self.memory.guest.guest;
-            let popped = if taken % 2 == 0 {
+            let popped = if taken.is_multiple_of(2) {
                 self.queue.pop(space, &mut chain)?
             } else {
                 self.queue.pop_many(space, slice::from_mut(&mut chain))? == 1

@@ -166,7 +166,7 @@ impl Driver {
         assert!(usize::from(self.queue.refresh()?) <= published.max(1));
         for taken in 0..most {
             let mut used = None;
-            if taken % 2 == 0 {
+            if taken.is_multiple_of(2) {
                 used = self.queue.pop()?;
             } else {
                 self.queue.pop_each(1, |one| used = Some(one))?;
