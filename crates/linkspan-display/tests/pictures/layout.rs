@@ -184,6 +184,7 @@ fn a_picture_that_ends_behind_all_addresses_is_outside() {
             modifier,
             stride,
             y,
+            height: HEIGHT_MAX,
             ..plain()
         };
         for size in [1 << 16, u64::MAX] {
