@@ -175,7 +175,8 @@ impl Layout {
         }
         let lines = u64::from(surface.y) + u64::from(height);
         let length = if tiling == Tiling::Linear {
-            (lines - 1) * u64::from(stride) + line
+            let above = (lines - 1).saturating_mul(stride.into());
+            above.saturating_add(line)
         } else {
             let unit = tiling.width_bytes();
             if !(stride as usize).is_multiple_of(unit) {
@@ -184,10 +185,12 @@ impl Layout {
             if !offset.is_multiple_of(TILE_BYTES as u64) {
                 return Err(Refusal::Offset { offset });
             }
-            lines.next_multiple_of(tiling.height() as u64) * u64::from(stride)
+            let lines = lines.next_multiple_of(tiling.height() as u64);
+            lines.saturating_mul(stride.into())
         };
         let end = offset.saturating_add(length);
-        if end > size {
+        // The last address stands for all that there are not.
+        if end > size || end == u64::MAX {
             return Err(Refusal::Outside { end, size });
         }
         Ok(Self {

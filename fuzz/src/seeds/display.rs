@@ -227,6 +227,13 @@ fn planes() -> Vec<Seed> {
             None,
         ),
         plane(
+            "surface_without_end",
+            SURFACE,
+            words(&[0, 0, 0, 64, 48, u32::MAX, 0, 0, u32::MAX]),
+            (0, 1),
+            Some("ends at byte 18446744073709551615 of memory of 65536"),
+        ),
+        plane(
             "surface_tiled_elsewhere",
             SURFACE,
             words(&[0, 0x0300_0000, 0x10, 64, 48, 256, 0, 0, 0]),

@@ -128,12 +128,6 @@ impl Encoder {
             bytes,
             ..
         } = self;
-        let Rectangle {
-            x,
-            y,
-            width,
-            height,
-        } = area;
         let number = self.encoding.number();
         let begin = |part: Rectangle, body: &mut Body, out: &mut Vec<u8>| {
             let place = (
@@ -147,20 +141,16 @@ impl Encoder {
         match self.encoding {
             Encoding::Raw => {
                 begin(area, body, out);
-                for line in y..area.bottom() {
-                    pixels.clear();
-                    scene.append(line, x, width, pixels);
-                    painter.paint(pixels, Shape::Whole, out);
+                for line in area.y..area.bottom() {
+                    paint_line(scene, area, line, painter, pixels, out);
                 }
             }
             Encoding::Zlib => {
                 begin(area, body, out);
                 let length = Length::begin(out);
-                for line in y..area.bottom() {
-                    pixels.clear();
+                for line in area.y..area.bottom() {
                     bytes.clear();
-                    scene.append(line, x, width, pixels);
-                    painter.paint(pixels, Shape::Whole, bytes);
+                    paint_line(scene, area, line, painter, pixels, bytes);
                     zlib.write(bytes, *level, out);
                 }
                 zlib.flush(*level, out);
@@ -179,7 +169,7 @@ impl Encoder {
                 length.end(out);
             }
             Encoding::Tight => {
-                let lines = (tight::PIXELS_MAX / width.min(tight::WIDTH_MAX)).min(height);
+                let lines = (tight::PIXELS_MAX / area.width.min(tight::WIDTH_MAX)).min(area.height);
                 for part in parts(area, tight::WIDTH_MAX, lines) {
                     begin(part, body, out);
                     gather(scene, part, pixels);
@@ -188,6 +178,20 @@ impl Encoder {
             }
         }
     }
+}
+
+/// Adds line `line` of an area, as it is, to `out`.
+fn paint_line(
+    scene: &Scene<'_>,
+    area: Rectangle,
+    line: u32,
+    painter: &Painter,
+    pixels: &mut Vec<u32>,
+    out: &mut Vec<u8>,
+) {
+    pixels.clear();
+    scene.append(line, area.x, area.width, pixels);
+    painter.paint(pixels, Shape::Whole, out);
 }
 
 /// The pixels of a part, line by line.

@@ -5,7 +5,7 @@ use linkspan_mem::Gpa;
 
 /// Page n of the guest is 100 - n.
 fn backwards(index: u64) -> u64 {
-    (100 - index) * PAGE | 1
+    ((100 - index) * PAGE) | 1
 }
 
 #[test]

@@ -171,6 +171,29 @@ fn numbers_that_cannot_be_are_refused_with_themselves() {
     );
 }
 
+/// Found by the fuzzer: lines times stride have 65 bits.
+#[test]
+fn a_picture_that_ends_behind_all_addresses_is_outside() {
+    let end = u64::MAX;
+    for (modifier, stride) in [
+        (Modifier::LINEAR, u32::MAX),
+        (Modifier::Y_TILED, u32::MAX - 127),
+    ] {
+        let y = u32::MAX;
+        let far = Surface {
+            modifier,
+            stride,
+            y,
+            height: HEIGHT_MAX,
+            ..plain()
+        };
+        for size in [1 << 16, u64::MAX] {
+            let refused = Layout::new(&far, size).unwrap_err();
+            assert_eq!(refused, Refusal::Outside { end, size });
+        }
+    }
+}
+
 fn any_surface() -> impl Strategy<Value = Surface> {
     let format = prop_oneof![
         Just(FourCc::XRGB8888),
