@@ -6,6 +6,7 @@ pub mod net;
 pub mod rdma;
 pub mod ring_memory;
 pub mod seeds;
+pub mod smbdirect;
 pub mod smbdirect_hello;
 pub mod uio;
 pub mod vdpa;
@@ -23,6 +24,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rdma_ddp", rdma::ddp),
     ("rdma_mpa", rdma::mpa),
     ("ring_memory", ring_memory::target),
+    ("smbdirect", smbdirect::target),
     ("smbdirect_hello", smbdirect_hello::target),
     ("uio_file", uio::target),
     ("vduse", vduse::target),

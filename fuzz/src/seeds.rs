@@ -6,6 +6,7 @@ mod packed;
 mod queue;
 mod rdma;
 mod replies;
+mod smbdirect;
 mod smbdirect_hello;
 mod stream;
 mod uio;
@@ -96,6 +97,16 @@ pub enum Expected {
         /// A part of why it ended, or nothing.
         error: Option<&'static str>,
     },
+    /// So many bytes that were read and things that were done, things that were not, and
+    /// why the connection ended.
+    Smbdirect {
+        /// Bytes, and things done.
+        done: usize,
+        /// Things refused, or given back.
+        refused: usize,
+        /// A part of why it ended, or nothing.
+        error: Option<&'static str>,
+    },
     /// A first message is this.
     Hello(&'static str),
     /// What a program and its kernel asked of a device's file came to this.
@@ -127,6 +138,7 @@ pub fn all() -> Vec<Seed> {
         uio::seeds(),
         vdpa::seeds(),
         rdma::seeds(),
+        smbdirect::seeds(),
         smbdirect_hello::seeds(),
     ]
     .concat()
@@ -208,6 +220,16 @@ impl Seed {
                     _ => rdma_target::run_ddp,
                 };
                 let outcome = run(&self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
+            Expected::Smbdirect {
+                done,
+                refused,
+                error,
+            } => {
+                let outcome = crate::smbdirect::run(&self.bytes);
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);

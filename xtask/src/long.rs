@@ -69,13 +69,33 @@ const ALL: &[Long] = &[
             results: "simulation: ",
         }),
     },
+    Long {
+        name: "sim-smbdirect",
+        about: "simulates both ends of SMB Direct with seeds that were not done yet (--seeds N)",
+        total: 100_000,
+        round: 10_000,
+        test: &[
+            "--release",
+            "--package",
+            "linkspan-smbdirect",
+            "--test",
+            "over",
+            "every_seed",
+        ],
+        count_env: "LINKSPAN_SEEDS",
+        seeds: Some(Seeds {
+            first_env: "LINKSPAN_FIRST_SEED",
+            skipped: 1000,
+            results: "simulation: ",
+        }),
+    },
 ];
 
 /// The names, each with a word on it, for the help.
 pub(crate) fn names() -> String {
     let lines = ALL
         .iter()
-        .map(|long| format!("  {:12} {}", long.name, long.about));
+        .map(|long| format!("  {:14} {}", long.name, long.about));
     lines.collect::<Vec<_>>().join("\n")
 }
 

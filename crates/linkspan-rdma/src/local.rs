@@ -200,8 +200,16 @@ impl End {
         self.pool.used().1
     }
 
+    /// Receives that are posted and not taken.
+    #[must_use]
+    pub fn receives(&self) -> u32 {
+        self.receives
+    }
+
     /// What it says next.
     pub fn take(&mut self) -> Option<Packet> {
+        // There may be a buffer now.
+        self.proceed();
         if let Some(packet) = self.control.pop_front() {
             return Some(packet);
         }

@@ -487,6 +487,7 @@ impl Connection {
             // A part is on its way, and nothing can follow but its rest.
             (None, ends) => {
                 self.fail(Error::Post);
+                let result = Err(Refusal::Ended(self.first_error.unwrap_or(Error::Post)));
                 if let Some(message) = ends.filter(|&id| !self.flight.attach(id)) {
                     self.tell(News::Sent { message, result });
                 }

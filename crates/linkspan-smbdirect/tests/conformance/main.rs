@@ -4,6 +4,8 @@
 
 mod credits;
 mod data;
+mod descriptors;
 mod examples;
+mod faults;
 mod negotiate;
 mod peer;

@@ -1,10 +1,14 @@
 //! Two connections over the pair in memory, one step at a time.
 
 use linkspan_mem::Region;
+use linkspan_rdma::Memories;
 use linkspan_rdma::local::{End, Packet};
-use linkspan_rdma::verbs::{Depth, Limits, MemoryId, Slice, Verbs as _};
+use linkspan_rdma::verbs::{
+    Access, Depth, Event, Limits, MemoryId, Post, PostError, Remote, Slice, Verbs,
+};
 use linkspan_smbdirect::{
-    Connection, Descriptor, Driver, MessageId, News, Options, Role, private_data,
+    Connection, Descriptor, Driver, MessageId, News, Options, OptionsError, Refusal,
+    RegistrationId, Role, private_data,
 };
 
 pub(crate) const LIMITS: Limits = Limits {
@@ -20,7 +24,7 @@ pub(crate) const LIMITS: Limits = Limits {
 };
 
 /// Bytes of memory of each end for what it sends, reads and lets the peer reach.
-pub(crate) const ARENA: u32 = 1 << 20;
+pub(crate) const ARENA: u32 = 3 << 18;
 
 /// One end: a connection, its driver, and its end of the pair.
 pub(crate) struct Side {
@@ -28,10 +32,80 @@ pub(crate) struct Side {
     pub end: End,
     pub arena: MemoryId,
     pub news: Vec<News>,
+    /// Which call from now on is refused; 0 for none.
+    pub refuses: u64,
+}
+
+/// A provider that refuses one call.
+pub(crate) struct Refusing<'a> {
+    end: &'a mut End,
+    left: &'a mut u64,
+}
+
+impl Refusing<'_> {
+    fn call(&mut self) -> Result<(), PostError> {
+        let due = *self.left == 1;
+        *self.left = self.left.saturating_sub(1);
+        if due {
+            return Err(PostError::Full { max: 0 });
+        }
+        Ok(())
+    }
+}
+
+impl Verbs for Refusing<'_> {
+    fn limits(&self) -> Limits {
+        self.end.limits()
+    }
+
+    fn memories(&self) -> &Memories {
+        self.end.memories()
+    }
+
+    fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {
+        self.call()?;
+        self.end.accept(private_data, depth)
+    }
+
+    fn reject(&mut self, private_data: &[u8]) -> Result<(), PostError> {
+        self.end.reject(private_data)
+    }
+
+    fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
+        self.call()?;
+        self.end.post_receives(count)
+    }
+
+    fn release(&mut self, buffer: Slice) {
+        self.end.release(buffer);
+    }
+
+    fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
+        self.call()?;
+        self.end.post(post)
+    }
+
+    fn expose(&mut self, slices: &[Slice], access: Access) -> Result<Remote, PostError> {
+        self.call()?;
+        self.end.expose(slices, access)
+    }
+
+    fn disconnect(&mut self) {
+        self.end.disconnect();
+    }
+
+    fn poll(&mut self) -> Option<Event> {
+        self.end.poll()
+    }
 }
 
 impl Side {
-    pub(crate) fn new(role: Role, options: &Options, limits: Limits, now: u64) -> Self {
+    pub(crate) fn new(
+        role: Role,
+        options: &Options,
+        limits: Limits,
+        now: u64,
+    ) -> Result<Self, OptionsError> {
         let depth = Depth {
             inbound: options.inbound_reads,
             outbound: options.outbound_reads,
@@ -40,21 +114,22 @@ impl Side {
             Role::Initiator => End::initiator(limits, depth, [1; 32], &private_data(options)),
             Role::Listener => End::responder(limits, depth, [2; 32]),
         };
-        let core = Connection::new(role, options, &limits, now).unwrap();
+        let core = Connection::new(role, options, &limits, now)?;
         let len = Driver::header_bytes(options);
-        let region = Region::heap(len as usize).unwrap();
+        let region = Region::heap(len as usize)?;
         let headers = Slice {
-            memory: end.add_memory(region).unwrap(),
+            memory: end.add_memory(region)?,
             len,
             offset: 0,
         };
-        let arena = end.add_memory(Region::heap(ARENA as usize).unwrap());
-        Self {
+        let arena = end.add_memory(Region::heap(ARENA as usize)?)?;
+        Ok(Self {
             driver: Driver::new(core, headers),
             end,
-            arena: arena.unwrap(),
+            arena,
             news: Vec::new(),
-        }
+            refuses: 0,
+        })
     }
 
     /// Bytes of the arena.
@@ -83,7 +158,9 @@ impl Side {
             self.driver.happened(now, self.end.memories(), event);
             happened = true;
         }
-        while let Some(news) = self.driver.poll(now, &mut self.end) {
+        let (end, left) = (&mut self.end, &mut self.refuses);
+        let mut verbs = Refusing { end, left };
+        while let Some(news) = self.driver.poll(now, &mut verbs) {
             self.news.push(news);
         }
         happened
@@ -98,6 +175,17 @@ impl Side {
         bytes
     }
 
+    /// Lets the peer read or write.
+    pub(crate) fn register(
+        &mut self,
+        slices: &[Slice],
+        access: Access,
+    ) -> Result<(RegistrationId, Descriptor), Refusal> {
+        let (end, left) = (&mut self.end, &mut self.refuses);
+        self.driver
+            .register(&mut Refusing { end, left }, slices, access)
+    }
+
     pub(crate) fn send(&mut self, slices: &[Slice]) -> MessageId {
         self.driver.core_mut().send(slices, None).unwrap()
     }
@@ -110,18 +198,19 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    pub(crate) fn new(options: [&Options; 2], limits: Limits) -> Self {
+    pub(crate) fn new(options: [&Options; 2], limits: Limits) -> Result<Self, OptionsError> {
         let roles = [Role::Initiator, Role::Listener];
         let side = |at: usize| Side::new(roles[at], options[at], limits, 0);
-        Self {
-            sides: [side(0), side(1)],
+        Ok(Self {
+            sides: [side(0)?, side(1)?],
             now: 0,
-        }
+        })
     }
 
     /// Connected, with default options.
     pub(crate) fn connected() -> Self {
-        let mut pair = Self::new([&Options::initiator(), &Options::listener()], LIMITS);
+        let options = [&Options::initiator(), &Options::listener()];
+        let mut pair = Self::new(options, LIMITS).unwrap();
         pair.settle();
         for side in &mut pair.sides {
             assert_eq!(side.news, [News::Connected]);
@@ -163,19 +252,4 @@ impl Pair {
         }
         self.settle();
     }
-
-    /// What the end of this index has learned from the other's registration.
-    pub(crate) fn register(&mut self, at: usize, slices: &[Slice], write: bool) -> Registered {
-        use linkspan_rdma::verbs::Access;
-        let access = if write { Access::WRITE } else { Access::READ };
-        let side = &mut self.sides[at];
-        let registered = side.driver.register(&mut side.end, slices, access);
-        let (id, descriptor) = registered.unwrap();
-        Registered { id, descriptor }
-    }
-}
-
-pub(crate) struct Registered {
-    pub id: linkspan_smbdirect::RegistrationId,
-    pub descriptor: Descriptor,
 }
