@@ -96,7 +96,7 @@ struct Session<'a> {
     seeds: PathBuf,
     /// Inputs that earlier runs on this machine found.
     finds: PathBuf,
-    /// Inputs that made it fail.
+    /// Inputs that made it fail in earlier runs on this machine.
     failures: PathBuf,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
             program: target_dir.join(TARGET).join("release").join(PROGRAM),
             seeds: fuzz.join("corpus").join(name),
             finds: cache_dir().join("fuzz").join(name),
-            failures: target_dir.join("failures").join(name),
+            failures: cache_dir().join("fuzz-failures").join(name),
         };
         for dir in [&session.finds, &session.failures] {
             fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -115,11 +115,12 @@ impl<'a> Session<'a> {
         Ok(session)
     }
 
-    /// Runs every seed once.
+    /// Runs every seed, and what failed before, once.
     fn replay(&self, tally: &mut Tally) -> Result<()> {
         let name = format!("fuzz {} replay", self.name);
-        let mut seeds: Vec<PathBuf> = fs::read_dir(&self.seeds)
+        let mut seeds: Vec<PathBuf> = [&self.seeds, &self.failures]
             .into_iter()
+            .flat_map(fs::read_dir)
             .flatten()
             .flatten()
             .map(|entry| entry.path())

@@ -8,15 +8,17 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 /// The counts of a whole run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) skipped: u64,
+    /// What failed, for the end of a long output.
+    names: Vec<String>,
 }
 
 /// What one program's output said about tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
     tests: Tally,
     /// Tests that said SKIP. Their harness counts them as passed.
@@ -31,8 +33,9 @@ impl Tally {
         if ok {
             self.passed += 1;
         } else {
-            self.failed += 1;
             println!("FAIL {name}");
+            self.failed += 1;
+            self.names.push(name.to_owned());
         }
     }
 
@@ -63,27 +66,36 @@ impl Tally {
         let success = stream(command, |line| counted.take(line))
             .with_context(|| format!("cannot run {name}"))?;
         println!("{name}: {:.1} s", started.elapsed().as_secs_f64());
-        self.add(name, success, counted);
+        self.add(name, success, &counted);
         Ok(())
     }
 
     /// Adds what a program said. Without success something has failed, said or not.
-    pub(crate) fn add(&mut self, name: &str, success: bool, counted: Counted) {
-        let mut tests = counted.finish();
-        // It did not build, or died: no line of results tells of that.
-        if !success && tests.failed == 0 {
-            println!("FAIL {name}");
-            tests.failed = 1;
-        }
+    pub(crate) fn add(&mut self, name: &str, success: bool, counted: &Counted) {
+        let tests = counted.finish();
         self.passed += tests.passed;
         self.failed += tests.failed;
         self.skipped += tests.skipped;
+        let whole = tests
+            .names
+            .into_iter()
+            .map(|test| format!("{name}: {test}"));
+        self.names.extend(whole);
+        // It did not build, or died: no line of results tells of that.
+        if !success && tests.failed == 0 {
+            self.check(name, false);
+        }
     }
 
-    /// The line with which a test run ends.
+    /// The lines with which a test run ends: what failed, and the counts.
     pub(crate) fn summary(&self) -> String {
+        let failed: String = self
+            .names
+            .iter()
+            .map(|name| format!("FAIL {name}\n"))
+            .collect();
         format!(
-            "{} passed, {} failed, {} skipped",
+            "{failed}{} passed, {} failed, {} skipped",
             self.passed, self.failed, self.skipped
         )
     }
@@ -96,6 +108,8 @@ impl Counted {
             self.said_skip += 1;
         } else if line.starts_with("LATER ") {
             self.said_later += 1;
+        } else if let Some(test) = line.strip_prefix("test ").and_then(failed_test) {
+            self.tests.names.push(test.to_owned());
         } else if let Some(result) = line.trim_start().strip_prefix("test result: ") {
             let count = |what: &str| {
                 let words: Vec<&str> = result
@@ -115,7 +129,8 @@ impl Counted {
     pub(crate) fn take_check(&mut self, line: &str) -> bool {
         let count = if line.starts_with("ok ") {
             &mut self.tests.passed
-        } else if line.starts_with("not ok ") {
+        } else if let Some(name) = line.strip_prefix("not ok ") {
+            self.tests.names.push(name.to_owned());
             &mut self.tests.failed
         } else if line.starts_with("skip ") {
             &mut self.tests.skipped
@@ -129,7 +144,7 @@ impl Counted {
         true
     }
 
-    pub(crate) fn finish(self) -> Tally {
+    pub(crate) fn finish(&self) -> Tally {
         let Self {
             tests,
             said_skip,
@@ -138,9 +153,14 @@ impl Counted {
         Tally {
             passed: tests.passed.saturating_sub(said_skip + said_later),
             skipped: tests.skipped + said_skip,
-            ..tests
+            ..tests.clone()
         }
     }
+}
+
+/// The name of a test whose line of the harness says that it failed.
+fn failed_test(line: &str) -> Option<&str> {
+    line.strip_suffix(" ... FAILED")
 }
 
 pub(crate) fn headline(name: &str) {
@@ -230,7 +250,8 @@ mod tests {
             Tally {
                 passed: 13,
                 failed: 2,
-                skipped: 1
+                skipped: 1,
+                names: Vec::new(),
             }
         );
     }
@@ -246,7 +267,8 @@ mod tests {
             Tally {
                 passed: 2,
                 failed: 0,
-                skipped: 1
+                skipped: 1,
+                names: Vec::new(),
             }
         );
     }
@@ -279,6 +301,7 @@ mod tests {
             passed: 2,
             failed: 1,
             skipped: 1,
+            names: vec!["b: why".to_owned()],
         };
         assert_eq!(counted.finish(), want);
     }
@@ -286,28 +309,16 @@ mod tests {
     #[test]
     fn a_program_that_dies_without_results_counts_as_a_failure() {
         let mut tally = Tally::default();
-        tally.add("does not build", false, Counted::default());
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 0,
-                failed: 1,
-                skipped: 0
-            }
-        );
-        tally.add(
-            "fails",
-            false,
-            counted(&["test result: FAILED. 1 passed; 2 failed; 0 ignored"]),
-        );
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 1,
-                failed: 3,
-                skipped: 0
-            }
-        );
+        tally.add("does not build", false, &Counted::default());
+        assert_eq!((tally.passed, tally.failed), (0, 1));
+        let lines = [
+            "test a::b ... FAILED",
+            "test a::c ... ok",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored",
+        ];
+        tally.add("fails", false, &counted(&lines));
+        assert_eq!((tally.passed, tally.failed), (1, 3));
+        assert_eq!(tally.names, ["does not build", "fails: a::b"]);
     }
 
     #[test]
@@ -326,12 +337,14 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_is_one_plain_line() {
-        let tally = Tally {
+    fn the_summary_names_what_failed_and_ends_with_one_plain_line() {
+        let mut tally = Tally {
             passed: 12,
-            failed: 0,
             skipped: 3,
+            ..Tally::default()
         };
         assert_eq!(tally.summary(), "12 passed, 0 failed, 3 skipped");
+        tally.check("a", false);
+        assert_eq!(tally.summary(), "FAIL a\n12 passed, 1 failed, 3 skipped");
     }
 }

@@ -234,12 +234,12 @@ fn one(
         packed.as_secs_f64(),
         image_bytes >> 20
     );
-    let problem = problem(end, counted, &guest);
+    let problem = problem(end, &counted, &guest);
     if let Some(problem) = &problem {
         explain(problem, &dir, end, args.verbose);
     }
     let success = problem.is_none();
-    tally.add(&name, success, counted);
+    tally.add(&name, success, &counted);
     if success && !args.keep {
         drop(fs::remove_dir_all(&dir));
     }
@@ -277,7 +277,7 @@ pub(crate) fn measure(
         see(line);
     })?;
     drop(fs::remove_file(&image));
-    if let Some(problem) = problem(end, counted, &guest) {
+    if let Some(problem) = problem(end, &counted, &guest) {
         explain(&problem, &dir, end, false);
         bail!("{} measured nothing: {problem}", script.display());
     }
@@ -285,7 +285,7 @@ pub(crate) fn measure(
 }
 
 /// What is wrong with a run, if anything is.
-fn problem(end: End, counted: Counted, guest: &Guest) -> Option<String> {
+fn problem(end: End, counted: &Counted, guest: &Guest) -> Option<String> {
     let tally = counted.finish();
     match end {
         End::Late => Some(format!(
@@ -374,15 +374,15 @@ mod tests {
     #[test]
     fn a_guest_that_died_hung_or_checked_nothing_has_failed() {
         let ok = said(&["ok a"]);
-        assert_eq!(problem(End::Status(0), ok, &script()), None);
+        assert_eq!(problem(End::Status(0), &ok, &script()), None);
         for (end, counted, want) in [
-            (End::Died, ok, "died"),
-            (End::Late, ok, "120 s"),
+            (End::Died, ok.clone(), "died"),
+            (End::Late, ok.clone(), "120 s"),
             (End::Status(3), ok, "status 3"),
             (End::Status(0), said(&[]), "nothing"),
             (End::Status(0), said(&["ok a", "not ok b: c"]), "1 failed"),
         ] {
-            let problem = problem(end, counted, &script()).unwrap();
+            let problem = problem(end, &counted, &script()).unwrap();
             assert!(problem.contains(want), "{problem}");
         }
     }
