@@ -7,6 +7,7 @@ pub mod net;
 pub mod rdma;
 pub mod ring_memory;
 pub mod seeds;
+pub mod smbdirect;
 pub mod smbdirect_hello;
 pub mod uio;
 pub mod vdpa;
@@ -26,6 +27,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rdma_mpa", rdma::mpa),
     ("rfb_input", display::rfb::target),
     ("ring_memory", ring_memory::target),
+    ("smbdirect", smbdirect::target),
     ("smbdirect_hello", smbdirect_hello::target),
     ("uio_file", uio::target),
     ("vduse", vduse::target),

@@ -7,6 +7,7 @@ mod packed;
 mod queue;
 mod rdma;
 mod replies;
+mod smbdirect;
 mod smbdirect_hello;
 mod stream;
 mod uio;
@@ -98,6 +99,16 @@ pub enum Expected {
         /// A part of why it ended, or nothing.
         error: Option<&'static str>,
     },
+    /// So many bytes that were read and things that were done, things that were not, and
+    /// why the connection ended.
+    Smbdirect {
+        /// Bytes, and things done.
+        done: usize,
+        /// Things refused, or given back.
+        refused: usize,
+        /// A part of why it ended, or nothing.
+        error: Option<&'static str>,
+    },
     /// A first message is this.
     Hello(&'static str),
     /// So many pictures or updates and events, refusals, and an error that says this.
@@ -138,6 +149,7 @@ pub fn all() -> Vec<Seed> {
         uio::seeds(),
         vdpa::seeds(),
         rdma::seeds(),
+        smbdirect::seeds(),
         smbdirect_hello::seeds(),
         display::seeds(),
     ]
@@ -230,6 +242,16 @@ impl Seed {
                 error,
             } => {
                 let outcome = display_target::run(self.target, &self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
+            Expected::Smbdirect {
+                done,
+                refused,
+                error,
+            } => {
+                let outcome = crate::smbdirect::run(&self.bytes);
                 let found = (outcome.done, outcome.refused);
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);

@@ -73,7 +73,7 @@ const ALL: &[Long] = &[
         name: "sim-smbdirect",
         about: "simulates both ends of SMB Direct with seeds that were not done yet (--seeds N)",
         total: 100_000,
-        round: 25_000,
+        round: 10_000,
         test: &[
             "--release",
             "--package",

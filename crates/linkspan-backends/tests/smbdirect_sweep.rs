@@ -18,7 +18,10 @@ fn config(role: Role) -> Config {
         send_credit_target: 16,
         ..Options::of(role)
     };
-    Config::new(role, options)
+    let mut config = Config::new(role, options);
+    // Nobody answers a goodbye here: both ends are one thread.
+    config.iwarp.options.linger = Duration::from_millis(5);
+    config
 }
 
 struct Ends {

@@ -33,23 +33,35 @@ fn page_of_messages_is_the_table_in_the_code() {
     );
 }
 
-/// What the bridge does with feature bits is what the page on vDPA says.
-#[test]
-fn page_of_vdpa_has_the_table_of_features() {
-    let path = docs().join("vdpa.md");
+/// The page has this table between the marks of this name.
+#[track_caller]
+fn has_table(name: &str, mark: &str, table: &str) {
+    let path = docs().join(name);
     let page = fs::read_to_string(&path).unwrap();
-    let (before, rest) = page.split_once("<!-- features -->\n").unwrap();
+    let begin = format!("<!-- {mark} -->\n");
+    let (before, rest) = page.split_once(&begin).unwrap();
     let (_, after) = rest.split_once("<!-- end -->").unwrap();
-    let table = feature_markdown();
-    let wanted = format!("{before}<!-- features -->\n{table}<!-- end -->{after}");
+    let wanted = format!("{before}{begin}{table}<!-- end -->{after}");
     if std::env::var_os(UPDATE_ENV).is_some() {
         fs::write(&path, &wanted).unwrap();
     }
     let found = fs::read_to_string(&path).unwrap();
     assert!(
         found == wanted,
-        "docs/vdpa.md is out of date: {UPDATE_ENV}=1 cargo test --test docs"
+        "docs/{name} is out of date: {UPDATE_ENV}=1 cargo test --test docs"
     );
+}
+
+/// What the bridge does with feature bits is what the page on vDPA says.
+#[test]
+fn page_of_vdpa_has_the_table_of_features() {
+    has_table("vdpa.md", "features", &feature_markdown());
+}
+
+#[test]
+fn page_of_smb_direct_has_the_table_of_parameters() {
+    let table = linkspan_smbdirect::markdown();
+    has_table("smbdirect.md", "options", &table);
 }
 
 /// Links between pages lead somewhere.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
 use linkspan_rdma::Pool;
+use linkspan_rdma::iwarp::WireError;
 use linkspan_rdma::verbs::{Event, Failure, MemoryId, Slice, Verbs as _};
 use linkspan_smbdirect::{
     Blame, Connection, Driver, Error, News, Options, OptionsError, Refusal, Role, Status,
@@ -95,7 +96,12 @@ impl Gone {
         match self.error.blame() {
             Blame::Peer | Blame::Unsupported => true,
             Blame::Lost | Blame::Local => {
-                matches!(self.failure, Failure::Wire(_) | Failure::Refused { .. })
+                match self.failure {
+                    // Who dies does not choose where.
+                    Failure::Wire(error) => error != WireError::Truncated,
+                    Failure::Refused { .. } => true,
+                    _ => false,
+                }
             }
         }
     }

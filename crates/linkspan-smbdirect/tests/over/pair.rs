@@ -1,9 +1,10 @@
 //! What two ends do with each other.
 
-use linkspan_rdma::verbs::{Access, Failure, Key};
-use linkspan_smbdirect::{Error, MessageId, News, Options, State};
+use linkspan_rdma::local::Packet;
+use linkspan_rdma::verbs::{Access, Depth, Failure, Greeting, Key, Operation};
+use linkspan_smbdirect::{Error, MessageId, News, Options, Refusal, Role, State};
 
-use super::ends::{LIMITS, Pair};
+use super::ends::{LIMITS, Pair, Side};
 
 #[test]
 fn messages_go_both_ways_and_come_back_whole() {
@@ -116,4 +117,73 @@ fn two_idle_ends_ask_each_other_for_ever_and_nothing_else() {
         assert_eq!(traffic.sends - before.traffic.sends, 20, "{traffic:?}");
         assert_eq!(side.driver.core().state(), State::Connected);
     }
+}
+
+#[test]
+fn a_token_of_an_earlier_connection_is_nothing_on_the_next() {
+    let mut pair = Pair::connected();
+    let there = [pair.sides[0].slice(0, 100)];
+    let (id, place) = pair.sides[0].register(&there, Access::WRITE).unwrap();
+    for side in &mut pair.sides {
+        side.end.lose();
+    }
+    pair.settle();
+    let result = Err(Refusal::Ended(Error::Lost));
+    let told = News::Deregistered { id, result };
+    assert!(pair.sides[0].news.contains(&told));
+    let mut pair = Pair::connected();
+    let local = pair.sides[1].slice(0, 100);
+    let core = pair.sides[1].driver.core_mut();
+    core.write(&[local], &[place], 0).unwrap();
+    pair.settle();
+    let refused = Some(Failure::Refused {
+        operation: Operation::Write,
+        why: linkspan_rdma::verbs::Refusal::Key {
+            key: Key(place.token),
+        },
+    });
+    assert_eq!(pair.sides[0].driver.failure(), refused);
+    assert_eq!(pair.sides[0].bytes(there[0]), [0; 100]);
+    let state = pair.sides[1].driver.core().state();
+    assert_eq!(state, State::Disconnected);
+}
+
+/// What a listener answers to an initiator with this private data, whose set-up offers two
+/// reads each way.
+fn answer(private_data: &[u8]) -> Option<(Depth, Vec<u8>)> {
+    let depth = Depth {
+        inbound: 2,
+        outbound: 2,
+    };
+    let options = Options::listener();
+    let mut side = Side::new(Role::Listener, &options, LIMITS, 0).unwrap();
+    side.end.deliver(Packet::Request(Greeting {
+        private_data: private_data.to_vec(),
+        depth,
+    }));
+    side.turn(0);
+    match side.end.take()? {
+        Packet::Accept(greeting) => Some((greeting.depth, greeting.private_data)),
+        Packet::Reject(_) => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_peer_of_old_is_answered_in_its_private_data() {
+    // Nothing, or what the set-up says: it is as in the set-up.
+    let agreed = Depth {
+        inbound: 1,
+        outbound: 2,
+    };
+    assert_eq!(answer(b""), Some((agreed, Vec::new())));
+    assert_eq!(answer(b"\0\0\0\x02\0\0\0\x02"), Some((agreed, Vec::new())));
+    assert_eq!(answer(b"\x02\0\0\0\x02\0\0\0"), Some((agreed, Vec::new())));
+    // Others: what both can, in the terms of who asked.
+    let (depth, header) = answer(b"\0\0\0\x01\0\0\0\x20").unwrap();
+    assert_eq!(
+        (depth.outbound, &header[..]),
+        (1, &b"\0\0\0\x01\0\0\0\x01"[..])
+    );
+    assert_eq!(answer(b"\0\0\0\0\0\0\0\0"), None);
 }

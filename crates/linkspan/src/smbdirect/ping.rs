@@ -23,6 +23,9 @@ use crate::exit::{Failure, Status};
 /// How long a peer may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a round trip may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
 /// Options of `ping`.
 #[derive(Debug, clap::Args)]
 #[command(
@@ -267,8 +270,15 @@ fn trip(
         Some(slice) => started(session.send(&[slice]))?,
         None => started(session.ask())?,
     }
+    let deadline = Instant::now() + LIMIT;
     loop {
-        initiator.endpoint.wait(None).context("cannot wait")?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let error = anyhow!("no answer within {} s", LIMIT.as_secs());
+            let error = error.context(met.address.to_string());
+            return Err(Failure::new(Status::PeerUnreachable, error));
+        }
+        initiator.endpoint.wait(Some(left)).context("cannot wait")?;
         if initiator.is_stopped() {
             return Ok(false);
         }

@@ -388,7 +388,7 @@ fn either_end_may_be_killed() {
     listener.event("connected");
     listener.event("connected");
     listener.signal(Signal::KILL);
-    fails(&bench.wait_with_output().unwrap(), 3, "connection");
+    fails(&bench.wait_with_output().unwrap(), 3, "127.0.0.1:");
 }
 
 #[test]
