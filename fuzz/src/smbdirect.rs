@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use linkspan_mem::Region;
 use linkspan_rdma::local::{End, Packet};
 use linkspan_rdma::verbs::{
-    Access, Depth, Event, Greeting, Key, Limits, MemoryId, Remote, Slice, Verbs as _,
+    Access, Depth, Greeting, Key, Limits, MemoryId, Remote, Slice, Verbs as _,
 };
 use linkspan_smbdirect::descriptor::parse;
 use linkspan_smbdirect::wire::{DataTransfer, NegotiateRequest, NegotiateResponse, VERSION};
@@ -361,10 +361,16 @@ impl World {
     }
 
     fn turn(&mut self) {
+        self.carry_out();
+        // What is carried out may have an end at once.
         while let Some(event) = self.end.poll() {
-            assert!(!self.ended || !matches!(event, Event::Ended(_)));
+            assert!(!self.ended, "{event:?} after the end");
             self.driver.happened(self.now, self.end.memories(), event);
+            self.carry_out();
         }
+    }
+
+    fn carry_out(&mut self) {
         while let Some(news) = self.driver.poll(self.now, &mut self.end) {
             assert!(!self.ended, "{news:?} after the end");
             let result = match news {

@@ -134,6 +134,19 @@ impl Outbox {
         Some(message.id)
     }
 
+    /// Forgets what was to go behind a write that was given up: of so many writes that were
+    /// posted it is the last one.
+    pub(crate) fn drop_behind(&mut self, writes: u64) -> Option<MessageId> {
+        let behind = |message: &mut Waiting| !message.begun && message.after >= writes;
+        let message = self.messages.pop_back_if(behind)?;
+        let mut left = message.left;
+        while left > 0 {
+            let slice = self.slices.pop_back()?;
+            left = left.saturating_sub(slice.len);
+        }
+        Some(message.id)
+    }
+
     /// Forgets what was not begun, the first one first.
     pub(crate) fn drop_waiting(&mut self) -> Option<MessageId> {
         // What is under way is the first one; its memory may be in use.

@@ -112,7 +112,7 @@ fn negotiation() -> Vec<Row> {
             "initiator_agrees",
             INITIATOR,
             1,
-            0,
+            1,
             "",
             vec![
                 response(same),
@@ -216,8 +216,8 @@ fn connected() -> Vec<Row> {
             listens | MEAGRE,
             0,
             0,
-            "lost",
-            vec![data(1, 0, 0, 0); 8],
+            "without a credit",
+            vec![data(0, 0, 0, 0); 8],
         ),
         (
             "credits_overflow",
@@ -286,8 +286,8 @@ fn connected() -> Vec<Row> {
             asks,
             0,
             1,
-            "which is no registration",
-            vec![vec![5, 100], key.clone(), key],
+            "lost",
+            vec![HEAR.into(), vec![5, 100], key.clone(), HEAR.into(), key],
         ),
         (
             "peer_reads_what_is_not_there",
@@ -295,7 +295,12 @@ fn connected() -> Vec<Row> {
             0,
             1,
             "lost",
-            vec![vec![5, 100], vec![13, 0x83, 0, 10], HEAR.into()],
+            vec![
+                HEAR.into(),
+                vec![5, 100],
+                vec![13, 0x83, 0, 10],
+                HEAR.into(),
+            ],
         ),
         (
             "deregistered_here",
@@ -332,7 +337,7 @@ fn connected() -> Vec<Row> {
             asks,
             0,
             4,
-            "",
+            "was not done",
             vec![
                 send(3000, 3),
                 transfer(4, 250, 3),

@@ -452,7 +452,7 @@ impl Connection {
         let refusal = Refusal::Post(why);
         match back {
             Back::Queued(Kind::Send(send)) => self.send_refused(now_ms, send, refusal),
-            Back::Queued(Kind::Write(id)) => self.writes.done(id, Some(refusal)),
+            Back::Queued(Kind::Write(id)) => self.write_refused(id, refusal),
             Back::Read(id) => self.reads.done(id, Some(refusal)),
             Back::Invalidation(id) => {
                 self.registrations.ended(id, RegistrationState::Registered);
@@ -463,6 +463,15 @@ impl Connection {
         self.tell_transfers();
         // The end of those before it was to be told by this one.
         self.immediate |= self.flight.silent > 0 && self.phase == Phase::Ready;
+    }
+
+    /// Whatever was to say that it is there is not said.
+    fn write_refused(&mut self, id: TransferId, why: Refusal) {
+        self.writes.done(id, Some(why));
+        while let Some(message) = self.outbox.drop_behind(self.writes.posted()) {
+            let result = Err(why);
+            self.tell(News::Sent { message, result });
+        }
     }
 
     fn send_refused(&mut self, now_ms: u64, send: Send, why: Refusal) {

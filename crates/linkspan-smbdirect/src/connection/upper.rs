@@ -13,7 +13,8 @@ use crate::transfers::Transfers;
 impl Connection {
     /// Takes a message: header, data and pages as slices of any number and size, sent in
     /// their order and as one. What it names stays as it is until [`News::Sent`] says
-    /// that it was sent. It goes behind all [`write`](Self::write)s before it.
+    /// that it was sent. It goes behind all [`write`](Self::write)s before it,
+    /// and is refused with them.
     /// `invalidate`: a token of the peer's that it does not need any more.
     ///
     /// # Errors

@@ -534,3 +534,46 @@ fn slices_without_bytes_are_left_out() {
     assert_eq!(data.slices(), [slice(5), slice(6)]);
     assert_eq!(peer.core.send(&[none], None), Err(Misuse::Empty));
 }
+
+/// Ours, found by the simulation: a message said that something was written which was not.
+#[test]
+fn a_message_behind_a_write_that_is_refused_is_refused() {
+    let mut peer = initiator();
+    let before = peer.core.send(&[slice(10)], None).unwrap();
+    let transfer = peer
+        .core
+        .write(&[slice(200)], &descriptors(2, 100), 0)
+        .unwrap();
+    let behind = [20, 30].map(|len| peer.core.send(&[slice(len)], None).unwrap());
+    let mut writes = 0;
+    let mut events = Vec::new();
+    while let Some(output) = peer.core.poll_output(0) {
+        match output {
+            Output::Send { work, data, .. } => {
+                assert_eq!(data.len(), 10);
+                peer.core.completed(work, true);
+            }
+            // The second part of it.
+            Output::Write { work, .. } if writes == 1 => {
+                writes += 1;
+                let why = PostError::Full { max: 0 };
+                peer.core.refused(0, work, why);
+            }
+            Output::Write { work, .. } => {
+                writes += 1;
+                peer.core.completed(work, true);
+            }
+            Output::Tell(news) => events.push(news),
+            _ => {}
+        }
+    }
+    let result = Err(Refusal::Post(PostError::Full { max: 0 }));
+    for message in behind {
+        assert!(events.contains(&News::Sent { message, result }));
+    }
+    assert!(events.contains(&News::Transferred { transfer, result }));
+    let message = before;
+    let result = Ok(());
+    assert!(events.contains(&News::Sent { message, result }));
+    assert_eq!(peer.core.state(), State::Connected);
+}

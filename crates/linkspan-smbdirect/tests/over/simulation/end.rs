@@ -203,7 +203,7 @@ pub(crate) struct User {
 pub(crate) enum Said {
     Sent(Message),
     /// A message was not sent after all.
-    Unsent(u64),
+    Unsent(Message),
     Offered(Offer),
     /// What became of a write is not known.
     Spoilt(u64),
@@ -312,7 +312,7 @@ impl User {
                     };
                     self.finishing.push_back((offer, false));
                 }
-                Some(Said::Unsent(message.number))
+                Some(Said::Unsent(message))
             }
         }
     }

@@ -372,7 +372,11 @@ impl World {
                 self.happened.messages += 1;
                 other.awaited.push_back(message);
             }
-            Some(Said::Unsent(number)) => other.awaited.retain(|it| it.number != number),
+            Some(Said::Unsent(message)) => {
+                other.awaited.retain(|it| it.number != message.number);
+                // A write before it may be why.
+                self.spoilt.extend(message.finishes);
+            }
             Some(Said::Offered(offer)) => other.offers.push_back(offer),
             Some(Said::Spoilt(number)) => self.spoilt.push(number),
         }
