@@ -145,7 +145,7 @@ fn no_send_is_larger_than_what_the_peer_receives() {
         let largest = peer
             .sent
             .iter()
-            .map(|(bytes, len)| bytes.len() as u32 + len)
+            .map(|(bytes, len)| u32::try_from(bytes.len()).unwrap() + len)
             .max();
         assert_eq!(largest, Some(receives.min(8192)));
     }
