@@ -47,10 +47,6 @@ impl Connection {
             let result = Err(why);
             self.tell(News::Deregistered { id, result });
         }
-        // Of what came before the end it is told before it.
-        if core::mem::take(&mut self.news) && self.inbox.message().is_some() {
-            self.tell(News::Received);
-        }
         self.tell(News::Ended(error));
     }
 

@@ -180,6 +180,10 @@ impl Connection {
     /// What comes out is carried out in order, and what a provider would not take is
     /// [`refused`](Self::refused) before the next one is taken.
     pub fn poll_output(&mut self, now_ms: u64) -> Option<Output> {
+        let ends = matches!(self.outputs.front(), Some(Output::Tell(News::Ended(_))));
+        if ends && self.has_news() {
+            return Some(Output::Tell(News::Received));
+        }
         if let Some(output) = gather::pop(&mut self.outputs) {
             return Some(output);
         }
@@ -190,10 +194,12 @@ impl Connection {
             Phase::Ready => self.next_output(now_ms),
             _ => None,
         };
-        next.or_else(|| {
-            let news = core::mem::take(&mut self.news) && self.inbox.message().is_some();
-            news.then_some(Output::Tell(News::Received))
-        })
+        next.or_else(|| self.has_news().then_some(Output::Tell(News::Received)))
+    }
+
+    /// Something came that was not told of, and was not read either.
+    fn has_news(&mut self) -> bool {
+        core::mem::take(&mut self.news) && self.inbox.message().is_some()
     }
 
     fn next_output(&mut self, now_ms: u64) -> Option<Output> {
