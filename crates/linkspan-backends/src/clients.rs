@@ -9,7 +9,7 @@ use linkspan_sys::poll::Interest;
 use linkspan_sys::{Epoll, Listener};
 use linkspan_vmbus::link::Phase;
 
-/// Connections at a time.
+/// Connections at a time, of each kind.
 const CLIENTS_MAX: usize = 32;
 
 /// How long a client has to say what it is.
@@ -44,13 +44,20 @@ impl<T> Clients<T> {
         }
     }
 
-    /// Takes whoever waits at the socket, and has it watched.
-    pub(crate) fn accept(&mut self, epoll: &Epoll, listener: &Listener, known: T) {
+    /// Takes whoever waits at the socket, and has it watched. Those that are of the `same`
+    /// kind as it have a number that they do not exceed, so that no kind keeps out another.
+    pub(crate) fn accept(
+        &mut self,
+        epoll: &Epoll,
+        listener: &Listener,
+        known: T,
+        same: impl Fn(&T) -> bool,
+    ) {
         // A client that left before is nobody's loss.
         let Ok(stream) = listener.accept() else {
             return;
         };
-        if self.all.len() >= CLIENTS_MAX {
+        if self.iter().filter(|client| same(&client.known)).count() >= CLIENTS_MAX {
             return;
         }
         let framed = Framed::accepted(stream);

@@ -95,6 +95,30 @@ fn a_frame_without_room_is_not_half_delivered() {
     }
 }
 
+/// A queue that is broken takes nothing back, and its buffers are not used with another one.
+#[test]
+fn buffers_of_a_broken_queue_are_forgotten() {
+    for features in layouts() {
+        let mut receive = Receive::new(features | WANTED, 4, 256);
+        let (long, short) = (bytes(1200, 1), bytes(100, 2));
+        let header = Header::default();
+        assert_eq!(
+            receive.fill(&header, &Frame::private(&long)),
+            Filled::NoBuffers
+        );
+        assert_eq!(receive.device.held(), 4);
+        let error = receive
+            .queue
+            .retire(QueueError::HeadInFlight { head: 99 });
+        assert_eq!(receive.device.give_back(&mut receive.queue), Err(error));
+        assert_eq!(receive.device.held(), 0);
+        let mut fresh = Receive::new(features | WANTED, 0, 256);
+        std::mem::swap(&mut fresh.device, &mut receive.device);
+        let filled = fresh.fill(&header, &Frame::private(&short));
+        assert_eq!(filled, Filled::NoBuffers);
+    }
+}
+
 #[test]
 fn a_buffer_that_is_too_small_waits_for_a_frame_that_fits() {
     let features = (Features::SPLIT_QUEUE | WANTED) - VIRTIO_NET_F_MRG_RXBUF;

@@ -425,18 +425,25 @@ impl<A: Address> AddressSpace<A> {
         Some(A::from_raw(range.start + (range.len - 1)))
     }
 
-    /// The same as [`resolve`](Self::resolve) for a range that lies in one region, and
+    /// The same as [`resolve_for`](Self::resolve_for) for a range that lies in one region, and
     /// is not empty; `None` for any other. `near` is where the last one was found: most
     /// addresses of a queue are in one region.
     #[inline]
-    pub fn resolve_one(&self, address: A, len: u32, near: &mut u32) -> Option<Span> {
+    pub fn resolve_one(
+        &self,
+        address: A,
+        len: u32,
+        write: bool,
+        near: &mut u32,
+    ) -> Option<Span> {
         let at = address.raw();
         let range = match self.ranges.get(*near as usize) {
             Some(range) if at.wrapping_sub(range.start) < range.len => range,
             _ => self.find_near(at, near)?,
         };
         let skip = at - range.start;
-        (len != 0 && u64::from(len) <= range.len - skip).then_some(Span {
+        let may = range.writable || !write;
+        (may && len != 0 && u64::from(len) <= range.len - skip).then_some(Span {
             offset: range.offset + skip,
             region: range.region,
             len,
@@ -560,8 +567,8 @@ mod tests {
             for at in &starts {
                 for len in [0, 1, 0x10, 0x11, u32::MAX] {
                     let mut near = 0;
-                    memory.guest.resolve_one(Gpa(*before), 1, &mut near);
-                    let found = memory.guest.resolve_one(Gpa(*at), len, &mut near);
+                    memory.guest.resolve_one(Gpa(*before), 1, false, &mut near);
+                    let found = memory.guest.resolve_one(Gpa(*at), len, true, &mut near);
                     let one = match resolve(&memory.guest, *at, len).as_deref() {
                         Ok([one]) => Some(*one),
                         _ => None,
@@ -603,6 +610,8 @@ mod tests {
         let error = space.resolve_for(Gpa(0x1_0FF0), 0x30, true, none);
         let text = "guest address 0x10ff0 with 48 bytes is outside the peer's writable memory";
         assert_eq!(std::format!("{}", error.unwrap_err()), text);
+        let one = |at, write| space.resolve_one(Gpa(at), 16, write, &mut 0).is_some();
+        assert!(one(0x1_0000, false) && !one(0x1_0000, true) && one(0x1_1000, true));
         let window = |at, write| memory.front_end.window_for(UserVa(at), 16, write);
         assert!(window(0x7000_0000, false).is_ok());
         assert!(window(0x7000_0000, true).is_err());

@@ -76,9 +76,27 @@ impl Parameter {
         (self.get)(options)
     }
 
-    /// Gives it a value, which [`Options::check`] checks.
-    pub fn set(&self, options: &mut Options, value: u32) {
+    /// Gives it a value.
+    ///
+    /// # Errors
+    /// The value is out of its bounds; then the options are as before.
+    pub fn set(&self, options: &mut Options, value: u32) -> Result<(), OptionsError> {
+        self.check(value)?;
         (self.set)(options, value);
+        Ok(())
+    }
+
+    fn check(&self, value: u32) -> Result<(), OptionsError> {
+        let Self { name, min, max, .. } = *self;
+        if (min..=max).contains(&value) {
+            return Ok(());
+        }
+        Err(OptionsError::Value {
+            name,
+            value,
+            min,
+            max,
+        })
     }
 }
 
@@ -91,7 +109,7 @@ macro_rules! parameter {
             max: $max,
             about: $about,
             get: |options| options.$name.into(),
-            // What does not fit is above the most, and stays so.
+            // Whatever is within the bounds fits.
             set: |options, value| options.$name = value.try_into().unwrap_or(!0),
         }
     };
@@ -300,19 +318,9 @@ impl Options {
     /// # Errors
     /// The first one that is out of them.
     pub fn check(&self) -> Result<(), OptionsError> {
-        for parameter in OPTIONS {
-            let Parameter { name, min, max, .. } = *parameter;
-            let value = parameter.get(self);
-            if !(min..=max).contains(&value) {
-                return Err(OptionsError::Value {
-                    name,
-                    value,
-                    min,
-                    max,
-                });
-            }
-        }
-        Ok(())
+        OPTIONS
+            .iter()
+            .try_for_each(|parameter| parameter.check(parameter.get(self)))
     }
 
     /// These values with what a device cannot do taken off.
@@ -385,4 +393,29 @@ pub fn markdown() -> String {
         );
     }
     page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_out_of_its_bounds_is_refused_and_changes_nothing() {
+        for parameter in OPTIONS {
+            let mut options = Options::initiator();
+            for value in [parameter.min.checked_sub(1), parameter.max.checked_add(1)] {
+                let Some(value) = value else { continue };
+                let refused = OptionsError::Value {
+                    name: parameter.name,
+                    value,
+                    min: parameter.min,
+                    max: parameter.max,
+                };
+                assert_eq!(parameter.set(&mut options, value), Err(refused));
+            }
+            assert_eq!(options, Options::initiator());
+            assert_eq!(parameter.set(&mut options, parameter.max), Ok(()));
+            assert_eq!(parameter.get(&options), parameter.max);
+        }
+    }
 }

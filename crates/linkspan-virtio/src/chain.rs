@@ -203,7 +203,8 @@ impl Chain {
         (len, flags): (u32, u16),
     ) -> bool {
         let at = A::from_raw(address);
-        let Some(span) = space.resolve_one(at, len, &mut self.near) else {
+        self.writing = flags & VIRTQ_DESC_F_WRITE != 0;
+        let Some(span) = space.resolve_one(at, len, self.writing, &mut self.near) else {
             return false;
         };
         match self.spans.first_mut() {
@@ -220,7 +221,6 @@ impl Chain {
             },
             Part::default(),
         );
-        self.writing = flags & VIRTQ_DESC_F_WRITE != 0;
         (self.readable, self.writable) = if self.writing {
             self.writable_total = len;
             (none, full)

@@ -5,14 +5,14 @@ mod rig;
 
 use std::slice;
 
-use linkspan_mem::{Descriptor, SpaceError, SplitRing, Window};
+use linkspan_mem::{Descriptor, Gpa, SpaceError, SplitRing, Window};
 use linkspan_virtio::limits::{CHAIN_DESCRIPTORS_MAX, INDIRECT_ENTRIES_MAX};
 use linkspan_virtio::split::{
     SplitDevice, VIRTQ_DESC_F_INDIRECT as INDIRECT, VIRTQ_DESC_F_NEXT as NEXT,
     VIRTQ_DESC_F_WRITE as WRITE,
 };
-use linkspan_virtio::{Chain, Features, NotQuiet, QueueError, QueueState};
-use rig::{ALL, BASE, BORDER, END, PLAIN, Rig, chain, descriptor};
+use linkspan_virtio::{Buffer, Chain, Features, NotQuiet, QueueError, QueueState};
+use rig::{ALL, BASE, BORDER, END, PACKED, PLAIN, Rig, chain, descriptor};
 
 const TABLE: u64 = BASE + 0x8000;
 
@@ -193,6 +193,41 @@ fn a_chain_of_the_whole_ring_is_no_loop() {
         .chain([descriptor(BASE, 1, 0, 0)])
         .collect();
     assert_eq!(pop_ring(ALL, &whole), Ok(true));
+}
+
+/// The chain that is sound before it does not hide it, and is not shown as done.
+#[test]
+fn a_buffer_that_can_only_be_read_is_not_written() {
+    for features in [ALL, PACKED] {
+        for at_once in [1, 2] {
+            let mut rig = Rig::new(8);
+            rig.memory = rig.memory.with_read_only(&[1]);
+            let (mut driver, mut device) = rig.queues(features, 0);
+            let buffer = Buffer {
+                address: Gpa(BORDER),
+                len: 16,
+            };
+            driver.add(&[buffer], &[], None).unwrap();
+            driver.add(&[], &[buffer], None).unwrap();
+            driver.publish().unwrap();
+            device.refresh().unwrap();
+            let mut chains = [chain(), chain()];
+            let space = &rig.memory.guest;
+            let mut take = || device.pop_many(space, &mut chains[..at_once]);
+            if at_once == 1 {
+                assert_eq!(take(), Ok(1));
+            }
+            let error = take().unwrap_err();
+            assert!(
+                matches!(error, QueueError::OutsideMemory { .. }),
+                "{error}"
+            );
+            assert_eq!(device.retired(), Some(error));
+            assert_eq!(device.publish(), Err(error));
+            driver.refresh().unwrap();
+            assert_eq!(driver.pop(), Ok(None));
+        }
+    }
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn a_guest_shuts_down_only_when_that_is_allowed() {
 }
 
 #[test]
-fn a_clock_is_set_only_when_that_is_allowed() {
+fn a_clock_that_is_right_is_left_alone_allowed_or_not() {
     let rig = Rig::new();
     for (options, ok) in [(&[][..], false), (&["--allow-time-set"][..], true)] {
         let mut host = rig.host(&["--services", "timesync", "--set-time"]);

@@ -219,6 +219,7 @@ fn what_the_guest_calls_is_what_its_unit_allows() {
         "openat2",
         "landlock_restrict_self",
         "pwrite64",
+        "fdatasync",
         "linkat",
         "fchown",
     ] {

@@ -149,14 +149,15 @@ impl Active {
     }
 
     /// Takes what has come and sends what there is room for.
-    pub(super) fn turn(&mut self, now: Instant) -> Result<Turn, GuestFault> {
+    pub(super) fn turn(&mut self) -> Result<Turn, GuestFault> {
         let mut turn = Turn::default();
         for _ in 0..PASSES {
             self.hear()?;
             let full = self.say(&mut turn);
             self.channel.flush()?;
             let full = full?;
-            self.wind(now);
+            // Anew each time: the source may be slow.
+            self.wind(Instant::now());
             let room = full && self.channel.outgoing.wait_for(room())?;
             if turn.outcome.is_none() && (room || self.looks()?) {
                 continue;
@@ -182,10 +183,17 @@ impl Active {
 
     /// The guest's time is over, if it is.
     pub(super) fn expire(&mut self, now: Instant) {
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            self.sender.expired();
-            self.expired = true;
+        if self.deadline.is_none_or(|deadline| deadline > now) {
+            return;
         }
+        // What came while nobody looked counts: this program may have been stopped. A ring
+        // that is broken says so again in the next turn.
+        let heard = self.hear().is_ok();
+        if heard && (!self.sender.awaiting() || self.sender.answered() != self.answered) {
+            return;
+        }
+        self.sender.expired();
+        self.expired = true;
     }
 
     /// Each answer gives the guest its time anew; what else it says does not.

@@ -23,6 +23,9 @@ const CANCEL: u64 = 2;
 /// Passes between two looks at what else there is, while packets come and come.
 const PASSES: u32 = 1024;
 
+/// Messages of one pass. Giving room back looks for more, and a host may always have some.
+const TAKEN_MAX: usize = 64;
+
 /// Answers that the host gets together, while more requests wait: it sends while we write.
 const GROUP: usize = 8;
 
@@ -141,7 +144,7 @@ impl Guest {
                 channel.came();
             }
             let mut taken: usize = 0;
-            while channel.incoming.receive(&mut packet)? {
+            while taken < TAKEN_MAX && channel.incoming.receive(&mut packet)? {
                 if let Some(len) = self.request(&mut packet) {
                     reply(&mut channel, &packet, len, &mut waiter)?;
                 }
@@ -158,7 +161,7 @@ impl Guest {
             passes = passes.wrapping_add(1);
             if channel.look()? {
                 // A host which never rests cannot keep us.
-                if passes.is_multiple_of(PASSES) {
+                if taken == TAKEN_MAX || passes.is_multiple_of(PASSES) {
                     waiter.wait(&channel, Some(Duration::ZERO))?;
                 }
                 continue;

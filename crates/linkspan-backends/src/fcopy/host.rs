@@ -214,11 +214,10 @@ impl Host {
         let Some((listener, accepts)) = self.listeners.get(index) else {
             return;
         };
-        let known = Known {
-            accepts: *accepts,
-            job: None,
-        };
-        self.clients.accept(&self.epoll, listener, known);
+        let accepts = *accepts;
+        let known = Known { accepts, job: None };
+        let same = |other: &Known| other.accepts == accepts;
+        self.clients.accept(&self.epoll, listener, known, same);
     }
 
     fn hear(&mut self, token: u64) {
@@ -362,7 +361,7 @@ impl Host {
             return false;
         };
         let token = *token;
-        match guest.turn(Instant::now()) {
+        match guest.turn() {
             Ok(Turn {
                 outcome,
                 source,

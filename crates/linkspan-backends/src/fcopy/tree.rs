@@ -126,6 +126,7 @@ fn system(what: &'static str, name: &str) -> impl FnOnce(Errno) -> FileError + u
         source: errno.into(),
     }
 }
+
 /// Folders that may be written to, and the file that is being written.
 #[derive(Debug)]
 pub struct Tree {

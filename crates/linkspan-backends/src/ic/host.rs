@@ -87,7 +87,10 @@ impl Host {
             for event in ready.iter() {
                 match event.token {
                     CANCEL => return self.epoll.delete(cancel),
-                    LISTENER => self.clients.accept(&self.epoll, &self.listener, ()),
+                    LISTENER => {
+                        let same = |(): &()| true;
+                        self.clients.accept(&self.epoll, &self.listener, (), same);
+                    }
                     // Every line has its turn below.
                     token if token < FIRST_CLIENT => {}
                     token => self.hear(token),

@@ -552,7 +552,7 @@ impl ReceiveQueue {
         Ok(())
     }
 
-    /// Gives held buffers back to the queue, which is to be stopped.
+    /// Gives held buffers back to the queue, which is to be stopped; none are held then.
     ///
     /// # Errors
     /// Only the one that retired the queue.
@@ -560,10 +560,11 @@ impl ReceiveQueue {
         &mut self,
         queue: &mut DeviceQueue<M>,
     ) -> Result<(), QueueError> {
+        // A broken queue takes nothing back, and what comes in its place gives them anew.
+        let held = core::mem::take(&mut self.held);
         self.finish(queue)?;
-        while self.held > 0 {
-            queue.put_back(self.chain(self.held - 1))?;
-            self.held -= 1;
+        for index in (0..held).rev() {
+            queue.put_back(self.chain(index))?;
         }
         Ok(())
     }

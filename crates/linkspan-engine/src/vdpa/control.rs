@@ -72,7 +72,12 @@ impl ControlQueue {
             command: format!("{command:?}"),
             reason,
         };
-        self.ask(&command.bytes())
+        let answer = self.ask(&command.bytes());
+        if answer.is_err() {
+            // An answer that comes late is not to be taken for that of another command.
+            self.queue = None;
+        }
+        answer
             .map_err(|error| refused(error.to_string()))
             .and_then(|answer| match answer {
                 0 => Ok(()),

@@ -121,7 +121,8 @@ impl Parameters {
         }
         for (parameter, value) in OPTIONS.iter().zip(&self.values) {
             if let Some(value) = *value {
-                parameter.set(&mut options, value);
+                let set = parameter.set(&mut options, value);
+                set.expect("the bounds of an option are the parameter's");
             }
         }
         options
