@@ -429,13 +429,7 @@ impl<A: Address> AddressSpace<A> {
     /// is not empty; `None` for any other. `near` is where the last one was found: most
     /// addresses of a queue are in one region.
     #[inline]
-    pub fn resolve_one(
-        &self,
-        address: A,
-        len: u32,
-        write: bool,
-        near: &mut u32,
-    ) -> Option<Span> {
+    pub fn resolve_one(&self, address: A, len: u32, write: bool, near: &mut u32) -> Option<Span> {
         let at = address.raw();
         let range = match self.ranges.get(*near as usize) {
             Some(range) if at.wrapping_sub(range.start) < range.len => range,

@@ -218,10 +218,7 @@ fn a_buffer_that_can_only_be_read_is_not_written() {
                 assert_eq!(take(), Ok(1));
             }
             let error = take().unwrap_err();
-            assert!(
-                matches!(error, QueueError::OutsideMemory { .. }),
-                "{error}"
-            );
+            assert!(matches!(error, QueueError::OutsideMemory { .. }), "{error}");
             assert_eq!(device.retired(), Some(error));
             assert_eq!(device.publish(), Err(error));
             driver.refresh().unwrap();
