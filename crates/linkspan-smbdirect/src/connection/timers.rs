@@ -62,8 +62,9 @@ impl Connection {
 
     /// The peer was silent (MS-SMBD 3.1.6.2).
     fn idle(&mut self, now_ms: u64) {
-        // A peer without a credit cannot speak, and has none since nobody here reads.
-        let mute = self.credits.posted() == 0 && self.room() == 0;
+        // A peer without a credit cannot speak, and has none since nobody here reads. One
+        // that has not granted what a message of ours needs was silent by its own will.
+        let mute = self.credits.posted() == 0 && self.room() == 0 && self.outbox.len() == 0;
         if mute {
             self.idle_from(now_ms, self.options.keepalive_interval_ms);
         } else if self.keepalive == KeepAlive::None {

@@ -1,0 +1,48 @@
+//! Faults of our own, found by reviews.
+
+use linkspan_smbdirect::{Error, State};
+
+use super::peer::{Peer, listener, slice, transfer};
+
+/// The peer uses all credits, and nobody here reads.
+fn fill(peer: &mut Peer) {
+    while peer.core.status().receives_granted > 0 {
+        peer.data(transfer(10, 0, 100, 0));
+    }
+    let status = peer.core.status();
+    assert_eq!((status.receives_available, status.held_buffers), (0, 11));
+}
+
+/// A peer that filled the inbox and granted nothing was waited for for ever.
+#[test]
+fn a_peer_that_grants_nothing_and_is_silent_is_given_up() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 0));
+    peer.core.send(&[slice(60_000)], None).unwrap();
+    peer.pump();
+    fill(&mut peer);
+    assert_eq!(peer.core.status().waiting, 1);
+    peer.at(120_000);
+    assert_eq!(peer.core.state(), State::Connected);
+    peer.at(125_000);
+    assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
+
+/// It has no credit to speak with, since nobody here reads: that is not its fault.
+#[test]
+fn a_peer_that_may_not_speak_is_not_given_up() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 0));
+    fill(&mut peer);
+    for now in [120_000, 240_000, 360_000] {
+        peer.at(now);
+        assert_eq!(peer.core.state(), State::Connected);
+    }
+    assert_eq!(peer.core.status().traffic.keepalives, 0);
+    // When it may speak again, it is asked.
+    assert_eq!(peer.read().len(), 11);
+    peer.at(480_000);
+    assert_eq!(peer.core.status().traffic.keepalives, 1);
+    peer.at(485_000);
+    assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
