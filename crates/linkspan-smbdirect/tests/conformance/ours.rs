@@ -1,8 +1,10 @@
 //! Faults of our own, found by reviews.
 
-use linkspan_smbdirect::{Error, State};
+use linkspan_rdma::verbs::{Key, MemoryId, PostError, Remote, Slice};
+use linkspan_smbdirect::{Arrival, Error, News, Output, RegistrationState, State};
+use zerocopy::IntoBytes;
 
-use super::peer::{Peer, listener, slice, transfer};
+use super::peer::{Peer, initiator, listener, slice, transfer};
 
 /// The peer uses all credits, and nobody here reads.
 fn fill(peer: &mut Peer) {
@@ -45,4 +47,47 @@ fn a_peer_that_may_not_speak_is_not_given_up() {
     assert_eq!(peer.core.status().traffic.keepalives, 1);
     peer.at(485_000);
     assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
+
+/// A registration that the peer invalidated while ours was on its way was registered for
+/// ever, with a key that was none.
+#[test]
+fn an_invalidation_that_the_peer_was_faster_with_is_done() {
+    let mut peer = initiator();
+    let remote = Remote {
+        key: Key(5),
+        address: 0,
+    };
+    let (id, _) = peer.core.register(100, || Ok(remote)).unwrap();
+    peer.core.deregister(id).unwrap();
+    let header = transfer(10, 1, 0, 0);
+    let arrival = Arrival {
+        buffer: Slice {
+            memory: MemoryId(1001),
+            len: 20,
+            offset: 0,
+        },
+        len: 20,
+        head: header.as_bytes(),
+        invalidated: Some(Key(5)),
+    };
+    peer.core.received(0, arrival);
+    assert_eq!(
+        peer.core.registration(id),
+        Some(RegistrationState::Invalidated)
+    );
+    let mut told = Vec::new();
+    while let Some(output) = peer.core.poll_output(0) {
+        match output {
+            Output::Invalidate { work, key } => {
+                peer.core.refused(0, work, PostError::Key { key });
+            }
+            Output::Tell(news) => told.push(news),
+            _ => {}
+        }
+    }
+    let result = Ok(());
+    assert_eq!(told, [News::Deregistered { id, result }]);
+    assert_eq!(peer.core.registration(id), Some(RegistrationState::Ready));
+    assert_eq!(peer.core.status().registrations[0], 64);
 }
