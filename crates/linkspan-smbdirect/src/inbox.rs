@@ -178,6 +178,11 @@ impl Inbox {
         Ok(true)
     }
 
+    /// Whether the area is in use.
+    pub(crate) fn keeps(&self) -> bool {
+        self.area.is_some()
+    }
+
     /// The next piece to be kept in the area: of a message that is not whole and holds
     /// what its rest needs.
     pub(crate) fn keep(&mut self) -> Option<Keep> {
