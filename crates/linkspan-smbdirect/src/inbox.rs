@@ -131,6 +131,11 @@ impl Inbox {
         self.messages.back().map_or(0, Entry::missing)
     }
 
+    /// Whether something was read of the last message.
+    pub(crate) fn is_being_read(&self) -> bool {
+        self.messages.back().is_some_and(|entry| entry.read > 0)
+    }
+
     /// A segment arrived; whether its buffer is held now. A message without data is no
     /// part of any message, wherever it comes.
     pub(crate) fn arrive(

@@ -49,6 +49,45 @@ fn a_peer_that_may_not_speak_is_not_given_up() {
     assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
 }
 
+/// A peer kept the buffers of a message that it never finished, with a sign of life now and
+/// then.
+#[test]
+fn a_message_that_is_never_finished_is_given_up() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 900));
+    for now in [60_000, 119_999] {
+        peer.at(now);
+        peer.data(transfer(10, 1, 0, 0));
+    }
+    assert_eq!(peer.core.state(), State::Connected);
+    peer.data(transfer(10, 1, 100, 800));
+    peer.at(120_000);
+    let unfinished = Error::Unfinished {
+        missing: 800,
+        ms: 120_000,
+    };
+    assert_eq!(peer.assert_ends(), unfinished);
+}
+
+#[test]
+fn a_message_has_the_time_of_whoever_reads_it() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 900));
+    peer.core.consume(50);
+    peer.at(119_000);
+    peer.data(transfer(10, 1, 100, 800));
+    peer.at(120_000);
+    assert_eq!(peer.core.state(), State::Connected);
+    // Another one has its own.
+    peer.data(transfer(10, 1, 800, 0));
+    assert_eq!(peer.read(), [950]);
+    peer.data(transfer(10, 1, 10, 10));
+    peer.now = 238_000;
+    peer.data(transfer(10, 1, 10, 0));
+    peer.at(241_000);
+    assert_eq!(peer.core.state(), State::Connected);
+}
+
 /// A registration that the peer invalidated while ours was on its way was registered for
 /// ever, with a key that was none.
 #[test]
