@@ -199,6 +199,7 @@ impl Error {
             Self::NegotiationTimer { .. }
             | Self::ConnectTimer { .. }
             | Self::KeepAlive { .. }
+            | Self::Unfinished { .. }
             | Self::Work { .. }
             | Self::Lost => Blame::Lost,
             Self::NoReceives | Self::NoArea | Self::Post | Self::Disconnected => Blame::Local,

@@ -69,11 +69,11 @@ impl Connection {
         if due(self.timers.retry) {
             self.timers.retry = None;
         }
-        if due(self.timers.message) {
-            self.unfinished(now_ms);
-        }
         if due(self.timers.idle) {
             self.idle(now_ms);
+        }
+        if self.timers.message.is_some_and(|at| at <= now_ms) {
+            self.unfinished(now_ms);
         }
     }
 
@@ -86,7 +86,10 @@ impl Connection {
     /// A message is not whole in time.
     fn unfinished(&mut self, now_ms: u64) {
         // What is read while it arrives keeps nothing, and takes the time of its reader.
-        if self.is_peer_mute() || self.inbox.is_being_read() {
+        if self.keepalive != KeepAlive::None {
+            // Whether it is there at all is found out first.
+            self.timers.message = self.timers.idle;
+        } else if self.is_peer_mute() || self.inbox.is_being_read() {
             self.timers.message = Some(now_ms.saturating_add(MESSAGE_MS));
         } else {
             self.fail(Error::Unfinished {

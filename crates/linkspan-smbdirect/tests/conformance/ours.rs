@@ -69,6 +69,18 @@ fn a_message_that_is_never_finished_is_given_up() {
     assert_eq!(peer.assert_ends(), unfinished);
 }
 
+/// Who is not there any more is no peer that does not finish what it began.
+#[test]
+fn silence_is_named_before_a_message_that_is_not_finished() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 900));
+    peer.at(120_000);
+    assert_eq!(peer.core.state(), State::Connected);
+    assert_eq!(peer.core.next_timeout(), Some(125_000));
+    peer.at(125_000);
+    assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
+
 #[test]
 fn a_message_has_the_time_of_whoever_reads_it() {
     let mut peer = listener(10);
