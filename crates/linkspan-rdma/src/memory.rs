@@ -113,6 +113,20 @@ impl Pool {
         (self.allocated, self.lent)
     }
 
+    /// The most buffers that can be lent at a time.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        let (count, bytes) = self.slab();
+        (self.budget / bytes).max(1).saturating_mul(count)
+    }
+
+    /// Buffers of a slab, and its bytes.
+    fn slab(&self) -> (usize, usize) {
+        let size = self.size as usize;
+        let count = (SLAB_BYTES / size).max(1);
+        (count, count * size)
+    }
+
     /// A buffer; `None` if the budget is spent, or the machine has no memory.
     pub fn take(&mut self, memories: &mut Memories) -> Option<Slice> {
         self.take_by(|region| memories.add(region))
@@ -153,8 +167,7 @@ impl Pool {
 
     fn grow(&mut self, add: impl FnOnce(Region) -> Result<MemoryId, Injected>) -> Option<()> {
         let size = self.size as usize;
-        let count = (SLAB_BYTES / size).max(1);
-        let bytes = count * size;
+        let (count, bytes) = self.slab();
         if !self.slabs.is_empty() && self.allocated + bytes > self.budget {
             return None;
         }
@@ -217,6 +230,7 @@ mod tests {
             lent.push(buffer);
         }
         assert_eq!(lent.len(), 3 * (SLAB_BYTES / 1408));
+        assert_eq!(lent.len(), pool.most());
         let mut starts: Vec<(MemoryId, u64)> =
             lent.iter().map(|it| (it.memory, it.offset)).collect();
         starts.sort_unstable();
@@ -237,6 +251,7 @@ mod tests {
     fn one_buffer_is_always_possible() {
         let mut memories = Memories::new();
         let mut pool = Pool::new(1 << 20, 0);
+        assert_eq!(pool.most(), 1);
         assert!(pool.take(&mut memories).is_some());
         assert!(pool.take(&mut memories).is_none());
     }

@@ -3,8 +3,8 @@
 //!
 //! Nothing is allocated and nothing is looked up for a message. The memory of headers is
 //! registered by whoever has the provider, for many connections at a time
-//! ([`linkspan_rdma::Pool::take_by`]); the area of reassembly is private, and made when a
-//! peer first cuts a message into so many pieces.
+//! ([`linkspan_rdma::Pool::take_by`]); the area of reassembly is private, and there while a
+//! message that a peer cut into very many pieces is.
 
 use linkspan_mem::{Region, SharedSlice};
 use linkspan_rdma::verbs::{
@@ -91,6 +91,12 @@ impl Driver {
         &mut self.core
     }
 
+    /// Bytes of the area of reassembly, if there is one now.
+    #[must_use]
+    pub fn area_len(&self) -> usize {
+        self.area.as_ref().map_or(0, Region::len)
+    }
+
     /// Why the provider ended the connection.
     #[must_use]
     pub fn failure(&self) -> Option<Failure> {
@@ -153,6 +159,9 @@ impl Driver {
                     return Some(news);
                 }
                 self.carry_out(now_ms, verbs, &output);
+            }
+            if self.area.is_some() && !self.core.keeps() {
+                self.area = None;
             }
             let greeting = self.request.take()?;
             if self.core.state() == State::Connecting {

@@ -157,6 +157,14 @@ pub enum Error {
         /// How long an answer was awaited.
         wait_ms: u64,
     },
+    /// The peer began a message and did not finish it.
+    #[error("a message still lacked {missing} bytes after {ms} ms")]
+    Unfinished {
+        /// Bytes that did not come.
+        missing: u32,
+        /// How long was waited.
+        ms: u64,
+    },
     /// No receive could be posted for the peer.
     #[error("no receive could be posted")]
     NoReceives,
@@ -191,6 +199,7 @@ impl Error {
             Self::NegotiationTimer { .. }
             | Self::ConnectTimer { .. }
             | Self::KeepAlive { .. }
+            | Self::Unfinished { .. }
             | Self::Work { .. }
             | Self::Lost => Blame::Lost,
             Self::NoReceives | Self::NoArea | Self::Post | Self::Disconnected => Blame::Local,

@@ -131,6 +131,11 @@ impl Inbox {
         self.messages.back().map_or(0, Entry::missing)
     }
 
+    /// Whether something was read of the last message.
+    pub(crate) fn is_being_read(&self) -> bool {
+        self.messages.back().is_some_and(|entry| entry.read > 0)
+    }
+
     /// A segment arrived; whether its buffer is held now. A message without data is no
     /// part of any message, wherever it comes.
     pub(crate) fn arrive(
@@ -176,6 +181,11 @@ impl Inbox {
         });
         self.held += 1;
         Ok(true)
+    }
+
+    /// Whether the area is in use.
+    pub(crate) fn keeps(&self) -> bool {
+        self.area.is_some()
     }
 
     /// The next piece to be kept in the area: of a message that is not whole and holds

@@ -199,7 +199,7 @@ pub const OPTIONS: &[Parameter] = &[
         rdma_threshold,
         "bytes",
         1..=16_777_216,
-        "from where on an upper layer transfers by RDMA; an initiator decides"
+        "for upper layers, of which none is here yet: from where on they transfer by RDMA"
     ),
     parameter!(
         send_depth,

@@ -18,6 +18,17 @@ use crate::acquire;
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// How long nothing comes until the peer is asked whether it is there (`TCP_KEEPIDLE`).
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+
+/// How often it is asked, and how many times (`TCP_KEEPINTVL`, `TCP_KEEPCNT`).
+const PROBE_EACH: Duration = Duration::from_secs(10);
+const PROBES: u32 = 6;
+
+/// How long what was written may stay unacknowledged, or find no room at the peer, in
+/// milliseconds (`TCP_USER_TIMEOUT`).
+const GIVE_UP_MS: u32 = 125_000;
+
 /// Pieces of one system call at most.
 pub const PIECES: usize = 256;
 
@@ -169,6 +180,12 @@ impl TcpStream {
     fn of(socket: OwnedFd) -> io::Result<Self> {
         // Whoever writes here has gathered what there is.
         sockopt::set_tcp_nodelay(&socket, true)?;
+        // A peer that is gone without a word is noticed, whether it owes an answer or not.
+        sockopt::set_socket_keepalive(&socket, true)?;
+        sockopt::set_tcp_keepidle(&socket, PROBE_AFTER)?;
+        sockopt::set_tcp_keepintvl(&socket, PROBE_EACH)?;
+        sockopt::set_tcp_keepcnt(&socket, PROBES)?;
+        sockopt::set_tcp_user_timeout(&socket, GIVE_UP_MS)?;
         Ok(Self(socket))
     }
 
@@ -178,15 +195,6 @@ impl TcpStream {
     /// What `connect(2)` would have reported.
     pub fn check(&self) -> io::Result<()> {
         sockopt::socket_error(&self.0)?.map_err(io::Error::from)
-    }
-
-    /// How long what was written may stay unacknowledged (`TCP_USER_TIMEOUT`).
-    ///
-    /// # Errors
-    /// What `setsockopt(2)` reports.
-    pub fn give_up_after(&self, time: Duration) -> io::Result<()> {
-        let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-        Ok(sockopt::set_tcp_user_timeout(&self.0, millis)?)
     }
 
     /// Writes as much as there is room for; says how much.
@@ -358,7 +366,13 @@ mod tests {
         one.check()?;
         assert_eq!(one.peer()?, listener.address()?);
         assert_eq!(other.peer()?, one.address()?);
-        one.give_up_after(Duration::from_secs(30))?;
+        for stream in [&one, &other] {
+            assert!(sockopt::socket_keepalive(stream)?);
+            assert_eq!(sockopt::tcp_keepidle(stream)?, PROBE_AFTER);
+            assert_eq!(sockopt::tcp_keepintvl(stream)?, PROBE_EACH);
+            assert_eq!(sockopt::tcp_keepcnt(stream)?, PROBES);
+            assert_eq!(sockopt::tcp_user_timeout(stream)?, GIVE_UP_MS);
+        }
         Ok((one, other))
     }
 

@@ -123,7 +123,7 @@ struct Served {
     /// Messages on their way back: how many buffers each has, and the buffers in order.
     echoes: VecDeque<usize>,
     buffers: VecDeque<Slice>,
-    /// It waits for buffers.
+    /// It waits for buffers, and is in the queue of those that do, once.
     stalled: bool,
     memory: Option<(MemoryId, usize)>,
 }
@@ -289,6 +289,9 @@ impl Service {
 
     fn gone(&mut self, id: Id, gone: Gone) {
         let served = std::mem::take(&mut self.served[id.place()]);
+        if served.stalled {
+            self.stalled.retain(|stalled| *stalled != id);
+        }
         for buffer in served.buffers {
             self.buffers.put(buffer);
         }
@@ -326,22 +329,27 @@ impl Service {
         for buffer in served.buffers.drain(..count) {
             self.buffers.put(buffer);
         }
-        if std::mem::take(&mut self.served[id.place()].stalled) {
+        // Whoever waits for buffers has a turn of its own.
+        if !served.stalled {
             self.read(id);
         }
         self.retry();
     }
 
-    /// Whoever has waited longest for a buffer may find one now.
+    /// Whoever waits for buffers may find them now, the first one first. One that needs
+    /// more than there are holds up nobody behind it.
     fn retry(&mut self) {
-        while let Some(id) = self.stalled.pop_front() {
-            let served = &mut self.served[id.place()];
-            if served.id == Some(id) && std::mem::take(&mut served.stalled) {
-                self.read(id);
-                if self.served[id.place()].stalled {
-                    break;
-                }
-            }
+        for _ in 0..self.stalled.len() {
+            // Where there is none at all, nobody is asked.
+            let Some(buffer) = self.endpoint.buffer(&mut self.buffers) else {
+                return;
+            };
+            self.buffers.put(buffer);
+            let Some(id) = self.stalled.pop_front() else {
+                return;
+            };
+            self.served[id.place()].stalled = false;
+            self.read(id);
         }
     }
 
@@ -388,6 +396,11 @@ impl Service {
 
     /// Sends a message back; whether that was possible.
     fn echo(&mut self, id: Id, len: u32) -> bool {
+        if len.div_ceil(BUFFER) as usize > self.buffers.most() {
+            // There will never be so many.
+            self.let_go(id);
+            return false;
+        }
         let mut gather = std::mem::take(&mut self.gather);
         gather.clear();
         let mut left = len;
@@ -412,7 +425,9 @@ impl Service {
             for buffer in &gather {
                 self.buffers.put(*buffer);
             }
-            self.stall(id);
+            if left > 0 {
+                self.stall(id);
+            }
         }
         self.gather = gather;
         sent
@@ -430,10 +445,13 @@ impl Service {
         let Some(mut session) = self.endpoint.session(id) else {
             return false;
         };
+        let waits = !self.served[id.place()].echoes.is_empty();
         match session.send(gather) {
             Ok(_) => true,
-            Err(Misuse::Full { .. } | Misuse::NotConnected { .. }) => false,
-            // Longer than the initiator takes back, or no memory for it.
+            Err(Misuse::NotConnected { .. }) => false,
+            // It goes on when one of its own has gone.
+            Err(Misuse::Full { .. }) if waits => false,
+            // Longer than the initiator takes back, or than ever fits.
             Err(_) => {
                 session.disconnect();
                 false
@@ -441,12 +459,18 @@ impl Service {
         }
     }
 
-    /// It goes on when a message of its own has gone, or when buffers come back.
+    /// It goes on when buffers come back.
     fn stall(&mut self, id: Id) {
         let served = &mut self.served[id.place()];
         if !served.stalled {
             served.stalled = true;
             self.stalled.push_back(id);
+        }
+    }
+
+    fn let_go(&mut self, id: Id) {
+        if let Some(mut session) = self.endpoint.session(id) {
+            session.disconnect();
         }
     }
 
@@ -459,10 +483,8 @@ impl Service {
         };
         let bytes = welcome.to_bytes();
         let Some(buffer) = self.endpoint.buffer(&mut self.buffers) else {
-            // It cannot be told, so it is let go.
-            if let Some(mut session) = self.endpoint.session(id) {
-                session.disconnect();
-            }
+            // It cannot be told.
+            self.let_go(id);
             return false;
         };
         self.endpoint.fill(buffer.memory, buffer.offset, &bytes);
@@ -562,3 +584,6 @@ impl Ended {
         self.gone.to_string()
     }
 }
+
+#[cfg(test)]
+mod tests;

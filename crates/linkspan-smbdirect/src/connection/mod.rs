@@ -320,6 +320,7 @@ impl Connection {
             self.registrations.invalidated(key)?;
         }
         let held = self.inbox.arrive(&header, buffer, invalidated)?;
+        self.message_from(now_ms);
         let data = header.data_length.get();
         self.news |= held;
         self.traffic.bytes_received += u64::from(data);

@@ -461,8 +461,12 @@ impl Connection {
             Back::Queued(Kind::Write(id)) => self.write_refused(id, refusal),
             Back::Read(id) => self.reads.done(id, Some(refusal)),
             Back::Invalidation(id) => {
-                self.registrations.ended(id, RegistrationState::Registered);
-                let result = Err(refusal);
+                let (state, result) = match self.registrations.state(id) {
+                    // The peer did it meanwhile.
+                    Some(RegistrationState::Invalidated) => (RegistrationState::Ready, Ok(())),
+                    _ => (RegistrationState::Registered, Err(refusal)),
+                };
+                self.registrations.ended(id, state);
                 self.tell(News::Deregistered { id, result });
             }
         }

@@ -6,6 +6,10 @@ use crate::error::Error;
 /// How long nothing is tried again that the provider refused, in milliseconds.
 const RETRY_MS: u64 = 100;
 
+/// How long a message may take from its first segment to its last while nobody reads of it,
+/// in milliseconds: until then it keeps buffers from others.
+const MESSAGE_MS: u64 = 120_000;
+
 /// When something is due, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Timers {
@@ -13,6 +17,8 @@ pub(super) struct Timers {
     pub(super) connect: Option<u64>,
     pub(super) negotiate: Option<u64>,
     pub(super) idle: Option<u64>,
+    /// The message that is arriving is to be whole.
+    pub(super) message: Option<u64>,
     /// What was refused is tried again.
     pub(super) retry: Option<u64>,
 }
@@ -26,6 +32,13 @@ impl Connection {
         self.timers.retry = Some(now_ms.saturating_add(RETRY_MS));
     }
 
+    /// A segment arrived: the first of a message, another one, or the last.
+    pub(super) fn message_from(&mut self, now_ms: u64) {
+        let due = now_ms.saturating_add(MESSAGE_MS);
+        let arriving = self.inbox.missing() > 0;
+        self.timers.message = arriving.then(|| self.timers.message.unwrap_or(due));
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) is due.
     #[must_use]
     pub fn next_timeout(&self) -> Option<u64> {
@@ -33,9 +46,10 @@ impl Connection {
             connect,
             negotiate,
             idle,
+            message,
             retry,
         } = self.timers;
-        [connect, negotiate, idle, retry]
+        [connect, negotiate, idle, message, retry]
             .into_iter()
             .flatten()
             .min()
@@ -58,13 +72,36 @@ impl Connection {
         if due(self.timers.idle) {
             self.idle(now_ms);
         }
+        if self.timers.message.is_some_and(|at| at <= now_ms) {
+            self.unfinished(now_ms);
+        }
+    }
+
+    /// A peer without a credit cannot speak, and has none since nobody here reads. One that
+    /// has not granted what a message of ours needs is silent by its own will.
+    fn is_peer_mute(&self) -> bool {
+        self.credits.posted() == 0 && self.room() == 0 && self.outbox.len() == 0
+    }
+
+    /// A message is not whole in time.
+    fn unfinished(&mut self, now_ms: u64) {
+        // What is read while it arrives keeps nothing, and takes the time of its reader.
+        if self.keepalive != KeepAlive::None {
+            // Whether it is there at all is found out first.
+            self.timers.message = self.timers.idle;
+        } else if self.is_peer_mute() || self.inbox.is_being_read() {
+            self.timers.message = Some(now_ms.saturating_add(MESSAGE_MS));
+        } else {
+            self.fail(Error::Unfinished {
+                missing: self.inbox.missing(),
+                ms: MESSAGE_MS,
+            });
+        }
     }
 
     /// The peer was silent (MS-SMBD 3.1.6.2).
     fn idle(&mut self, now_ms: u64) {
-        // A peer without a credit cannot speak, and has none since nobody here reads.
-        let mute = self.credits.posted() == 0 && self.room() == 0;
-        if mute {
+        if self.is_peer_mute() {
             self.idle_from(now_ms, self.options.keepalive_interval_ms);
         } else if self.keepalive == KeepAlive::None {
             self.keepalive = KeepAlive::Pending;

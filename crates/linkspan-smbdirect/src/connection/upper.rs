@@ -162,6 +162,11 @@ impl Connection {
         });
     }
 
+    /// Whether a message has pieces in the area.
+    pub(crate) fn keeps(&self) -> bool {
+        self.inbox.keeps()
+    }
+
     fn connected(&self) -> Result<(), Misuse> {
         match self.phase {
             Phase::Ready => Ok(()),

@@ -1,12 +1,12 @@
-//! SmbdCreditMgmt.
+//! SmbdCreditMgmt, and the mirror cases against our initiator, which has credits from the
+//! response on.
 
 use linkspan_smbdirect::{Error, State};
 
-use super::peer::{listener, slice, transfer};
+use super::peer::{Peer, initiator_of, listener, slice, transfer};
 
 /// A peer with so many credits sends and receives a message in segments.
-fn operates(credits: u16) {
-    let mut peer = listener(credits);
+fn operates(mut peer: Peer, credits: u16) {
     peer.data(transfer(credits, credits, 100, 0));
     assert_eq!(peer.read(), [100]);
     let mut left = 60_000;
@@ -32,17 +32,16 @@ fn operates(credits: u16) {
 
 #[test]
 fn BVT_SmbdCreditMgmt_OperationWithMinimumCredits() {
-    operates(1);
+    operates(listener(1), 1);
 }
 
 #[test]
 fn SmbdCreditMgmt_OperationWithLimitedCredits() {
-    operates(10);
+    operates(listener(10), 10);
 }
 
-#[test]
-fn SmbdCreditMgmt_ConsumeAllSendCredits() {
-    let mut peer = listener(10);
+/// The peer uses all credits that it has, and gets others.
+fn grants_in_time(mut peer: Peer) {
     peer.sent.clear();
     for left in (0..10).rev() {
         peer.data(transfer(10, 1, 100, left * 100));
@@ -52,6 +51,11 @@ fn SmbdCreditMgmt_ConsumeAllSendCredits() {
         assert_eq!((bytes.len(), *len), (20, 0), "grants come without data");
     }
     assert!(peer.last().credits_granted.get() > 0);
+}
+
+#[test]
+fn SmbdCreditMgmt_ConsumeAllSendCredits() {
+    grants_in_time(listener(10));
 }
 
 #[test]
@@ -72,10 +76,8 @@ fn SmbdCreditMgmt_ConsumeAllReceiveCredits() {
     assert_eq!(peer.sent.len(), 20);
 }
 
-#[test]
-fn SmbdCreditMgmt_ConsumeAllCreditServer_Timeout() {
-    let mut peer = listener(10);
-    peer.data(transfer(10, 10, 100, 0));
+/// A peer that has granted credits and grants no others.
+fn gives_up(mut peer: Peer) {
     peer.core.send(&[slice(60_000)], None).unwrap();
     peer.pump();
     let sent = peer.sent.len();
@@ -87,8 +89,54 @@ fn SmbdCreditMgmt_ConsumeAllCreditServer_Timeout() {
 }
 
 #[test]
+fn SmbdCreditMgmt_ConsumeAllCreditServer_Timeout() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 0));
+    gives_up(peer);
+}
+
+#[test]
 fn SmbdCreditMgmt_NegativeParameter_CreditRequested() {
     let mut peer = listener(10);
+    peer.data(transfer(0, 0, 0, 0));
+    assert!(matches!(peer.assert_ends(), Error::Field { .. }));
+}
+
+#[test]
+fn mirror_operation_with_minimum_credits() {
+    operates(initiator_of(1), 1);
+}
+
+#[test]
+fn mirror_operation_with_limited_credits() {
+    operates(initiator_of(10), 10);
+}
+
+#[test]
+fn mirror_consume_all_send_credits() {
+    grants_in_time(initiator_of(10));
+}
+
+#[test]
+fn mirror_consume_all_receive_credits() {
+    let mut peer = initiator_of(10);
+    peer.core.send(&[slice(60_000)], None).unwrap();
+    peer.pump();
+    assert_eq!(peer.core.status().send_credits, 0);
+    assert_eq!(peer.sent.len(), 1 + 10, "the request costs none");
+    assert!(peer.last().credits_granted.get() > 0);
+    peer.data(transfer(10, 10, 0, 0));
+    assert_eq!(peer.sent.len(), 1 + 20);
+}
+
+#[test]
+fn mirror_consume_all_credits_timeout() {
+    gives_up(initiator_of(10));
+}
+
+#[test]
+fn mirror_negative_parameter_credit_requested() {
+    let mut peer = initiator_of(10);
     peer.data(transfer(0, 0, 0, 0));
     assert!(matches!(peer.assert_ends(), Error::Field { .. }));
 }

@@ -8,4 +8,5 @@ mod descriptors;
 mod examples;
 mod faults;
 mod negotiate;
+mod ours;
 mod peer;

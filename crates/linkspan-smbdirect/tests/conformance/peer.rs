@@ -234,8 +234,18 @@ pub(crate) fn listener(credits: u16) -> Peer {
 
 /// An initiator that has agreed.
 pub(crate) fn initiator() -> Peer {
+    initiator_of(10)
+}
+
+/// An initiator that has agreed with a peer of these credits, which has granted them.
+pub(crate) fn initiator_of(credits: u16) -> Peer {
     let mut peer = Peer::new(Role::Initiator, &small(Role::Initiator));
-    peer.say(response().as_bytes());
+    let answer = NegotiateResponse {
+        credits_requested: credits.into(),
+        credits_granted: credits.into(),
+        ..response()
+    };
+    peer.say(answer.as_bytes());
     assert_eq!(peer.core.state(), State::Connected);
     peer
 }

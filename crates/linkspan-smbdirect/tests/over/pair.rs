@@ -38,6 +38,29 @@ fn messages_go_both_ways_and_come_back_whole() {
     }
 }
 
+/// Ours: each connection kept its area until it ended, outside of every budget.
+#[test]
+fn the_area_of_reassembly_is_there_while_a_message_needs_it() {
+    let few = Options {
+        receive_credit_max: 10,
+        ..Options::listener()
+    };
+    let mut pair = Pair::new([&Options::initiator(), &few], LIMITS).unwrap();
+    pair.settle();
+    for _ in 0..2 {
+        let from = pair.sides[0].slice(0, 100_000);
+        pair.sides[0].write(from, &[9; 100_000]);
+        pair.sides[0].send(&[from]);
+        pair.settle();
+        let driver = &pair.sides[1].driver;
+        assert!(driver.core().status().kept_bytes > 0);
+        assert_eq!(driver.area_len(), 173_910);
+        assert_eq!(pair.sides[1].read(), [9; 100_000]);
+        pair.settle();
+        assert_eq!(pair.sides[1].driver.area_len(), 0);
+    }
+}
+
 #[test]
 fn memory_is_written_and_read_and_given_back() {
     let mut pair = Pair::connected();

@@ -22,6 +22,9 @@ use crate::exit::{Failure, Status};
 /// How long a question, and each step of the answer, may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// How long until it is tried again to accept somebody, where that failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Bytes of a question at most.
 const QUESTION_MAX: usize = 256;
 
@@ -118,7 +121,12 @@ fn serve(listener: &Listener, ask: &SyncSender<Asked>, event: &EventFd, stop: &E
             _ => return,
         }
         let Ok(stream) = listener.accept() else {
-            continue;
+            // No descriptor is free, say: whoever waits still does.
+            let until = Some(Instant::now() + PAUSE);
+            match wait_for(stop.as_fd(), Direction::Read, None, until) {
+                Ok(Wake::Deadline) => continue,
+                _ => return,
+            }
         };
         // Whoever asks nonsense, or leaves, gets no answer.
         let _ = answer(&stream, ask, event, stop);

@@ -105,6 +105,9 @@ struct Line {
     bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Others that ended badly and are not told of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<u64>,
 }
 
 const SIGNALS: u32 = 0;
@@ -190,40 +193,47 @@ fn answer(control: &Control, service: &mut Service) {
 }
 
 fn report(happened: &Happened, json: bool) {
-    let line = match happened {
+    match happened {
         Happened::Connected { number, peer } => {
             tracing::debug!(connection = number, "{peer} is connected");
-            Line {
-                event: "connected",
-                connection: Some(*number),
-                peer: Some(*peer),
-                ..Line::default()
-            }
         }
         Happened::Ended { ended, left_out } => {
-            let reason = ended.reason();
+            let (reason, connection) = (ended.reason(), ended.number);
             if let Some(left_out) = left_out.filter(|_| ended.is_fault()) {
                 tracing::warn!(
-                    connection = ended.number,
+                    connection,
                     "{}: {reason} ({left_out} more like it)",
                     ended.peer
                 );
             } else {
-                tracing::debug!(connection = ended.number, "{}: {reason}", ended.peer);
-            }
-            Line {
-                event: "ended",
-                connection: Some(ended.number),
-                peer: Some(ended.peer),
-                messages: Some(ended.messages),
-                bytes: Some(ended.bytes),
-                reason: Some(reason),
-                ..Line::default()
+                tracing::debug!(connection, "{}: {reason}", ended.peer);
             }
         }
-    };
-    if json {
+    }
+    if let Some(line) = line(happened).filter(|_| json) {
         print(&line);
+    }
+}
+
+/// What is told of it; nothing where peers that misbehave would have it told all the time.
+fn line(happened: &Happened) -> Option<Line> {
+    match happened {
+        Happened::Connected { number, peer } => Some(Line {
+            event: "connected",
+            connection: Some(*number),
+            peer: Some(*peer),
+            ..Line::default()
+        }),
+        Happened::Ended { ended, left_out } => left_out.map(|left_out| Line {
+            event: "ended",
+            connection: Some(ended.number),
+            peer: Some(ended.peer),
+            messages: Some(ended.messages),
+            bytes: Some(ended.bytes),
+            reason: Some(ended.reason()),
+            left_out: Some(left_out).filter(|count| *count > 0),
+            ..Line::default()
+        }),
     }
 }
 
@@ -240,4 +250,40 @@ fn end(service: &mut Service, json: bool) -> Result<(), Failure> {
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use linkspan_backends::smbdirect::{Ended, Gone};
+    use linkspan_rdma::verbs::Failure;
+    use linkspan_smbdirect::Error;
+
+    /// Ours: peers that break the protocol filled whatever the lines went to.
+    #[test]
+    fn bad_ends_beyond_one_a_second_are_counted_and_not_told() {
+        let peer = ([127, 0, 0, 1], 5445).into();
+        let gone = Gone {
+            number: 7,
+            peer,
+            error: Error::NoCredit,
+            failure: Failure::Lost,
+        };
+        let ended = Ended {
+            number: 7,
+            peer,
+            connected: true,
+            messages: 1,
+            bytes: 2,
+            gone,
+        };
+        let told = |left_out| {
+            let ended = ended.clone();
+            line(&Happened::Ended { ended, left_out })
+        };
+        assert!(told(None).is_none());
+        let first = told(Some(0)).unwrap();
+        assert_eq!((first.connection, first.left_out), (Some(7), None));
+        assert_eq!(told(Some(3)).unwrap().left_out, Some(3));
+    }
 }

@@ -14,7 +14,7 @@ use crate::rig::{Listener, Script, data, fails, negotiate_request, program, stat
 fn garbage_ends_its_connection_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let control = folder.path().join("s");
-    let mut listener = Listener::start(&["--control", control.to_str().unwrap()]);
+    let listener = Listener::start(&["--control", control.to_str().unwrap()]);
     // Not MPA, an end in the middle of it, and a first frame that comes with the request.
     let mut raw = listener.raw();
     raw.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -54,7 +54,6 @@ fn garbage_ends_its_connection_and_nothing_else() {
         let mut script = Script::negotiated(listener.raw());
         script.send(&message);
         script.rest();
-        listener.event("ended");
     }
     assert!(settled(|| status(&control, &[]).0["connections"] == 0));
     let (summary, _, ended) = status(&control, &[]);

@@ -1,0 +1,144 @@
+//! Faults of our own, found by reviews.
+
+use linkspan_rdma::verbs::{Key, MemoryId, PostError, Remote, Slice};
+use linkspan_smbdirect::{Arrival, Error, News, Output, RegistrationState, State};
+use zerocopy::IntoBytes;
+
+use super::peer::{Peer, initiator, listener, slice, transfer};
+
+/// The peer uses all credits, and nobody here reads.
+fn fill(peer: &mut Peer) {
+    while peer.core.status().receives_granted > 0 {
+        peer.data(transfer(10, 0, 100, 0));
+    }
+    let status = peer.core.status();
+    assert_eq!((status.receives_available, status.held_buffers), (0, 11));
+}
+
+/// A peer that filled the inbox and granted nothing was waited for for ever.
+#[test]
+fn a_peer_that_grants_nothing_and_is_silent_is_given_up() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 0));
+    peer.core.send(&[slice(60_000)], None).unwrap();
+    peer.pump();
+    fill(&mut peer);
+    assert_eq!(peer.core.status().waiting, 1);
+    peer.at(120_000);
+    assert_eq!(peer.core.state(), State::Connected);
+    peer.at(125_000);
+    assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
+
+/// It has no credit to speak with, since nobody here reads: that is not its fault.
+#[test]
+fn a_peer_that_may_not_speak_is_not_given_up() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 0));
+    fill(&mut peer);
+    for now in [120_000, 240_000, 360_000] {
+        peer.at(now);
+        assert_eq!(peer.core.state(), State::Connected);
+    }
+    assert_eq!(peer.core.status().traffic.keepalives, 0);
+    // When it may speak again, it is asked.
+    assert_eq!(peer.read().len(), 11);
+    peer.at(480_000);
+    assert_eq!(peer.core.status().traffic.keepalives, 1);
+    peer.at(485_000);
+    assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
+
+/// A peer kept the buffers of a message that it never finished, with a sign of life now and
+/// then.
+#[test]
+fn a_message_that_is_never_finished_is_given_up() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 900));
+    for now in [60_000, 119_999] {
+        peer.at(now);
+        peer.data(transfer(10, 1, 0, 0));
+    }
+    assert_eq!(peer.core.state(), State::Connected);
+    peer.data(transfer(10, 1, 100, 800));
+    peer.at(120_000);
+    let unfinished = Error::Unfinished {
+        missing: 800,
+        ms: 120_000,
+    };
+    assert_eq!(peer.assert_ends(), unfinished);
+}
+
+/// Who is not there any more is no peer that does not finish what it began.
+#[test]
+fn silence_is_named_before_a_message_that_is_not_finished() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 900));
+    peer.at(120_000);
+    assert_eq!(peer.core.state(), State::Connected);
+    assert_eq!(peer.core.next_timeout(), Some(125_000));
+    peer.at(125_000);
+    assert!(matches!(peer.assert_ends(), Error::KeepAlive { .. }));
+}
+
+#[test]
+fn a_message_has_the_time_of_whoever_reads_it() {
+    let mut peer = listener(10);
+    peer.data(transfer(10, 10, 100, 900));
+    peer.core.consume(50);
+    peer.at(119_000);
+    peer.data(transfer(10, 1, 100, 800));
+    peer.at(120_000);
+    assert_eq!(peer.core.state(), State::Connected);
+    // Another one has its own.
+    peer.data(transfer(10, 1, 800, 0));
+    assert_eq!(peer.read(), [950]);
+    peer.data(transfer(10, 1, 10, 10));
+    peer.now = 238_000;
+    peer.data(transfer(10, 1, 10, 0));
+    peer.at(241_000);
+    assert_eq!(peer.core.state(), State::Connected);
+}
+
+/// A registration that the peer invalidated while ours was on its way was registered for
+/// ever, with a key that was none.
+#[test]
+fn an_invalidation_that_the_peer_was_faster_with_is_done() {
+    let mut peer = initiator();
+    let remote = Remote {
+        key: Key(5),
+        address: 0,
+    };
+    let (id, _) = peer.core.register(100, || Ok(remote)).unwrap();
+    peer.core.deregister(id).unwrap();
+    let header = transfer(10, 1, 0, 0);
+    let arrival = Arrival {
+        buffer: Slice {
+            memory: MemoryId(1001),
+            len: 20,
+            offset: 0,
+        },
+        len: 20,
+        head: header.as_bytes(),
+        invalidated: Some(Key(5)),
+    };
+    peer.core.received(0, arrival);
+    assert_eq!(
+        peer.core.registration(id),
+        Some(RegistrationState::Invalidated)
+    );
+    let mut told = Vec::new();
+    while let Some(output) = peer.core.poll_output(0) {
+        match output {
+            Output::Invalidate { work, key } => {
+                peer.core.refused(0, work, PostError::Key { key });
+            }
+            Output::Tell(news) => told.push(news),
+            _ => {}
+        }
+    }
+    let result = Ok(());
+    assert_eq!(told, [News::Deregistered { id, result }]);
+    assert_eq!(peer.core.registration(id), Some(RegistrationState::Ready));
+    assert_eq!(peer.core.status().registrations[0], 64);
+}
