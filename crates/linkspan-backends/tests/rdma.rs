@@ -205,6 +205,45 @@ fn messages_beyond_the_budget_wait_for_buffers() {
     assert_eq!(b.provider.buffers(), (64 << 10, 0));
 }
 
+/// What was read and finds no buffer is bounded over all connections, and none of it is lost.
+#[test]
+fn what_is_read_ahead_of_its_buffers_is_bounded() {
+    const CONNECTIONS: usize = 40;
+    const MESSAGES: usize = 200;
+    let config = Config {
+        budget: 0,
+        ..options(false)
+    };
+    let (mut a, mut b) = (side(options(false)), side(config));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let ids: Vec<_> = (0..CONNECTIONS)
+        .map(|_| connect(&mut a, &mut b, address).0)
+        .collect();
+    a.write(0, &pattern(1000, 5));
+    for id in ids {
+        for number in 0..MESSAGES as u64 {
+            a.send(id, number, &[a.slice(0, 1000)]);
+        }
+    }
+    // All that there is room for is read, while nobody gives a buffer back.
+    for _ in 0..20 {
+        a.look();
+        b.look();
+    }
+    let waiting = b.provider.waiting_bytes();
+    assert!((1 << 20..9 << 18).contains(&waiting), "{waiting}");
+    let mut seen = 0;
+    until(&mut a, &mut b, |_, b| {
+        while let Some(message) = b.message() {
+            assert_eq!(message, pattern(1000, 5));
+            seen += 1;
+        }
+        (seen == CONNECTIONS * MESSAGES).then_some(())
+    });
+    assert_eq!(b.provider.waiting_bytes(), 0);
+    assert_eq!(b.provider.buffers(), (64 << 10, 0));
+}
+
 #[test]
 fn a_process_that_dies_is_a_loss_and_everything_comes_back() {
     let (mut a, mut b, at_a, at_b) = connected(options(false), options(false));
