@@ -24,7 +24,7 @@ const DIRECT_MIN: u32 = 4096;
 const LARGE: u32 = 16 << 10;
 const BETWEEN: usize = 64;
 
-/// Bytes that one connection reads before others have their turn.
+/// Bytes that one connection reads, or writes, before others have their turn.
 const TURN: usize = 1 << 20;
 
 /// Bytes of all connections that wait for buffers: when there are so many, the next are read in
@@ -368,6 +368,7 @@ impl Link {
 
     /// Writes what there is to say, as much as the socket takes.
     pub(super) fn write(&mut self, shared: &mut Shared) {
+        let mut turn = 0;
         while !self.connecting && !self.blocked && !self.is_over() {
             let mut batch = match self.batch.take() {
                 Some(batch) => batch,
@@ -389,7 +390,9 @@ impl Link {
                         capture.write(&mut self.trace, stream, Way::Out, &[&bytes]);
                     }
                     self.connection.written(&mut batch, written);
-                    self.blocked = !all;
+                    turn += written;
+                    // Where there is room for more, epoll says so behind what others have.
+                    self.blocked = !all || turn >= TURN;
                 }
                 Ok(None) => {
                     // What was begun cannot be finished.
