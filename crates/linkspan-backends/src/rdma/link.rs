@@ -29,7 +29,7 @@ const TURN: usize = 1 << 20;
 
 /// Bytes of all connections that wait for buffers: when there are so many, the next are read in
 /// small pieces.
-pub(super) const STAGED_MAX: usize = 16 * STAGING;
+const STAGED_MAX: usize = 16 * STAGING;
 
 pub(super) struct Link {
     stream: Option<TcpStream>,
