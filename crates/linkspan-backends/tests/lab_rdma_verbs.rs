@@ -9,10 +9,12 @@
 mod rdma_suite;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use linkspan_backends::rdma::{Config, DeviceConfig, DeviceProvider, Provider};
+use linkspan_backends::rdma::{Carrier as _, Config, DeviceConfig, DeviceProvider, Provider};
+use linkspan_rdma::verbs::Failure;
 use linkspan_testkit::lab::{self, Rdma};
-use rdma_suite::{DEPTH, Kind, RECEIVE_SIZE, Side};
+use rdma_suite::{DEPTH, Kind, RECEIVE_SIZE, Side, requested};
 
 fn device() -> DeviceProvider {
     let mut config = DeviceConfig {
@@ -90,4 +92,45 @@ fn the_accept_race_of_siw_hurts_no_connection() {
         assert_eq!(message.len(), 20);
         rdma_suite::disconnect(&mut a, &mut b, at_a);
     }
+}
+
+/// Who begins and does not go on takes no room for long, and one address not all of it.
+#[test]
+fn half_open_connections_of_devices_have_limits() {
+    if !lab::guest("half_open_connections_of_devices_have_limits") {
+        return;
+    }
+    let siw = Rdma::new("siw");
+    let config = DeviceConfig {
+        depth: DEPTH,
+        per_address: 2,
+        half_open: 4,
+        reply_within: Duration::from_millis(500),
+        ..DeviceConfig::default()
+    };
+    let mut a = Side::new(tcp());
+    let mut b = Side::new(DeviceProvider::new(config).unwrap());
+    let address = rdma_suite::listen(&mut b, at(&siw));
+    // One of four is all that one address has, and nobody accepts it.
+    let connect = |a: &mut Side<Provider>| a.provider.connect(address, b"hello").unwrap();
+    let waits = connect(&mut a);
+    let (at_b, _) = rdma_suite::until(&mut a, &mut b, |_, b| b.find(requested));
+    assert_eq!(b.provider.guests(), (1, 0));
+    let second = connect(&mut a);
+    rdma_suite::until(&mut a, &mut b, |a, _| a.end_of(second));
+    assert_eq!(b.provider.guests().1, 1);
+    // Its time comes to an end.
+    let end = rdma_suite::until(&mut a, &mut b, |_, b| b.end_of(at_b));
+    assert_eq!(end, Failure::TimedOut);
+    rdma_suite::until(&mut a, &mut b, |a, _| a.end_of(waits));
+    assert_eq!(b.provider.guests(), (0, 1));
+    // Whoever is established is not half open, and counts for its address.
+    for _ in 0..2 {
+        rdma_suite::connect(&mut a, &mut b, address);
+        assert_eq!(b.provider.guests(), (0, 1));
+    }
+    let third = connect(&mut a);
+    rdma_suite::until(&mut a, &mut b, |a, _| a.end_of(third));
+    assert_eq!(b.provider.guests(), (0, 2));
+    assert_eq!(b.provider.count(), 2);
 }

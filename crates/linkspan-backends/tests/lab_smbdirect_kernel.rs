@@ -1,8 +1,9 @@
 //! The kernel's own ends of SMB Direct over siw: ksmbd, to which we connect, and its cifs client,
-//! which connects to us. What we say is written byte by byte; tshark reads all of it.
+//! which connects to us. What we say to ksmbd is written byte by byte, or said by our ends and our
+//! program; tshark reads all of it.
 
 //: about the kernel's SMB Direct, server and client, over siw
-//: pack ip rdma verbs rdmacm ksmbd mount.cifs tcpdump tshark
+//: pack linkspan ip rdma verbs rdmacm ksmbd mount.cifs tcpdump tshark
 //: memory 768
 //: limit 500
 
@@ -18,13 +19,14 @@ use std::time::{Duration, Instant};
 use linkspan_backends::rdma::{
     Carrier, Config, ConnectionId, DeviceConfig, DeviceProvider, Provider,
 };
+use linkspan_backends::smbdirect::{self, Endpoint, Happening, Id};
 use linkspan_mem::Region;
 use linkspan_rdma::depth;
 use linkspan_rdma::verbs::{Depth, MemoryId, Slice, Verbs as _};
 use linkspan_smbdirect::{Connection, Driver, News, Options, Role, State, private_data};
 use linkspan_testkit::PATIENCE;
 use linkspan_testkit::lab::{self, Capture};
-use rdma_suite::{Side, established, requested};
+use rdma_suite::{Side, established};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PORT: u16 = 5445;
@@ -467,6 +469,38 @@ impl Drop for Mount {
     }
 }
 
+/// SMB2 NEGOTIATE is not answered but with an error, since SMB is not spoken here: the client gives
+/// up by itself, and ends the connection.
+fn smb2_refusal(request: &[u8]) -> Vec<u8> {
+    let mut bytes = request[..64].to_vec();
+    // STATUS_NOT_SUPPORTED.
+    bytes[8..12].copy_from_slice(&0xC000_00BB_u32.to_le_bytes());
+    bytes[14] = 1;
+    // From a server.
+    bytes[16] = 1;
+    bytes.extend([9, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+/// Goes on until something happens that is wanted.
+fn served<T>(
+    ours: &mut Endpoint,
+    what: &str,
+    mut wanted: impl FnMut(&mut Endpoint, Id, Happening) -> Option<T>,
+) -> T {
+    let begin = Instant::now();
+    loop {
+        ours.wait(Some(Duration::from_millis(5))).unwrap();
+        while let Some((id, happening)) = ours.poll() {
+            if let Some(found) = wanted(ours, id, happening) {
+                return found;
+            }
+        }
+        assert!(begin.elapsed() < PATIENCE, "no {what}");
+    }
+}
+
+/// k:ef71f1e0, k:fad988a2: this kernel writes its depths little-endian.
 #[test]
 fn the_kernels_client_connects_to_us() {
     if !lab::guest("the_kernels_client_connects_to_us") {
@@ -476,8 +510,10 @@ fn the_kernels_client_connects_to_us() {
     let capture = Capture::start("vkernel", "cifs");
     fs::create_dir_all("/tmp/mnt").unwrap();
     enter();
-    let mut side = side(true);
-    side.provider.listen((HERE, PORT).into()).unwrap();
+    let mut config = smbdirect::Config::new(Role::Listener, Options::listener());
+    config.iwarp.options.crc = true;
+    let mut ours = Endpoint::new(config).unwrap();
+    ours.listen((HERE, PORT).into()).unwrap();
     // The client is the kernel's, over there.
     go_to("/proc/1/ns/net");
     let options = format!("rdma,ip={HERE},port={PORT},guest,vers=3.0");
@@ -486,55 +522,76 @@ fn the_kernels_client_connects_to_us() {
     command.stdin(Stdio::null());
     let mount = Mount(command.spawn().unwrap());
 
-    let (id, greeting) = until(&mut side, "client", |side| side.find(requested));
-    println!("the client: {greeting:?}");
-    // k:ef71f1e0, k:fad988a2: this kernel writes its depths little-endian.
-    let said = depth::read(&greeting.private_data).unwrap();
+    let id = served(&mut ours, "client", |_, id, happening| match happening {
+        Happening::Connected => Some(id),
+        other => panic!("{other:?}"),
+    });
+    let status = ours.session(id).unwrap().status();
+    println!("the client: {status:?}");
     assert_eq!(
-        said,
-        Depth {
-            inbound: 32,
-            outbound: 1
-        }
+        (status.max_send_size, status.max_receive_size),
+        (1364, 1364)
     );
-    let own = Depth {
-        inbound: 1,
-        outbound: 8,
-    };
-    let (agreed, words) = depth::answer(own, said).unwrap();
-    assert_eq!(agreed, own);
-    side.receive(id, 255).unwrap();
-    let mut connection = side.provider.connection(id).unwrap();
-    connection.accept(&words, agreed).unwrap();
-    until(&mut side, "connection", |side| side.find(established));
-    let request = until(&mut side, "request", Side::message);
-    assert_eq!(request.len(), 20);
-    assert_eq!([half(&request, 0), half(&request, 2)], [0x0100; 2]);
-    assert_eq!(half(&request, 6), 255, "credits");
-    assert_eq!([8, 12].map(|at| word(&request, at)), [1364; 2]);
-    println!("the client: fragmented {}", word(&request, 16));
-    assert!(word(&request, 16) >= 131_072);
-
-    // Versions, credits, status, sizes: MS-SMBD 2.2.2.
-    let mut answer = Vec::new();
-    for word in [0x0100_u16, 0x0100, 0x0100, 0, 255, 255] {
-        answer.extend(word.to_le_bytes());
-    }
-    for word in [0_u32, 1 << 20, 1364, 1364, 1 << 20] {
-        answer.extend(word.to_le_bytes());
-    }
-    say(&mut side, id, &answer);
-    let first = until(&mut side, "first message", Side::message);
-    assert_eq!(first.len(), 20, "it is empty");
-    assert_eq!(half(&first, 0), 255, "wanted");
-    assert_eq!(half(&first, 2), 255, "granted");
-    let second = until(&mut side, "SMB2 message", Side::message);
-    let at = usize::try_from(word(&second, 12)).unwrap();
-    assert_eq!(&second[at..at + 4], b"\xFESMB");
+    assert!(status.max_fragmented_send_size >= 131_072);
+    assert_eq!(status.receive_credit_target, 255);
+    assert_eq!(status.outbound_reads, 8, "of the 32 that it answers");
+    let request = served(&mut ours, "SMB2 message", |ours, id, _| {
+        ours.session(id).and_then(|mut session| session.take())
+    });
+    assert_eq!(&request[..4], b"\xFESMB");
+    assert_eq!(half(&request, 12), 0, "command");
+    let status = ours.session(id).unwrap().status();
+    assert_eq!(status.state, State::Connected);
+    assert!(status.send_credits > 0, "its first message is empty");
     let kmsg = lab::run(&mut Command::new("dmesg"));
     assert!(kmsg.contains("RDMA transport established"), "{kmsg}");
-    side.provider.connection(id).unwrap().disconnect();
-    until(&mut side, "end", |side| side.end_of(id));
+
+    let answer = smb2_refusal(&request);
+    let region = Region::heap(answer.len()).unwrap();
+    let memory = ours.add_memory(region).unwrap();
+    ours.fill(memory, 0, &answer);
+    let message = Slice {
+        memory,
+        len: u32::try_from(answer.len()).unwrap(),
+        offset: 0,
+    };
+    ours.session(id).unwrap().send(&[message]).unwrap();
+    let sent = served(&mut ours, "answer", |_, _, happening| match happening {
+        Happening::Sent(result) => Some(result),
+        _ => None,
+    });
+    assert_eq!(sent, Ok(()));
+    let gone = served(&mut ours, "end", |_, _, happening| match happening {
+        Happening::Ended(gone) => Some(gone),
+        _ => None,
+    });
+    println!("the end: {gone}");
+    assert!(!gone.is_broken(), "{gone:?}");
     drop(mount);
-    capture.judge(4);
+    ours.stop().unwrap();
+    capture.judge(6);
+}
+
+/// The program, told nothing but where: it says who is there, and times signs of life.
+#[test]
+fn our_program_pings_ksmbd() {
+    if !lab::guest("our_program_pings_ksmbd") {
+        return;
+    }
+    siw();
+    ksmbd();
+    let capture = Capture::start("vkernel", "ping");
+    enter();
+    let mut command = Command::new("linkspan");
+    command.args(["smbdirect", "ping", &KERNEL.to_string()]);
+    let text = lab::run(command.args(["--count", "3", "--crc", "--json"]));
+    println!("{text}");
+    for part in [
+        "\"peer\":\"an SMB server such as ksmbd, dialect 0x03",
+        "\"kind\":\"keep-alive\"",
+        "\"round_trips\":3",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    capture.judge(6);
 }

@@ -5,14 +5,18 @@ mod rdma_suite;
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use linkspan_backends::rdma::{Config, ConnectionId, Provider};
 use linkspan_rdma::iwarp::{FrameSize, Options, WireError};
-use linkspan_rdma::verbs::{Access, Event, Failure, MemoryId, Operation, Verbs as _, Work};
+use linkspan_rdma::verbs::{Access, Event, Failure, MemoryId, Operation, Remote, Verbs as _, Work};
 use linkspan_sys::EventFd;
+use linkspan_testkit::PATIENCE;
 use rdma_suite::{
-    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, done, gone, pattern, received, until,
+    DEPTH, Kind, MEMORY, MEMORY_LEN, RECEIVE_SIZE, done, established, gone, pattern, received,
+    requested, until,
 };
 use rustix::net;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -203,6 +207,100 @@ fn messages_beyond_the_budget_wait_for_buffers() {
         seen += 1;
     }
     assert_eq!(b.provider.buffers(), (64 << 10, 0));
+}
+
+/// What was read and finds no buffer is bounded over all connections, and none of it is lost.
+#[test]
+fn what_is_read_ahead_of_its_buffers_is_bounded() {
+    const CONNECTIONS: usize = 40;
+    const MESSAGES: usize = 200;
+    let config = Config {
+        budget: 0,
+        ..options(false)
+    };
+    let (mut a, mut b) = (side(options(false)), side(config));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let ids: Vec<_> = (0..CONNECTIONS)
+        .map(|_| connect(&mut a, &mut b, address).0)
+        .collect();
+    a.write(0, &pattern(1000, 5));
+    for id in ids {
+        for number in 0..MESSAGES as u64 {
+            a.send(id, number, &[a.slice(0, 1000)]);
+        }
+    }
+    // All that there is room for is read, while nobody gives a buffer back.
+    for _ in 0..20 {
+        a.look();
+        b.look();
+    }
+    let waiting = b.provider.waiting_bytes();
+    assert!((1 << 20..9 << 18).contains(&waiting), "{waiting}");
+    let mut seen = 0;
+    until(&mut a, &mut b, |_, b| {
+        while let Some(message) = b.message() {
+            assert_eq!(message, pattern(1000, 5));
+            seen += 1;
+        }
+        (seen == CONNECTIONS * MESSAGES).then_some(())
+    });
+    assert_eq!(b.provider.waiting_bytes(), 0);
+    assert_eq!(b.provider.buffers(), (64 << 10, 0));
+}
+
+/// A peer that takes whatever it reads at once does not keep the thread for itself.
+#[test]
+fn a_peer_that_reads_without_end_leaves_others_their_turn() {
+    const READS: u64 = 32;
+    let mut b = side(options(false));
+    let address = b.provider.listen(anywhere()).unwrap();
+    let (tell, told) = mpsc::channel::<Remote>();
+    let reader = thread::spawn(move || read_without_end(address, &told, READS));
+    let begin = Instant::now();
+    let from = loop {
+        b.look();
+        if let Some((id, _)) = b.find(requested) {
+            b.accept(id, 255);
+        }
+        if let Some((id, _)) = b.find(established) {
+            break b.expose(id, &[b.slice(0, MEMORY_LEN)], Access::READ);
+        }
+        assert!(begin.elapsed() < PATIENCE, "nobody comes");
+    };
+    tell.send(from).unwrap();
+    let mut turns = 0;
+    while !reader.is_finished() {
+        b.look();
+        turns += 1;
+    }
+    reader.join().unwrap();
+    // 1 MiB a turn, and what one system call takes beyond it.
+    let least = READS * (MEMORY as u64) / (3 << 19);
+    assert!(turns >= least, "{turns} of {least}");
+}
+
+fn read_without_end(address: SocketAddr, told: &mpsc::Receiver<Remote>, reads: u64) {
+    let mut a = side(options(false));
+    let id = a.provider.connect(address, b"hello").unwrap();
+    let begin = Instant::now();
+    while a.find(established).is_none() {
+        a.look();
+        assert!(begin.elapsed() < PATIENCE, "nobody answers");
+    }
+    let from = told.recv().unwrap();
+    for number in 0..reads {
+        let into = [a.slice(0, MEMORY_LEN)];
+        let work = Work::Read { into: &into, from };
+        a.post(id, number, work).unwrap();
+    }
+    let mut count = 0;
+    while count < reads {
+        a.look();
+        while a.find(done).is_some() {
+            count += 1;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{count} of {reads}");
+    }
 }
 
 #[test]

@@ -147,8 +147,11 @@ impl Pool {
 
     /// Takes back a buffer, of which any part from its begin on is given.
     pub fn put(&mut self, buffer: Slice) {
-        let known = self.slabs.contains(&buffer.memory);
-        assert!(known && self.lent > 0, "{buffer:?} is no buffer of these");
+        debug_assert!(
+            self.slabs.contains(&buffer.memory),
+            "{buffer:?} is no buffer of these"
+        );
+        assert!(self.lent > 0, "no buffer is lent: {buffer:?}");
         self.lent -= 1;
         self.free.push(Slice {
             len: self.size,

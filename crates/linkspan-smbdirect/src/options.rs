@@ -34,7 +34,8 @@ pub struct Options {
     pub negotiate_timeout_ms: u32,
     /// How long the transport may take to connect, in milliseconds.
     pub connect_timeout_ms: u32,
-    /// RDMA reads of the peer that are answered at a time (IRD).
+    /// RDMA reads of the peer that are answered at a time (IRD); over TCP a peer that asks for
+    /// more has up to 128 answered, as siw does it.
     pub inbound_reads: u16,
     /// RDMA reads of ours at a time (ORD).
     pub outbound_reads: u16,
@@ -181,7 +182,7 @@ pub const OPTIONS: &[Parameter] = &[
         inbound_reads,
         "reads",
         1..=128,
-        "RDMA reads of the peer at a time (IRD)"
+        "RDMA reads of the peer at a time (IRD); over TCP one that asks for more gets up to 128"
     ),
     parameter!(
         outbound_reads,

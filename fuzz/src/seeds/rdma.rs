@@ -497,6 +497,19 @@ fn ddp() -> Vec<Row> {
             ],
         ),
         (
+            "read_ends_on_its_way_out",
+            SHORT,
+            0,
+            0,
+            "before a read of it was answered",
+            vec![
+                read_request(1, 256, READABLE, BASE),
+                vec![8, 2],
+                untagged(SEND_INVALIDATE, READABLE, [0, 1, 0], b""),
+                t(),
+            ],
+        ),
+        (
             "response",
             INITIATOR,
             1,

@@ -95,6 +95,7 @@ impl Image {
         build: Build,
     ) -> Result<()> {
         let mut command = cargo();
+        let mut others = None;
         let run = match &guest.body {
             Body::Script(path) => {
                 command.args(["build", "--package", "linkspan", "--bin", "linkspan"]);
@@ -103,6 +104,11 @@ impl Image {
             Body::Tests { package } => {
                 command.args(["test", "--no-run", "--package", package, "--test"]);
                 command.arg(&guest.name);
+                if program && package != "linkspan" {
+                    let mut build = cargo();
+                    build.args(["build", "--package", "linkspan", "--bin", "linkspan"]);
+                    others = Some(build);
+                }
                 let words = arguments.iter().map(|word| quoted(word));
                 let words = words.collect::<Vec<_>>().join(" ");
                 // One at a time: they share one kernel.
@@ -114,22 +120,24 @@ impl Image {
         if !tests && !program {
             return Ok(());
         }
-        if build.release {
-            command.arg("--release");
-        }
-        for made in executables(command.current_dir(&project.root))? {
-            let slim = slim(project, &made.path)?;
-            if made.test {
-                self.add("/lab/tests", Entry::Copy(slim));
-                continue;
+        for mut command in [Some(command), others].into_iter().flatten() {
+            if build.release {
+                command.arg("--release");
             }
-            // Tests know the program by the place where cargo put it.
-            let place = made.path.to_string_lossy().into_owned();
-            self.add(
-                &format!("/usr/bin/{}", made.name),
-                Entry::Link(place.clone()),
-            );
-            self.add(&place, Entry::Copy(slim));
+            for made in executables(command.current_dir(&project.root))? {
+                let slim = slim(project, &made.path)?;
+                if made.test {
+                    self.add("/lab/tests", Entry::Copy(slim));
+                    continue;
+                }
+                // Tests know the program by the place where cargo put it.
+                let place = made.path.to_string_lossy().into_owned();
+                self.add(
+                    &format!("/usr/bin/{}", made.name),
+                    Entry::Link(place.clone()),
+                );
+                self.add(&place, Entry::Copy(slim));
+            }
         }
         Ok(())
     }

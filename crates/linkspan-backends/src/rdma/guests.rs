@@ -9,7 +9,7 @@ use linkspan_sys::poll::Interest;
 use linkspan_sys::tcp::TcpStream;
 
 use super::link::Link;
-use super::{ConnectionId, LISTENER, Provider, REST, entropy};
+use super::{Config, ConnectionId, LISTENER, Provider, REST, entropy};
 
 /// Of the connections that may be half open, one address has at most this part.
 const HALF_OPEN_SHARE: usize = 4;
@@ -55,6 +55,14 @@ impl Guests {
     /// Connections of an address, and those that are half open.
     pub(super) fn of(&self, address: IpAddr) -> (usize, usize) {
         self.addresses.get(&address).copied().unwrap_or_default()
+    }
+
+    /// Whether one more of an address finds room, where each may have so many, and all together
+    /// so many that are half open.
+    pub(super) fn have_room(&self, address: IpAddr, per_address: usize, half_open: usize) -> bool {
+        let (all, own) = self.of(address);
+        let share = (half_open / HALF_OPEN_SHARE).max(1);
+        all < per_address && own < share
     }
 
     pub(super) fn come(&mut self, address: IpAddr) {
@@ -121,9 +129,12 @@ impl Provider {
 
     fn welcome(&mut self, stream: TcpStream) -> Option<()> {
         let guest = Guest::new(stream.peer().ok()?.ip());
-        let (all, half_open) = self.guests.of(guest.address);
-        let share = (self.config.half_open / HALF_OPEN_SHARE).max(1);
-        if all >= self.config.per_address || half_open >= share {
+        let Config {
+            per_address,
+            half_open,
+            ..
+        } = self.config;
+        if !self.guests.have_room(guest.address, per_address, half_open) {
             return None;
         }
         let entropy = entropy().ok()?;

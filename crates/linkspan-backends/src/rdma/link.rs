@@ -12,9 +12,9 @@ use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, ReadyEvent};
 use linkspan_sys::tcp::{Gather, Scatter, TcpStream};
 
-use super::Shared;
 use super::capture::{Trace, Way};
 use super::guests::Guest;
+use super::{STAGING, Shared};
 
 /// From here on bytes are read straight to their place.
 const DIRECT_MIN: u32 = 4096;
@@ -24,8 +24,12 @@ const DIRECT_MIN: u32 = 4096;
 const LARGE: u32 = 16 << 10;
 const BETWEEN: usize = 64;
 
-/// Bytes that one connection reads before others have their turn.
-const READ_TURN: usize = 1 << 20;
+/// Bytes that one connection reads, or writes, before others have their turn.
+const TURN: usize = 1 << 20;
+
+/// Bytes of all connections that wait for buffers: when there are so many, the next are read in
+/// small pieces.
+const STAGED_MAX: usize = 16 * STAGING;
 
 pub(super) struct Link {
     stream: Option<TcpStream>,
@@ -35,6 +39,8 @@ pub(super) struct Link {
     batch: Option<Batch>,
     /// Bytes that were read and wait for a buffer.
     staged: Vec<u8>,
+    /// How many of them are dealt with.
+    fed: usize,
     /// Whether frames have been large of late.
     large: bool,
     blocked: bool,
@@ -82,6 +88,7 @@ impl Link {
             connecting: false,
             batch: None,
             staged: Vec::new(),
+            fed: 0,
             large: false,
             blocked: false,
             shut: false,
@@ -194,7 +201,7 @@ impl Link {
             shared.pool.put(buffer);
         }
         if self.is_over() {
-            self.staged = Vec::new();
+            self.unstage(shared);
             if let Some(mut batch) = self.batch.take() {
                 batch.clear();
                 shared.give_back(batch);
@@ -205,7 +212,7 @@ impl Link {
     /// Reads what is there, within its turn.
     pub(super) fn read(&mut self, shared: &mut Shared) {
         let mut turn = 0;
-        while turn < READ_TURN {
+        while turn < TURN {
             match self.read_once(shared) {
                 Ok(Some((count, full))) => {
                     turn += count;
@@ -228,19 +235,16 @@ impl Link {
     /// One system call, or none when bytes wait for a buffer or the connection is over.
     fn read_once(&mut self, shared: &mut Shared) -> io::Result<Option<(usize, bool)>> {
         if !self.staged.is_empty() {
-            let staged = std::mem::take(&mut self.staged);
-            let used = feed(
+            self.fed += feed(
                 &mut self.connection,
-                &staged,
+                &self.staged[self.fed..],
                 &mut shared.memories,
                 &mut shared.pool,
             );
-            self.staged = staged;
-            self.staged.drain(..used);
-            if !self.staged.is_empty() {
+            if self.fed < self.staged.len() {
                 return Ok(None);
             }
-            self.staged = Vec::new();
+            self.unstage(shared);
         }
         let Some(stream) = &self.stream else {
             return Ok(None);
@@ -256,11 +260,7 @@ impl Link {
             },
             Wanted::Place { len, crc } if len >= DIRECT_MIN => self.read_direct(shared, len, crc),
             Wanted::Place { .. } | Wanted::Bytes(_) => {
-                let room = if self.large {
-                    BETWEEN
-                } else {
-                    shared.staging.len()
-                };
+                let room = ahead(shared, self.large);
                 shared.calls += 1;
                 let count = stream.read_bytes(&mut shared.staging[..room])?;
                 self.large = false;
@@ -299,11 +299,7 @@ impl Link {
             return Ok(Some((0, true)));
         }
         let placed_max = scatter.len();
-        let between = if len >= LARGE {
-            BETWEEN
-        } else {
-            shared.staging.len()
-        };
+        let between = ahead(shared, len >= LARGE);
         if whole {
             scatter.push(&mut shared.staging[..between]);
         }
@@ -349,6 +345,7 @@ impl Link {
             staging,
             memories,
             pool,
+            staged,
             ..
         } = shared;
         let bytes = &staging[..count];
@@ -357,12 +354,21 @@ impl Link {
             linkspan_mem::fault::point(linkspan_mem::fault::Site::Alloc)
                 .map_err(|_| io::ErrorKind::OutOfMemory)?;
             self.staged.extend_from_slice(&bytes[used..]);
+            *staged += count - used;
         }
         Ok(())
     }
 
+    /// Nothing waits for a buffer any more.
+    fn unstage(&mut self, shared: &mut Shared) {
+        shared.staged -= self.staged.len();
+        self.staged = Vec::new();
+        self.fed = 0;
+    }
+
     /// Writes what there is to say, as much as the socket takes.
     pub(super) fn write(&mut self, shared: &mut Shared) {
+        let mut turn = 0;
         while !self.connecting && !self.blocked && !self.is_over() {
             let mut batch = match self.batch.take() {
                 Some(batch) => batch,
@@ -384,7 +390,9 @@ impl Link {
                         capture.write(&mut self.trace, stream, Way::Out, &[&bytes]);
                     }
                     self.connection.written(&mut batch, written);
-                    self.blocked = !all;
+                    turn += written;
+                    // Where there is room for more, epoll says so behind what others have.
+                    self.blocked = !all || turn >= TURN;
                 }
                 Ok(None) => {
                     // What was begun cannot be finished.
@@ -428,6 +436,15 @@ impl Link {
         let offered = gather.len();
         let written = stream.write(&mut gather)?;
         Ok(Some((written, written == offered)))
+    }
+}
+
+/// Bytes to read ahead: what comes behind large frames, or has no room, in small pieces.
+fn ahead(shared: &Shared, large: bool) -> usize {
+    if large || shared.staged >= STAGED_MAX {
+        BETWEEN
+    } else {
+        shared.staging.len()
     }
 }
 

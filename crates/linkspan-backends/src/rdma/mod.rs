@@ -144,6 +144,8 @@ struct Shared {
     memories: Memories,
     pool: Pool,
     staging: Box<[u8]>,
+    /// Bytes of all connections that were read and wait for buffers.
+    staged: usize,
     batches: Vec<Batch>,
     now: Duration,
     capture: Option<Capture>,
@@ -212,6 +214,7 @@ impl Provider {
                 memories: Memories::new(),
                 pool: Pool::new(config.options.limits.receive_size, config.budget),
                 staging: vec![0; STAGING].into_boxed_slice(),
+                staged: 0,
                 batches: Vec::new(),
                 now: Duration::ZERO,
                 capture: None,
@@ -254,6 +257,12 @@ impl Provider {
     #[must_use]
     pub fn buffers(&self) -> (usize, usize) {
         self.shared.pool.used()
+    }
+
+    /// Bytes that were read and wait for buffers: 2 MiB, and a few of each connection.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.shared.staged
     }
 
     /// Listens; connections that come are told by [`Event::Requested`]. Says where.

@@ -48,8 +48,8 @@ impl Frame {
     }
 }
 
-/// Frames of a batch at most: with its header, payload and trailer each is three
-/// elements of a list of which the system takes 1024.
+/// Frames of a batch at most: with its header, payload and trailer each is at least three
+/// pieces, of which a system call takes 256; the rest waits for the next one.
 const FRAMES_MAX: usize = 64;
 
 impl Batch {

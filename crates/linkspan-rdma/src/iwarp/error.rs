@@ -279,6 +279,12 @@ pub enum WireError {
         /// Which.
         key: u32,
     },
+    /// A steering tag that the peer ends while it reads by it.
+    #[error("steering tag {key:#x} was invalidated before a read of it was answered")]
+    InvalidateEarly {
+        /// Which.
+        key: u32,
+    },
     /// The stream ended inside of a frame.
     #[error("the stream ended inside of a frame")]
     Truncated,
@@ -313,7 +319,7 @@ impl WireError {
             Self::OtherAddress { .. } | Self::Response { .. } | Self::ResponseEnd { .. } => {
                 (1, 1, 1)
             }
-            Self::Invalidate { .. } => (0, 2, 9),
+            Self::Invalidate { .. } | Self::InvalidateEarly { .. } => (0, 2, 9),
             Self::Truncated | Self::Terminated(_) => return None,
         };
         Some(Terminate::new(layer, kind, code))

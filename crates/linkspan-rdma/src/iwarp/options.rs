@@ -103,6 +103,10 @@ const DEPTH_MAX: u64 = 0x3FFE;
 /// Below it nothing fits behind a header.
 const SEGMENT_MIN: u16 = 128;
 const EXPOSURES_MAX: u64 = 1 << 20;
+/// A day: far below what no sum of times has room for.
+const TIME_MAX_MS: u64 = 86_400_000;
+/// The pause doubles with each.
+const NUDGES_MAX: u64 = 16;
 
 impl Options {
     /// Whether they can be.
@@ -151,7 +155,16 @@ impl Options {
                 1 << 31,
             ),
         ];
-        for (what, got, min, max) in rows {
+        let times = [
+            ("time before a nudge, in ms,", self.nudge_after),
+            ("time for a reply, in ms,", self.reply_within),
+            ("time for a request, in ms,", self.request_within),
+            ("time for the last bytes, in ms,", self.linger),
+        ];
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let times = times.map(|(what, time)| (what, millis(time), 0, TIME_MAX_MS));
+        let nudges = ("nudges", self.nudges.into(), 0, NUDGES_MAX);
+        for (what, got, min, max) in rows.into_iter().chain(times).chain([nudges]) {
             if !(min..=max).contains(&got) {
                 return Err(OptionError {
                     what,
@@ -205,6 +218,16 @@ mod tests {
             ..good
         };
         assert_eq!(segment.check().unwrap_err().what, "size of a segment");
+        let nudges = Options {
+            nudges: 255,
+            ..good
+        };
+        assert_eq!(nudges.check().unwrap_err().what, "nudges");
+        let forever = Options {
+            linger: Duration::MAX,
+            ..good
+        };
+        assert_eq!(forever.check().unwrap_err().got, u64::MAX);
         let mut limits = good;
         limits.limits.receive_size = 0;
         assert_eq!(limits.check().unwrap_err().what, "size of a receive");

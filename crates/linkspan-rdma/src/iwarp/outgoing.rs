@@ -366,8 +366,9 @@ impl Connection {
             return Ok(());
         };
         let payload = (response.len - response.framed).min(max);
+        let source = response.source;
         let mut slices = 0;
-        if let Some((found, offset)) = response.source {
+        if let Some((found, offset)) = source {
             let there = self
                 .tags
                 .places(found, offset + response.framed, payload, &mut |slice| {
@@ -395,6 +396,9 @@ impl Connection {
             self.tx.last = Source::Response;
         }
         self.push_frame(header, slices, payload, batch, crc);
+        if let Some((found, _)) = source {
+            self.tags.is_framed(found, self.tx.framed);
+        }
         Ok(())
     }
 

@@ -38,6 +38,8 @@ struct Slot {
     live: bool,
     access: Access,
     len: u32,
+    /// The last frame that has bytes of it.
+    framed: u64,
     /// Kept, so that exposing again takes no memory.
     slices: Vec<Slice>,
 }
@@ -93,6 +95,7 @@ impl Tags {
         entry.live = true;
         entry.access = access;
         entry.len = len;
+        entry.framed = 0;
         let mut key = self.key(slot);
         if key.0 == 0 {
             // Tag 0 means nothing.
@@ -208,6 +211,19 @@ impl Tags {
     /// Whether it has not ended.
     pub(crate) fn is_valid(&self, found: Found) -> bool {
         self.slot(found).is_some()
+    }
+
+    /// This frame has bytes of it.
+    pub(crate) fn is_framed(&mut self, found: Found, frame: u64) {
+        if self.is_valid(found) {
+            self.slots[found.slot as usize].framed = frame;
+        }
+    }
+
+    /// The last frame that has bytes of it; 0 if none has.
+    pub(crate) fn framed(&self, key: Key) -> u64 {
+        let slot = self.find(key.0).and_then(|found| self.slot(found));
+        slot.map_or(0, |slot| slot.framed)
     }
 
     /// Ends an exposure; says whether there was one.

@@ -191,6 +191,39 @@ fn exposure_that_ends_under_a_read() {
     assert_eq!(ended(&mut end), (failure, Some((0, 1, 0))));
 }
 
+/// The same where all is framed and the peer takes none of it: its message does not give the
+/// memory back to an owner who puts something else there.
+#[test]
+fn a_peer_that_ends_an_exposure_which_it_still_reads() {
+    for (written, failure) in [(0, true), (1000, true), (49_999, true), (usize::MAX, false)] {
+        let mut end = responder();
+        let Remote { key, address } = end.expose(0, 50_000, Access::READ);
+        let request = read_request(1, 5, 50_000, key.0, address);
+        end.receive(&frame(&request, false));
+        end.transmit(written);
+        let message = untagged(SEND_INVALIDATE, key.0, [0, 1, 0], b"");
+        end.receive(&frame(&message, false));
+        if failure {
+            let error = WireError::InvalidateEarly { key: key.0 };
+            assert!(end.events().is_empty(), "nobody is told that it has ended");
+            let rest = end.transmit(usize::MAX);
+            // Of a frame that has begun the rest goes out while the memory is still lent.
+            assert_eq!(rest.len() > 40_000, (1..9000).contains(&written));
+            end.receive(&[0xEE; 3000]);
+            end.connection.receive_end();
+            assert_eq!(end_of(&end.events()), wire(error));
+        } else {
+            let events = end.events();
+            let [Event::Received(received)] = &events[..] else {
+                panic!("{events:?}");
+            };
+            assert_eq!(received.invalidated, Some(key));
+            end.pool.put(received.buffer);
+        }
+        assert_eq!(end.pool.used().1, 0, "a buffer leaks");
+    }
+}
+
 #[test]
 fn memory_that_is_gone_ends_the_connection() {
     let mut end = responder();

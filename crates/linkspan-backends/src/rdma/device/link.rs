@@ -17,7 +17,7 @@ use linkspan_sys::verbs::{
 };
 use rustix::io::Errno;
 
-use super::GATHER;
+use super::{GATHER, Guest};
 
 /// siw overlooks a first frame that follows its reply at once, until more bytes come: how often an
 /// initiator that has spoken and hears nothing pokes its peer.
@@ -85,6 +85,8 @@ pub(super) struct Link {
     pub(super) nudges: u8,
     pub(super) timer: Option<Duration>,
     pub(super) telling: bool,
+    /// Who came; nobody if we connected.
+    pub(super) guest: Option<Guest>,
 }
 
 impl Link {
@@ -121,6 +123,7 @@ impl Link {
             nudges: 0,
             timer: None,
             telling: false,
+            guest: None,
         }
     }
 
@@ -143,9 +146,11 @@ impl Link {
         own: Depth,
         limits: Limits,
         parameters: Parameters,
+        due: Duration,
     ) -> Self {
         let offered = depth(&parameters);
         let mut link = Self::new(id, Phase::Requested(offered), own, limits);
+        link.due = Some(due);
         link.events.push_back(Event::Requested(Greeting {
             private_data: parameters.private_data,
             depth: offered,

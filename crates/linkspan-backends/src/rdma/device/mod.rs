@@ -21,7 +21,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -31,11 +31,12 @@ use linkspan_rdma::Memories;
 use linkspan_rdma::verbs::{Depth, Event, Limits, MemoryId, PostError};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
-use linkspan_sys::verbs::{Channel, Happened, Identifier, IdentifierKey, Library};
+use linkspan_sys::verbs::{Channel, Happened, Identifier, IdentifierKey, Library, Parameters};
 
 pub use handle::DeviceHandle;
 use link::Link;
 
+use super::guests::{Guest, Guests};
 use super::{Carrier, ConnectionId, ProviderError};
 
 /// Elements of a gather list at most.
@@ -56,7 +57,13 @@ pub struct DeviceConfig {
     pub depth: Depth,
     /// Connections at a time, those that are being made included.
     pub connections: usize,
-    /// How long the way to a peer, and then its answer, may take.
+    /// Of them, connections that came from one address.
+    pub per_address: usize,
+    /// Connections that came and are not established: others are rejected meanwhile. One address
+    /// has a quarter of them.
+    pub half_open: usize,
+    /// How long the way to a peer, and then its answer, may take; and from the request of one
+    /// that came until it is established.
     pub reply_within: Duration,
 }
 
@@ -80,6 +87,8 @@ impl Default for DeviceConfig {
                 outbound: 32,
             },
             connections: 1024,
+            per_address: 256,
+            half_open: 128,
             reply_within: Duration::from_secs(10),
         }
     }
@@ -104,6 +113,7 @@ pub struct DeviceProvider {
     telling: VecDeque<ConnectionId>,
     timers: BTreeSet<(Duration, ConnectionId)>,
     listener: Option<Identifier>,
+    guests: Guests,
     channel: Channel,
 }
 
@@ -131,6 +141,7 @@ impl DeviceProvider {
             telling: VecDeque::new(),
             timers: BTreeSet::new(),
             listener: None,
+            guests: Guests::default(),
             channel,
         })
     }
@@ -142,6 +153,37 @@ impl DeviceProvider {
         self.links.insert(id, link);
         self.settle(id);
         id
+    }
+
+    /// Connections that came and are half open, and that were turned away so far.
+    #[must_use]
+    pub fn guests(&self) -> (usize, u64) {
+        (self.guests.half_open, self.guests.turned_away)
+    }
+
+    /// Takes somebody who wants to connect. Whoever finds no room is rejected, as the identifier
+    /// goes.
+    fn welcome(&mut self, identifier: Identifier, parameters: Parameters) {
+        let DeviceConfig {
+            depth,
+            limits,
+            per_address,
+            half_open,
+            ..
+        } = self.config;
+        let nobody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let guest = Guest::new(identifier.peer().map_or(nobody, |peer| peer.ip()));
+        let room = self.guests.half_open < half_open
+            && self.guests.have_room(guest.address, per_address, half_open);
+        if !room || self.full().is_err() {
+            self.guests.turned_away += 1;
+            return;
+        }
+        let due = self.now + self.config.reply_within;
+        let mut link = Link::responder(identifier, depth, limits, parameters, due);
+        link.guest = Some(guest);
+        self.guests.come(guest.address);
+        self.add(link);
     }
 
     fn full(&self) -> Result<(), ProviderError> {
@@ -185,7 +227,10 @@ impl DeviceProvider {
         if link.is_done() {
             link.give_up(&mut self.memories);
             self.forget_key(id);
-            self.links.remove(&id);
+            let link = self.links.remove(&id);
+            if let Some(guest) = link.and_then(|link| link.guest) {
+                self.guests.leave(guest);
+            }
         }
     }
 
@@ -206,11 +251,7 @@ impl DeviceProvider {
                 Err(error) => return Err(error),
             };
             if let Happened::Requested(identifier, parameters) = event.happened {
-                // Whoever finds no room is rejected, as the identifier goes.
-                if self.full().is_ok() {
-                    let DeviceConfig { depth, limits, .. } = self.config;
-                    self.add(Link::responder(identifier, depth, limits, parameters));
-                }
+                self.welcome(identifier, parameters);
                 continue;
             }
             let Some(id) = self.keys.get(&event.of).copied() else {
@@ -224,6 +265,10 @@ impl DeviceProvider {
                 Happened::RouteResolved => link.route_resolved(&mut self.memories),
                 Happened::Established(parameters) => {
                     link.established(parameters, &self.epoll, id.token());
+                    if let Some(guest) = link.guest.as_mut().filter(|guest| guest.half_open) {
+                        guest.half_open = false;
+                        self.guests.admit(guest.address);
+                    }
                     self.busy.push_back(id);
                 }
                 Happened::Rejected {
