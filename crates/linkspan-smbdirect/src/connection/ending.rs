@@ -14,12 +14,6 @@ impl Connection {
         self.fail(Error::NoArea);
     }
 
-    /// The provider says that the connection is at its end, or that the peer is gone. It
-    /// will say [`ended`](Self::ended).
-    pub fn lost(&mut self) {
-        self.fail(Error::Lost);
-    }
-
     /// The connection is over: nothing is under way any more, every receive and every
     /// registration is gone.
     pub fn ended(&mut self) {

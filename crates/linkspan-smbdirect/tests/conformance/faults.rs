@@ -418,7 +418,6 @@ fn what_comes_after_the_end_does_nothing() {
     peer.core.established(0, DEPTH);
     peer.core.handle_timeout(1 << 40);
     peer.core.disconnect();
-    peer.core.lost();
     peer.core.ended();
     peer.core.received(
         0,

@@ -91,9 +91,10 @@ fn SmbdNegotiate_Redundancy() {
 fn SmbdNegotiate_DisconnectAfterNegotiate() {
     let mut peer = fresh();
     peer.say(request(10, 1024, 1024, 131_072).as_bytes());
-    peer.core.lost();
+    peer.core.ended();
     peer.pump();
-    assert_eq!(peer.assert_ends(), Error::Lost);
+    assert_eq!(peer.core.state(), State::Disconnected);
+    assert_eq!(peer.core.first_error(), Some(Error::Lost));
     agrees(request(10, 1024, 1024, 131_072));
 }
 
