@@ -578,15 +578,8 @@ impl Connection {
         let mut invalidated = None;
         if message.opcode.invalidates() {
             let key = Untagged::read(&self.rx.header).invalidate;
-            // Whoever owns the memory has it back at once, and what is framed still names it.
-            let is_read = self.tags.framed(Key(key)) > self.tx.written;
-            if is_read || !self.tags.invalidate(Key(key)) {
+            if let Err(error) = self.invalidate(key) {
                 self.rx.message = Some(message);
-                let error = if is_read {
-                    WireError::InvalidateEarly { key }
-                } else {
-                    WireError::Invalidate { key }
-                };
                 return Err(error.into());
             }
             invalidated = Some(Key(key));

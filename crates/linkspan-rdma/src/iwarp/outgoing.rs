@@ -402,6 +402,16 @@ impl Connection {
         Ok(())
     }
 
+    /// Ends an exposure for the peer. Whoever owns the memory has it back at once, so that no
+    /// frame may name it any more.
+    pub(super) fn invalidate(&mut self, key: u32) -> Result<(), WireError> {
+        if self.tags.framed(Key(key)) > self.tx.written {
+            return Err(WireError::InvalidateEarly { key });
+        }
+        let ended = self.tags.invalidate(Key(key));
+        ended.then_some(()).ok_or(WireError::Invalidate { key })
+    }
+
     /// The frame that a responder of equal rank awaits (RFC 6581, 9.2).
     fn frame_first(&mut self, begin: Ready, batch: &mut Batch, crc: &mut Extend<'_>) {
         if begin.write {
