@@ -252,7 +252,25 @@ impl Capture {
     /// at least, all with a good checksum. Gives all that it says.
     pub fn judge(mut self, frames: usize) -> String {
         let pid = rustix::process::Pid::from_child(&self.tcpdump);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+        // What it has not read when it ends is lost: it says how much there is, and has read.
+        let mut said = BufReader::new(self.tcpdump.stderr.take().unwrap());
+        loop {
+            signal(rustix::process::Signal::USR1);
+            let mut line = String::new();
+            assert!(said.read_line(&mut line).unwrap() > 0, "tcpdump ended");
+            let counts = line.split(", ").map(|part| {
+                let mut words = part.split(' ');
+                words.find_map(|word| word.parse::<u64>().ok())
+            });
+            if let [Some(read), Some(there), ..] = counts.collect::<Vec<_>>()[..]
+                && read >= there
+            {
+                break;
+            }
+        }
+        signal(rustix::process::Signal::TERM);
+        self.tcpdump.stderr = Some(said.into_inner());
         self.tcpdump.wait().unwrap();
         let text = self.tshark(&["-V"]);
         let count = |what: &str| text.matches(what).count();
