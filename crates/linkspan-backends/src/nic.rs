@@ -395,6 +395,11 @@ impl NicPair {
         Ok(self.transmit.reclaim(table)?)
     }
 
+    /// See [`ReceiveDriver::fetch_ahead`].
+    pub fn fetch_ahead(&mut self, bytes: usize) {
+        self.receive.fetch_ahead(bytes);
+    }
+
     /// Gives at most `budget` received frames to `each`, and their buffers back to
     /// the device, several at a time: a few may wait for others.
     ///

@@ -11,7 +11,7 @@ use linkspan_devices::net::header::{HEADER_LEN_MAX, Header, HeaderLayout, Offloa
 use linkspan_devices::net::offload::{Receiver, plan};
 use linkspan_devices::net::switch::{Forward, Switch, SwitchOptions};
 use linkspan_devices::net::{
-    Filled, Frame, FrameHead, HashTypes, Mac, Net, NetOptions, OFFLOADS, ReceiveModes,
+    Filled, Frame, FrameHead, HEAD_LEN, HashTypes, Mac, Net, NetOptions, OFFLOADS, ReceiveModes,
     ReceiveQueue, Speed, Toeplitz, flow_hash, steer, take_transmit,
 };
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, UserVa, Window};
@@ -306,8 +306,9 @@ impl Way {
             }
             source.publish().expect("published");
             let filled = Instant::now();
+            let mut bytes = [0; HEAD_LEN];
             let look = |received: Received<'_>| {
-                black_box(received.frame.head);
+                black_box(received.frame.read_front(&mut bytes));
             };
             let batch = receiver.receive(to.memory.table(), u32::MAX, look);
             assert_eq!(batch.expect("a sound ring").frames, u32::from(BATCH));

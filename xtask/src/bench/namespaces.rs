@@ -152,8 +152,10 @@ impl Drop for Place {
             drop(switch.kill());
             drop(switch.wait());
         }
-        // Interfaces end with their namespaces, and the other ends with them.
+        // Their ends in the namespaces go with them, and those would go some time after
+        // their namespaces only.
         for side in ["a", "b"] {
+            drop(ip(&format!("link del {}", named(&format!("p{side}")))));
             drop(ip(&format!("netns del {}", named(side))));
         }
         drop(ip(&format!("link del {}", named("br"))));

@@ -357,7 +357,8 @@ pub struct Received<'a> {
     pub offload: Offload,
     /// The header, which beyond that was not checked.
     pub header: &'a Header,
-    /// The frame; its memory goes back to the device when the caller is done.
+    /// The frame, all of it where the device wrote it: whoever only counts frames fetches
+    /// nothing of them. The memory goes back to the device when the caller is done.
     pub frame: Frame<'a>,
 }
 
@@ -387,6 +388,8 @@ pub struct ReceiveDriver<M, A> {
     free: VecDeque<u16>,
     /// Slot of the chain with this id.
     slot_of: Vec<u16>,
+    /// Bytes at the beginning of a buffer that are fetched early.
+    fetched: usize,
     /// Places of what was written into used buffers that were taken ahead, how many those
     /// are, and which of them is next.
     ahead: [Span; AHEAD],
@@ -425,6 +428,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             slots,
             free: free.into(),
             slot_of,
+            fetched: HEADER_LEN_MAX + HEAD_LEN,
             ahead: [Span::default(); AHEAD],
             taken: 0,
             next: 0,
@@ -435,6 +439,12 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     /// The queue, to publish, kick and sleep.
     pub fn queue(&mut self) -> &mut DriverQueue<M> {
         &mut self.queue
+    }
+
+    /// Says how many bytes of each frame are looked at, at most those in two cache lines:
+    /// they are on their way to the processor early. Without it all of those are.
+    pub fn fetch_ahead(&mut self, bytes: usize) {
+        self.fetched = self.layout.len() + bytes;
     }
 
     /// Slots that are free, to be [posted](Self::post).
@@ -478,7 +488,6 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
     ) -> Result<ReceiveBatch, UsedError> {
         let mut batch = ReceiveBatch::default();
         self.queue.refresh()?;
-        let mut bytes = [0; HEAD_LEN];
         for left in (1..=budget).rev() {
             // Each frame takes one at least, so none is left when the budget is used up.
             let Some(place) = self.take_buffer(table, left)? else {
@@ -502,7 +511,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             };
             match taken {
                 Ok((header, spans)) => {
-                    self.give(table, (&header, spans), &mut bytes, &mut batch, &mut each);
+                    self.give(table, (&header, spans), &mut batch, &mut each);
                 }
                 Err(count) => *count += 1,
             }
@@ -539,20 +548,12 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         &self,
         table: &RegionTable,
         (header, spans): (&Header, &[Span]),
-        bytes: &mut [u8; HEAD_LEN],
         batch: &mut ReceiveBatch,
         each: &mut impl FnMut(Received<'_>),
     ) {
-        let header_len = self.layout.len();
+        let header_len = self.layout.len() as u64;
         let sum: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
-        let len = sum - header_len as u64;
-        let end = usize::try_from(len).map_or(HEAD_LEN, |len| len.min(HEAD_LEN));
-        let head = &mut bytes[..end];
-        let whole = match spans {
-            [span] => table.slice(*span).part(header_len, end).read(head) == end,
-            spans => table.gather(spans, header_len as u64, head).is_ok(),
-        };
-        assert!(whole, "the spans hold what was counted");
+        let len = sum - header_len;
         let Ok(offload) = header.check(len, self.offloads) else {
             batch.headers += 1;
             return;
@@ -562,12 +563,12 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             offload,
             header,
             frame: Frame {
-                head,
+                head: &[],
                 body: Body::Shared {
                     table,
                     spans,
-                    skip: (header_len + end) as u64,
-                    len: len - end as u64,
+                    skip: header_len,
+                    len,
                 },
             },
         });
@@ -604,6 +605,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
             queue,
             slots,
             slot_of,
+            fetched,
             ahead,
             free,
             ..
@@ -615,7 +617,7 @@ impl<M: RingMemory, A: Address> ReceiveDriver<M, A> {
         queue.pop_each(u16::try_from(most).unwrap_or(0), |used| {
             let slot = slot_of[usize::from(used.id)];
             let place = slots.place(slot, used.written);
-            table.slice(place).prefetch();
+            table.slice(place).part(0, *fetched).prefetch();
             ahead[count] = place;
             count += 1;
             free.push_back(slot);

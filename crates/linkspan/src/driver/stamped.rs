@@ -54,11 +54,7 @@ impl Stamped {
         if frame.len() != self.size as u64 {
             return None;
         }
-        let bytes = if frame.head.len() == self.size {
-            frame.head
-        } else {
-            frame.read(scratch)?
-        };
+        let bytes = frame.read(scratch)?;
         let ours = self.frame(0);
         let same = |from: usize, to: usize| bytes[from..to] == ours[from..to];
         if !same(ADDRESSES, NUMBER - 2) || !same(REST, self.size) {
