@@ -22,8 +22,8 @@ const PASSES: usize = 64;
 /// How long a guest may take when nobody said.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bytes of the file that are read at once.
-const AHEAD: usize = 16 * FRAGMENT_MAX;
+/// WRITEs whose bytes are read of the file at once, where the guest may have several.
+const AHEAD: usize = 16;
 
 /// Messages that are shown to the guest together: it works on them while the next ones
 /// are made.
@@ -96,13 +96,15 @@ pub(super) struct Active {
 impl Active {
     pub(super) fn new(channel: Channel, outstanding: usize) -> Result<Self, ChannelError> {
         let options = Options { outstanding };
+        // For one, the bytes of the next are read in the time that the guest takes.
+        let writes = if outstanding == 1 { 1 } else { AHEAD };
         Ok(Self {
             packet: channel.packet()?,
             channel,
             sender: Sender::new(options).expect("a number that is possible"),
             ready: false,
             source: None,
-            ahead: fault::try_with_capacity(AHEAD)?,
+            ahead: fault::try_with_capacity(writes * FRAGMENT_MAX)?,
             ahead_at: 0,
             told: 0,
             answered: 0,
@@ -156,6 +158,7 @@ impl Active {
             let full = self.say(&mut turn);
             self.channel.flush()?;
             let full = full?;
+            self.foresee();
             // Anew each time: the source may be slow.
             self.wind(Instant::now());
             let room = full && self.channel.outgoing.wait_for(room())?;
@@ -284,6 +287,16 @@ impl Active {
         if self.source.is_some() && sent >= self.told + STEP {
             self.told = sent;
             turn.progress = Some(sent);
+        }
+    }
+
+    /// Reads what will be sent next, while the guest works. Whatever comes of that is seen
+    /// when it is sent.
+    fn foresee(&mut self) {
+        if self.sender.awaiting()
+            && let Some((offset, len)) = self.sender.next_write()
+        {
+            self.found(offset, len);
         }
     }
 

@@ -146,6 +146,17 @@ struct Course {
     failure: Option<Failure>,
 }
 
+impl Course {
+    fn next_write(&self) -> Option<(u64, usize)> {
+        let left = self.size - self.next;
+        if left == 0 || self.failure.is_some() {
+            return None;
+        }
+        let len = usize::try_from(left).map_or(FRAGMENT_MAX, |left| left.min(FRAGMENT_MAX));
+        Some((self.next, len))
+    }
+}
+
 const MAGIC: [u8; 8] = *b"LSfcsnd1";
 
 impl Sender {
@@ -248,6 +259,16 @@ impl Sender {
         }
     }
 
+    /// Where the bytes of the next WRITE begin in the file, and how many they are, for
+    /// whoever reads them while answers are awaited.
+    #[must_use]
+    pub fn next_write(&self) -> Option<(u64, usize)> {
+        match self.phase {
+            Phase::Sending(course) => course.next_write(),
+            _ => None,
+        }
+    }
+
     /// What is to be done next. Take it when the ring has room for it: 6248 bytes
     /// are enough for anything.
     pub fn poll_output(&mut self) -> Option<Output> {
@@ -257,13 +278,10 @@ impl Sender {
         let Phase::Sending(course) = &mut self.phase else {
             return None;
         };
-        let left = course.size - course.next;
-        let full = self.host.outstanding() >= self.options.outstanding;
-        if full || left == 0 || course.failure.is_some() {
+        if self.host.outstanding() >= self.options.outstanding {
             return None;
         }
-        let len = usize::try_from(left).map_or(FRAGMENT_MAX, |left| left.min(FRAGMENT_MAX));
-        let offset = course.next;
+        let (offset, len) = course.next_write()?;
         let write = Write {
             head: Head::new(Operation::Write),
             padding: 0.into(),
