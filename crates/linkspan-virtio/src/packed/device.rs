@@ -41,6 +41,8 @@ pub struct PackedDevice<M> {
     /// Descriptors from `published_used` to `next_available`: those that the
     /// driver must not touch.
     held: u16,
+    /// Whether as many chains were there as were wanted last: the driver is ahead.
+    behind: bool,
     /// Used descriptors pushed and not yet published, by chains.
     unpublished: u16,
     /// The first one and its index: written last, so that the driver sees the batch
@@ -113,6 +115,7 @@ impl<M: RingMemory> PackedDevice<M> {
             next_used,
             published_used: next_used,
             held,
+            behind: false,
             unpublished: 0,
             withheld: None,
             unnotified: FIRST_NOTIFY,
@@ -258,9 +261,11 @@ impl<M: RingMemory> PackedDevice<M> {
             done += self.pop_plain(space, &mut chains[done..]);
             // What is not as plain as that, is wrong, or is not there.
             let Some(chain) = chains.get_mut(done) else {
+                self.behind = true;
                 return Ok(done);
             };
             if !self.pop(space, chain)? {
+                self.behind = false;
                 return Ok(done);
             }
             done += 1;
@@ -288,7 +293,7 @@ impl<M: RingMemory> PackedDevice<M> {
                 break;
             }
             self.taken[word] |= bit;
-            if at.index.is_multiple_of(LINE) {
+            if self.behind && at.index.is_multiple_of(LINE) {
                 // No further: the driver is about to write there, if it has not yet.
                 let ahead = at.plus((2 * LINE).min(size), size);
                 self.ring.prefetch_descriptor(ahead.index);
