@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 mod bench;
 mod debs;
 mod fcopy_daemon;
+mod foreign;
 mod fuzz;
 mod kernel;
 mod lab;
