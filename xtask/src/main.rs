@@ -16,6 +16,7 @@ mod lint;
 mod long;
 mod loom;
 mod packages;
+mod processors;
 mod project;
 mod run;
 mod tally;
