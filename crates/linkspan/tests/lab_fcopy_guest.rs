@@ -9,10 +9,11 @@
 mod fcopy_device;
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use fcopy_device::{Machine, PROGRAM, RING, bytes, guest, job, message, names};
+use fcopy_device::{Machine, PROGRAM, RING, bytes, fragment, guest, job, message, names};
 use linkspan_backends::uio::Offer;
 use linkspan_testkit::VmbusHost;
 use linkspan_testkit::census::settled;
@@ -238,6 +239,59 @@ fn a_guest_that_is_stopped_leaves_nothing_of_what_is_under_way() {
         machine.ends(0);
         assert_eq!(names(dir.path()), [""; 0]);
     }
+}
+
+/// Known bug 22 of Linux's daemon: a disk that is full was any failure. Somebody else takes
+/// the room that was there when the copy began.
+#[test]
+fn a_disk_that_fills_up_while_a_file_is_copied_is_told_and_the_next_copy_works() {
+    const FRAGMENTS: u64 = 80;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("small");
+    fs::create_dir(&root).unwrap();
+    // Nobody else sees this mount.
+    let script = format!(
+        "mount -t tmpfs -o size=1m none {0} && exec {PROGRAM} fcopy guest --json --root {0}",
+        root.display()
+    );
+    let test = "a_disk_that_fills_up_while_a_file_is_copied_is_told_and_the_next_copy_works";
+    let Some(machine) = Machine::start(test, offer(RING, false), shell(&script), |_| {}) else {
+        return;
+    };
+    let mut host = machine.host();
+    let disk = machine.inside(root.to_str().unwrap());
+    let folder = format!("{}/new/", root.display());
+    // The host cancels what was refused; one that completes it is refused again.
+    for end in [3, 2] {
+        let size = 100 + FRAGMENTS * 6144;
+        let mut core = machine.begin(&mut host, &folder, size);
+        let full = fs::write(disk.join("other"), bytes(2 << 20)).unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let mut refused = 0;
+        for number in 0..FRAGMENTS {
+            let write = message(&mut core, &fragment(100 + number * 6144, 6144));
+            match machine.ask(&mut host, &write) {
+                Status::OK => assert_eq!(refused, 0, "what was lost is forgotten"),
+                status => {
+                    assert_eq!(status, Status::DISK_FULL);
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > FRAGMENTS / 2, "{refused}");
+        let last = message(&mut core, &[&[end, 0, 0, 0][..], &[0; 32]].concat());
+        let ended = machine.ask(&mut host, &last);
+        assert_eq!(ended == Status::OK, end == 3, "{ended}");
+        // Neither the file nor the folder that was made for it.
+        assert_eq!(names(&disk), ["other"]);
+        fs::remove_file(disk.join("other")).unwrap();
+        let data = bytes(600_000);
+        let next = job("next", &root.join("new/"), &data);
+        machine.copy(&mut host, next, &data).unwrap();
+        assert!(fs::read(disk.join("new/next")).unwrap() == data);
+        fs::remove_dir_all(disk.join("new")).unwrap();
+    }
+    machine.stop();
 }
 
 /// Known bug 19 of Linux's daemon, and a host that writes anything into the rings.

@@ -1,8 +1,9 @@
 //! What Microsoft's own suite for guests tries of file copy (lis-test, FCOPY), with our
 //! programs: `linkspan fcopy host -- linkspan fcopy guest`, and `send`.
 //!
-//! On this machine where a program can have the device, and always in the lab. Files of
-//! 10 GB are for figures; services that go and come back are in lab_fcopy_guest.rs.
+//! On this machine where a program can have the device, and always in the lab, whose guest
+//! is emulated and gets small files. The file of 10 GB is for figures (`cargo xtask bench
+//! fcopy`); a device that goes and comes back is in lab_fcopy_guest.rs as well.
 
 //: about the list of Microsoft's suite for file copy, with our programs
 //: limit 400
@@ -11,11 +12,12 @@ mod fcopy_device;
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use fcopy_device::{PROGRAM, bytes, skip};
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags, statvfs};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{TempDir, tempdir};
 
@@ -42,7 +44,10 @@ fn listening(host: &mut Child) -> BufReader<ChildStdout> {
 impl Rig {
     /// `None` and a word where a program cannot have the device; never in the lab.
     fn start(test: &str, options: &[&str]) -> Option<Self> {
-        let dir = tempdir().unwrap();
+        Self::start_in(tempdir().unwrap(), test, options)
+    }
+
+    fn start_in(dir: TempDir, test: &str, options: &[&str]) -> Option<Self> {
         let trial = Command::new(PROGRAM)
             .args(["fcopy", "host", "--control"])
             .arg(dir.path().join("trial"))
@@ -167,24 +172,167 @@ fn non_ascii_contents_and_names_arrive_as_they_are() {
     rig.stop();
 }
 
+/// Bytes of a large file: as the list has it, or in the lab what is large there.
+fn large(gigabytes: u64) -> u64 {
+    match std::env::var_os("LINKSPAN_LAB") {
+        Some(_) => 4 << 20,
+        None => gigabytes << 30,
+    }
+}
+
+/// A folder with room for so many bytes: in memory if it can be, since disks are not what
+/// is tried. `None` and a word where there is none.
+fn roomy(test: &str, bytes: u64) -> Option<TempDir> {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    let room = |folder: &Path| {
+        let stat = statvfs(folder).ok()?;
+        (stat.f_bavail * stat.f_frsize > bytes + bytes / 8).then_some(())
+    };
+    let memory = Path::new("/dev/shm");
+    if kib << 10 > 2 * bytes && room(memory).is_some() {
+        return Some(tempfile::tempdir_in(memory).unwrap());
+    }
+    let dir = tempdir().unwrap();
+    if room(dir.path()).is_none() {
+        skip(test, &format!("there is no room for {bytes} bytes"));
+        return None;
+    }
+    Some(dir)
+}
+
+/// Bytes that are written or compared at a time.
+const CHUNK: usize = 1 << 20;
+
+/// A file with different bytes here and there and at its end, and holes between.
+fn sparse(path: &Path, len: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len(len).unwrap();
+    let mut piece = bytes(CHUNK);
+    let (mut at, step) = (0, (len / 16) | 1);
+    while at < len {
+        let place = at.min(len - CHUNK as u64);
+        piece[..8].copy_from_slice(&place.to_le_bytes());
+        file.write_all_at(&piece, place).unwrap();
+        at += step;
+    }
+    file.write_all_at(&piece, len - CHUNK as u64).unwrap();
+}
+
+#[track_caller]
+fn same_large(one: &Path, other: &Path) {
+    let files = [one, other].map(|path| File::open(path).unwrap());
+    let [len, came] = [0, 1].map(|at: usize| files[at].metadata().unwrap().len());
+    assert_eq!(came, len);
+    let mut pieces = [vec![0; CHUNK], vec![0; CHUNK]];
+    for at in (0..len).step_by(CHUNK) {
+        let left = usize::try_from(len - at).unwrap().min(CHUNK);
+        for (file, piece) in files.iter().zip(&mut pieces) {
+            file.read_exact_at(&mut piece[..left], at).unwrap();
+        }
+        assert!(pieces[0][..left] == pieces[1][..left], "from {at} on");
+    }
+}
+
 #[test]
-fn large_and_repeated_files_come_and_are_deleted() {
-    let Some(rig) = Rig::start("large and repeated", &[]) else {
+fn repeated_a_file_of_2_gb_comes_and_is_deleted() {
+    let test = "repeated_a_file_of_2_gb_comes_and_is_deleted";
+    let len = large(2);
+    let Some(rig) = roomy(test, len).and_then(|dir| Rig::start_in(dir, test, &[])) else {
         return;
     };
-    // The lab's guest is emulated.
-    let large = match std::env::var_os("LINKSPAN_LAB") {
-        Some(_) => 4 << 20,
-        None => 64 << 20,
-    };
-    let source = rig.source("large", &bytes(large));
+    let source = rig.dir.path().join("large");
+    sparse(&source, len);
     let place = rig.inbox.join("large");
-    for _ in 0..5 {
+    for _ in 0..2 {
         rig.arrives(&source, &rig.inbox, &[]);
-        same(&place, &source);
+        same_large(&source, &place);
         fs::remove_file(&place).unwrap();
     }
     rig.stop();
+}
+
+/// A program of ours that says what happens.
+struct Running {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(words: &[&str], socket: &Path) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.arg("fcopy").args(words).arg(socket);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    #[track_caller]
+    fn event(&mut self, name: &str) {
+        let (word, mut line) = (format!("\"{name}\""), String::new());
+        while !line.contains(&word) {
+            line.clear();
+            assert!(self.lines.read_line(&mut line).unwrap() > 0, "no {name}");
+        }
+    }
+
+    #[track_caller]
+    fn stop(mut self) {
+        kill(&self.child, Signal::TERM);
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, or a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Guest Services are switched off and on: the host goes, and another one comes.
+#[test]
+fn service_a_file_of_5_gb_comes_after_20_hosts() {
+    let test = "service_a_file_of_5_gb_comes_after_20_hosts";
+    let len = large(5);
+    let Some(dir) = roomy(test, len) else {
+        return;
+    };
+    let (inbox, socket) = (dir.path().join("in"), dir.path().join("s"));
+    fs::create_dir(&inbox).unwrap();
+    let root = inbox.to_str().unwrap();
+    let host = || {
+        let mut host = Running::start(&["host", "--json", "--control"], &socket);
+        host.event("listening");
+        host
+    };
+    let mut last = host();
+    let guest = ["guest", "--json", "--root", root, "--connect"];
+    let mut guest = Running::start(&guest, &socket);
+    for _ in 0..20 {
+        guest.event("joined");
+        last.stop();
+        guest.event("left");
+        last = host();
+    }
+    guest.event("joined");
+    let source = dir.path().join("large");
+    sparse(&source, len);
+    // Read back below, and not by the guest: hashes take a build for tests long.
+    let sent = send(&socket, &source, &inbox, &["--no-verify"]);
+    assert!(sent.status.success(), "{sent:?}");
+    same_large(&source, &inbox.join("large"));
+    guest.stop();
+    last.stop();
 }
 
 /// A folder that nothing can be put into, until the value ends.

@@ -11,12 +11,12 @@ mod fcopy_device;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fcopy_device::{Machine, PROGRAM, RING};
 use linkspan_backends::uio::Offer;
 use linkspan_testkit::VmbusHost;
-use linkspan_testkit::lab::await_path;
+use linkspan_testkit::lab::{self, await_path};
 use linkspan_vmbus::Guid;
 use linkspan_vmbus::ic::heartbeat::{self, Health, Monitor};
 use linkspan_vmbus::ic::shutdown::{self, Action, Request, Requester};
@@ -125,6 +125,57 @@ fn a_wish_is_refused_unless_it_is_allowed_and_then_it_is_done_after_the_answer()
     }
 }
 
+/// Negotiates with the guest of time synchronisation.
+fn clock(machine: &Machine, host: &mut VmbusHost) -> Clock {
+    let mut clock = Clock::default();
+    let start = clock.start();
+    let answer = ask(machine, host, &start);
+    let ready = clock.receive(&answer);
+    assert!(matches!(ready, Ok(timesync::Event::Ready(_))), "{ready:?}");
+    clock
+}
+
+/// Of this machine, since 1970.
+fn now() -> Duration {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.expect("after 1970")
+}
+
+/// In the lab alone: nobody else goes by its clock, and its tests run one at a time.
+#[test]
+fn a_clock_is_set_ahead_and_back_where_that_is_allowed() {
+    let test = "a_clock_is_set_ahead_and_back_where_that_is_allowed";
+    if !lab::guest(test) {
+        return;
+    }
+    let options = ["--allow-time-set"];
+    let machine = machine(test, &TIME_SYNC, "timesync", &options);
+    let mut machine = machine.expect("the lab has the device");
+    let mut host = machine.host();
+    let mut clock = clock(&machine, &mut host);
+    let (begun, since) = (now(), Instant::now());
+    let hour = Duration::from_secs(3600);
+    for (ahead, sign) in [(hour, 1.0), (Duration::ZERO, -1.0)] {
+        let sample = Sample {
+            purpose: Purpose::Set,
+            unix_100ns: u64::try_from((begun + ahead + since.elapsed()).as_nanos() / 100).unwrap(),
+            reference_100ns: Some(1),
+        };
+        let message = clock.tell(sample).unwrap();
+        let answer = ask(&machine, &mut host, &message);
+        let answered = timesync::Event::Answered(Status::OK);
+        assert_eq!(clock.receive(&answer), Ok(answered));
+        // Forward by an hour, and then back by one.
+        let event = machine.event("set");
+        assert_eq!(event["set"], true, "{event}");
+        let offset = event["offset_seconds"].as_f64().unwrap() * sign;
+        assert!((3500.0..=3700.0).contains(&offset), "{event}");
+        let wrong = now().abs_diff(begun + ahead + since.elapsed());
+        assert!(wrong < Duration::from_secs(60), "{wrong:?}");
+    }
+    machine.stop();
+}
+
 #[test]
 fn times_are_compared_and_none_is_set_unless_that_is_allowed() {
     let test = "times_are_compared";
@@ -132,13 +183,8 @@ fn times_are_compared_and_none_is_set_unless_that_is_allowed() {
         return;
     };
     let mut host = machine.host();
-    let mut clock = Clock::default();
-    let start = clock.start();
-    let answer = ask(&machine, &mut host, &start);
-    let ready = clock.receive(&answer);
-    assert!(matches!(ready, Ok(timesync::Event::Ready(_))), "{ready:?}");
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let ahead = now.unwrap() + Duration::from_secs(60 * 60);
+    let mut clock = clock(&machine, &mut host);
+    let ahead = now() + Duration::from_secs(60 * 60);
     for (purpose, status, name) in [
         (Purpose::Sample, Status::OK, "sample"),
         (Purpose::Set, Status::FAIL, "set"),

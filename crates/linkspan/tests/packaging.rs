@@ -70,6 +70,27 @@ fn unit_rule_and_settings_fit_each_other() {
     assert!(settings.contains(&format!("\nroot = \"/var/lib/{state}\"\n")));
 }
 
+/// One program can have the device; distributions give the unit of Linux's daemon these names.
+#[test]
+fn the_unit_does_not_run_beside_linux_s_daemon() {
+    let unit = read("linkspan-fcopy.service");
+    let conflicts = values(&unit, "Conflicts");
+    assert_eq!(conflicts.len(), 1, "{conflicts:?}");
+    let mut names: Vec<&str> = conflicts[0].split_whitespace().collect();
+    names.sort_unstable();
+    let expected = [
+        "hv-fcopy-daemon.service",
+        "hv_fcopy_daemon.service",
+        "hv_fcopy_uio_daemon.service",
+        "hyperv-daemons.hv-fcopy-daemon.service",
+        "hypervfcopyd.service",
+    ];
+    assert_eq!(names, expected);
+    // It is said in the section that systemd reads it in.
+    let head = unit.split_once("\n[Service]").unwrap().0;
+    assert!(head.contains("[Unit]\n") && head.contains("\nConflicts="));
+}
+
 /// What is commented out is right as well.
 #[test]
 fn the_settings_are_read_as_they_are() {

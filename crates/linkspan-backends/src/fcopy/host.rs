@@ -394,6 +394,20 @@ impl Host {
         }
     }
 
+    /// A guest that leaves may have answered before, and nobody have looked; it reads
+    /// nothing back any more. What it broke meanwhile is told as its leaving.
+    fn hear_last(&mut self) {
+        let turn = self.guest.as_mut().map(|(_, guest)| guest.turn());
+        if let Some(Ok(Turn {
+            outcome: Some(outcome),
+            ..
+        })) = turn
+            && let Some(current) = self.current.take()
+        {
+            self.done(current, outcome);
+        }
+    }
+
     /// The guest is gone, or to go.
     fn lose_guest(&mut self, token: u64, reason: &str, fault: bool, outcome: Outcome) {
         let Some((_, guest)) = self.guest.take() else {
@@ -447,6 +461,7 @@ impl Host {
             .as_ref()
             .is_some_and(|(guest, _)| *guest == token)
         {
+            self.hear_last();
             let fault = !matches!(why, FramedError::Closed);
             return self.lose_guest(token, &why.to_string(), fault, Outcome::Lost);
         }

@@ -135,18 +135,19 @@ impl Machine {
         status(&host.receive(&self.program).expect("it answers"))
     }
 
-    /// Begins a file of `size` bytes, of which one fragment comes.
+    /// Begins a file of `size` bytes, of which 100 come.
     #[track_caller]
-    pub(crate) fn begin(&self, host: &mut VmbusHost, path: &str, size: u64) {
+    pub(crate) fn begin(&self, host: &mut VmbusHost, path: &str, size: u64) -> Host {
         let mut core = Host::new(&FILE_COPY);
         let negotiation = core.negotiate();
         host.post(&[&negotiation], false);
         let answer = host.receive(&self.program).expect("it answers");
         core.receive(&answer).unwrap();
-        for body in [begun(path, size), fragment(100)] {
+        for body in [begun(path, size), fragment(0, 100)] {
             let message = message(&mut core, &body);
             assert_eq!(self.ask(host, &message), Status::OK);
         }
+        core
     }
 }
 
@@ -174,10 +175,11 @@ fn begun(path: &str, size: u64) -> Vec<u8> {
     body
 }
 
-/// The first WRITE (facts: struct hv_do_fcopy).
-fn fragment(size: u32) -> Vec<u8> {
+/// A WRITE (facts: struct hv_do_fcopy).
+pub(crate) fn fragment(offset: u64, size: u32) -> Vec<u8> {
     let mut body = vec![1, 0, 0, 0];
-    body.resize(48, 0);
+    body.resize(40, 0);
+    body.extend(offset.to_le_bytes());
     body.extend(size.to_le_bytes());
     body.resize(52 + 6144, b'd');
     body

@@ -20,8 +20,8 @@ use crate::rig::{Program, Rig};
 
 // A host that says anything.
 
-struct RawHost {
-    channel: Channel,
+pub(crate) struct RawHost {
+    pub(crate) channel: Channel,
     _framed: Framed,
 }
 
@@ -45,9 +45,14 @@ fn channel_frame(offer: &Offer) -> Frame {
 }
 
 impl RawHost {
-    fn meet(listener: &Listener) -> Self {
+    pub(crate) fn meet(listener: &Listener) -> Self {
+        Self::meet_with(listener, 20480)
+    }
+
+    /// The same with rings of so many bytes.
+    pub(crate) fn meet_with(listener: &Listener, ring: u64) -> Self {
         let mut framed = accept(listener);
-        let offer = Offer::new(20480).unwrap();
+        let offer = Offer::new(ring).unwrap();
         framed
             .say(&channel_frame(&offer), &offer.descriptors())
             .unwrap();
@@ -83,7 +88,7 @@ impl RawHost {
     }
 }
 
-fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+pub(crate) fn message(kind: u16, body: &[u8]) -> Vec<u8> {
     let size = u16::try_from(body.len()).unwrap();
     let mut bytes = vec![1, 0, 0, 0];
     bytes.extend((u32::from(size) + 20).to_le_bytes());
@@ -96,7 +101,7 @@ fn message(kind: u16, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn start(path: &Path, size: u64) -> Vec<u8> {
+pub(crate) fn start(path: &Path, size: u64) -> Vec<u8> {
     let mut body = vec![0; START_LEN];
     let put = |body: &mut Vec<u8>, at: usize, text: &str| {
         for (index, unit) in text.encode_utf16().enumerate() {
@@ -230,7 +235,7 @@ fn rings_of_nonsense_and_other_descriptors_cost_a_channel_only() {
 
 // A guest that says anything.
 
-fn join(rig: &Rig) -> (Framed, Vec<std::os::fd::OwnedFd>, linkspan_vmbus::Shape) {
+pub(crate) fn join(rig: &Rig) -> (Framed, Vec<std::os::fd::OwnedFd>, linkspan_vmbus::Shape) {
     let mut framed = Framed::connect(&rig.socket, Role::Guest).unwrap();
     let deadline = std::time::Instant::now() + PATIENCE;
     let never = linkspan_sys::EventFd::new().unwrap();

@@ -1,6 +1,8 @@
 //! `linkspan fcopy` as people run it: guest, host and sender, each its own process.
 
 mod hostile;
+mod options;
+mod patience;
 mod rig;
 mod verify;
 
