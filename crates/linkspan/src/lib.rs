@@ -5,6 +5,7 @@
 pub mod blk;
 pub mod cli;
 pub mod demo;
+pub mod display;
 pub mod driver;
 pub mod exit;
 pub mod fcopy;

@@ -1,0 +1,9 @@
+//! A guest's screen, from whoever has it ([`Source`]) to whoever looks ([`Screen`]).
+
+mod screen;
+mod socket;
+mod source;
+
+pub use screen::{NoSignal, Screen, Update};
+pub use socket::GpuSource;
+pub use source::{Change, Memory, Shown, Source, SourceError};
