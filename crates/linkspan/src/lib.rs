@@ -9,6 +9,7 @@ pub mod display;
 pub mod driver;
 pub mod exit;
 pub mod fcopy;
+pub mod gpu;
 pub mod ic;
 pub mod limits;
 mod log;

@@ -1,9 +1,11 @@
 //! A guest's screen, from whoever has it ([`Source`]) to whoever looks ([`Screen`]).
 
+mod gpu;
 mod screen;
 mod socket;
 mod source;
 
+pub use gpu::{DisplayServer, GpuDevice, GpuOptions};
 pub use screen::{NoSignal, Screen, Update};
 pub use socket::GpuSource;
 pub use source::{Change, Memory, Shown, Source, SourceError};

@@ -228,7 +228,7 @@ impl Source for GpuSource {
                 let loss = if loss == Loss::Ended { Loss::Off } else { loss };
                 Err(SourceError::Lost(loss))
             }
-            _ => Ok(self.planes.iter().map(shown).collect()),
+            _ => Ok(self.planes.iter().copied().map(Shown::from).collect()),
         }
     }
 
@@ -277,19 +277,21 @@ impl Source for GpuSource {
     }
 }
 
-fn shown(told: &Told) -> Shown {
-    let &Told {
-        head,
-        kind,
-        id,
-        content,
-        plane,
-    } = told;
-    Shown {
-        head,
-        kind,
-        id,
-        plane,
-        content,
+impl From<Told> for Shown {
+    fn from(told: Told) -> Self {
+        let Told {
+            head,
+            kind,
+            id,
+            content,
+            plane,
+        } = told;
+        Self {
+            head,
+            kind,
+            id,
+            plane,
+            content,
+        }
     }
 }
