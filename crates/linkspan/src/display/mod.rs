@@ -6,6 +6,7 @@ use crate::exit::Failure;
 
 mod shot;
 mod source;
+mod vnc;
 
 /// Options of `linkspan display`.
 #[derive(Debug, clap::Args)]
@@ -26,6 +27,8 @@ pub struct Args {
 enum Command {
     /// Writes what a screen shows now into a PNG file
     Shot(shot::Args),
+    /// Shows a screen to VNC viewers
+    Vnc(vnc::Args),
 }
 
 /// Carries out a command.
@@ -35,5 +38,6 @@ enum Command {
 pub fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Shot(args) => shot::run(args),
+        Command::Vnc(args) => vnc::run(args),
     }
 }

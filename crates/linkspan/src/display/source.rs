@@ -51,7 +51,7 @@ impl SourceSpec {
 impl SourceArgs {
     /// The screen, which nobody has looked at.
     pub(crate) fn open(&self) -> Result<Screen, Failure> {
-        Ok(Screen::new(self.source.open()?, self.head))
+        Ok(Screen::new(self.source.open()?, self.head)?)
     }
 }
 

@@ -189,7 +189,8 @@ impl Shown {
         epoll.add(&**asked, ASKED, Interest::READ)?;
         let mut heads = Vec::new();
         for head in 0..hub.heads() {
-            let screen = Screen::new(Box::new(OwnSource::new(hub)?), head);
+            let screen =
+                Screen::new(Box::new(OwnSource::new(hub)?), head).map_err(io::Error::other)?;
             if let Some(wake) = screen.source().wake_fd() {
                 epoll.add(wake, SCREENS + u64::from(head), Interest::READ)?;
             }
