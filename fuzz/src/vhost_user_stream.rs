@@ -240,6 +240,7 @@ impl Script {
             Effect::SetLog { fd, .. }
             | Effect::SetLogFd { fd }
             | Effect::AdoptInflight { fd, .. }
+            | Effect::SetGpuSocket { fd }
             | Effect::SetRequestSocket { fd }
             | Effect::MoveState { fd, .. } => (fd.0 + 1, 0, None),
             // Only a device at rest is brought back into its first state.

@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod block;
+pub mod gpu;
 pub mod net;
 
 /// Copies configuration space from `offset` on; `false`, and nothing is copied, when

@@ -108,6 +108,11 @@ impl<K: PartialEq, B> Exports<K, B> {
         }
     }
 
+    /// Buffers that are no more: their ids are retired.
+    pub fn forget(&mut self, is: impl Fn(&B) -> bool) {
+        self.entries.retain(|entry| !is(&entry.buffer));
+    }
+
     /// The device was reset: all ids are retired.
     pub fn retire(&mut self) {
         self.entries.clear();

@@ -14,6 +14,7 @@ mod fourcc;
 mod frame;
 mod held;
 mod layout;
+pub mod link;
 mod plane;
 pub mod rfb;
 mod tiling;

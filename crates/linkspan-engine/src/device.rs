@@ -2,13 +2,14 @@
 //! worker: the two sides of the queue seam.
 
 use std::any::Any;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use linkspan_mem::fault::Injected;
 use linkspan_mem::{GuestMemory, Span, Window};
-use linkspan_sys::EventFd;
+use linkspan_sys::{EventFd, Stream};
 use linkspan_virtio::{DeviceQueue, Features, QueueError};
 
 use crate::dirty::RingLog;
@@ -18,6 +19,8 @@ use crate::worker::Neighbours;
 pub const NETWORK_DEVICE: u32 = 1;
 /// Virtio 1.3, 5.2.
 pub const BLOCK_DEVICE: u32 = 2;
+/// Virtio 1.3, 5.7.
+pub const GPU_DEVICE: u32 = 16;
 
 /// A device as any queue transport offers it. Shared by the session thread and
 /// whoever looks at it; what a queue needs alone is in its [`QueueHandler`].
@@ -58,6 +61,16 @@ pub trait Device: Send + Sync + 'static {
     fn announce(&self, mac: [u8; 6]) -> bool {
         let _ = mac;
         false
+    }
+
+    /// The front end wants the screen shown over this socket from now on
+    /// (`VHOST_USER_GPU_SET_SOCKET`). Asked of a [`GPU_DEVICE`] only; must not wait.
+    ///
+    /// # Errors
+    /// When a descriptor or thread cannot be had; the socket is closed then.
+    fn set_gpu_socket(&self, socket: Stream) -> io::Result<()> {
+        drop(socket);
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// The driver begins anew, or another one comes: what this one has asked for
@@ -154,7 +167,7 @@ pub enum OpenQueueError {
         /// What was tried.
         what: &'static str,
         /// The system's reason.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 

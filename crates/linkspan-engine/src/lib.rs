@@ -29,8 +29,8 @@ mod worker;
 
 pub use counters::{Counter, QueueCounters, WorkerCounters};
 pub use device::{
-    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Device, NETWORK_DEVICE, OpenQueueError,
-    Progress, QueueHandler,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Device, GPU_DEVICE, NETWORK_DEVICE,
+    OpenQueueError, Progress, QueueHandler,
 };
 pub use dirty::RingLog;
 pub use driver::{

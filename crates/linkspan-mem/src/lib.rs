@@ -21,7 +21,7 @@ pub use addr::{Address, Gpa, Iova, RegionOffset, UserVa};
 pub use barrier::{observe, publish, publish_then_check};
 pub use crc::crc32c;
 pub use dirty::DirtyLog;
-pub use region::{Backing, OutsideRegion, Region, SharedSlice};
+pub use region::{Backing, OutsideRegion, Region, SharedSlice, read_from};
 #[cfg(loom)]
 pub use ring::model;
 pub use ring::{

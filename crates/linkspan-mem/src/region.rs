@@ -356,6 +356,17 @@ impl Drop for Heap {
     }
 }
 
+/// Copies bytes out that are no region's: of a mapping that can only be read.
+///
+/// # Safety
+/// `source` is valid for reads of as many bytes as `target` has, which do not overlap it.
+/// Others may write to them meanwhile.
+#[inline]
+pub unsafe fn read_from(source: *const u8, target: &mut [u8]) {
+    // SAFETY: by contract for one side, by the borrow for the other.
+    unsafe { copy(target.as_mut_ptr(), source, target.len()) };
+}
+
 // SAFETY: allocated for `layout.size()` bytes at 4096, freed on drop only.
 unsafe impl Backing for Heap {
     fn base(&self) -> NonNull<u8> {

@@ -35,17 +35,20 @@ pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod udmabuf;
 pub mod uio;
 pub mod uring;
 pub mod vdpa;
 pub mod vduse;
 pub mod verbs;
+mod view;
 
 pub use anonymous::AnonymousMemory;
 pub use eventfd::{EventFd, PeerEventFd};
 pub use mapping::{Mapping, PeerMemory};
 pub use poll::Epoll;
 pub use socket::{Listener, Stream};
+pub use view::{OutsideView, View};
 
 use linkspan_mem::fault::{self, Site};
 use rustix::io::Errno;

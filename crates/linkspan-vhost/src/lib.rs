@@ -11,6 +11,7 @@ mod fd;
 mod features;
 mod framing;
 pub mod frontend;
+pub mod gpu;
 mod memory;
 pub mod message;
 mod record;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 
-use crate::{blk, demo, driver, exit, fcopy, ic, log, net, smbdirect, vdpa};
+use crate::{blk, demo, display, driver, exit, fcopy, gpu, ic, log, net, smbdirect, vdpa};
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -33,6 +33,10 @@ enum Command {
     Blk(blk::Args),
     /// Joins virtual machines and interfaces of this machine into a network
     Net(net::Args),
+    /// Serves a virtual GPU to a virtual machine over vhost-user; no GPU is needed
+    Gpu(gpu::Args),
+    /// Looks at a guest's screen
+    Display(display::Args),
     /// Drives a device from this process, without a guest
     Driver(driver::Args),
     /// Copies files into a guest over VMBus
@@ -58,6 +62,8 @@ pub fn main() -> ExitCode {
     exit::code(match cli.command {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
+        Command::Gpu(args) => gpu::run(&args),
+        Command::Display(args) => display::run(&args),
         Command::Driver(args) => driver::run(&args),
         Command::Fcopy(args) => match fcopy::run(&args) {
             Ok(code) => return code,

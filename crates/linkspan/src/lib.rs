@@ -5,9 +5,11 @@
 pub mod blk;
 pub mod cli;
 pub mod demo;
+pub mod display;
 pub mod driver;
 pub mod exit;
 pub mod fcopy;
+pub mod gpu;
 pub mod ic;
 pub mod limits;
 mod log;

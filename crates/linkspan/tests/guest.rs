@@ -137,6 +137,7 @@ impl Setup {
         let devices = Devices {
             disk: Some(disk),
             nic: None,
+            ..Devices::default()
         };
         check::boot(&self.hardware, devices, plan, self.dir.path()).unwrap()
     }
@@ -301,6 +302,7 @@ fn guest_that_discards_gives_storage_back() {
     let devices = Devices {
         disk: Some(disk),
         nic: None,
+        ..Devices::default()
     };
     let mut machine = Machine::start(hardware, devices, mode, &archive, &console).unwrap();
     let deadline = Instant::now() + LIMIT;

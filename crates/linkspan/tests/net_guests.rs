@@ -290,6 +290,7 @@ impl Guest {
         let devices = Devices {
             disk: None,
             nic: Some(nic),
+            ..Devices::default()
         };
         let console = bench.dir.path().join(format!("{name}.log"));
         let machine = Machine::start(

@@ -9,7 +9,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use linkspan_mem::GuestMemory;
-use linkspan_sys::EventFd;
+use linkspan_sys::{EventFd, Stream};
 use linkspan_vhost::backend::{Answer, Effect, FdId, FdSlot, Offer};
 use linkspan_vhost::{Direction, Inflight, ProtocolFeatures, VHOST_F_LOG_ALL};
 use linkspan_virtio::Features;
@@ -20,7 +20,7 @@ use super::memory::MemoryTable;
 use super::rings::Waiting;
 use super::talk::Talk;
 use super::transfer::{Transfer, TransferError};
-use crate::device::{Device, NETWORK_DEVICE};
+use crate::device::{Device, GPU_DEVICE, NETWORK_DEVICE};
 use crate::inflight::InflightArea;
 use crate::rings::Rings;
 use crate::session::{Outgoing, QUIET_LIMIT, Session};
@@ -98,8 +98,12 @@ impl BackendSession {
         };
         let table = MemoryTable::default();
         let memory = table.resolve().map_err(io::Error::other)?;
+        let mut talk = Talk::new(offer, changes, &wake)?;
+        if device.device_id() == GPU_DEVICE {
+            talk.core.be_gpu();
+        }
         Ok(Self {
-            talk: Talk::new(offer, changes, &wake)?,
+            talk,
             device,
             table,
             memory,
@@ -183,6 +187,11 @@ impl BackendSession {
             Effect::AdoptInflight { inflight, fd } => self.adopt_inflight(inflight, fd)?,
             Effect::MoveState { direction, fd } => self.move_state(direction, fd)?,
             Effect::CheckState => return self.check_state(),
+            Effect::SetGpuSocket { fd } => {
+                let fd = self.talk.take_fd(fd)?;
+                let stream = Stream::check(fd).map_err(Reason::Socket)?;
+                self.device.set_gpu_socket(stream).map_err(Reason::System)?;
+            }
             Effect::SetRequestSocket { fd } => self.talk.set_request_socket(fd)?,
             Effect::SetMemory(regions) => {
                 let fds = self.talk.take_fds();

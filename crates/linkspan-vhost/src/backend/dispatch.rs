@@ -124,6 +124,10 @@ impl Backend {
                 Effect::SetRequestSocket { fd: FdSlot(0) },
                 Commit::Requests,
             )),
+            Request::GpuSetSocket => Ok(Step::Ask(
+                Effect::SetGpuSocket { fd: FdSlot(0) },
+                Commit::Nothing,
+            )),
             Request::GetInflightFd => self.inflight_fd(body),
             Request::SetInflightFd => self.set_inflight_fd(body),
             Request::ResetDevice => Ok(self.quiesce(Afterwards::Reset)),
@@ -176,7 +180,7 @@ impl Backend {
             Gate::Offered(features) => self.offer.protocol_features.contains(features),
             Gate::Negotiated(features) => self.protocol_features.contains(features),
             Gate::Feature(bits) => self.offer.features & bits != 0,
-            Gate::Device(_) => false,
+            Gate::Device(kind) => self.kind == Some(kind),
         }
     }
 

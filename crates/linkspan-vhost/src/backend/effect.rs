@@ -145,6 +145,11 @@ pub enum Effect {
     ResetDevice,
     /// The driver wrote the device status. For 0 all rings are stopped.
     SetStatus(u8),
+    /// Show the screen over this socket ([`gpu`](crate::gpu)); it replaces the one of before.
+    SetGpuSocket {
+        /// A connected socket.
+        fd: FdSlot,
+    },
     /// Keep this socket for [`Requests`](super::Requests) to the front end; it
     /// replaces the one of before.
     SetRequestSocket {

@@ -84,6 +84,8 @@ pub struct Backend {
     log_fd: bool,
     inflight: Option<Inflight>,
     request_socket: bool,
+    /// Whose messages are legal beside those of every device.
+    kind: Option<&'static str>,
 }
 
 /// An offer that cannot be made.
@@ -233,8 +235,14 @@ impl Backend {
             log_fd: false,
             inflight: None,
             request_socket: false,
+            kind: None,
             offer,
         })
+    }
+
+    /// The device is a GPU, whose front end may send `VHOST_USER_GPU_SET_SOCKET`.
+    pub fn be_gpu(&mut self) {
+        self.kind = Some("gpu");
     }
 
     /// Bytes to read next from the socket: what is missing of a header, then

@@ -133,6 +133,7 @@ impl Engine {
             }
             Effect::SetLog { fd, .. }
             | Effect::SetLogFd { fd }
+            | Effect::SetGpuSocket { fd }
             | Effect::SetRequestSocket { fd }
             | Effect::AdoptInflight { fd, .. }
             | Effect::MoveState { fd, .. } => {

@@ -31,8 +31,20 @@ pub struct GuestFile {
 /// [`Error::Busybox`] where there is no static busybox, [`Error::Module`] where
 /// the kernel's module is missing, [`Error::Unpack`] where it cannot be unpacked.
 pub fn build(kernel: &Kernel, extra: &[GuestFile]) -> Result<Vec<u8>, Error> {
+    build_with(kernel, &WANTED_MODULES, extra)
+}
+
+/// The same with other modules.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(
+    kernel: &Kernel,
+    modules: &[&str],
+    extra: &[GuestFile],
+) -> Result<Vec<u8>, Error> {
     let (busybox_path, busybox) = find_busybox()?;
-    let modules = kernel.modules_for(&WANTED_MODULES, &busybox_path)?;
+    let modules = kernel.modules_for(modules, &busybox_path)?;
     let packed = pack(&busybox, &modules, extra);
     // Memory takes every byte, and nothing here is 4 GiB large.
     Ok(packed.expect("an archive in memory can be written"))

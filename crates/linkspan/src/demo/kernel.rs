@@ -69,6 +69,24 @@ impl Kernel {
             })
     }
 
+    /// The newest kernel of the cache that draws on a GPU, which those for machines without
+    /// a screen do not.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with the place that was searched.
+    pub fn find_with_screen() -> Result<Self, Error> {
+        let cache = cache_dir().join("display-kernels");
+        let entries = fs::read_dir(&cache).into_iter().flatten().flatten();
+        let found = entries
+            .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+            .filter_map(|entry| Self::newest_in(&entry.path()));
+        found
+            .max_by(|a, b| compare_releases(&a.release, &b.release))
+            .ok_or(Error::Kernel {
+                searched: vec![cache],
+            })
+    }
+
     /// The newest kernel below `root` that is readable and has its modules.
     #[must_use]
     pub fn newest_in(root: &Path) -> Option<Self> {

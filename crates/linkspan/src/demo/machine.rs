@@ -116,6 +116,17 @@ pub struct Devices<'a> {
     pub disk: Option<Disk<'a>>,
     /// A network card.
     pub nic: Option<Nic<'a>>,
+    /// A virtual GPU.
+    pub gpu: Option<Gpu<'a>>,
+}
+
+/// A virtual GPU behind a vhost-user socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Gpu<'a> {
+    /// Where the back end listens.
+    pub socket: &'a Path,
+    /// Whether the rings are packed.
+    pub packed: bool,
 }
 
 /// What a machine said or did.
@@ -272,7 +283,7 @@ fn arguments(
         kernel,
         ..
     } = hardware;
-    let Devices { disk, nic } = devices;
+    let Devices { disk, nic, gpu } = devices;
     let queues = disk.map_or(1, |disk| disk.queues);
     let cpus = nic.map_or(queues, |nic| queues.max(nic.pairs));
     // Reading the initramfs needs no terminal messages; a check keeps them for its tail.
@@ -303,6 +314,9 @@ fn arguments(
         add(option, value);
     }
     for (option, value) in nic.iter().flat_map(|nic| card(nic, *accel)) {
+        add(option, value);
+    }
+    for (option, value) in gpu.iter().flat_map(screen) {
         add(option, value);
     }
     add("-kernel", kernel.vmlinuz.display().to_string());
@@ -336,6 +350,21 @@ fn drive(disk: &Disk<'_>) -> [(&'static str, String); 2] {
         (
             "-device",
             format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},packed={packed}"),
+        ),
+    ]
+}
+
+/// A virtual GPU as docs/display.md has it.
+fn screen(gpu: &Gpu<'_>) -> [(&'static str, String); 2] {
+    let packed = if gpu.packed { "on" } else { "off" };
+    [
+        (
+            "-chardev",
+            format!("socket,id=gpu,path={}", comma_escaped(gpu.socket)),
+        ),
+        (
+            "-device",
+            format!("vhost-user-gpu-pci,chardev=gpu,packed={packed}"),
         ),
     ]
 }
@@ -501,6 +530,7 @@ mod tests {
         let devices = Devices {
             disk: Some(disk),
             nic: Some(nic),
+            gpu: None,
         };
         let args = arguments(
             &hardware(),

@@ -239,6 +239,7 @@ fn devices<'a>(args: &Args, blk: &'a Served, net: Option<&'a Net>) -> Devices<'a
             mac: MAC,
             place: net.guest_place(),
         }),
+        ..Devices::default()
     }
 }
 

@@ -162,6 +162,7 @@ impl BridgeSession {
             | Effect::CreateInflight { .. }
             | Effect::AdoptInflight { .. }
             | Effect::MoveState { .. }
+            | Effect::SetGpuSocket { .. }
             | Effect::CheckState
             | Effect::SendRarp { .. } => return Err(Reason::NotOffered),
         }

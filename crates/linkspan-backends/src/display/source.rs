@@ -1,0 +1,108 @@
+//! Whoever has a guest's screen: a virtual GPU of ours, or a device of the kernel.
+
+use std::os::fd::BorrowedFd;
+
+use linkspan_display::{Kind, Loss, Plane, Rectangle};
+use linkspan_sys::View;
+
+/// A plane that is shown now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Which screen of the guest, from 0.
+    pub head: u8,
+    /// Which layer of it.
+    pub kind: Kind,
+    /// The name of its memory. The same id is the same memory, for as long as it is shown.
+    pub id: u32,
+    /// How it lies in its memory, and where it is on the screen.
+    pub plane: Plane,
+    /// Another number when the source knows that its pixels are others; always 0 if it
+    /// does not know.
+    pub content: u32,
+}
+
+/// What has changed since that was last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Nobody knows: compare.
+    Compare,
+    /// These parts of these screens, and perhaps which planes are shown.
+    Parts(Vec<(u8, Rectangle)>),
+}
+
+/// Memory of a plane.
+#[derive(Debug)]
+pub struct Memory {
+    /// Its bytes.
+    pub view: View,
+}
+
+/// Why a source does not say what was asked. What is in it is said to people.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// There is nothing to look at any more, or not now.
+    #[error("{0}")]
+    Lost(Loss),
+    /// The memory of an id cannot be had: it is not shown any more.
+    #[error("buffer {id} is not shown any more")]
+    Retired {
+        /// Which.
+        id: u32,
+    },
+    /// The source cannot do that, and this is why.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The source broke its protocol.
+    #[error("the source broke the protocol: {0}")]
+    Broken(String),
+    /// The system said no.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The memory cannot be mapped.
+    #[error("the memory of the picture: {0}")]
+    Map(#[from] linkspan_sys::mapping::Error),
+}
+
+/// Whoever has a guest's screen.
+pub trait Source: Send {
+    /// What people call it.
+    fn name(&self) -> String;
+
+    /// The planes that are shown now. May wait for a short while at most.
+    ///
+    /// # Errors
+    /// [`SourceError::Lost`] when none are, with the reason; all ids are void then.
+    fn planes(&mut self) -> Result<Vec<Shown>, SourceError>;
+
+    /// The memory of an id that [`planes`](Self::planes) named last. It is asked for once
+    /// for each id that is held ([`Held`](linkspan_display::Held)).
+    ///
+    /// # Errors
+    /// It cannot be had.
+    fn memory(&mut self, shown: &Shown) -> Result<Memory, SourceError>;
+
+    /// What has changed since this was last asked.
+    fn change(&mut self) -> Change {
+        Change::Compare
+    }
+
+    /// Becomes readable when something has changed, if the source can say so; what cannot
+    /// is asked again and again.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Asks the guest for another size of a screen.
+    ///
+    /// # Errors
+    /// [`SourceError::Unsupported`] with the reason.
+    fn resize(&mut self, head: u8, width: u32, height: u32) -> Result<(), SourceError>;
+}

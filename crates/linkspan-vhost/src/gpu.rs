@@ -1,0 +1,429 @@
+//! vhost-user-gpu: the socket on which a virtual GPU shows its screens to the front end
+//! (QEMU: docs/interop/vhost-user-gpu.rst). The GPU asks and tells, the front end answers
+//! what it was asked, in order. Numbers are the machine's own.
+
+use alloc::vec::Vec;
+
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of a header.
+pub const HEADER: usize = 12;
+/// `VHOST_USER_GPU_PROTOCOL_F_EDID`: the front end answers `GET_EDID`.
+pub const F_EDID: u64 = 1 << 0;
+/// Pixels of a side of a pointer.
+pub const CURSOR_SIDE: usize = 64;
+/// Bytes of `virtio_gpu_resp_display_info`.
+pub const DISPLAY_INFO_LEN: usize = 24 + 16 * 24;
+/// Bytes of `virtio_gpu_resp_edid`.
+pub const EDID_LEN: usize = 24 + 8 + 1024;
+/// Questions that wait for their answers at a time.
+pub const QUESTIONS_MAX: usize = 16;
+
+const REPLY: u32 = 1 << 2;
+
+const GET_PROTOCOL_FEATURES: u32 = 1;
+const SET_PROTOCOL_FEATURES: u32 = 2;
+const GET_DISPLAY_INFO: u32 = 3;
+const CURSOR_POS: u32 = 4;
+const CURSOR_POS_HIDE: u32 = 5;
+const CURSOR_UPDATE: u32 = 6;
+const SCANOUT: u32 = 7;
+const UPDATE: u32 = 8;
+const GET_EDID: u32 = 11;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    request: u32,
+    flags: u32,
+    size: u32,
+}
+
+/// What a GPU tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell<'a> {
+    /// These of the offered features are used.
+    ProtocolFeatures(u64),
+    /// A screen has this size from now on; 0 by 0: it is off.
+    Scanout {
+        /// Which.
+        head: u32,
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+    },
+    /// Where the pointer is, or that there is none.
+    CursorPosition {
+        /// On which screen.
+        head: u32,
+        /// Pixels from the left.
+        x: u32,
+        /// Pixels from the top.
+        y: u32,
+        /// Whether it is there.
+        visible: bool,
+    },
+    /// The pointer, which is at this place.
+    Cursor {
+        /// On which screen.
+        head: u32,
+        /// Pixels from the left.
+        x: u32,
+        /// Pixels from the top.
+        y: u32,
+        /// The pixel that points.
+        hot: (u32, u32),
+        /// 64 lines of as many pixels, `0xAARRGGBB`.
+        pixels: &'a [u32],
+    },
+}
+
+impl Tell<'_> {
+    /// The whole message.
+    ///
+    /// # Panics
+    /// If a pointer has not as many pixels as it should.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::ProtocolFeatures(bits) => message(SET_PROTOCOL_FEATURES, bits.as_bytes()),
+            Self::Scanout {
+                head,
+                width,
+                height,
+            } => message(SCANOUT, [*head, *width, *height].as_bytes()),
+            Self::CursorPosition {
+                head,
+                x,
+                y,
+                visible,
+            } => {
+                let request = if *visible {
+                    CURSOR_POS
+                } else {
+                    CURSOR_POS_HIDE
+                };
+                message(request, [*head, *x, *y].as_bytes())
+            }
+            Self::Cursor {
+                head,
+                x,
+                y,
+                hot,
+                pixels,
+            } => {
+                assert_eq!(pixels.len(), CURSOR_SIDE * CURSOR_SIDE);
+                let mut body = [*head, *x, *y, hot.0, hot.1].as_bytes().to_vec();
+                body.extend_from_slice(pixels.as_bytes());
+                message(CURSOR_UPDATE, &body)
+            }
+        }
+    }
+}
+
+/// The beginning of `VHOST_USER_GPU_UPDATE`: so many pixels, `0xxxRRGGBB`, are to follow.
+/// A screen is to have a size before its first one.
+#[must_use]
+pub fn update(head: u32, x: u32, y: u32, width: u32, height: u32) -> Vec<u8> {
+    let pixels = u64::from(width) * u64::from(height) * 4;
+    let size = u32::try_from(20 + pixels).unwrap_or(u32::MAX);
+    let header = Header {
+        request: UPDATE,
+        flags: 0,
+        size,
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice([head, x, y, width, height].as_bytes());
+    bytes
+}
+
+fn message(request: u32, body: &[u8]) -> Vec<u8> {
+    let header = Header {
+        request,
+        flags: 0,
+        size: u32::try_from(body.len()).unwrap_or(u32::MAX),
+    };
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// What a GPU asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Which features the front end has.
+    ProtocolFeatures,
+    /// How large its screens are.
+    DisplayInfo,
+    /// What a screen says of itself; only with [`F_EDID`].
+    Edid {
+        /// Which.
+        head: u32,
+    },
+}
+
+impl Question {
+    const fn request(self) -> u32 {
+        match self {
+            Self::ProtocolFeatures => GET_PROTOCOL_FEATURES,
+            Self::DisplayInfo => GET_DISPLAY_INFO,
+            Self::Edid { .. } => GET_EDID,
+        }
+    }
+
+    /// Bytes of its answer.
+    const fn answer_len(self) -> usize {
+        match self {
+            Self::ProtocolFeatures => 8,
+            Self::DisplayInfo => DISPLAY_INFO_LEN,
+            Self::Edid { .. } => EDID_LEN,
+        }
+    }
+}
+
+/// What a front end answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The features that it has.
+    ProtocolFeatures(u64),
+    /// `virtio_gpu_resp_display_info`, header included: for the guest.
+    DisplayInfo(Vec<u8>),
+    /// `virtio_gpu_resp_edid`, header included: for the guest.
+    Edid(Vec<u8>),
+}
+
+/// A front end that answers otherwise than it was asked. The socket is of no more use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// It says something that was not asked.
+    #[error("message {request} was not asked for")]
+    Unasked {
+        /// Its number.
+        request: u32,
+    },
+    /// It answers something else.
+    #[error("message {got} where the answer to {want} is due")]
+    Other {
+        /// What came.
+        got: u32,
+        /// What was asked.
+        want: u32,
+    },
+    /// It does not mark its answer as one.
+    #[error("message {request} with flags {flags:#x} is no answer")]
+    Flags {
+        /// Its number.
+        request: u32,
+        /// Its flags.
+        flags: u32,
+    },
+    /// Its answer has another length.
+    #[error("an answer to message {request} of {got} bytes; {want} are right")]
+    Length {
+        /// Its number.
+        request: u32,
+        /// Bytes that come.
+        got: u32,
+        /// Bytes that should.
+        want: usize,
+    },
+    /// More bytes than were wanted.
+    #[error("{got} bytes where {want} were wanted")]
+    Unwanted {
+        /// Bytes that came.
+        got: usize,
+        /// Bytes that were wanted.
+        want: usize,
+    },
+}
+
+/// The questions that wait, and the answer that is on its way.
+#[derive(Debug, Default)]
+pub struct Answers {
+    questions: Vec<Question>,
+    bytes: Vec<u8>,
+}
+
+impl Answers {
+    /// The message that asks; `None` when too many wait.
+    pub fn ask(&mut self, question: Question) -> Option<Vec<u8>> {
+        if self.questions.len() >= QUESTIONS_MAX {
+            return None;
+        }
+        self.questions.push(question);
+        Some(match question {
+            Question::Edid { head } => message(GET_EDID, head.as_bytes()),
+            other => message(other.request(), &[]),
+        })
+    }
+
+    /// How many questions wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.questions.len()
+    }
+
+    /// Bytes to read next, never 0.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        match (self.bytes.len(), self.questions.first()) {
+            (have @ 0..HEADER, _) => HEADER - have,
+            (have, Some(question)) => (HEADER + question.answer_len()).saturating_sub(have).max(1),
+            (_, None) => 1,
+        }
+    }
+
+    /// Takes bytes of the front end, at most [`wanted`](Self::wanted).
+    ///
+    /// # Errors
+    /// [`AnswerError`]: nothing more is to be read.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<Option<Answer>, AnswerError> {
+        let want = self.wanted();
+        if bytes.len() > want {
+            let got = bytes.len();
+            return Err(AnswerError::Unwanted { got, want });
+        }
+        self.bytes.extend_from_slice(bytes);
+        let Ok((header, body)) = Header::read_from_prefix(&self.bytes) else {
+            return Ok(None);
+        };
+        let Header {
+            request,
+            flags,
+            size: got,
+        } = header;
+        let Some(&question) = self.questions.first() else {
+            return Err(AnswerError::Unasked { request });
+        };
+        let (want, len) = (question.request(), question.answer_len());
+        if request != want {
+            return Err(AnswerError::Other { got: request, want });
+        }
+        if flags & REPLY == 0 {
+            return Err(AnswerError::Flags { request, flags });
+        }
+        if got as usize != len {
+            let want = len;
+            return Err(AnswerError::Length { request, got, want });
+        }
+        if body.len() < len {
+            return Ok(None);
+        }
+        let answer = match question {
+            Question::ProtocolFeatures => {
+                let mut bits = [0; 8];
+                bits.copy_from_slice(body);
+                Answer::ProtocolFeatures(u64::from_ne_bytes(bits))
+            }
+            Question::DisplayInfo => Answer::DisplayInfo(body.to_vec()),
+            Question::Edid { .. } => Answer::Edid(body.to_vec()),
+        };
+        self.bytes.clear();
+        self.questions.remove(0);
+        Ok(Some(answer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    fn reply(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = message(request, body);
+        bytes[4..8].copy_from_slice(&flags.to_ne_bytes());
+        bytes
+    }
+
+    /// Byte by byte.
+    fn hear(answers: &mut Answers, bytes: &[u8]) -> Result<Option<Answer>, AnswerError> {
+        for byte in bytes {
+            assert!(answers.wanted() > 0);
+            if let Some(answer) = answers.receive(&[*byte])? {
+                return Ok(Some(answer));
+            }
+        }
+        Ok(None)
+    }
+
+    #[test]
+    fn answers_come_in_the_order_of_the_questions() {
+        let mut answers = Answers::default();
+        answers.ask(Question::ProtocolFeatures).unwrap();
+        answers.ask(Question::DisplayInfo).unwrap();
+        let edid = answers.ask(Question::Edid { head: 3 }).unwrap();
+        assert_eq!(edid[HEADER..], 3u32.to_ne_bytes());
+        let bits = hear(&mut answers, &reply(1, REPLY, &3u64.to_ne_bytes())).unwrap();
+        assert_eq!(bits, Some(Answer::ProtocolFeatures(3)));
+        let info = vec![7; DISPLAY_INFO_LEN];
+        let got = hear(&mut answers, &reply(3, REPLY, &info)).unwrap();
+        assert_eq!(got, Some(Answer::DisplayInfo(info)));
+        let edid = vec![9; EDID_LEN];
+        let got = hear(&mut answers, &reply(11, REPLY, &edid)).unwrap();
+        assert_eq!((got, answers.waiting()), (Some(Answer::Edid(edid)), 0));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_named() {
+        let unasked = hear(&mut Answers::default(), &reply(1, REPLY, &[0; 8]));
+        assert_eq!(unasked, Err(AnswerError::Unasked { request: 1 }));
+        let heard = |bytes: &[u8]| {
+            let mut answers = Answers::default();
+            answers.ask(Question::ProtocolFeatures).unwrap();
+            hear(&mut answers, bytes).unwrap_err()
+        };
+        let other = AnswerError::Other { got: 3, want: 1 };
+        assert_eq!(heard(&reply(3, REPLY, &[0; 8])), other);
+        let (request, flags) = (1, 0);
+        assert_eq!(
+            heard(&reply(1, 0, &[0; 8])),
+            AnswerError::Flags { request, flags }
+        );
+        let length = AnswerError::Length {
+            request: 1,
+            got: 9,
+            want: 8,
+        };
+        assert_eq!(heard(&reply(1, REPLY, &[0; 9])), length);
+        let mut full = Answers::default();
+        for _ in 0..QUESTIONS_MAX {
+            assert!(full.ask(Question::DisplayInfo).is_some());
+        }
+        assert!(full.ask(Question::DisplayInfo).is_none());
+    }
+
+    #[test]
+    fn messages_have_the_layout_of_the_specification() {
+        let scanout = Tell::Scanout {
+            head: 1,
+            width: 640,
+            height: 480,
+        };
+        let words = |bytes: &[u8]| -> Vec<u32> {
+            let words = bytes.as_chunks::<4>().0.iter();
+            words.map(|word| u32::from_ne_bytes(*word)).collect()
+        };
+        assert_eq!(words(&scanout.to_bytes()), [7, 0, 12, 1, 640, 480]);
+        assert_eq!(words(&update(0, 1, 2, 3, 4)), [8, 0, 68, 0, 1, 2, 3, 4]);
+        let pixels = [5; CURSOR_SIDE * CURSOR_SIDE];
+        let cursor = Tell::Cursor {
+            head: 0,
+            x: 1,
+            y: 2,
+            hot: (3, 4),
+            pixels: &pixels,
+        };
+        let cursor = words(&cursor.to_bytes());
+        assert_eq!(cursor[..9], [6, 0, 16404, 0, 1, 2, 3, 4, 5]);
+        let hide = Tell::CursorPosition {
+            head: 0,
+            x: 1,
+            y: 2,
+            visible: false,
+        };
+        assert_eq!(words(&hide.to_bytes()), [5, 0, 12, 0, 1, 2]);
+    }
+}
