@@ -228,7 +228,12 @@ fn a_buffer_that_can_only_be_read_is_not_written() {
 /// What was taken with a chain that is wrong is used and shown as any other.
 #[test]
 fn sound_chains_before_one_that_is_wrong_are_served() {
-    for features in [ALL, PACKED, ALL - Features::VIRTIO_F_IN_ORDER, PACKED - Features::VIRTIO_F_IN_ORDER] {
+    for features in [
+        ALL,
+        PACKED,
+        ALL - Features::VIRTIO_F_IN_ORDER,
+        PACKED - Features::VIRTIO_F_IN_ORDER,
+    ] {
         for sound in 1..6_u64 {
             let rig = Rig::new(8);
             let (mut driver, mut device) = rig.queues(features, 0);
