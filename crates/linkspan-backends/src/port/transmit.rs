@@ -248,6 +248,13 @@ impl Transmit {
                         run.end(self, table, lane, neighbours);
                     }
                     run.add(at, (to, pair), FRAME_COST + len);
+                    if matches!(
+                        self.frames[at].checked,
+                        Checked::Offload(Offload::Segments(_))
+                    ) {
+                        // What it costs to cut it is known afterwards.
+                        run.end(self, table, lane, neighbours);
+                    }
                 }
                 Way::Nowhere => {}
                 way => {
