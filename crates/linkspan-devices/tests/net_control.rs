@@ -210,7 +210,7 @@ fn the_address_changes_in_configuration_too() {
     send(&mut control, &mode(ReceiveModes::PROMISC, false)).unwrap();
     let change = send(&mut control, &Command::MacAddress(OTHER));
     assert_eq!(change, Ok(Change::Mac(OTHER)));
-    assert_eq!(control.live().mac, OTHER);
+    assert_eq!(control.live(true).mac, OTHER);
     assert_eq!(receives(&control, OTHER), Ok(()));
     assert_eq!(receives(&control, MAC), Err(Rejected::Unicast));
     for mac in [GROUP, Mac::default()] {
@@ -223,16 +223,15 @@ fn the_address_changes_in_configuration_too() {
 fn an_announcement_is_asked_for_and_acknowledged() {
     let mut control = control();
     assert!(control.ask_to_announce());
-    assert!(control.live().announce);
+    assert!(control.live(true).announce);
     assert_eq!(
         send(&mut control, &Command::AnnounceAck),
         Ok(Change::Announced)
     );
-    assert!(!control.live().announce);
+    assert!(!control.live(true).announce);
     let mut cannot = Control::new(&net(), Features::VIRTIO_F_VERSION_1);
     assert!(!cannot.ask_to_announce());
-    assert!(control.set_link(false) && !control.set_link(false));
-    assert!(!control.live().link_up);
+    assert!(control.live(true).link_up && !control.live(false).link_up);
 }
 
 #[test]

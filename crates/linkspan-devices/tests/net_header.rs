@@ -216,7 +216,7 @@ fn the_configuration_has_its_fields_in_their_places() {
     let net = Net::new(options()).unwrap();
     let live = Live {
         announce: true,
-        ..net.live()
+        ..net.live(true)
     };
     let mut config = [0xFF; CONFIG_LEN];
     assert!(net.read_config(&live, 0, &mut config));
@@ -243,7 +243,7 @@ fn the_configuration_has_its_fields_in_their_places() {
 fn a_driver_reads_what_the_device_shows() {
     let net = Net::new(options()).unwrap();
     let mut config = [0; CONFIG_LEN];
-    assert!(net.read_config(&net.live(), 0, &mut config));
+    assert!(net.read_config(&net.live(true), 0, &mut config));
     let info = NetInfo::from_config(&config, net.features());
     assert_eq!(
         info,

@@ -1,11 +1,14 @@
-//! Addresses of network interfaces of this machine.
+//! Network interfaces of this machine: their addresses, and whether they are up.
 
+use std::ffi::c_short;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use linkspan_mem::fault::Site;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
 use crate::acquire;
 use crate::tap::Request;
@@ -37,6 +40,66 @@ pub fn give_address(name: &str, address: Ipv4Addr, prefix_len: u8) -> io::Result
     call(&socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
+/// Says when something has changed of the interfaces of this machine, or rather of
+/// the network namespace that this process is in (rtnetlink(7)).
+#[derive(Debug)]
+pub struct Interfaces {
+    socket: OwnedFd,
+}
+
+impl AsFd for Interfaces {
+    /// Readable when something has changed.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Interfaces {
+    /// Watches from now on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn watch() -> io::Result<Self> {
+        acquire(Site::Fd)?;
+        // No protocol is `NETLINK_ROUTE`.
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
+        let links = u32::try_from(libc::RTMGRP_LINK).expect("1");
+        bind(&socket, &SocketAddrNetlink::new(0, links))?;
+        Ok(Self { socket })
+    }
+
+    /// What has changed until now is seen; never waits.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn drain(&self) -> io::Result<()> {
+        loop {
+            // What is in the messages is asked for by name instead, so that none that is
+            // lost or cut off is missed.
+            match recv(&self.socket, &mut [0_u8; 1][..], RecvFlags::empty()) {
+                Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Whether whoever owns an interface has it up, be there a carrier or not.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a name that no interface has, and what the system says.
+    pub fn is_up(&self, name: &str) -> io::Result<bool> {
+        let mut request = Request::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+        call(&self.socket, libc::SIOCGIFFLAGS, &mut request)?;
+        Ok(request.flags() & crate::tap::short(libc::IFF_UP) != 0)
+    }
+}
+
 fn call(socket: &OwnedFd, what: libc::Ioctl, request: &mut Request) -> io::Result<()> {
     // SAFETY: each request here reads or writes one `ifreq`.
     match unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw mut request.0) } {
@@ -62,11 +125,15 @@ impl Request {
         unsafe { place.write_unaligned(address) };
     }
 
-    /// Flags that were asked for, and up.
-    fn raise(&mut self) {
+    /// Flags that were asked for.
+    fn flags(&self) -> c_short {
         // SAFETY: the kernel wrote the flags, and any bits are some.
-        let flags = unsafe { self.0.ifr_ifru.ifru_flags };
-        self.0.ifr_ifru.ifru_flags = flags | crate::tap::short(libc::IFF_UP);
+        unsafe { self.0.ifr_ifru.ifru_flags }
+    }
+
+    /// The same, and up.
+    fn raise(&mut self) {
+        self.0.ifr_ifru.ifru_flags = self.flags() | crate::tap::short(libc::IFF_UP);
     }
 }
 
@@ -100,12 +167,33 @@ mod tests {
         // For documentation: nobody has it (RFC 5737).
         let address = Ipv4Addr::new(198, 51, 100, 1);
         assert!(UdpSocket::bind((address, 0)).is_err());
+        let interfaces = Interfaces::watch().unwrap();
+        assert!(!interfaces.is_up(&name).unwrap());
         give_address(&name, address, 30).unwrap();
+        assert!(interfaces.is_up(&name).unwrap());
+        let news = || {
+            let mut fds = [rustix::event::PollFd::new(
+                &interfaces,
+                rustix::event::PollFlags::IN,
+            )];
+            rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).unwrap()
+        };
+        assert_eq!(news(), 1, "it came up");
         assert!(UdpSocket::bind((address, 0)).is_ok());
         let operates = std::fs::read_to_string(format!("/sys/class/net/{name}/flags")).unwrap();
         let flags = i64::from_str_radix(operates.trim().trim_start_matches("0x"), 16).unwrap();
         assert_eq!(flags & i64::from(libc::IFF_UP), libc::IFF_UP.into());
+        let carrier = || std::fs::read_to_string(format!("/sys/class/net/{name}/carrier")).unwrap();
+        assert_eq!(carrier().trim(), "1");
+        queues[0].set_carrier(false).unwrap();
+        assert_eq!(carrier().trim(), "0");
+        assert!(interfaces.is_up(&name).unwrap(), "but without a carrier");
+        queues[0].set_carrier(true).unwrap();
+        assert_eq!(carrier().trim(), "1");
+        assert_eq!(queues[0].name().unwrap(), name);
+        interfaces.drain().unwrap();
         drop(queues);
         assert!(UdpSocket::bind((address, 0)).is_err());
+        assert!(interfaces.is_up(&name).is_err());
     }
 }

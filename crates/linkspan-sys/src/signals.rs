@@ -30,16 +30,28 @@ pub enum Signal {
     /// SIGHUP: read the configuration again. Left ignored if it is ignored
     /// already, because that is what `nohup` asks for.
     Hangup,
+    /// SIGUSR1: whatever the program says that it is for.
+    User1,
+    /// SIGUSR2: the same.
+    User2,
 }
 
 impl Signal {
-    const ALL: [Self; 3] = [Self::Interrupt, Self::Terminate, Self::Hangup];
+    const ALL: [Self; 5] = [
+        Self::Interrupt,
+        Self::Terminate,
+        Self::Hangup,
+        Self::User1,
+        Self::User2,
+    ];
 
     const fn number(self) -> c_int {
         match self {
             Self::Interrupt => libc::SIGINT,
             Self::Terminate => libc::SIGTERM,
             Self::Hangup => libc::SIGHUP,
+            Self::User1 => libc::SIGUSR1,
+            Self::User2 => libc::SIGUSR2,
         }
     }
 }

@@ -192,6 +192,26 @@ impl TapQueue {
             .map_err(system("TUNSETOFFLOAD"))
     }
 
+    /// The name that the interface has now.
+    ///
+    /// # Errors
+    /// `EBADFD` when it is gone.
+    pub fn name(&self) -> io::Result<String> {
+        let mut request = Request::zeroed();
+        call(&self.fd, TUNGETIFF, (&raw mut request.0).cast())?;
+        Ok(request.name())
+    }
+
+    /// Whether the interface has a carrier, as its users see it. The kernel takes a lock
+    /// for that, so this may wait.
+    ///
+    /// # Errors
+    /// `EBADFD` when the interface is gone.
+    pub fn set_carrier(&self, on: bool) -> io::Result<()> {
+        let mut on = c_int::from(on);
+        call(&self.fd, TUNSETCARRIER, (&raw mut on).cast())
+    }
+
     /// Takes the next frame with its header; how many bytes it has, or `None` when
     /// there is none now. A frame larger than `target` is cut off by the kernel.
     ///
@@ -291,6 +311,7 @@ const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const TUNSETVNETLE: libc::Ioctl = 0x4004_54dc;
+const TUNSETCARRIER: libc::Ioctl = 0x4004_54e2;
 
 /// Flags of interfaces fit into 16 bits, of which the upper one is no sign.
 #[expect(clippy::cast_possible_truncation, reason = "16 bits on the wire")]

@@ -44,9 +44,12 @@ pub(crate) fn in_child(test: &str, body: impl FnOnce()) -> Ended {
         std::process::exit(0);
     }
     let program = std::env::current_exe().expect("a test program has a path");
+    // What a child leaves behind, as one does that may not remove it, goes with this.
+    let folder = tempfile::tempdir().expect("room for a folder");
     let output = Command::new(program)
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env(MARK, "1")
+        .env("TMPDIR", folder.path())
         .stdin(Stdio::null())
         .output()
         .expect("the test program can be started again");

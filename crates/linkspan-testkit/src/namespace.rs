@@ -46,9 +46,9 @@ impl Namespace {
         &self.0
     }
 
-    /// A program in the namespace.
+    /// A program in the namespace, which hears SIGHUP.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("ip");
+        let mut command = crate::program("ip");
         command.args(["netns", "exec", &self.0, program]);
         command
     }

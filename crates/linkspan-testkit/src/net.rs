@@ -22,6 +22,7 @@ use crate::census::settled;
 use crate::disk::expect_signal;
 use crate::front_end::{FrontEnd, Options, Refused, state};
 use crate::memory::SharedMemory;
+use crate::vduse::ModelKernel;
 
 pub use control::Control;
 
@@ -247,6 +248,19 @@ impl Pair {
         Ok(())
     }
 
+    /// Gives both rings to a model of the kernel with VDUSE, before the first status of
+    /// its driver.
+    ///
+    /// # Panics
+    /// When there is no such device.
+    pub fn ready(&self, kernel: &ModelKernel, name: &str) {
+        for rig in &self.rings {
+            let addresses = rig.parts.map(|part| self.memory.guest(part).0);
+            let interrupt = Arc::new(rig.call.try_clone().expect("a descriptor"));
+            kernel.ready_at(name, (rig.index, rig.size, 0), addresses, &interrupt);
+        }
+    }
+
     /// Stops one of the two rings (0: receive, 1: transmit) and starts it without a
     /// kick, as after a migration: where it stood, or where `base` says.
     ///
@@ -337,6 +351,17 @@ impl Pair {
         if transmit.queue().kick_wanted().expect("a sane device") {
             self.rings[1].kick.signal().expect("an eventfd");
         }
+    }
+
+    /// Whether the device has taken all that was sent.
+    ///
+    /// # Panics
+    /// When the device broke the queue.
+    #[track_caller]
+    pub fn transmit_is_empty(&mut self) -> bool {
+        let table = self.guest.table();
+        self.transmit.reclaim(table).expect("a sane device");
+        self.transmit.queue().outstanding() == 0
     }
 
     /// Says that more is available than a queue holds, on one of the two rings (0:

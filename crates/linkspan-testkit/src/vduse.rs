@@ -326,21 +326,32 @@ impl ModelKernel {
 
     /// The same with a descriptor that there is already.
     pub fn ready_with(&self, name: &str, ring: &DiskRing, interrupt: &Arc<EventFd>) {
-        let [descriptor, driver, device] = ring.guest_addresses();
+        let place = (ring.index(), ring.size(), ring.base());
+        self.ready_at(name, place, ring.guest_addresses(), interrupt);
+    }
+
+    /// A split ring with these parts, by its index, size, and where it stands, is ready.
+    pub fn ready_at(
+        &self,
+        name: &str,
+        (index, size, base): (u16, u16, u16),
+        [descriptor, driver, device]: [u64; 3],
+        interrupt: &Arc<EventFd>,
+    ) {
         let info = QueueInfo {
-            size: ring.size().into(),
+            size: size.into(),
             descriptor,
             driver,
             device,
             // It goes on, as after `VHOST_SET_VRING_BASE`; a new one begins at 0.
-            state: [ring.base(), 0, 0, 0],
+            state: [base, 0, 0, 0],
             ready: 1,
             ..QueueInfo::default()
         };
-        self.set_info(name, ring.index(), info);
+        self.set_info(name, index, info);
         let interrupt = Arc::clone(interrupt);
         self.with(name, |device| {
-            device.queues[usize::from(ring.index())].interrupt = Some(interrupt);
+            device.queues[usize::from(index)].interrupt = Some(interrupt);
         });
     }
 

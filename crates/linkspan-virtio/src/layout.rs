@@ -274,7 +274,8 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// how many. Each is looked at as by [`pop`](Self::pop).
     ///
     /// # Errors
-    /// Whatever is wrong with a chain.
+    /// Whatever is wrong with the first of them: those before one that is wrong are
+    /// handed out, and the next call has the error.
     #[inline]
     pub fn pop_many<A: Address>(
         &mut self,

@@ -104,6 +104,28 @@ fn a_chain_that_goes_on_where_nothing_is_available() {
     assert_eq!(pop(PACKED, &entries).err(), Some(error));
 }
 
+/// The same behind chains that are sound: those are handed out, and it is found next.
+#[test]
+fn a_chain_that_is_wrong_behind_some_that_are_not() {
+    let good = |id| (BASE, 3, id, 0);
+    let none = QueueError::NotAvailable {
+        head: 2,
+        position: 3,
+    };
+    let in_flight = QueueError::HeadInFlight { head: 1 };
+    for (third, error) in [((BASE, 3, 2, NEXT), none), (good(1), in_flight)] {
+        let rig = Rig::new(5);
+        fill(&rig, &[good(0), good(1), third]);
+        let mut device = device(&rig, PACKED);
+        let mut chains: [Chain; 4] = std::array::from_fn(|_| chain());
+        assert_eq!(device.pop_many(&rig.memory.guest, &mut chains), Ok(2));
+        assert_eq!([chains[0].id(), chains[1].id()], [0, 1]);
+        let again = device.pop_many(&rig.memory.guest, &mut chains[2..]);
+        assert_eq!(again, Err(error));
+        assert_retired(&mut device, error, &rig);
+    }
+}
+
 #[test]
 fn a_chain_that_is_longer_than_its_ring() {
     let error = QueueError::Overrun {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use linkspan_testkit::census::settled;
+use linkspan_testkit::program;
 use linkspan_testkit::served::{content, write_image};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 const LINKSPAN: &str = env!("CARGO_BIN_EXE_linkspan");
 
 fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
-    Command::new(LINKSPAN).args(args).output().unwrap()
+    program(LINKSPAN).args(args).output().unwrap()
 }
 
 fn talk(output: &Output) -> String {
@@ -32,7 +33,7 @@ struct Disk {
 impl Disk {
     /// Serves in `folder`, which is where the program runs.
     fn start(folder: TempDir, args: &[&str]) -> Self {
-        let mut command = Command::new(LINKSPAN);
+        let mut command = program(LINKSPAN);
         command.args(["blk", "--socket-path", "socket"]).args(args);
         Self::spawn(command, folder)
     }
@@ -62,7 +63,7 @@ impl Disk {
     }
 
     fn driver(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(LINKSPAN);
+        let mut command = program(LINKSPAN);
         command.args(["driver", "blk", "--socket-path", "socket"]);
         command
             .args(args)
@@ -249,7 +250,7 @@ fn qcow2_is_what_qemu_says_it_is() {
         return;
     }
     let image = ["--image", "disk", "--format", "qcow2"];
-    let mut refused = Command::new(LINKSPAN);
+    let mut refused = program(LINKSPAN);
     refused.args(["blk", "--socket-path", "socket"]).args(image);
     let refused = refused.current_dir(folder.path()).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 
 use linkspan_testkit::census::settled;
 use linkspan_testkit::disk::SECTOR;
+use linkspan_testkit::program;
 use linkspan_testkit::served::{content, write_image};
 use linkspan_testkit::{Disk, FrontEnd, Options};
 use linkspan_vhost::message::{BackendRequest, Request};
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 static SPAWN: Mutex<()> = Mutex::new(());
 
 fn linkspan() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_linkspan"))
+    program(env!("CARGO_BIN_EXE_linkspan"))
 }
 
 /// Runs to the end.

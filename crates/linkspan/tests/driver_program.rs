@@ -9,13 +9,14 @@ use std::process::{Child, Command, Output, Stdio};
 use linkspan_testkit::BackEnd;
 use linkspan_testkit::back_end::{Caller, Message, Says, honest};
 use linkspan_testkit::census::{settled, written_by};
+use linkspan_testkit::program;
 use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::message::Request;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 fn driver(socket: &Path, verb: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_linkspan"));
+    let mut command = program(env!("CARGO_BIN_EXE_linkspan"));
     command
         .args(["driver", "blk", "--connect-limit", "1", "--socket-path"])
         .arg(socket)
@@ -254,7 +255,7 @@ fn serve(folder: &Path) -> Child {
         .and_then(|image| image.sync_data())
         .unwrap();
     let log = File::create(folder.join("blk.log")).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+    let child = program(env!("CARGO_BIN_EXE_linkspan"))
         .args(["blk", "--socket-path"])
         .arg(folder.join("socket"))
         .arg("--image")

@@ -376,6 +376,55 @@ fn a_card_reaches_the_responder() {
     await_gone(&name);
 }
 
+/// Linux's own driver sees whether somebody is at the other end of a pair, and what whoever
+/// runs the program wants.
+#[test]
+fn a_card_has_a_carrier_while_its_link_is_up() {
+    if !lab::guest("a_card_has_a_carrier_while_its_link_is_up") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let names = [unique("vn"), unique("vn")];
+    let [one, other] = [0, 1].map(|at| format!("vduse:{},mac=52:54:00:12:34:5{at}", names[at]));
+    let ports = ["--port", &one, "--port", &other];
+    let arguments = [&["net", "--mode", "pair"], &ports[..]].concat();
+    let mut daemon = Daemon::start(dir.path(), &arguments);
+    daemon.expect("offered");
+    daemon.expect("offered");
+    let first = Vdpa::add(&names[0], "vduse", &[]);
+    let interface = first.interface();
+    let ip = |words: &[&str]| lab::run(Command::new("ip").args(words));
+    ip(&["link", "set", &interface, "up"]);
+    let carrier = |there: bool| {
+        let said = ip(&["link", "show", &interface]);
+        said.contains("NO-CARRIER") != there
+    };
+    assert!(
+        settled(|| carrier(false)),
+        "nobody is there: {}",
+        daemon.log()
+    );
+    let driver = |vdpa: &Vdpa| vdpa.dir().join("driver/unbind");
+    let second = Vdpa::add(&names[1], "vduse", &[]);
+    for _ in 0..2 {
+        ip(&["link", "set", &second.interface(), "up"]);
+        assert!(settled(|| carrier(true)), "somebody came: {}", daemon.log());
+        daemon.signal("USR1");
+        assert!(settled(|| carrier(false)), "it was taken down");
+        daemon.signal("USR2");
+        assert!(settled(|| carrier(true)), "and up again");
+        fs::write(driver(&second), &names[1]).unwrap();
+        assert!(
+            settled(|| carrier(false)),
+            "the other went: {}",
+            daemon.log()
+        );
+    }
+    drop((first, second));
+    daemon.stop();
+    names.iter().for_each(|name| await_gone(name));
+}
+
 /// An independent driver in user space, behind vhost_vdpa: its memory changes by
 /// messages, and its rings are split.
 #[test]

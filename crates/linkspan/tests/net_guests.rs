@@ -167,7 +167,7 @@ impl Switch {
         let program = env!("CARGO_BIN_EXE_linkspan");
         let mut command = match here {
             Some(namespace) => namespace.command(program),
-            None => Command::new(program),
+            None => linkspan_testkit::program(program),
         };
         command.args(["net", "--json"]);
         for socket in sockets {

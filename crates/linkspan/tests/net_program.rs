@@ -5,11 +5,13 @@ use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use linkspan_sys::Listener;
 use linkspan_testkit::FrontEnd;
 use linkspan_testkit::census::settled;
 use linkspan_testkit::net::{Card, CardOptions, frame, station};
+use linkspan_vhost::message::Request;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -42,7 +44,7 @@ impl Program {
     fn start_in(folder: TempDir, args: &[&str]) -> Self {
         let place = folder.path().to_str().unwrap();
         let args = args.iter().map(|arg| arg.replace("FOLDER", place));
-        let child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+        let child = linkspan_testkit::program(env!("CARGO_BIN_EXE_linkspan"))
             .arg("net")
             .args(args)
             .stdout(Stdio::piped())
@@ -220,6 +222,125 @@ fn a_port_floods_no_more_than_it_may() {
     assert!(flooded > 0 && dropped > 0, "{counts}");
 }
 
+/// What may come from a guest in a second comes, and no sooner; nothing is lost.
+#[test]
+fn a_port_sends_no_more_than_its_limits_let_it() {
+    const FRAMES: u8 = 30;
+    // A tenth of a second's worth may come at once.
+    for (limit, frames_per_s) in [
+        ("packets-per-second=100", 100),
+        ("bytes-per-second=51400", 100),
+    ] {
+        let port = format!("vhost-user:FOLDER/a,{limit}");
+        let program = Program::start(&["--json", "--port", &port, "--port", "vhost-user:FOLDER/b"]);
+        let (mut a, mut b) = (program.card("a"), program.card("b"));
+        let start = Instant::now();
+        for mark in 0..FRAMES {
+            a.send(0, &frame(station(1), station(2), mark, 500));
+        }
+        for mark in 0..FRAMES {
+            assert_eq!(b.expect().1, frame(station(1), station(2), mark, 500));
+        }
+        // However fast or slow this machine is.
+        let least = Duration::from_secs(1) * (u32::from(FRAMES) - 12) / frames_per_s;
+        assert!(start.elapsed() >= least, "{limit}: {:?}", start.elapsed());
+        drop((a, b));
+        program.signal(Signal::TERM);
+        let (status, lines) = program.end();
+        assert_eq!(status, Some(0));
+        let counts = counts_of(&lines, "/a");
+        assert_eq!(counts["frames_in"], FRAMES, "{counts}");
+        assert_eq!(counts["dropped"]["limit"], 0, "{counts}");
+    }
+}
+
+/// What was counted last of the port whose name ends so.
+#[track_caller]
+fn counts_of<'a>(lines: &'a [serde_json::Value], port: &str) -> &'a serde_json::Value {
+    let last = lines.iter().rfind(|line| {
+        let name = line["port"].as_str().unwrap_or_default();
+        line["event"] == "counts" && name.ends_with(port)
+    });
+    last.expect("counts of the port")
+}
+
+#[test]
+fn workers_are_where_they_are_asked_to_be() {
+    let cpus = linkspan_sys::thread::allowed_cpus().unwrap();
+    let last = cpus.last().unwrap().to_string();
+    let ports = [
+        "--port",
+        "vhost-user:FOLDER/a,queues=2",
+        "--port",
+        "vhost-user:FOLDER/b",
+    ];
+    let program = Program::start(&[&["--cpus", &last], &ports[..]].concat());
+    let workers = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", program.child.id())).unwrap();
+        let allowed = tasks.filter_map(|task| {
+            let task = task.unwrap().path();
+            let name = std::fs::read_to_string(task.join("comm")).ok()?;
+            let status = std::fs::read_to_string(task.join("status")).ok()?;
+            let mut lines = status.lines();
+            let cpus = lines.find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            let worker = name.starts_with("worker-");
+            worker
+                .then(|| cpus.map(|cpus| cpus.trim().to_owned()))
+                .flatten()
+        });
+        allowed.collect::<Vec<_>>()
+    };
+    // One processor is one worker, which then has both pairs.
+    assert!(settled(|| workers() == [last.clone()]), "{:?}", workers());
+    let (mut a, mut b) = (program.card("a"), program.card("b"));
+    talk(&mut a, &mut b);
+    program.signal(Signal::TERM);
+    drop((a, b));
+    assert_eq!(program.end().0, Some(0));
+}
+
+/// The bit of configuration space (virtio 1.3 5.1.4).
+fn link_is_up(card: &Card) -> bool {
+    let ask = [&6_u32.to_le_bytes()[..], &2_u32.to_le_bytes(), &[0; 6]].concat();
+    let reply = card.front.ask(Request::GetConfig, &ask, &[]).unwrap();
+    reply[12] & 1 != 0
+}
+
+#[test]
+fn links_are_taken_down_and_up_by_signals() {
+    let ports = [
+        "--port",
+        "vhost-user:FOLDER/a",
+        "--port",
+        "vhost-user:FOLDER/b",
+    ];
+    let program = Program::start(&[&["--json"], &ports[..]].concat());
+    let (mut a, mut b) = (program.card("a"), program.card("b"));
+    talk(&mut a, &mut b);
+    for (signal, up) in [(Signal::USR1, false), (Signal::USR2, true)] {
+        program.signal(signal);
+        assert!(settled(|| link_is_up(&a) == up && link_is_up(&b) == up));
+    }
+    talk(&mut a, &mut b);
+    program.signal(Signal::USR1);
+    assert!(settled(|| !link_is_up(&a)));
+    a.send(0, &frame(station(1), station(2), 9, 100));
+    // The one that sends it finds out.
+    assert!(settled(|| a.pairs[0].transmit_is_empty()));
+    program.signal(Signal::TERM);
+    let (status, lines) = program.end();
+    assert_eq!(status, Some(0));
+    let links = lines.iter().filter(|line| line["event"] == "links");
+    let links: Vec<_> = links.map(|line| line["up"].as_bool().unwrap()).collect();
+    assert_eq!(links, [false, true, false]);
+    let counts = counts_of(&lines, "/a");
+    assert_eq!(
+        (&counts["dropped"]["down"], &counts["link_up"]),
+        (&1.into(), &false.into())
+    );
+    assert_eq!(counts["frames_in"], 20, "{counts}");
+}
+
 #[test]
 fn workers_that_never_sleep_serve_as_well() {
     let args = [
@@ -246,6 +367,7 @@ fn help_and_capabilities_are_what_people_and_programs_read() {
         "vhost-user:PATH",
         "tap:NAME",
         "responder",
+        "SIGUSR1",
         "--ageing",
         "--flood-limit",
         "-netdev vhost-user",

@@ -3,13 +3,20 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 
+use linkspan_backends::port::from_kernel;
 use linkspan_devices::net::{Mac, Sum};
+use linkspan_sys::tap::open_tap;
 use linkspan_testkit::Namespace;
 use linkspan_testkit::census::settled;
 use linkspan_testkit::net::{Card, CardOptions, frame, station};
+use linkspan_vhost::message::Request;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 /// A program that runs in a namespace.
 struct Program {
@@ -30,6 +37,18 @@ impl Program {
             assert!(line.contains("\"opened\""), "{line}");
         }
         program
+    }
+}
+
+impl Program {
+    /// What it has counted of its first port, at its end.
+    #[track_caller]
+    fn counts(&mut self) -> Value {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let said = BufReader::new(self.child.stdout.as_mut().unwrap());
+        let mut said = said.lines().map(|line| line.unwrap());
+        let counts = said.find(|line| line.contains("\"counts\""));
+        serde_json::from_str(&counts.expect("it says what it counted")).unwrap()
     }
 }
 
@@ -137,6 +156,87 @@ fn a_guest_talks_to_the_kernel() {
         });
         assert_eq!(reply.len(), 14 + 1028);
         assert_eq!(reply[38..], echo[38..], "the kernel had all of it");
+    }
+}
+
+/// In a pair, each end sees by its link whether the other is there.
+#[test]
+fn an_interface_and_a_guest_see_when_the_other_is_gone() {
+    let Some(here) = Namespace::new("link") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("guest");
+    let guest = format!("vhost-user:{}", socket.display());
+    let ports = ["--mode", "pair", "--port", "tap:ls0", "--port", &guest];
+    let _program = Program::start(&here, &ports, 1);
+    let carrier = |there: bool| {
+        let state = here
+            .command("ip")
+            .args(["link", "show", "ls0"])
+            .output()
+            .unwrap();
+        let state = String::from_utf8(state.stdout).unwrap();
+        state.contains("NO-CARRIER") != there
+    };
+    here.run("ip link set ls0 up");
+    assert!(settled(|| socket.exists()));
+    for _ in 0..2 {
+        assert!(settled(|| carrier(false)), "nobody is there");
+        let card = Card::bring_up(&socket, &CardOptions::default()).unwrap();
+        assert!(settled(|| carrier(true)), "a guest is there");
+        let requests = card.front.listen_to_requests().unwrap();
+        assert!(settled(|| link_is_up(&card)));
+        here.run("ip link set ls0 down");
+        assert!(
+            settled(|| !link_is_up(&card)),
+            "whoever owns it took it down"
+        );
+        assert!(settled(|| requests.has_message()), "and that is told");
+        here.run("ip link set ls0 up");
+        assert!(settled(|| link_is_up(&card)));
+    }
+}
+
+/// The bit of configuration space (virtio 1.3 5.1.4).
+fn link_is_up(card: &Card) -> bool {
+    let ask = [&6_u32.to_le_bytes()[..], &2_u32.to_le_bytes(), &[0; 6]].concat();
+    let reply = card.front.ask(Request::GetConfig, &ask, &[]).unwrap();
+    reply[12] & 1 != 0
+}
+
+/// A program that is started with a queue of an interface serves it, and does not take
+/// from it more than it may.
+#[test]
+fn an_interface_that_somebody_else_opened_is_served() {
+    let Some(here) = Namespace::new("tapfd") else {
+        return;
+    };
+    let queue = here.spawn(|| open_tap("ls0", 1, from_kernel()).unwrap().1.pop().unwrap());
+    let queue = queue.join().unwrap();
+    let fd = queue.as_fd().try_clone_to_owned().unwrap();
+    here.run("ip addr add 10.9.0.1/24 dev ls0");
+    here.run("ip link set ls0 up");
+    for limit in ["", ",packets-per-second=1"] {
+        let port = format!("tap-fd:{}{limit}", fd.as_raw_fd());
+        let responder = "responder,address=10.9.0.2/24";
+        let mut command = linkspan_testkit::program(env!("CARGO_BIN_EXE_linkspan"));
+        command.args(["net", "--json", "--port", &port, "--port", responder]);
+        // What other tests start meanwhile gets it as well, and does nothing with it.
+        fcntl_setfd(&fd, FdFlags::empty()).unwrap();
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        fcntl_setfd(&fd, FdFlags::CLOEXEC).unwrap();
+        let mut program = Program { child };
+        if limit.is_empty() {
+            here.run("ping -c 3 -i 0.2 -W 20 10.9.0.2");
+            continue;
+        }
+        // Most of them are not answered.
+        let words = ["-c", "30", "-i", "0.01", "-W", "1", "10.9.0.2"];
+        here.command("ping").args(words).output().unwrap();
+        let counts = program.counts();
+        let dropped = counts["dropped"]["limit"].as_u64().unwrap();
+        assert!(dropped > 0, "{counts}");
     }
 }
 

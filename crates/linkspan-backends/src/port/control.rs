@@ -109,8 +109,10 @@ impl Asked {
     }
 
     /// What configuration space shows.
-    pub(super) fn live(&self) -> Option<Live> {
-        self.lock().control.as_ref().map(|control| control.live())
+    pub(super) fn live(&self, link_up: bool) -> Option<Live> {
+        let current = self.lock();
+        let control = current.control.as_ref();
+        control.map(|control| control.live(link_up))
     }
 
     /// Asks the driver to announce itself; `false` when it cannot.

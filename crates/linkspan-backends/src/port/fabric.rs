@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Instant;
 
 use linkspan_devices::net::frame::Responder;
@@ -12,12 +12,13 @@ use linkspan_devices::net::header::{FRAME_LEN_MAX, Offload};
 use linkspan_devices::net::switch::{FloodLimit, PortVlans, Switch, SwitchError, SwitchOptions};
 use linkspan_devices::net::{Frame, Mac, VLAN_LEN};
 use linkspan_engine::{RateLimit, RingKey, Workers};
+use linkspan_sys::EventFd;
 use linkspan_sys::tap::TapQueue;
 
 use super::capture::Capture;
-use super::control::Asked;
 use super::counters::{ControlCounts, Counts, OfPair, PortCounts};
 use super::lane::Lane;
+use super::link::Pairs;
 use super::mailbox::{Address, Mailbox};
 use super::tap::TapTask;
 use super::task::LaneTask;
@@ -96,42 +97,16 @@ pub(super) struct Port {
     /// By worker.
     pub(super) counts: Vec<Counts>,
     pub(super) control: ControlCounts,
+    /// Nothing comes or goes, as somebody wants it so.
+    pub(super) shut: AtomicBool,
 }
 
 /// What is behind a port.
 pub(super) enum Side {
     Guest(Pairs),
-    Tap(Vec<Arc<TapQueue>>),
+    /// Its queues, and whether the interface is up.
+    Tap(Vec<Arc<TapQueue>>, AtomicBool),
     Responder(Responder),
-}
-
-/// Which receive queues of a guest take frames.
-#[derive(Debug)]
-pub(super) struct Pairs {
-    pub(super) count: u16,
-    enabled: [AtomicU64; 2],
-    pub(super) asked: Asked,
-    /// By pair.
-    pub(super) counts: Vec<Arc<OfPair>>,
-}
-
-impl Pairs {
-    /// Said by the worker that has the pair.
-    pub(super) fn set(&self, pair: u16, takes: bool) {
-        let (word, bit) = (&self.enabled[usize::from(pair / 64)], 1 << (pair % 64));
-        if takes {
-            word.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            word.fetch_and(!bit, Ordering::Relaxed);
-        }
-    }
-
-    /// All that do.
-    #[inline]
-    pub(super) fn enabled(&self) -> u128 {
-        let [low, high] = &self.enabled;
-        u128::from(low.load(Ordering::Relaxed)) | u128::from(high.load(Ordering::Relaxed)) << 64
-    }
 }
 
 /// Ports joined on a set of workers.
@@ -145,6 +120,8 @@ pub struct Fabric {
     /// Pairs of the port that has most.
     stride: u32,
     start: Instant,
+    /// Signalled when the carrier of an interface is to change.
+    pub(super) carriers: EventFd,
 }
 
 impl fmt::Debug for Fabric {
@@ -293,13 +270,14 @@ impl Fabric {
         let mailboxes = (0..workers).map(|_| Mailbox::new(workers == 1));
         let fabric = Self {
             mode,
-            ports: ports.collect(),
+            ports: ports.collect::<io::Result<_>>()?,
             mailboxes: mailboxes.collect::<io::Result<_>>()?,
             capture,
             ageing_s,
             flood,
             stride,
             start: Instant::now(),
+            carriers: EventFd::new()?,
         };
         Ok(Arc::new(fabric))
     }
@@ -326,7 +304,7 @@ impl Fabric {
             running.keys.push(workers.add(lane, Box::new(task))?);
         }
         for (number, port) in (0..).zip(&self.ports) {
-            let Side::Tap(queues) = &port.kind else {
+            let Side::Tap(queues, _) = &port.kind else {
                 continue;
             };
             for (lane, queue) in (0..).zip(queues) {
@@ -357,6 +335,11 @@ impl Fabric {
         Ok(switch)
     }
 
+    /// What becomes of frames.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// What people call a port.
     pub fn name(&self, port: u16) -> &str {
         let port = self.ports.get(usize::from(port));
@@ -379,7 +362,7 @@ impl Fabric {
         let port = self.ports.get(usize::from(port))?;
         let pairs = match &port.kind {
             Side::Guest(pairs) => &pairs.counts[..],
-            Side::Tap(_) | Side::Responder(_) => &[],
+            Side::Tap(..) | Side::Responder(_) => &[],
         };
         Some(PortCounts::sum(&port.counts, pairs, &port.control))
     }
@@ -388,7 +371,7 @@ impl Fabric {
     pub(super) fn pair_counts(&self, port: u16, pair: u16) -> Option<Arc<OfPair>> {
         match &self.ports.get(usize::from(port))?.kind {
             Side::Guest(pairs) => pairs.counts.get(usize::from(pair)).cloned(),
-            Side::Tap(_) | Side::Responder(_) => None,
+            Side::Tap(..) | Side::Responder(_) => None,
         }
     }
 
@@ -439,17 +422,15 @@ impl Fabric {
 }
 
 impl Port {
-    fn new(options: PortOptions, workers: usize) -> Self {
-        Self {
+    fn new(options: PortOptions, workers: usize) -> io::Result<Self> {
+        Ok(Self {
             name: options.name,
             kind: match options.kind {
-                Kind::Guest { pairs } => Side::Guest(Pairs {
-                    count: pairs,
-                    enabled: Default::default(),
-                    asked: Asked::default(),
-                    counts: (0..pairs).map(|_| Arc::default()).collect(),
-                }),
-                Kind::Tap(queues) => Side::Tap(queues.into_iter().map(Arc::new).collect()),
+                Kind::Guest { pairs } => Side::Guest(Pairs::new(pairs)?),
+                Kind::Tap(queues) => {
+                    let queues = queues.into_iter().map(Arc::new).collect();
+                    Side::Tap(queues, AtomicBool::new(true))
+                }
                 Kind::Responder(responder) => Side::Responder(responder),
             },
             vlans: options.vlans,
@@ -457,7 +438,8 @@ impl Port {
             limit: options.limit,
             counts: (0..workers).map(|_| Counts::default()).collect(),
             control: ControlCounts::default(),
-        }
+            shut: AtomicBool::new(false),
+        })
     }
 }
 

@@ -2,7 +2,6 @@
 //! receive queues are filled by whoever has a frame for them.
 
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 
 use linkspan_devices::net::features::{Offloads, VIRTIO_NET_F_CTRL_VQ, settle};
@@ -74,9 +73,6 @@ pub enum NetDeviceError {
     /// The options make no network device.
     #[error(transparent)]
     Options(#[from] OptionsError),
-    /// A descriptor cannot be had.
-    #[error("no descriptor can be had: {0}")]
-    System(#[from] io::Error),
 }
 
 impl NetDevice {
@@ -91,10 +87,10 @@ impl NetDevice {
         count: Count,
     ) -> Result<Self, NetDeviceError> {
         let pairs = options.pairs;
-        match fabric.ports.get(usize::from(port)).map(|port| &port.kind) {
-            Some(Side::Guest(own)) if own.count == pairs => {}
+        let changes = match fabric.ports.get(usize::from(port)).map(|port| &port.kind) {
+            Some(Side::Guest(own)) if own.count == pairs => Arc::clone(&own.changes),
             _ => return Err(NetDeviceError::Port { port, pairs }),
-        }
+        };
         let net = Net::new(options)?;
         fabric.set_mtu(port, options.mtu);
         Ok(Self {
@@ -102,7 +98,7 @@ impl NetDevice {
             count,
             fabric: Arc::clone(fabric),
             port,
-            changes: Arc::new(EventFd::new()?),
+            changes,
         })
     }
 
@@ -183,8 +179,9 @@ impl Device for NetDevice {
             ..*self.net.options()
         });
         let net = net.unwrap_or(self.net);
-        let live = self.asked().and_then(Asked::live);
-        let live = live.unwrap_or_else(|| net.live());
+        let link_up = self.fabric.link_is_up(self.port);
+        let live = self.asked().and_then(|asked| asked.live(link_up));
+        let live = live.unwrap_or_else(|| net.live(link_up));
         if net.read_config(&live, offset as usize, target) {
             return Ok(());
         }
@@ -428,7 +425,7 @@ impl QueueHandler for Receive {
 
     fn takes(&mut self, ring: &mut ActiveRing, takes: bool) {
         if let Side::Guest(pairs) = &self.fabric.ports[usize::from(self.port)].kind {
-            pairs.set(self.pair, takes);
+            pairs.set(self.pair, takes, || self.fabric.came_or_went(self.port));
         }
         if !takes {
             // One that is broken takes nothing back.

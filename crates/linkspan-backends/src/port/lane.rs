@@ -16,8 +16,9 @@ use linkspan_sys::tap::{HEADER_LEN as TAP_HEADER, TapQueue};
 
 use super::control::{Known, Terms};
 use super::counters::{Books, Counts, DropCause};
-use super::fabric::{BYTES_MAX, Fabric, Mode, Pairs, Side};
+use super::fabric::{BYTES_MAX, Fabric, Mode, Side};
 use super::guest::Receive;
+use super::link::Pairs;
 use super::mailbox::{Address, Mailbox, Note, split};
 use super::retag::Retagged;
 
@@ -339,7 +340,8 @@ impl Lane {
                     Pick::Nowhere(why) => self.counts(fabric, to).dropped(why),
                 }
             }
-            Side::Tap(queues) => {
+            Side::Tap(..) if port.is_shut() => self.counts(fabric, to).dropped(DropCause::Down),
+            Side::Tap(queues, _) => {
                 let books = self.books(fabric, to);
                 let queue = &queues[self.number % queues.len()];
                 send_to_tap(queue, came, &mut self.whole, &books);

@@ -14,6 +14,7 @@ mod ends;
 mod fabric;
 mod guest;
 mod lane;
+mod link;
 mod mailbox;
 mod retag;
 mod tap;

@@ -59,7 +59,8 @@ impl TapTask {
         neighbours: &mut Neighbours<'_>,
     ) -> (bool, Progress) {
         let fabric = &*self.fabric;
-        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
+        let port = &fabric.ports[usize::from(self.port)];
+        let (limit, shut) = (port.limit.as_ref(), port.is_shut());
         for taken in 0..BATCH.min(budget.chains) {
             if lane.cost >= budget.bytes {
                 return (true, Progress::More);
@@ -78,6 +79,10 @@ impl TapTask {
                 counts.dropped(DropCause::Malformed);
                 continue;
             };
+            if shut {
+                counts.dropped(DropCause::Down);
+                continue;
+            }
             if let Some(limit) = limit {
                 if limit.admit(lane.now()).is_err() {
                     counts.dropped(DropCause::Limit);

@@ -14,7 +14,7 @@ use linkspan_virtio::{Chain, Features, QueueError};
 
 use super::control::Terms;
 use super::counters::{Books, DropCause, OfPair};
-use super::fabric::{Fabric, Mode};
+use super::fabric::{Fabric, Mode, Port};
 use super::guest::SEGMENTS;
 use super::lane::{Came, FRAME_COST, Lane, Way};
 use super::task::{give_lane_back, take_lane};
@@ -194,8 +194,9 @@ impl Transmit {
         lane: &mut Lane,
     ) -> (usize, Option<Progress>) {
         let (table, fabric) = (ring.memory.table(), &*self.fabric);
-        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
-        let mut entry = Entry::new(lane.books(fabric, self.port), limit);
+        let port = &fabric.ports[usize::from(self.port)];
+        let limit = port.limit.as_ref();
+        let mut entry = Entry::new(lane.books(fabric, self.port), port);
         for at in 0..count {
             if let Some(stop) = holds(limit, lane, (budget, 0)) {
                 return (at, Some(stop));
@@ -221,8 +222,9 @@ impl Transmit {
     ) -> (usize, Option<Progress>) {
         let table = ring.memory.table();
         let fabric = &*self.fabric;
-        let limit = fabric.ports[usize::from(self.port)].limit.as_ref();
-        let mut entry = Entry::new(lane.books(fabric, self.port), limit);
+        let port = &fabric.ports[usize::from(self.port)];
+        let limit = port.limit.as_ref();
+        let mut entry = Entry::new(lane.books(fabric, self.port), port);
         let mut run = Run::default();
         let (mut sent, mut stop) = (count, None);
         for at in 0..count {
@@ -246,6 +248,13 @@ impl Transmit {
                         run.end(self, table, lane, neighbours);
                     }
                     run.add(at, (to, pair), FRAME_COST + len);
+                    if matches!(
+                        self.frames[at].checked,
+                        Checked::Offload(Offload::Segments(_))
+                    ) {
+                        // What it costs to cut it is known afterwards.
+                        run.end(self, table, lane, neighbours);
+                    }
                 }
                 Way::Nowhere => {}
                 way => {
@@ -278,15 +287,17 @@ impl Transmit {
 struct Entry<'f> {
     books: Books<'f>,
     limit: Option<&'f RateLimit>,
+    shut: bool,
     frames: u64,
     bytes: u64,
 }
 
 impl<'f> Entry<'f> {
-    fn new(books: Books<'f>, limit: Option<&'f RateLimit>) -> Self {
+    fn new(books: Books<'f>, port: &'f Port) -> Self {
         Self {
             books,
-            limit,
+            limit: port.limit.as_ref(),
+            shut: port.is_shut(),
             frames: 0,
             bytes: 0,
         }
@@ -305,6 +316,10 @@ impl<'f> Entry<'f> {
         }
         if matches!(taken.checked, Checked::Wrong) {
             self.books.dropped(DropCause::Header);
+            return false;
+        }
+        if self.shut {
+            self.books.dropped(DropCause::Down);
             return false;
         }
         if self.books.capture.is_some() {

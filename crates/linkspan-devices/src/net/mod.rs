@@ -237,11 +237,11 @@ impl Net {
         Config::new(&self.options, live).read(offset, target)
     }
 
-    /// What a device shows of itself before any command.
-    pub fn live(&self) -> Live {
+    /// What a device shows of itself before any command, with its link up or not.
+    pub fn live(&self, link_up: bool) -> Live {
         Live {
             mac: self.options.mac,
-            link_up: true,
+            link_up,
             announce: false,
         }
     }

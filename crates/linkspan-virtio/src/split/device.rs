@@ -234,7 +234,8 @@ impl<M: RingMemory> SplitDevice<M> {
     /// `chains` has room for, and says how many.
     ///
     /// # Errors
-    /// Whatever is wrong with a chain.
+    /// Whatever is wrong with the first of them: those before one that is wrong are
+    /// handed out, and the next call has the error.
     #[inline(never)]
     pub fn pop_many<A: Address>(
         &mut self,
@@ -249,10 +250,18 @@ impl<M: RingMemory> SplitDevice<M> {
             let Some(chain) = chains.get_mut(done) else {
                 return Ok(done);
             };
-            if !self.pop(space, chain)? {
-                return Ok(done);
+            let earlier = self.resubmits() > 0;
+            match self.pop(space, chain) {
+                Ok(true) => done += 1,
+                Ok(false) => return Ok(done),
+                // What is wrong is found again when those that are sound are done. One of
+                // an earlier life would not be.
+                Err(_) if done > 0 && !earlier => {
+                    self.retired = None;
+                    return Ok(done);
+                }
+                Err(error) => return Err(error),
             }
-            done += 1;
         }
     }
 

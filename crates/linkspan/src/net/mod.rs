@@ -1,5 +1,6 @@
 //! `linkspan net`: joins guests and interfaces of this machine into a network.
 
+mod link;
 mod report;
 mod spec;
 
@@ -30,6 +31,7 @@ use crate::exit::{Failure, Status};
 use crate::serving;
 use crate::vduse::VduseArgs;
 use crate::workers::WorkerArgs;
+use link::Links;
 pub(crate) use spec::mac;
 use spec::{Behind, PortSpec, mac_of};
 
@@ -75,7 +77,8 @@ use spec::{Behind, PortSpec, mac_of};
         linkspan net --port vduse:net0 --port responder &\n  \
         vdpa dev add name net0 mgmtdev vduse\n\n\
         With --capture FILE, `tshark -r FILE` and Wireshark show what went through each port.\n\n\
-        SIGHUP makes it say what was counted of each port, SIGINT or SIGTERM ends it.",
+        SIGHUP makes it say what was counted of each port, SIGUSR1 takes the links of all\n\
+        ports down and SIGUSR2 up again, SIGINT or SIGTERM ends it.",
     group = ArgGroup::new("what").args(["port", "print_capabilities"]).required(true)
 )]
 pub struct Args {
@@ -157,8 +160,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     // Before signals are kept for us: the other end of a pipe may never come.
     let (capture, file) = args.capture()?.unzip();
-    let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
-        .context("cannot watch for signals")?;
+    let signals = Signals::install(&[
+        Signal::Interrupt,
+        Signal::Terminate,
+        Signal::Hangup,
+        Signal::User1,
+        Signal::User2,
+    ]);
+    let signals = signals.context("cannot watch for signals")?;
     let pairs = args.port.iter().map(|port| port.queues).max();
     let workers = args.workers.start(pairs.unwrap_or(1))?;
     let ports: Result<Vec<_>, Failure> = args
@@ -209,8 +218,15 @@ impl Args {
 /// Waits for a signal to end, or for the end of all guests.
 fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> Result<(), Failure> {
     const SIGNALS: u64 = u64::MAX;
+    const CARRIERS: u64 = SIGNALS - 1;
+    const INTERFACES: u64 = SIGNALS - 2;
+    let links = Links::watch(fabric)?;
     let epoll = Epoll::new().context("cannot wait for a signal")?;
     epoll.add(signals.as_fd(), SIGNALS, Interest::READ)?;
+    epoll.add(fabric.carriers(), CARRIERS, Interest::READ)?;
+    if let Some(news) = links.news() {
+        epoll.add(news, INTERFACES, Interest::READ)?;
+    }
     for (number, server) in (0..).zip(servers) {
         epoll.add(server.ended(), number, Interest::READ)?;
     }
@@ -221,6 +237,11 @@ fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> R
             .wait(&mut ready, None)
             .context("cannot wait for a signal")?;
         for event in ready.iter() {
+            match event.token {
+                CARRIERS => links.set_carriers(),
+                INTERFACES => links.look(),
+                _ => {}
+            }
             if let Some(server) = usize::try_from(event.token)
                 .ok()
                 .and_then(|at| servers.get(at))
@@ -232,12 +253,13 @@ fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> R
                 }
                 continue;
             }
-            let came = signals.take().context("cannot take a signal")?;
-            if came.contains(&Signal::Hangup) {
-                report::counts(fabric, json);
-            }
-            if came.iter().any(|signal| *signal != Signal::Hangup) {
-                return Ok(());
+            for signal in signals.take().context("cannot take a signal")? {
+                match signal {
+                    Signal::Hangup => report::counts(fabric, json),
+                    Signal::User1 => links.set_all(false, json),
+                    Signal::User2 => links.set_all(true, json),
+                    Signal::Interrupt | Signal::Terminate => return Ok(()),
+                }
             }
         }
     }

@@ -22,7 +22,9 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         };
         let port = fabric.name(number);
         if json {
-            print(&value(port, &counts, fabric.captures(number)));
+            let mut value = value(port, &counts, fabric.captures(number));
+            value["link_up"] = fabric.link_is_up(number).into();
+            print(&value);
             continue;
         }
         let drops = DropCause::ALL

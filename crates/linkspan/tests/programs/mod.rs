@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -53,7 +53,7 @@ impl Said {
 impl Program {
     /// Starts `linkspan COMMAND ARGS`.
     pub(crate) fn start<S: AsRef<OsStr>>(command: &str, args: impl IntoIterator<Item = S>) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_linkspan"))
+        let mut child = linkspan_testkit::program(env!("CARGO_BIN_EXE_linkspan"))
             .arg(command)
             .args(args)
             .stdout(Stdio::piped())

@@ -206,7 +206,6 @@ pub struct Control {
     accepted: Features,
     max_pairs: u16,
     filter: ReceiveFilter,
-    link_up: bool,
     announce: bool,
     pairs: u16,
     offloads: Offloads,
@@ -237,7 +236,6 @@ impl Control {
                 net.options().mac,
                 accepted.contains(VIRTIO_NET_F_CTRL_VLAN),
             ),
-            link_up: true,
             announce: false,
             pairs: 1,
             offloads: Offloads::to_driver(accepted),
@@ -251,11 +249,11 @@ impl Control {
         }
     }
 
-    /// What configuration space shows.
-    pub fn live(&self) -> Live {
+    /// What configuration space shows of a device whose link is up, or not.
+    pub fn live(&self, link_up: bool) -> Live {
         Live {
             mac: self.filter.mac,
-            link_up: self.link_up,
+            link_up,
             announce: self.announce,
         }
     }
@@ -302,12 +300,6 @@ impl Control {
     #[inline]
     pub fn offloads(&self) -> Offloads {
         self.offloads
-    }
-
-    /// Sets the link up or down; `true` when that is news, of which the driver is
-    /// then told by a change of configuration.
-    pub fn set_link(&mut self, up: bool) -> bool {
-        core::mem::replace(&mut self.link_up, up) != up
     }
 
     /// Asks the driver to announce itself, as after a migration; `true` when it can

@@ -24,7 +24,6 @@ pub const CONTROL_SNAPSHOT_LEN: usize = 2 // kind
     + 2 + 2 + 2 * RSS_TABLE_MAX; // indirection table
 
 /// Switches, one bit each.
-const LINK_UP: u8 = 1;
 const ANNOUNCE: u8 = 1 << 1;
 const ALL_UNICAST: u8 = 1 << 2;
 const ALL_MULTICAST: u8 = 1 << 3;
@@ -145,8 +144,7 @@ impl Control {
 
     fn switches(&self) -> u8 {
         let bit = |on, bit| if on { bit } else { 0 };
-        bit(self.link_up, LINK_UP)
-            | bit(self.announce, ANNOUNCE)
+        bit(self.announce, ANNOUNCE)
             | bit(self.filter.unicast.all, ALL_UNICAST)
             | bit(self.filter.multicast.all, ALL_MULTICAST)
     }
@@ -196,10 +194,9 @@ impl Control {
         let modes = ReceiveModes::from_bits(reader.u8());
         filter.modes = modes.ok_or(wrong("receive mode"))?;
         let switches = reader.u8();
-        if switches & !(LINK_UP | ANNOUNCE | ALL_UNICAST | ALL_MULTICAST) != 0 {
+        if switches & !(ANNOUNCE | ALL_UNICAST | ALL_MULTICAST) != 0 {
             return Err(wrong("switch"));
         }
-        self.link_up = switches & LINK_UP != 0;
         self.announce = switches & ANNOUNCE != 0;
         for word in filter.vlans.words_mut() {
             *word = u64::from_le_bytes(reader.take());
