@@ -11,7 +11,9 @@ mod rdma_suite;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use linkspan_backends::rdma::{Carrier as _, Config, DeviceConfig, DeviceProvider, Provider};
+use linkspan_backends::rdma::{
+    Carrier as _, Config, DeviceConfig, DeviceProvider, Host as _, Provider,
+};
 use linkspan_rdma::verbs::Failure;
 use linkspan_testkit::lab::{self, Rdma};
 use rdma_suite::{DEPTH, Kind, RECEIVE_SIZE, Side, requested};
@@ -124,9 +126,11 @@ fn half_open_connections_of_devices_have_limits() {
     assert_eq!(end, Failure::TimedOut);
     rdma_suite::until(&mut a, &mut b, |a, _| a.end_of(waits));
     assert_eq!(b.provider.guests(), (0, 1));
-    // Whoever is established is not half open, and counts for its address.
+    // Whoever is admitted is not half open, and counts for its address.
     for _ in 0..2 {
-        rdma_suite::connect(&mut a, &mut b, address);
+        let (_, at_b) = rdma_suite::connect(&mut a, &mut b, address);
+        assert_eq!(b.provider.guests(), (1, 1));
+        b.provider.admit(at_b);
         assert_eq!(b.provider.guests(), (0, 1));
     }
     let third = connect(&mut a);

@@ -39,11 +39,12 @@ fn text(error: impl std::fmt::Display) -> String {
 
 impl Ends {
     fn new() -> Step<Self> {
-        let service = Service::new(config(Role::Listener), Mode::Echo, 1 << 20, Classes::NONE);
+        let listener = Endpoint::new(config(Role::Listener)).map_err(text)?;
+        let service = Service::new(listener, Mode::Echo, 1 << 20, Classes::NONE);
         let mut initiator = Endpoint::new(config(Role::Initiator)).map_err(text)?;
         let region = Region::heap(1 << 16).map_err(text)?;
         Ok(Self {
-            service: service.map_err(text)?,
+            service,
             memory: initiator.add_memory(region).map_err(text)?,
             initiator,
             id: None,

@@ -264,6 +264,12 @@ pub enum Failure {
     /// Memory that work or an exposure names is not known any more.
     #[error("memory that was in use is gone")]
     Memory,
+    /// The device that leads there is not one that the port is for.
+    #[error("port {port} is not for the RDMA device that leads there")]
+    WrongDevice {
+        /// Where it was to connect to.
+        port: u16,
+    },
     /// A device gave up: `None` is a receive.
     #[error("the device gave up at {operation:?}: status {status}")]
     Device {

@@ -179,6 +179,11 @@ impl Transfers {
         }
     }
 
+    /// Why a transfer is given up of which some works are still under way.
+    pub(crate) fn refused(&self) -> Option<Refusal> {
+        self.transfers.iter().find_map(|transfer| transfer.refused)
+    }
+
     /// A transfer that is over, and how.
     pub(crate) fn finished(&mut self) -> Option<(TransferId, Option<Refusal>)> {
         let over = |transfer: &Transfer| transfer.left == 0 && transfer.outstanding == 0;

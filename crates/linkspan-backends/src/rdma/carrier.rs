@@ -1,5 +1,6 @@
 //! What all that makes connections has in common.
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -7,8 +8,8 @@ use std::time::Duration;
 
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
-use linkspan_rdma::Memories;
-use linkspan_rdma::verbs::{Event, MemoryId, Verbs};
+use linkspan_rdma::verbs::{Event, MemoryId, Slice, Verbs};
+use linkspan_rdma::{Memories, Pool};
 
 use super::{ConnectionId, Handle, Provider, ProviderError};
 
@@ -69,6 +70,54 @@ pub trait Carrier: AsFd {
     fn poll(&mut self) -> Option<(ConnectionId, Event)>;
 }
 
+/// A carrier that programs are made of: it takes guests, and waits for other things as well.
+pub trait Host: Carrier {
+    /// The seam to a connection, also when it is over: nothing can be done on it then but
+    /// to give buffers back.
+    fn verbs(&mut self, id: ConnectionId) -> Self::Handle<'_>;
+
+    /// Who is at the other end of a connection; `None` if that is not known any more.
+    fn peer(&mut self, id: ConnectionId) -> Option<SocketAddr>;
+
+    /// A connection that came has done what is wanted of it, and does not count as half
+    /// open any more.
+    fn admit(&mut self, id: ConnectionId);
+
+    /// Connections that came and are half open, and that were turned away so far.
+    fn guests(&self) -> (usize, u64);
+
+    /// Takes no connections any more.
+    fn listen_no_more(&mut self);
+
+    /// A buffer of a pool whose memory is known here.
+    fn buffer(&mut self, pool: &mut Pool) -> Option<Slice> {
+        pool.take_by(|region| self.add_memory(region))
+    }
+
+    /// Bytes of buffers for messages that are allocated, and buffers that are lent.
+    fn buffers(&self) -> (usize, usize);
+
+    /// System calls so far to wait, and for data where this process makes them itself.
+    fn system_calls(&self) -> u64;
+
+    /// Writes what goes over all connections from now on to a file, as Wireshark reads it.
+    ///
+    /// # Errors
+    /// What the system says of the file; it is not to be seen here.
+    fn capture(&mut self, file: File) -> io::Result<()>;
+
+    /// Watches a descriptor of somebody else's as well: as long as something can be read
+    /// from it, or it is closed, each [`wait`](Self::wait) comes back and
+    /// [`watched`](Self::watched) tells its number.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` reports.
+    fn watch(&self, source: impl AsFd, number: u32) -> io::Result<()>;
+
+    /// A watched descriptor that the last wait found ready.
+    fn watched(&mut self) -> Option<u32>;
+}
+
 impl Carrier for Provider {
     type Handle<'a> = Handle<'a>;
 
@@ -114,5 +163,47 @@ impl Carrier for Provider {
 
     fn poll(&mut self) -> Option<(ConnectionId, Event)> {
         Self::poll(self)
+    }
+}
+
+impl Host for Provider {
+    fn verbs(&mut self, id: ConnectionId) -> Handle<'_> {
+        Handle { provider: self, id }
+    }
+
+    fn peer(&mut self, id: ConnectionId) -> Option<SocketAddr> {
+        self.verbs(id).peer().ok()
+    }
+
+    fn admit(&mut self, id: ConnectionId) {
+        Self::admit(self, id);
+    }
+
+    fn guests(&self) -> (usize, u64) {
+        Self::guests(self)
+    }
+
+    fn listen_no_more(&mut self) {
+        Self::listen_no_more(self);
+    }
+
+    fn buffers(&self) -> (usize, usize) {
+        Self::buffers(self)
+    }
+
+    fn system_calls(&self) -> u64 {
+        Self::system_calls(self)
+    }
+
+    fn capture(&mut self, file: File) -> io::Result<()> {
+        Self::capture(self, file)
+    }
+
+    fn watch(&self, source: impl AsFd, number: u32) -> io::Result<()> {
+        Self::watch(self, source, number)
+    }
+
+    fn watched(&mut self) -> Option<u32> {
+        Self::watched(self)
     }
 }

@@ -9,6 +9,7 @@ use linkspan_rdma::verbs::{
 };
 
 use super::link::Link;
+use super::table::Entry as _;
 use super::{ConnectionId, Provider};
 
 /// One connection, borrowed from its provider.

@@ -14,6 +14,7 @@ use linkspan_sys::tcp::{Gather, Scatter, TcpStream};
 
 use super::capture::{Trace, Way};
 use super::guests::Guest;
+use super::table::Entry;
 use super::{STAGING, Shared};
 
 /// From here on bytes are read straight to their place.
@@ -46,14 +47,26 @@ pub(super) struct Link {
     blocked: bool,
     shut: bool,
     interest: Interest,
-    pub(super) timer: Option<Duration>,
     pub(super) busy: bool,
-    pub(super) telling: bool,
     pub(super) starving: bool,
     /// Where its bytes stand in a capture.
     trace: Trace,
     /// Who came; nobody if we connected.
     pub(super) guest: Option<Guest>,
+}
+
+impl Entry for Link {
+    fn has_events(&self) -> bool {
+        self.connection.has_events()
+    }
+
+    fn poll(&mut self) -> Option<Event> {
+        self.connection.poll()
+    }
+
+    fn next_due(&self) -> Option<Duration> {
+        self.connection.next_timeout()
+    }
 }
 
 impl Link {
@@ -93,9 +106,7 @@ impl Link {
             blocked: false,
             shut: false,
             interest: Interest::NONE,
-            timer: None,
             busy: false,
-            telling: false,
             starving: false,
             trace: Trace::default(),
             guest: None,
@@ -123,14 +134,6 @@ impl Link {
         }
         self.interest = interest;
         Ok(())
-    }
-
-    pub(super) fn has_events(&self) -> bool {
-        self.connection.has_events()
-    }
-
-    pub(super) fn poll(&mut self) -> Option<Event> {
-        self.connection.poll()
     }
 
     pub(super) fn is_over(&self) -> bool {

@@ -10,9 +10,10 @@ mod device;
 mod guests;
 mod handle;
 mod link;
+mod table;
 mod waiting;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -32,11 +33,12 @@ use linkspan_sys::verbs::LoadError;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use capture::Capture;
-pub use carrier::Carrier;
+pub use carrier::{Carrier, Host};
 pub use device::{DeviceConfig, DeviceHandle, DeviceProvider};
 use guests::Guests;
 pub use handle::Handle;
 use link::Link;
+use table::{Entry as _, OTHERS, Table};
 
 /// Bytes that are read ahead at a time, for all connections.
 const STAGING: usize = 128 << 10;
@@ -53,9 +55,6 @@ const REST: Duration = Duration::from_millis(20);
 
 /// What epoll calls the listener.
 const LISTENER: u64 = u64::MAX;
-
-/// The life that no connection has: descriptors of others that are watched.
-const OTHERS: u32 = u32::MAX;
 
 /// A connection of a provider. The number never comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +74,11 @@ impl ConnectionId {
     #[must_use]
     pub fn place(self) -> usize {
         self.place as usize
+    }
+
+    /// What epoll calls a descriptor of somebody else's.
+    fn watched(number: u32) -> u64 {
+        u64::from(OTHERS) << 32 | u64::from(number.min(u32::MAX - 1))
     }
 
     fn token(self) -> u64 {
@@ -182,20 +186,11 @@ pub struct Provider {
     guests: Guests,
     /// Numbers of watched descriptors that became ready.
     watched: Vec<u32>,
-    links: Vec<Slot>,
-    free: Vec<u32>,
-    /// Those with something to write, or to tell.
+    links: Table<Link>,
+    /// Those with something to write.
     busy: VecDeque<ConnectionId>,
-    telling: VecDeque<ConnectionId>,
     /// Those that wait for a buffer, the first one first.
     starved: VecDeque<ConnectionId>,
-    timers: BTreeSet<(Duration, ConnectionId)>,
-}
-
-#[derive(Default)]
-struct Slot {
-    life: u32,
-    link: Option<Link>,
 }
 
 impl Provider {
@@ -225,12 +220,9 @@ impl Provider {
             listener_rests: None,
             guests: Guests::default(),
             watched: Vec::new(),
-            links: Vec::new(),
-            free: Vec::new(),
+            links: Table::new(),
             busy: VecDeque::new(),
-            telling: VecDeque::new(),
             starved: VecDeque::new(),
-            timers: BTreeSet::new(),
         })
     }
 
@@ -284,8 +276,8 @@ impl Provider {
     /// # Errors
     /// What `epoll_ctl(2)` reports.
     pub fn watch(&self, source: impl AsFd, number: u32) -> io::Result<()> {
-        let token = u64::from(OTHERS) << 32 | u64::from(number.min(u32::MAX - 1));
-        self.epoll.add(source, token, Interest::READ)
+        self.epoll
+            .add(source, ConnectionId::watched(number), Interest::READ)
     }
 
     /// Watches it no more, as before it is closed.
@@ -348,20 +340,11 @@ impl Provider {
 
     fn add(&mut self, mut link: Link, interest: Interest) -> Result<ConnectionId, ProviderError> {
         let max = self.config.connections;
-        if self.links.len() - self.free.len() >= max {
-            return Err(ProviderError::Full { max });
-        }
-        let place = match self.free.last() {
-            Some(place) => *place,
-            None => u32::try_from(self.links.len()).map_err(|_| ProviderError::Full { max })?,
-        };
-        let life = self.links.get(place as usize).map_or(0, |slot| slot.life);
-        let id = ConnectionId { place, life };
+        let room = self.links.len() < max;
+        let id = self.links.next_id().filter(|_| room);
+        let id = id.ok_or(ProviderError::Full { max })?;
         link.begin(&self.epoll, id.token(), interest)?;
-        if self.free.pop().is_none() {
-            self.links.push(Slot::default());
-        }
-        self.links[place as usize].link = Some(link);
+        self.links.add(id, link);
         self.settle(id);
         Ok(id)
     }
@@ -370,18 +353,6 @@ impl Provider {
     pub fn connection(&mut self, id: ConnectionId) -> Option<Handle<'_>> {
         self.link(id)?;
         Some(Handle { provider: self, id })
-    }
-
-    /// The seam to a connection, also when it is over: nothing can be done on it then but
-    /// to give buffers back.
-    pub(crate) fn verbs(&mut self, id: ConnectionId) -> Handle<'_> {
-        Handle { provider: self, id }
-    }
-
-    /// A buffer of a pool whose memory is known here.
-    #[must_use]
-    pub fn buffer(&mut self, pool: &mut Pool) -> Option<Slice> {
-        pool.take(&mut self.shared.memories)
     }
 
     /// System calls for data, and to wait for it.
@@ -393,12 +364,11 @@ impl Provider {
     /// Connections, those that are being made and those that end included.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.links.len() - self.free.len()
+        self.links.len()
     }
 
     fn link(&mut self, id: ConnectionId) -> Option<&mut Link> {
-        let slot = self.links.get_mut(id.place as usize)?;
-        slot.link.as_mut().filter(|_| slot.life == id.life)
+        self.links.get_mut(id)
     }
 
     fn tell_time(&mut self) {
@@ -417,9 +387,7 @@ impl Provider {
     }
 
     fn parts(&mut self, id: ConnectionId) -> Option<(&mut Link, &mut Shared)> {
-        let slot = self.links.get_mut(id.place as usize)?;
-        let link = slot.link.as_mut().filter(|_| slot.life == id.life)?;
-        Some((link, &mut self.shared))
+        Some((self.links.get_mut(id)?, &mut self.shared))
     }
 
     /// Writes what was posted, and waits until something has happened, at most for
@@ -460,13 +428,8 @@ impl Provider {
     }
 
     fn tick(&mut self) {
-        while let Some((due, id)) = self.timers.first().copied() {
-            if due > self.shared.now {
-                return;
-            }
-            self.timers.remove(&(due, id));
+        while let Some(id) = self.links.due(self.shared.now) {
             if let Some((link, shared)) = self.parts(id) {
-                link.timer = None;
                 link.tick(shared);
                 self.settle(id);
             }
@@ -475,35 +438,21 @@ impl Provider {
 
     /// After anything: what has to be watched, told, written or closed.
     fn settle(&mut self, id: ConnectionId) {
-        let Some(link) = self
-            .links
-            .get_mut(id.place as usize)
-            .filter(|slot| slot.life == id.life)
-            .and_then(|slot| slot.link.as_mut())
-        else {
+        self.links.note(id);
+        let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        if link.has_events() && !link.telling {
-            link.telling = true;
-            self.telling.push_back(id);
-        }
-        let due = link.connection().next_timeout();
-        if due != link.timer {
-            if let Some(timer) = link.timer {
-                self.timers.remove(&(timer, id));
-            }
-            if let Some(due) = due {
-                self.timers.insert((due, id));
-            }
-            link.timer = due;
-        }
         if link.is_starved() && !link.starving {
             link.starving = true;
             self.starved.push_back(id);
         }
         if link.watch(&self.epoll, id.token()).is_err() {
             link.fail(&mut self.shared);
+            self.links.note(id);
         }
+        let Some(link) = self.links.get_mut(id) else {
+            return;
+        };
         if link.is_over() {
             // Whoever posts to it is told so until it has heard of the end.
             link.close(&self.epoll);
@@ -514,34 +463,20 @@ impl Provider {
     }
 
     fn remove(&mut self, id: ConnectionId) {
-        let slot = &mut self.links[id.place as usize];
-        if let Some(link) = slot.link.take() {
-            if let Some(timer) = link.timer {
-                self.timers.remove(&(timer, id));
-            }
-            slot.life = (slot.life + 1) % OTHERS;
-            self.free.push(id.place);
-            if let Some(guest) = link.guest {
-                self.guests.leave(guest);
-                self.look_for_guests();
-            }
+        if let Some(guest) = self.links.remove(id).and_then(|link| link.guest) {
+            self.guests.leave(guest);
+            self.look_for_guests();
         }
     }
 
     /// What has happened, on any connection.
     pub fn poll(&mut self) -> Option<(ConnectionId, Event)> {
-        while let Some(id) = self.telling.front().copied() {
-            let event = self.link(id).and_then(Link::poll);
-            if let Some(event) = event {
-                return Some((id, event));
+        loop {
+            match self.links.poll()? {
+                Ok(told) => return Some(told),
+                Err(id) => self.settle(id),
             }
-            self.telling.pop_front();
-            if let Some(link) = self.link(id) {
-                link.telling = false;
-            }
-            self.settle(id);
         }
-        None
     }
 
     fn release(&mut self, buffer: Slice) {

@@ -35,14 +35,14 @@ impl Provider {
 
     /// Until when to wait at most.
     pub(super) fn timeout(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if !self.telling.is_empty() {
+        if self.links.tells() {
             return Some(Duration::ZERO);
         }
         let mut timeout = timeout;
         let mut at_most = |left: Duration| {
             timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
         };
-        if let Some((due, _)) = self.timers.first() {
+        if let Some(due) = self.links.first_due() {
             let left = due.saturating_sub(self.begin.elapsed());
             // Rounded up, so that it is due when we wake up.
             at_most(left + Duration::from_millis(1));

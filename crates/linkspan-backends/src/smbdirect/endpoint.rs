@@ -12,7 +12,7 @@ use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
 use linkspan_rdma::Pool;
 use linkspan_rdma::iwarp::WireError;
-use linkspan_rdma::verbs::{Event, Failure, MemoryId, Slice, Verbs as _};
+use linkspan_rdma::verbs::{Event, Failure, Limits, MemoryId, Slice, Verbs as _};
 use linkspan_smbdirect::{
     Blame, Connection, Driver, Error, News, Options, OptionsError, Refusal, Role, Status,
     private_data, wire,
@@ -20,7 +20,9 @@ use linkspan_smbdirect::{
 use thiserror::Error as ThisError;
 
 use super::{Classes, Session, log};
-use crate::rdma::{self, ConnectionId, Provider, ProviderError};
+use crate::rdma::{
+    self, ConnectionId, DeviceConfig, DeviceProvider, Host, Provider, ProviderError,
+};
 
 /// A connection of an endpoint. The number never comes back.
 pub type Id = ConnectionId;
@@ -35,7 +37,7 @@ pub struct Config {
     pub role: Role,
     /// Parameters of SMB Direct.
     pub options: Options,
-    /// The same of iWARP and TCP.
+    /// The same of iWARP and TCP. What is not of them holds for devices as well.
     pub iwarp: rdma::Config,
 }
 
@@ -58,6 +60,51 @@ impl Config {
             options,
             iwarp,
         }
+    }
+
+    /// Devices as these parameters need them.
+    #[must_use]
+    pub fn device(&self) -> DeviceConfig {
+        let rdma::Config {
+            options: iwarp,
+            connections,
+            per_address,
+            half_open,
+            ..
+        } = self.iwarp;
+        let own = DeviceConfig::default();
+        DeviceConfig {
+            limits: Limits {
+                works: iwarp.limits.works,
+                // Two more go with last credits.
+                receives: u32::from(self.options.receive_credit_max) + 2,
+                receive_size: iwarp.limits.receive_size,
+                gather: usize::from(self.options.send_gather).max(own.limits.gather),
+                ..own.limits
+            },
+            depth: iwarp.depth,
+            connections,
+            per_address,
+            half_open,
+            reply_within: iwarp.reply_within,
+            port_fits,
+        }
+    }
+}
+
+/// The port of SMB Direct over iWARP, which has the ports of TCP, where 445 is SMB.
+pub const PORT_IWARP: u16 = 5445;
+
+/// The port over what has ports of its own: InfiniBand and RoCE.
+pub const PORT: u16 = 445;
+
+/// Both are for their kind of device alone, so that iWARP and RoCE beside each other are not
+/// mixed up (m:a1038688a); others are for any.
+fn port_fits(port: u16, is_iwarp: bool) -> bool {
+    match port {
+        PORT_IWARP => is_iwarp,
+        PORT => !is_iwarp,
+        _ => true,
     }
 }
 
@@ -165,9 +212,9 @@ impl Entry {
     }
 }
 
-/// SMB Direct over iWARP.
-pub struct Endpoint {
-    provider: Provider,
+/// SMB Direct over iWARP, or over what else makes connections.
+pub struct Endpoint<C: Host = Provider> {
+    provider: C,
     config: Config,
     begin: Instant,
     now_ms: u64,
@@ -189,16 +236,34 @@ pub struct Endpoint {
 const STOP: Duration = Duration::from_secs(3);
 
 impl Endpoint {
-    /// An endpoint without connections.
+    /// An endpoint over TCP, without connections.
     ///
     /// # Errors
     /// Parameters that cannot be; what the system refuses.
     pub fn new(config: Config) -> Result<Self, EndpointError> {
         config.options.fit(&config.iwarp.options.limits)?;
+        Ok(Self::over(config, Provider::new(config.iwarp)?))
+    }
+}
+
+impl Endpoint<DeviceProvider> {
+    /// An endpoint over devices, without connections.
+    ///
+    /// # Errors
+    /// Parameters that cannot be; there is no rdma-core, or no RDMA; what the system refuses.
+    pub fn of_devices(config: Config) -> Result<Self, EndpointError> {
+        let device = config.device();
+        config.options.fit(&device.limits)?;
+        Ok(Self::over(config, DeviceProvider::new(device)?))
+    }
+}
+
+impl<C: Host> Endpoint<C> {
+    fn over(config: Config, provider: C) -> Self {
         let header_bytes = Driver::header_bytes(&config.options);
         let connections = config.iwarp.connections;
-        Ok(Self {
-            provider: Provider::new(config.iwarp)?,
+        Self {
+            provider,
             headers: Pool::new(
                 header_bytes,
                 connections.saturating_mul(header_bytes as usize * 2),
@@ -214,7 +279,7 @@ impl Endpoint {
             classes: Classes::NONE,
             unasked: 0,
             stopping: None,
-        })
+        }
     }
 
     /// What it was made with.
@@ -248,7 +313,8 @@ impl Endpoint {
 
     fn add(&mut self, id: Id, peer: SocketAddr) -> Result<(), EndpointError> {
         let Config { role, options, .. } = self.config;
-        let limits = self.config.iwarp.options.limits;
+        // A device that is not found yet has what was asked for.
+        let limits = self.provider.verbs(id).limits();
         let core = Connection::new(role, &options, &limits, self.now_ms)?;
         let refused = Injected {
             site: linkspan_mem::fault::Site::Alloc,
@@ -318,7 +384,7 @@ impl Endpoint {
         bytes
     }
 
-    /// Writes what goes over connections to a file; see [`Provider::capture`].
+    /// Writes what goes over connections to a file; see [`Host::capture`].
     ///
     /// # Errors
     /// What the system says of the file.
@@ -326,7 +392,7 @@ impl Endpoint {
         self.provider.capture(file)
     }
 
-    /// Watches another descriptor; see [`Provider::watch`].
+    /// Watches another descriptor; see [`Host::watch`].
     ///
     /// # Errors
     /// What `epoll_ctl(2)` reports.
@@ -360,7 +426,7 @@ impl Endpoint {
         self.provider.count()
     }
 
-    /// See [`Provider::guests`].
+    /// See [`Host::guests`].
     #[must_use]
     pub fn guests(&self) -> (usize, u64) {
         self.provider.guests()
@@ -372,13 +438,13 @@ impl Endpoint {
         self.unasked
     }
 
-    /// See [`Provider::buffers`].
+    /// See [`Host::buffers`].
     #[must_use]
     pub fn buffers(&self) -> (usize, usize) {
         self.provider.buffers()
     }
 
-    /// See [`Provider::system_calls`].
+    /// See [`Host::system_calls`].
     #[must_use]
     pub fn system_calls(&self) -> u64 {
         self.provider.system_calls()
@@ -398,7 +464,7 @@ impl Endpoint {
     }
 
     /// The connection of that number; `None` when it is over.
-    pub fn session(&mut self, id: Id) -> Option<Session<'_>> {
+    pub fn session(&mut self, id: Id) -> Option<Session<'_, C>> {
         let entry = find(&mut self.entries, id)?;
         Some(Session {
             entry,
@@ -459,7 +525,7 @@ impl Endpoint {
 
     fn event(&mut self, id: Id, event: Event) {
         if matches!(event, Event::Requested(_)) {
-            let peer = self.provider.verbs(id).peer().unwrap_or(NOBODY);
+            let peer = self.provider.peer(id).unwrap_or(NOBODY);
             if self.stopping.is_some() || self.add(id, peer).is_err() {
                 // Whoever finds no room is told so.
                 let _ = self.provider.verbs(id).reject(&[]);
@@ -576,4 +642,18 @@ impl Endpoint {
 fn find(entries: &mut [Option<Box<Entry>>], id: Id) -> Option<&mut Entry> {
     let entry = entries.get_mut(id.place())?.as_deref_mut()?;
     (entry.id == id).then_some(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fault 30 (m:a1038688a).
+    #[test]
+    fn each_port_is_for_its_kind_of_device() {
+        let kinds = |port| [true, false].map(|is_iwarp| port_fits(port, is_iwarp));
+        assert_eq!(kinds(PORT_IWARP), [true, false]);
+        assert_eq!(kinds(PORT), [false, true]);
+        assert_eq!(kinds(4791), [true, true]);
+    }
 }

@@ -1,4 +1,4 @@
-//! SMB Direct over iWARP over TCP: many connections of this process, of either role, in
+//! SMB Direct over iWARP over TCP, or over RDMA devices: many connections of this process, of either role, in
 //! one thread that waits in one place.
 //!
 //! An [`Endpoint`] has the provider and the connections, [`Service`] is a listener made of
@@ -13,7 +13,7 @@ mod service;
 mod session;
 
 pub use classes::{Classes, NoClass};
-pub use endpoint::{Config, Endpoint, EndpointError, Gone, Happening, Id};
+pub use endpoint::{Config, Endpoint, EndpointError, Gone, Happening, Id, PORT, PORT_IWARP};
 pub use hello::{HELLO_LEN, Hello, Mode, Peer, Welcome};
 pub use service::{ConnectionReport, Ended, Happened, Service, Summary};
 pub use session::Session;

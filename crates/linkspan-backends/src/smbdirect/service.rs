@@ -15,7 +15,8 @@ use linkspan_rdma::verbs::{Access, MemoryId, Slice};
 use linkspan_smbdirect::{Descriptor, Misuse, Status};
 
 use super::hello::{HELLO_LEN, Hello, Mode, Welcome};
-use super::{Classes, Config, Endpoint, EndpointError, Gone, Happening, Id};
+use super::{Classes, Endpoint, Gone, Happening, Id};
+use crate::rdma::{Host, Provider};
 
 /// Bytes of a buffer for messages that go back.
 const BUFFER: u32 = 4096;
@@ -72,7 +73,7 @@ pub enum Happened {
 /// How everything is.
 #[derive(Clone, Debug)]
 pub struct Summary {
-    /// Where it listens.
+    /// Where it listens first.
     pub address: Option<SocketAddr>,
     /// What becomes of messages.
     pub mode: Mode,
@@ -129,8 +130,8 @@ struct Served {
 }
 
 /// The listener.
-pub struct Service {
-    endpoint: Endpoint,
+pub struct Service<C: Host = Provider> {
+    endpoint: Endpoint<C>,
     mode: Mode,
     address: Option<SocketAddr>,
     served: Vec<Served>,
@@ -148,21 +149,13 @@ pub struct Service {
     gather: Vec<Slice>,
 }
 
-impl Service {
-    /// A listener that does not listen yet. `memory` bytes are for what peers reach by
-    /// RDMA, and as many for messages on their way back.
-    ///
-    /// # Errors
-    /// Options that cannot be; what the system refuses.
-    pub fn new(
-        config: Config,
-        mode: Mode,
-        memory: usize,
-        log: Classes,
-    ) -> Result<Self, EndpointError> {
-        let mut endpoint = Endpoint::new(config)?;
+impl<C: Host> Service<C> {
+    /// A listener that does not listen yet, made of an endpoint. `memory` bytes are for what
+    /// peers reach by RDMA, and as many for messages on their way back.
+    #[must_use]
+    pub fn new(mut endpoint: Endpoint<C>, mode: Mode, memory: usize, log: Classes) -> Self {
         endpoint.log(log);
-        Ok(Self {
+        Self {
             endpoint,
             mode,
             address: None,
@@ -176,16 +169,16 @@ impl Service {
             ended: VecDeque::new(),
             ended_count: 0,
             gather: Vec::new(),
-        })
+        }
     }
 
-    /// Listens, and says where.
+    /// Listens, and says where; in more than one place if asked again.
     ///
     /// # Errors
     /// What the system refuses.
     pub fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
         let address = self.endpoint.listen(address)?;
-        self.address = Some(address);
+        self.address.get_or_insert(address);
         Ok(address)
     }
 

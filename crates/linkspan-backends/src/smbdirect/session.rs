@@ -9,18 +9,18 @@ use linkspan_smbdirect::{
 };
 
 use super::endpoint::{Entry, Id};
-use crate::rdma::Provider;
+use crate::rdma::{Host, Provider};
 
 /// One connection, borrowed from its endpoint. What is asked for is done by the next
 /// [`Endpoint::wait`](super::Endpoint::wait).
-pub struct Session<'a> {
+pub struct Session<'a, C: Host = Provider> {
     pub(super) entry: &'a mut Entry,
-    pub(super) provider: &'a mut Provider,
+    pub(super) provider: &'a mut C,
     pub(super) touched: &'a mut VecDeque<Id>,
     pub(super) now_ms: u64,
 }
 
-impl Session<'_> {
+impl<C: Host> Session<'_, C> {
     fn change(&mut self) -> &mut Connection {
         self.entry.touch(self.touched);
         self.entry.driver.core_mut()
@@ -46,7 +46,7 @@ impl Session<'_> {
 
     /// It has done what is wanted of it, and does not count as half open any more.
     pub fn admit(&mut self) {
-        self.provider.verbs(self.entry.id).admit();
+        self.provider.admit(self.entry.id);
     }
 
     /// Sends a message; [`Happening::Sent`](super::Happening::Sent) says when its memory is

@@ -22,7 +22,15 @@ impl Connection {
     pub fn send(&mut self, data: &[Slice], invalidate: Option<Key>) -> Result<MessageId, Misuse> {
         self.connected()?;
         let len = checked_len(data, self.sizes.fragmented_send)?;
-        self.outbox.push(data, len, invalidate, self.writes.taken())
+        let after = self.writes.taken();
+        let message = self.outbox.push(data, len, invalidate, after)?;
+        if let Some(why) = self.writes.refused() {
+            // Nobody was told of that write yet, so this is sent for it, too.
+            self.outbox.drop_behind(after);
+            let result = Err(why);
+            self.tell(News::Sent { message, result });
+        }
+        Ok(message)
     }
 
     /// Writes `local` into memory of the peer's, at `offset` of what `remote` describes

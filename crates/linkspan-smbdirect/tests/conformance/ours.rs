@@ -1,7 +1,9 @@
 //! Faults of our own, found by reviews.
 
 use linkspan_rdma::verbs::{Key, MemoryId, PostError, Remote, Slice};
-use linkspan_smbdirect::{Arrival, Error, News, Output, RegistrationState, State};
+use linkspan_smbdirect::{
+    Arrival, Descriptor, Error, News, Output, Refusal, RegistrationState, State,
+};
 use zerocopy::IntoBytes;
 
 use super::peer::{Peer, initiator, listener, slice, transfer};
@@ -141,4 +143,52 @@ fn an_invalidation_that_the_peer_was_faster_with_is_done() {
     assert_eq!(told, [News::Deregistered { id, result }]);
     assert_eq!(peer.core.registration(id), Some(RegistrationState::Ready));
     assert_eq!(peer.core.status().registrations[0], 64);
+}
+
+/// A message was sent behind a write of which a part had been refused: the other part was
+/// still under way, so that nobody had been told (found by the simulation, seed 24278).
+#[test]
+fn a_message_behind_a_write_that_is_being_given_up_is_not_sent() {
+    let mut peer = initiator();
+    let [one, other] = [1, 2].map(|token| Descriptor {
+        offset: 0,
+        token,
+        length: 100,
+    });
+    let transfer = peer.core.write(&[slice(200)], &[one, other], 0).unwrap();
+    let mut works = Vec::new();
+    let why = PostError::Full { max: 1 };
+    while let Some(output) = peer.core.poll_output(0) {
+        if let Output::Write { work, .. } = output {
+            works.push(work);
+            if works.len() == 2 {
+                peer.core.refused(0, work, why);
+                break;
+            }
+        }
+    }
+    let refused = Err(Refusal::Post(why));
+    let mut told = Vec::new();
+    let message = peer.core.send(&[slice(10)], None).unwrap();
+    peer.core.completed(works[0], true);
+    while let Some(output) = peer.core.poll_output(0) {
+        match output {
+            Output::Send { data, .. } => assert_eq!(data.len(), 0),
+            Output::Tell(news) => told.push(news),
+            _ => {}
+        }
+    }
+    let result = refused;
+    assert_eq!(
+        told,
+        [
+            News::Sent { message, result },
+            News::Transferred { transfer, result }
+        ]
+    );
+    // The next one is.
+    peer.core.send(&[slice(10)], None).unwrap();
+    let outputs = std::iter::from_fn(|| peer.core.poll_output(0));
+    let sent = |it: Output| matches!(it, Output::Send { data, .. } if data.len() == 10);
+    assert!(outputs.into_iter().any(sent));
 }

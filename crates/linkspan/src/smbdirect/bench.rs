@@ -8,25 +8,55 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
-use linkspan_smbdirect::Role;
+use linkspan_backends::rdma::Host;
+use linkspan_backends::smbdirect::{Endpoint, EndpointError};
+use linkspan_smbdirect::{Options, Role, wire};
 use serde::Serialize;
 
 use super::meeting::{Initiator, resolve};
-use super::parameters::{Parameters, Wire, config};
+use super::parameters::{Parameters, Provider, Wire, config};
 use crate::driver::bytes;
 use crate::driver::figures::{check_seconds, cpu_seconds};
 use crate::exit::{Failure, Status};
 use load::{Goal, Load};
 
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Messages, which the listener counts or returns
     Send,
     /// RDMA writes into memory that the listener registered
     Write,
     /// RDMA reads out of it
+    Read,
+    /// As an upper layer would: writes from --rdma-threshold bytes on, or else messages
+    Auto,
+}
+
+impl Mode {
+    fn default_size(self, options: &Options) -> u32 {
+        match self {
+            Self::Send => options.max_send_size - wire::DATA_OFFSET,
+            Self::Write | Self::Read | Self::Auto => options.max_read_write_size.min(1 << 20),
+        }
+    }
+
+    fn kind(self, size: u64, options: &Options) -> Kind {
+        match self {
+            Self::Write => Kind::Write,
+            Self::Read => Kind::Read,
+            Self::Auto if options.by_rdma(size) => Kind::Write,
+            Self::Send | Self::Auto => Kind::Send,
+        }
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Send,
+    Write,
     Read,
 }
 
@@ -40,7 +70,7 @@ enum Mode {
         linkspan smbdirect bench 127.0.0.1 --mode write --size 1M --seconds 2"
 )]
 pub(super) struct Args {
-    /// Who: a name or an address, and a port unless it is 5445
+    /// Who: a name or an address, and a port unless it is 5445, or 445 of devices other than iWARP
     #[arg(value_name = "HOST[:PORT]", default_value = "127.0.0.1")]
     host: String,
 
@@ -87,7 +117,7 @@ pub(super) struct Args {
 
 #[derive(Serialize)]
 struct Report {
-    mode: Mode,
+    mode: Kind,
     /// What the listener does with messages.
     peer: &'static str,
     size: u32,
@@ -114,28 +144,62 @@ struct Report {
 /// With the status that the program is to end with.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     check_seconds(args.seconds)?;
-    let pcap = super::create(args.pcap.as_deref())?;
-    let addresses = resolve(&args.host)?;
     let mut config = config(Role::Initiator, &args.parameters, &args.wire);
     config.iwarp.connections = usize::from(args.connections);
-    let depth = args.depth.unwrap_or(match args.mode {
-        Mode::Send => 255.min(config.options.queue),
-        Mode::Write | Mode::Read => 4.min(config.options.queue / 4),
+    let what = what(args, &config.options)?;
+    match args.wire.provider {
+        Provider::Tcp => measure(args, what, Endpoint::new(config)),
+        Provider::Verbs => measure(args, what, Endpoint::of_devices(config)),
+    }
+}
+
+/// What is done on each connection.
+#[derive(Clone, Copy, Debug)]
+struct What {
+    mode: Kind,
+    size: u32,
+    depth: u16,
+}
+
+/// What is asked for, within what the options allow.
+fn what(args: &Args, options: &Options) -> Result<What, Failure> {
+    let default = args.mode.default_size(options);
+    let size = args.size.unwrap_or(default.into());
+    let mode = args.mode.kind(size, options);
+    let max = match mode {
+        Kind::Send => 16 << 20,
+        Kind::Write | Kind::Read => options.max_read_write_size,
+    };
+    let fits = u32::try_from(size).ok();
+    let fits = fits.filter(|size| (1..=max).contains(size));
+    let size = fits.ok_or_else(|| {
+        let error = anyhow!("--size {size}: 1 to {max} bytes are possible");
+        Failure::new(Status::Usage, error)
+    })?;
+    let depth = args.depth.unwrap_or(match mode {
+        Kind::Send => 255.min(options.queue),
+        Kind::Write | Kind::Read => 4.min(options.queue / 4),
     });
-    let size = size(
-        args,
-        config.options.max_send_size,
-        config.options.max_read_write_size,
-    )?;
+    Ok(What { mode, size, depth })
+}
+
+fn measure<C: Host>(
+    args: &Args,
+    what: What,
+    endpoint: Result<Endpoint<C>, EndpointError>,
+) -> Result<(), Failure> {
+    let What { mode, size, depth } = what;
+    let pcap = super::create(args.pcap.as_deref())?;
+    let addresses = resolve(&args.host, args.wire.provider)?;
     let goal = match args.messages {
         Some(messages) => Goal::Messages(messages),
         None => Goal::Time(Duration::from_secs_f64(args.seconds)),
     };
-    let mut initiator = Initiator::new(config)?;
+    let mut initiator = Initiator::new(endpoint.map_err(super::no_endpoint)?)?;
     if let Some(file) = pcap {
         initiator.endpoint.capture(file).context("cannot capture")?;
     }
-    let mut load = Load::new(&mut initiator, args.mode, size, depth)?;
+    let mut load = Load::new(&mut initiator, mode, size, depth)?;
     load.connect(&addresses, args.connections)?;
     let (calls, cpu) = (load.system_calls(), cpu_seconds());
     let seconds = load.run(goal)?.as_secs_f64();
@@ -148,7 +212,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     #[expect(clippy::cast_precision_loss, reason = "figures for people")]
     let system_calls_per_mib = calls as f64 / (bytes / f64::from(1 << 20));
     let report = Report {
-        mode: args.mode,
+        mode,
         peer: peer.name(),
         size,
         connections: args.connections,
@@ -169,24 +233,6 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::new(Status::PeerBroke, error));
     }
     Ok(())
-}
-
-/// Bytes of a message or transfer.
-fn size(args: &Args, send: u32, read_write: u32) -> Result<u32, Failure> {
-    let (default, max) = match args.mode {
-        Mode::Send => (send - linkspan_smbdirect::wire::DATA_OFFSET, 16 << 20),
-        Mode::Write | Mode::Read => (read_write.min(1 << 20), read_write),
-    };
-    let Some(size) = args.size else {
-        return Ok(default);
-    };
-    let fits = u32::try_from(size)
-        .ok()
-        .filter(|size| (1..=max).contains(size));
-    fits.ok_or_else(|| {
-        let error = anyhow!("--size {size}: 1 to {max} bytes are possible");
-        Failure::new(Status::Usage, error)
-    })
 }
 
 fn say(report: &Report, json: bool) -> Result<(), Failure> {

@@ -2,18 +2,19 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::slice;
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::smbdirect::{Classes, Happened, Mode, Service};
+use linkspan_backends::rdma::Host;
+use linkspan_backends::smbdirect::{Classes, Endpoint, EndpointError, Happened, Mode, Service};
 use linkspan_smbdirect::Role;
 use linkspan_sys::signals::{Signal, Signals};
 use serde::Serialize;
 
-use super::PORT;
 use super::control::{Control, Question};
-use super::parameters::{Parameters, Wire, config};
+use super::parameters::{Parameters, Provider, Wire, config};
 use super::status;
 use crate::driver::bytes;
 use crate::exit::{Failure, Status};
@@ -27,9 +28,10 @@ use crate::serving::print;
         Nobody proves who they are: whoever reaches the address may use it, within its caps."
 )]
 pub(super) struct Args {
-    /// Where to listen: an address, and a port unless it is 5445
+    /// Where to listen: an address, and a port unless it is 5445; of devices other than
+    /// iWARP, 445
     #[arg(long, value_name = "ADDRESS[:PORT]", default_value = "127.0.0.1", value_parser = address)]
-    addr: SocketAddr,
+    addr: At,
 
     /// Returns each message as one message [default]
     #[arg(long, conflicts_with = "sink")]
@@ -81,9 +83,23 @@ pub(super) struct Args {
     wire: Wire,
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
-    let whole = text.parse().ok();
-    let alone = || Some(SocketAddr::new(text.parse().ok()?, PORT));
+/// An address, and a port if there was one.
+#[derive(Clone, Copy, Debug)]
+struct At(IpAddr, Option<u16>);
+
+impl At {
+    fn addresses(self, provider: Provider) -> Vec<SocketAddr> {
+        let Self(address, port) = self;
+        let ports = port.as_ref().map_or(provider.ports(), slice::from_ref);
+        let ports = ports.iter();
+        ports.map(|port| (address, *port).into()).collect()
+    }
+}
+
+fn address(text: &str) -> Result<At, String> {
+    let whole = text.parse::<SocketAddr>().ok();
+    let whole = whole.map(|it| At(it.ip(), Some(it.port())));
+    let alone = || Some(At(text.parse().ok()?, None));
     whole
         .or_else(alone)
         .ok_or_else(|| "an address such as 127.0.0.1, [::1]:5445".to_owned())
@@ -118,11 +134,26 @@ const CONTROL: u32 = 1;
 /// # Errors
 /// With the status that the program is to end with.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let mut config = config(Role::Listener, &args.parameters, &args.wire);
+    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    config.iwarp.connections = count(args.connections);
+    config.iwarp.per_address = count(args.per_address);
+    config.iwarp.half_open = count(args.half_open);
+    match args.wire.provider {
+        Provider::Tcp => serve(args, Endpoint::new(config)),
+        Provider::Verbs => serve(args, Endpoint::of_devices(config)),
+    }
+}
+
+fn serve<C: Host>(
+    args: &Args,
+    endpoint: Result<Endpoint<C>, EndpointError>,
+) -> Result<(), Failure> {
     // Before signals are kept for us: the other end of a pipe may never come.
     let pcap = super::create(args.pcap.as_deref())?;
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
         .context("cannot watch for signals")?;
-    let mut service = service(args, pcap)?;
+    let mut service = service(args, endpoint.map_err(super::no_endpoint)?, pcap)?;
     let control = args.control.as_deref().map(Control::new).transpose()?;
     let watched = || -> io::Result<()> {
         service.watch(&signals, SIGNALS)?;
@@ -131,18 +162,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
             .map_or(Ok(()), |control| service.watch(control.event(), CONTROL))
     };
     watched().context("cannot wait")?;
-    let address = service
-        .listen(args.addr)
-        .map_err(|error| no_listener(args.addr, error))?;
-    tracing::info!("listening at {address}");
-    if args.json {
-        let event = "listening";
-        let address = Some(address);
-        print(&Line {
-            event,
-            address,
-            ..Line::default()
-        });
+    for address in listen(args, &mut service)? {
+        tracing::info!("listening at {address}");
+        if args.json {
+            let event = "listening";
+            let address = Some(address);
+            print(&Line {
+                event,
+                address,
+                ..Line::default()
+            });
+        }
     }
     loop {
         service.turn().context("cannot wait")?;
@@ -158,15 +188,35 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn service(args: &Args, pcap: Option<File>) -> Result<Service, Failure> {
+/// Listens at each port that the address has; where it can at one of them the others are
+/// left out.
+fn listen<C: Host>(args: &Args, service: &mut Service<C>) -> Result<Vec<SocketAddr>, Failure> {
+    let mut found = Vec::new();
+    let mut failure = None;
+    for address in args.addr.addresses(args.wire.provider) {
+        match service.listen(address) {
+            Ok(address) => found.push(address),
+            // Another port is the device's.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                failure.get_or_insert_with(|| no_listener(address, error));
+            }
+            Err(error) => failure = Some(no_listener(address, error)),
+        }
+    }
+    match failure {
+        Some(failure) if found.is_empty() => Err(failure),
+        _ => Ok(found),
+    }
+}
+
+fn service<C: Host>(
+    args: &Args,
+    endpoint: Endpoint<C>,
+    pcap: Option<File>,
+) -> Result<Service<C>, Failure> {
     let mode = if args.sink { Mode::Sink } else { Mode::Echo };
-    let mut config = config(Role::Listener, &args.parameters, &args.wire);
-    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-    config.iwarp.connections = count(args.connections);
-    config.iwarp.per_address = count(args.per_address);
-    config.iwarp.half_open = count(args.half_open);
     let memory = usize::try_from(args.memory).unwrap_or(usize::MAX);
-    let mut service = Service::new(config, mode, memory, args.log).map_err(super::no_endpoint)?;
+    let mut service = Service::new(endpoint, mode, memory, args.log);
     if let Some(file) = pcap {
         service.capture(file).context("cannot capture")?;
     }
@@ -182,7 +232,7 @@ fn no_listener(address: SocketAddr, error: io::Error) -> Failure {
     Failure::new(status, error)
 }
 
-fn answer(control: &Control, service: &mut Service) {
+fn answer<C: Host>(control: &Control, service: &mut Service<C>) {
     while let Some((question, answer)) = control.take() {
         if let Question::Log(classes) = question {
             service.log(classes);
@@ -238,7 +288,7 @@ fn line(happened: &Happened) -> Option<Line> {
 }
 
 /// Ends all connections, and tells their peers.
-fn end(service: &mut Service, json: bool) -> Result<(), Failure> {
+fn end<C: Host>(service: &mut Service<C>, json: bool) -> Result<(), Failure> {
     service.stop().context("cannot wait")?;
     while let Some(happened) = service.happened() {
         report(&happened, json);

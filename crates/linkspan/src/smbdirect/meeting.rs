@@ -4,23 +4,24 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use linkspan_backends::smbdirect::{Config, Endpoint, Gone, HELLO_LEN, Happening, Hello, Id, Peer};
+use linkspan_backends::rdma::Host;
+use linkspan_backends::smbdirect::{Endpoint, Gone, HELLO_LEN, Happening, Hello, Id, Peer};
 use linkspan_mem::Region;
-use linkspan_rdma::verbs::{MemoryId, Slice};
+use linkspan_rdma::verbs::{Failure as Lost, MemoryId, Slice};
 use linkspan_smbdirect::{Misuse, Status as Core};
 use linkspan_sys::signals::{Signal, Signals};
 
-use super::PORT;
+use super::parameters::Provider;
 use crate::exit::{Failure, Status};
 
 /// What epoll calls signals.
 const SIGNALS: u32 = 0;
 
-/// The addresses that `HOST[:PORT]` stands for.
+/// The addresses that `HOST[:PORT]` stands for, in the order in which they are tried.
 ///
 /// # Errors
 /// There are none.
-pub(super) fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
+pub(super) fn resolve(target: &str, provider: Provider) -> Result<Vec<SocketAddr>, Failure> {
     let bare = target
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
@@ -28,12 +29,22 @@ pub(super) fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
     let found = if with_port {
         target.to_socket_addrs()
     } else {
-        (bare.unwrap_or(target), PORT).to_socket_addrs()
+        (bare.unwrap_or(target), 0).to_socket_addrs()
     };
     let unreachable = |error| Failure::new(Status::PeerUnreachable, error);
-    let addresses: Vec<_> = found
-        .map_err(|error| unreachable(anyhow!(error).context(format!("cannot find {target}"))))?
-        .collect();
+    let found = found
+        .map_err(|error| unreachable(anyhow!(error).context(format!("cannot find {target}"))))?;
+    let with_ports = |mut address: SocketAddr| {
+        let ports = provider.ports().iter();
+        let other = ports.map(move |port| {
+            address.set_port(*port);
+            address
+        });
+        let as_it_is = with_port.then_some(address);
+        let other = other.filter(move |_| !with_port);
+        as_it_is.into_iter().chain(other)
+    };
+    let addresses: Vec<_> = found.flat_map(with_ports).collect();
     if addresses.is_empty() {
         return Err(unreachable(anyhow!("{target} has no address")));
     }
@@ -53,11 +64,27 @@ pub(super) struct Met {
 }
 
 /// This end, and the wish to stop it.
-pub(super) struct Initiator {
-    pub(super) endpoint: Endpoint,
+pub(super) struct Initiator<C: Host> {
+    pub(super) endpoint: Endpoint<C>,
     signals: Signals,
     /// A hello lies at its begin.
     hello: MemoryId,
+}
+
+/// Why there is no connection.
+struct Missed {
+    failure: Failure,
+    /// Nobody was asked: the port is not for the device.
+    wrong_device: bool,
+}
+
+impl From<Failure> for Missed {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure,
+            wrong_device: false,
+        }
+    }
 }
 
 /// A connection that is over, as the program ends with it.
@@ -82,11 +109,10 @@ pub(super) fn started<T>(asked: Result<T, Misuse>) -> Result<(), Failure> {
     }
 }
 
-impl Initiator {
-    pub(super) fn new(config: Config) -> Result<Self, Failure> {
+impl<C: Host> Initiator<C> {
+    pub(super) fn new(mut endpoint: Endpoint<C>) -> Result<Self, Failure> {
         let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
             .context("cannot watch for signals")?;
-        let mut endpoint = Endpoint::new(config).map_err(super::no_endpoint)?;
         endpoint.watch(&signals, SIGNALS).context("cannot wait")?;
         let hello = Region::heap(HELLO_LEN).context("memory")?;
         let hello = endpoint.add_memory(hello).context("memory")?;
@@ -161,7 +187,7 @@ impl Initiator {
             let begin = Instant::now();
             let met = match self.connect(address) {
                 Ok(id) => self.connected(id, address),
-                Err(failure) => Err(failure),
+                Err(failure) => Err(failure.into()),
             };
             match met {
                 Ok((id, core)) => {
@@ -175,7 +201,11 @@ impl Initiator {
                         core,
                     });
                 }
-                Err(failure) => last = Some(failure),
+                // What another port came to says more.
+                Err(missed) if missed.wrong_device => {
+                    last.get_or_insert(missed.failure);
+                }
+                Err(missed) => last = Some(missed.failure),
             }
         }
         Err(last.unwrap_or_else(|| anyhow!("no address").into()))
@@ -189,17 +219,22 @@ impl Initiator {
         })
     }
 
-    fn connected(&mut self, id: Id, address: SocketAddr) -> Result<(Id, Core), Failure> {
+    fn connected(&mut self, id: Id, address: SocketAddr) -> Result<(Id, Core), Missed> {
         loop {
             self.wait(None)?;
             while let Some((_, happening)) = self.endpoint.poll() {
                 match happening {
                     Happening::Connected => {
                         let session = self.endpoint.session(id);
-                        let session = session.context("the connection is gone")?;
-                        return Ok((id, session.status()));
+                        let session = session.context("the connection is gone");
+                        return Ok((id, session.map_err(Failure::from)?.status()));
                     }
-                    Happening::Ended(gone) => return Err(failure(address, &gone)),
+                    Happening::Ended(gone) => {
+                        return Err(Missed {
+                            failure: failure(address, &gone),
+                            wrong_device: matches!(gone.failure, Lost::WrongDevice { .. }),
+                        });
+                    }
                     _ => {}
                 }
             }
@@ -252,11 +287,19 @@ mod tests {
             ("[::1]", "[::1]:5445"),
             ("[::1]:7", "[::1]:7"),
         ] {
-            assert_eq!(resolve(text).unwrap(), [address.parse().unwrap()], "{text}");
+            let found = resolve(text, Provider::Tcp).unwrap();
+            assert_eq!(found, [address.parse().unwrap()], "{text}");
         }
+        // Over devices the port says which kind of them is meant.
+        let both = resolve("::1", Provider::Verbs).unwrap();
+        assert_eq!(
+            both.iter().map(SocketAddr::port).collect::<Vec<_>>(),
+            [5445, 445]
+        );
+        assert_eq!(resolve("[::1]:7", Provider::Verbs).unwrap().len(), 1);
         for text in ["", "127.0.0.1:port", "127.0.0.1:99999"] {
             assert_eq!(
-                resolve(text).unwrap_err().status,
+                resolve(text, Provider::Tcp).unwrap_err().status,
                 Status::PeerUnreachable,
                 "{text}"
             );

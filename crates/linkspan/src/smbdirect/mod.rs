@@ -9,6 +9,7 @@ mod ping;
 mod status;
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use anyhow::Context;
@@ -18,8 +19,8 @@ use linkspan_backends::smbdirect::EndpointError;
 
 use crate::exit::{Failure, Status};
 
-/// The port of SMB Direct over iWARP.
-const PORT: u16 = 5445;
+/// No such device.
+const ENODEV: i32 = 19;
 
 /// Options of `linkspan smbdirect`.
 #[derive(Debug, clap::Args)]
@@ -59,9 +60,17 @@ fn no_endpoint(error: EndpointError) -> Failure {
         EndpointError::Options(_) | EndpointError::Provider(ProviderError::Options(_)) => {
             Status::Usage
         }
+        EndpointError::Provider(ProviderError::Library(_)) => Status::Missing,
+        // The kernel has no RDMA, or nobody may use it.
+        EndpointError::Provider(ProviderError::System(error)) if lacks(error) => Status::Missing,
         _ => Status::Failed,
     };
     Failure::new(status, error)
+}
+
+fn lacks(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    matches!(error.kind(), NotFound | PermissionDenied) || error.raw_os_error() == Some(ENODEV)
 }
 
 /// Runs the command.

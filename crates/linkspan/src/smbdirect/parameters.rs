@@ -4,8 +4,8 @@
 use std::ops::RangeInclusive;
 
 use clap::builder::{Arg, Command, PossibleValuesParser, TypedValueParser as _, ValueParser};
-use clap::{ArgMatches, FromArgMatches};
-use linkspan_backends::smbdirect::Config;
+use clap::{ArgMatches, FromArgMatches, ValueEnum};
+use linkspan_backends::smbdirect::{Config, PORT, PORT_IWARP};
 use linkspan_rdma::iwarp::FrameSize;
 use linkspan_smbdirect::{OPTIONS, Options, Parameter, Role};
 
@@ -129,10 +129,34 @@ impl Parameters {
     }
 }
 
-/// How frames of iWARP are made.
+/// Over what connections go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Provider {
+    /// iWARP over TCP, in this process
+    Tcp,
+    /// The RDMA device that has the address, or leads to it, through rdma-core
+    Verbs,
+}
+
+impl Provider {
+    /// Where SMB Direct is, in the order in which that is tried.
+    pub(super) fn ports(self) -> &'static [u16] {
+        match self {
+            Self::Tcp => &[PORT_IWARP],
+            Self::Verbs => &[PORT_IWARP, PORT],
+        }
+    }
+}
+
+/// Over what connections go, and how frames of iWARP are made.
 #[derive(Clone, Debug, clap::Args)]
-#[command(next_help_heading = "Parameters of iWARP")]
+#[command(next_help_heading = "Transport")]
 pub(super) struct Wire {
+    /// Over what: iWARP over TCP, or the RDMA device (iWARP, InfiniBand, RoCE) that has the
+    /// address of a listener or leads to it. Frames and --budget are the device's own then
+    #[arg(long, value_enum, default_value = "tcp")]
+    pub(super) provider: Provider,
+
     /// Asks for checksums (CRC32C); if the peer asks they are there in any case
     #[arg(long)]
     crc: bool,

@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use hdrhistogram::Histogram;
-use linkspan_backends::smbdirect::{Happening, Hello, Mode, Peer, Welcome};
+use linkspan_backends::rdma::Host;
+use linkspan_backends::smbdirect::{
+    Endpoint, EndpointError, Happening, Hello, Mode, Peer, Welcome,
+};
 use linkspan_mem::Region;
 use linkspan_rdma::verbs::Slice;
 use linkspan_smbdirect::{Role, State};
@@ -14,7 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::meeting::{Initiator, Met, failure, resolve, started};
-use super::parameters::{Parameters, Wire, config};
+use super::parameters::{Parameters, Provider, Wire, config};
 use super::status;
 use crate::driver::bytes;
 use crate::driver::figures::new_histogram;
@@ -34,7 +37,7 @@ const LIMIT: Duration = Duration::from_secs(10);
         linkspan smbdirect ping fileserver --count 100 --json"
 )]
 pub(super) struct Args {
-    /// Who: a name or an address, and a port unless it is 5445
+    /// Who: a name or an address, and a port unless it is 5445, or 445 of devices other than iWARP
     #[arg(value_name = "HOST[:PORT]")]
     host: String,
 
@@ -94,10 +97,17 @@ struct Times {
 /// # Errors
 /// With the status that the program is to end with.
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let pcap = super::create(args.pcap.as_deref())?;
-    let addresses = resolve(&args.host)?;
     let config = config(Role::Initiator, &args.parameters, &args.wire);
-    let mut initiator = Initiator::new(config)?;
+    match args.wire.provider {
+        Provider::Tcp => ping(args, Endpoint::new(config)),
+        Provider::Verbs => ping(args, Endpoint::of_devices(config)),
+    }
+}
+
+fn ping<C: Host>(args: &Args, endpoint: Result<Endpoint<C>, EndpointError>) -> Result<(), Failure> {
+    let pcap = super::create(args.pcap.as_deref())?;
+    let addresses = resolve(&args.host, args.wire.provider)?;
+    let mut initiator = Initiator::new(endpoint.map_err(super::no_endpoint)?)?;
     if let Some(file) = pcap {
         initiator.endpoint.capture(file).context("cannot capture")?;
     }
@@ -199,11 +209,11 @@ fn report(
 }
 
 /// Times round trips; a signal ends them early.
-fn trips(
+fn trips<C: Host>(
     args: &Args,
     kind: Kind,
     met: &Met,
-    initiator: &mut Initiator,
+    initiator: &mut Initiator<C>,
 ) -> Result<Histogram<u64>, Failure> {
     let mut times = new_histogram()?;
     let message = match kind {
@@ -222,7 +232,11 @@ fn trips(
 }
 
 /// The message that is sent.
-fn message(args: &Args, met: &Met, initiator: &mut Initiator) -> Result<Slice, Failure> {
+fn message<C: Host>(
+    args: &Args,
+    met: &Met,
+    initiator: &mut Initiator<C>,
+) -> Result<Slice, Failure> {
     let max = met.core.max_fragmented_send_size;
     let own = met.core.max_fragmented_receive_size;
     let len = u32::try_from(args.size)
@@ -253,11 +267,11 @@ fn pattern(number: u32, len: u32) -> Vec<u8> {
 }
 
 /// One round trip; whether it came to its end.
-fn trip(
+fn trip<C: Host>(
     number: u32,
     message: Option<Slice>,
     met: &Met,
-    initiator: &mut Initiator,
+    initiator: &mut Initiator<C>,
 ) -> Result<bool, Failure> {
     let gone = "the connection is gone";
     let bytes = message.map(|slice| {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
+use linkspan_backends::rdma::Host;
 use linkspan_backends::smbdirect::{Classes, Ended, Service};
 use linkspan_smbdirect::{Role, Status as Core};
 use serde_json::{Value, json};
@@ -59,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// What a listener answers.
-pub(super) fn lines(service: &Service) -> String {
+pub(super) fn lines<C: Host>(service: &Service<C>) -> String {
     let summary = service.summary();
     let mut text = String::new();
     let mut add = |value: Value| {

@@ -1,8 +1,5 @@
 //! The seam to upper layers, on one connection of a device.
 
-use std::io;
-use std::net::SocketAddr;
-
 use linkspan_rdma::Memories;
 use linkspan_rdma::verbs::{
     Access, Depth, Event, Failure, Limits, Post, PostError, Remote, Slice, Verbs,
@@ -10,6 +7,7 @@ use linkspan_rdma::verbs::{
 
 use super::DeviceProvider;
 use crate::rdma::ConnectionId;
+use crate::rdma::table::Entry as _;
 
 /// One connection, borrowed from its provider.
 pub struct DeviceHandle<'a> {
@@ -17,21 +15,9 @@ pub struct DeviceHandle<'a> {
     pub(super) id: ConnectionId,
 }
 
-impl DeviceHandle<'_> {
-    /// Who is at the other end.
-    ///
-    /// # Errors
-    /// The connection is over.
-    pub fn peer(&self) -> io::Result<SocketAddr> {
-        let link = self.provider.links.get(&self.id);
-        let peer = link.and_then(super::Link::peer);
-        peer.ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-}
-
 impl Verbs for DeviceHandle<'_> {
     fn limits(&self) -> Limits {
-        let link = self.provider.links.get(&self.id);
+        let link = self.provider.links.get(self.id);
         link.map_or(self.provider.config.limits, super::Link::limits)
     }
 
@@ -86,7 +72,7 @@ impl Verbs for DeviceHandle<'_> {
     }
 
     fn poll(&mut self) -> Option<Event> {
-        let link = self.provider.links.get_mut(&self.id)?;
+        let link = self.provider.links.get_mut(self.id)?;
         let event = link.poll();
         self.provider.settle(self.id);
         event

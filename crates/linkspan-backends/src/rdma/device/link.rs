@@ -17,7 +17,8 @@ use linkspan_sys::verbs::{
 };
 use rustix::io::Errno;
 
-use super::{GATHER, Guest};
+use super::{DeviceConfig, GATHER, Guest};
+use crate::rdma::table::Entry;
 
 /// siw overlooks a first frame that follows its reply at once, until more bytes come: how often an
 /// initiator that has spoken and hears nothing pokes its peer.
@@ -83,10 +84,22 @@ pub(super) struct Link {
     /// When the peer is poked, and how many times it may be.
     pub(super) nudge: Option<Duration>,
     pub(super) nudges: u8,
-    pub(super) timer: Option<Duration>,
-    pub(super) telling: bool,
     /// Who came; nobody if we connected.
     pub(super) guest: Option<Guest>,
+}
+
+impl Entry for Link {
+    fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    fn poll(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn next_due(&self) -> Option<Duration> {
+        self.due.into_iter().chain(self.nudge).min()
+    }
 }
 
 impl Link {
@@ -121,8 +134,6 @@ impl Link {
             due: None,
             nudge: None,
             nudges: 0,
-            timer: None,
-            telling: false,
             guest: None,
         }
     }
@@ -149,10 +160,11 @@ impl Link {
         due: Duration,
     ) -> Self {
         let offered = depth(&parameters);
+        let private_data = said(id.is_iwarp(), parameters.private_data);
         let mut link = Self::new(id, Phase::Requested(offered), own, limits);
         link.due = Some(due);
         link.events.push_back(Event::Requested(Greeting {
-            private_data: parameters.private_data,
+            private_data,
             depth: offered,
         }));
         if let Err(error) = link.meet_device() {
@@ -169,17 +181,14 @@ impl Link {
         self.limits
     }
 
-    pub(super) fn poll(&mut self) -> Option<Event> {
-        self.events.pop_front()
-    }
-
-    pub(super) fn has_events(&self) -> bool {
-        !self.events.is_empty()
-    }
-
     /// Over, told, and nothing of it is lent.
     pub(super) fn is_done(&self) -> bool {
         self.phase == Phase::Over && self.events.is_empty() && self.pool.used().1 == 0
+    }
+
+    /// Bytes of its buffers, and buffers that are lent.
+    pub(super) fn buffers(&self) -> (usize, usize) {
+        self.pool.used()
     }
 
     pub(super) fn peer(&self) -> Option<SocketAddr> {
@@ -243,11 +252,18 @@ impl Link {
     }
 
     /// The peer's address leads to a device.
-    pub(super) fn address_resolved(&mut self, within: Duration) {
-        let result = match &self.queue {
-            Queue::Bare(id) if self.phase == Phase::Resolving => id.resolve_route(within),
-            _ => return,
+    pub(super) fn address_resolved(&mut self, config: &DeviceConfig) {
+        let Queue::Bare(id) = &self.queue else {
+            return;
         };
+        if self.phase != Phase::Resolving {
+            return;
+        }
+        let port = id.peer().map_or(0, |peer| peer.port());
+        if !(config.port_fits)(port, id.is_iwarp()) {
+            return self.end(Failure::WrongDevice { port });
+        }
+        let result = id.resolve_route(config.reply_within);
         if let Err(error) = result.and_then(|()| self.meet_device()) {
             self.refused(&error);
         }
@@ -282,7 +298,7 @@ impl Link {
                     inbound: self.own.inbound.min(told.inbound),
                     outbound: self.own.outbound.min(told.outbound),
                 };
-                (parameters.private_data, agreed)
+                (said(self.reads_expose, parameters.private_data), agreed)
             }
             Phase::Accepting(agreed) => (Vec::new(), agreed),
             _ => return,
@@ -346,11 +362,6 @@ impl Link {
                 _ => Failure::TimedOut,
             });
         }
-    }
-
-    /// When [`Self::tick`] is due.
-    pub(super) fn next_due(&self) -> Option<Duration> {
-        self.due.into_iter().chain(self.nudge).min()
     }
 
     pub(super) fn end(&mut self, failure: Failure) {
@@ -464,6 +475,14 @@ fn check_private(private_data: &[u8]) -> Result<(), PostError> {
         return Err(PostError::Bytes { got, max });
     }
     Ok(())
+}
+
+/// What a peer said: over InfiniBand and RoCE whoever says nothing is heard to say zeroes.
+fn said(is_iwarp: bool, private_data: Vec<u8>) -> Vec<u8> {
+    if !is_iwarp && private_data.iter().all(|byte| *byte == 0) {
+        return Vec::new();
+    }
+    private_data
 }
 
 fn depth(parameters: &Parameters) -> Depth {

@@ -19,7 +19,8 @@ mod handle;
 mod link;
 mod work;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -37,7 +38,8 @@ pub use handle::DeviceHandle;
 use link::Link;
 
 use super::guests::{Guest, Guests};
-use super::{Carrier, ConnectionId, ProviderError};
+use super::table::{OTHERS, Table};
+use super::{Carrier, ConnectionId, Host, ProviderError};
 
 /// Elements of a gather list at most.
 const GATHER: usize = 32;
@@ -59,12 +61,15 @@ pub struct DeviceConfig {
     pub connections: usize,
     /// Of them, connections that came from one address.
     pub per_address: usize,
-    /// Connections that came and are not established: others are rejected meanwhile. One address
-    /// has a quarter of them.
+    /// Connections that came and were not [admitted](Host::admit) yet: others are rejected
+    /// meanwhile. One address has a quarter of them.
     pub half_open: usize,
     /// How long the way to a peer, and then its answer, may take; and from the request of one
     /// that came until it is established.
     pub reply_within: Duration,
+    /// Whether a port is for a device, which speaks iWARP or does not: none connects to one that
+    /// is not, listens there, or is accepted.
+    pub port_fits: fn(port: u16, is_iwarp: bool) -> bool,
 }
 
 impl Default for DeviceConfig {
@@ -90,6 +95,7 @@ impl Default for DeviceConfig {
             per_address: 256,
             half_open: 128,
             reply_within: Duration::from_secs(10),
+            port_fits: |_, _| true,
         }
     }
 }
@@ -103,17 +109,17 @@ pub struct DeviceProvider {
     begin: Instant,
     now: Duration,
     memories: Memories,
-    links: BTreeMap<ConnectionId, Link>,
-    /// Numbers never come back.
-    next: u64,
+    links: Table<Link>,
     /// By what the channel names them.
     keys: BTreeMap<IdentifierKey, ConnectionId>,
-    /// Those whose device has done more than was taken, and those with something to tell.
+    /// Those whose device has done more than was taken.
     busy: VecDeque<ConnectionId>,
-    telling: VecDeque<ConnectionId>,
-    timers: BTreeSet<(Duration, ConnectionId)>,
-    listener: Option<Identifier>,
+    /// Numbers of watched descriptors that became ready.
+    watched: Vec<u32>,
+    listeners: Vec<Identifier>,
     guests: Guests,
+    /// System calls to wait, and to hear what has happened.
+    calls: u64,
     channel: Channel,
 }
 
@@ -134,31 +140,24 @@ impl DeviceProvider {
             begin: Instant::now(),
             now: Duration::ZERO,
             memories: Memories::new(),
-            links: BTreeMap::new(),
-            next: 0,
+            links: Table::new(),
             keys: BTreeMap::new(),
             busy: VecDeque::new(),
-            telling: VecDeque::new(),
-            timers: BTreeSet::new(),
-            listener: None,
+            watched: Vec::new(),
+            listeners: Vec::new(),
             guests: Guests::default(),
+            calls: 0,
             channel,
         })
     }
 
-    fn add(&mut self, link: Link) -> ConnectionId {
-        let id = ConnectionId::of(self.next);
-        self.next += 1;
+    fn add(&mut self, link: Link) -> Result<ConnectionId, ProviderError> {
+        let max = self.config.connections;
+        let id = self.links.next_id().ok_or(ProviderError::Full { max })?;
         self.keys.insert(link.key(), id);
-        self.links.insert(id, link);
+        self.links.add(id, link);
         self.settle(id);
-        id
-    }
-
-    /// Connections that came and are half open, and that were turned away so far.
-    #[must_use]
-    pub fn guests(&self) -> (usize, u64) {
-        (self.guests.half_open, self.guests.turned_away)
+        Ok(id)
     }
 
     /// Takes somebody who wants to connect. Whoever finds no room is rejected, as the identifier
@@ -173,7 +172,9 @@ impl DeviceProvider {
         } = self.config;
         let nobody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let guest = Guest::new(identifier.peer().map_or(nobody, |peer| peer.ip()));
-        let room = self.guests.half_open < half_open
+        let at = identifier.address().map_or(0, |at| at.port());
+        let room = (self.config.port_fits)(at, identifier.is_iwarp())
+            && self.guests.half_open < half_open
             && self.guests.have_room(guest.address, per_address, half_open);
         if !room || self.full().is_err() {
             self.guests.turned_away += 1;
@@ -183,7 +184,9 @@ impl DeviceProvider {
         let mut link = Link::responder(identifier, depth, limits, parameters, due);
         link.guest = Some(guest);
         self.guests.come(guest.address);
-        self.add(link);
+        if self.add(link).is_err() {
+            self.guests.leave(guest);
+        }
     }
 
     fn full(&self) -> Result<(), ProviderError> {
@@ -199,7 +202,7 @@ impl DeviceProvider {
         id: ConnectionId,
         act: impl FnOnce(&mut Link, &mut Memories) -> Result<T, PostError>,
     ) -> Result<T, PostError> {
-        let link = self.links.get_mut(&id).ok_or(PostError::NotConnected)?;
+        let link = self.links.get_mut(id).ok_or(PostError::NotConnected)?;
         let result = act(link, &mut self.memories);
         self.settle(id);
         result
@@ -207,28 +210,14 @@ impl DeviceProvider {
 
     /// After anything: what has to be told, waited for or forgotten.
     fn settle(&mut self, id: ConnectionId) {
-        let Some(link) = self.links.get_mut(&id) else {
+        self.links.note(id);
+        let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        if link.has_events() && !link.telling {
-            link.telling = true;
-            self.telling.push_back(id);
-        }
-        let due = link.next_due();
-        if due != link.timer {
-            if let Some(timer) = link.timer {
-                self.timers.remove(&(timer, id));
-            }
-            if let Some(due) = due {
-                self.timers.insert((due, id));
-            }
-            link.timer = due;
-        }
         if link.is_done() {
             link.give_up(&mut self.memories);
             self.forget_key(id);
-            let link = self.links.remove(&id);
-            if let Some(guest) = link.and_then(|link| link.guest) {
+            if let Some(guest) = self.links.remove(id).and_then(|link| link.guest) {
                 self.guests.leave(guest);
             }
         }
@@ -236,7 +225,7 @@ impl DeviceProvider {
 
     /// An identifier that is gone may have its name given to another.
     fn forget_key(&mut self, id: ConnectionId) {
-        if let Some(link) = self.links.get(&id)
+        if let Some(link) = self.links.get(id)
             && self.keys.get(&link.key()) == Some(&id)
         {
             self.keys.remove(&link.key());
@@ -245,6 +234,7 @@ impl DeviceProvider {
 
     fn happened(&mut self) -> io::Result<()> {
         for _ in 0..EVENTS {
+            self.calls += 1;
             let event = match self.channel.next() {
                 Ok(event) => event,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -257,18 +247,14 @@ impl DeviceProvider {
             let Some(id) = self.keys.get(&event.of).copied() else {
                 continue;
             };
-            let Some(link) = self.links.get_mut(&id) else {
+            let Some(link) = self.links.get_mut(id) else {
                 continue;
             };
             match event.happened {
-                Happened::AddressResolved => link.address_resolved(self.config.reply_within),
+                Happened::AddressResolved => link.address_resolved(&self.config),
                 Happened::RouteResolved => link.route_resolved(&mut self.memories),
                 Happened::Established(parameters) => {
                     link.established(parameters, &self.epoll, id.token());
-                    if let Some(guest) = link.guest.as_mut().filter(|guest| guest.half_open) {
-                        guest.half_open = false;
-                        self.guests.admit(guest.address);
-                    }
                     self.busy.push_back(id);
                 }
                 Happened::Rejected {
@@ -287,7 +273,7 @@ impl DeviceProvider {
     }
 
     fn completions(&mut self, id: ConnectionId) {
-        if let Some(link) = self.links.get_mut(&id) {
+        if let Some(link) = self.links.get_mut(id) {
             if link.completions(self.now) {
                 self.busy.push_back(id);
             }
@@ -296,13 +282,8 @@ impl DeviceProvider {
     }
 
     fn tick(&mut self) {
-        while let Some((due, id)) = self.timers.first().copied() {
-            if due > self.now {
-                return;
-            }
-            self.timers.remove(&(due, id));
-            if let Some(link) = self.links.get_mut(&id) {
-                link.timer = None;
+        while let Some(id) = self.links.due(self.now) {
+            if let Some(link) = self.links.get_mut(id) {
                 link.tick(self.now);
                 self.settle(id);
             }
@@ -311,10 +292,10 @@ impl DeviceProvider {
 
     /// Until when to wait at most.
     fn timeout(&self, timeout: Option<Duration>) -> Option<Duration> {
-        if !self.telling.is_empty() || !self.busy.is_empty() {
+        if self.links.tells() || !self.busy.is_empty() {
             return Some(Duration::ZERO);
         }
-        let Some((due, _)) = self.timers.first() else {
+        let Some(due) = self.links.first_due() else {
             return timeout;
         };
         // Rounded up, so that it is due when we wake up.
@@ -331,9 +312,9 @@ impl Carrier for DeviceProvider {
     }
 
     fn remove_memory(&mut self, memory: MemoryId) -> Option<Region> {
-        let ids: Vec<ConnectionId> = self.links.keys().copied().collect();
+        let ids: Vec<ConnectionId> = self.links.iter().map(|(id, _)| id).collect();
         for id in ids {
-            if let Some(link) = self.links.get_mut(&id) {
+            if let Some(link) = self.links.get_mut(id) {
                 link.forget(memory);
                 self.settle(id);
             }
@@ -348,7 +329,12 @@ impl Carrier for DeviceProvider {
     fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
         let listener = Identifier::new(&self.channel)?;
         let address = listener.listen(address)?;
-        self.listener = Some(listener);
+        let fits = |is_iwarp| (self.config.port_fits)(address.port(), is_iwarp);
+        if listener.has_device() && !fits(listener.is_iwarp()) {
+            let what = "the port is not for the RDMA device that has the address";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
+        self.listeners.push(listener);
         Ok(address)
     }
 
@@ -367,11 +353,11 @@ impl Carrier for DeviceProvider {
         let DeviceConfig { depth, limits, .. } = self.config;
         let due = self.now + self.config.reply_within;
         let link = Link::initiator(identifier, depth, limits, private_data, due);
-        Ok(self.add(link))
+        self.add(link)
     }
 
     fn connection(&mut self, id: ConnectionId) -> Option<DeviceHandle<'_>> {
-        self.links.get(&id)?;
+        self.links.get(id)?;
         Some(DeviceHandle { provider: self, id })
     }
 
@@ -388,15 +374,20 @@ impl Carrier for DeviceProvider {
             .ready
             .take()
             .unwrap_or_else(|| Ready::with_capacity(256));
+        self.calls += 1;
+        self.watched.clear();
         self.epoll.wait(&mut ready, timeout)?;
         self.now = self.begin.elapsed();
         let mut told = false;
         for event in ready.iter() {
+            let id = ConnectionId::of(event.token);
             // What a device has done is taken before it is heard that a peer has left.
             if event.token == CHANNEL {
                 told = true;
+            } else if id.life == OTHERS {
+                self.watched.push(id.place);
             } else {
-                self.completions(ConnectionId::of(event.token));
+                self.completions(id);
             }
         }
         self.ready = Some(ready);
@@ -413,18 +404,62 @@ impl Carrier for DeviceProvider {
     }
 
     fn poll(&mut self) -> Option<(ConnectionId, Event)> {
-        while let Some(id) = self.telling.front().copied() {
-            let event = self.links.get_mut(&id).and_then(Link::poll);
-            if let Some(event) = event {
-                return Some((id, event));
+        loop {
+            match self.links.poll()? {
+                Ok(told) => return Some(told),
+                Err(id) => self.settle(id),
             }
-            self.telling.pop_front();
-            if let Some(link) = self.links.get_mut(&id) {
-                link.telling = false;
-            }
-            self.settle(id);
         }
-        None
+    }
+}
+
+impl Host for DeviceProvider {
+    fn verbs(&mut self, id: ConnectionId) -> DeviceHandle<'_> {
+        DeviceHandle { provider: self, id }
+    }
+
+    fn peer(&mut self, id: ConnectionId) -> Option<SocketAddr> {
+        self.links.get(id).and_then(Link::peer)
+    }
+
+    fn admit(&mut self, id: ConnectionId) {
+        let guest = self.links.get_mut(id).and_then(|link| link.guest.as_mut());
+        if let Some(guest) = guest.filter(|guest| guest.half_open) {
+            guest.half_open = false;
+            self.guests.admit(guest.address);
+        }
+    }
+
+    fn guests(&self) -> (usize, u64) {
+        (self.guests.half_open, self.guests.turned_away)
+    }
+
+    fn listen_no_more(&mut self) {
+        self.listeners.clear();
+    }
+
+    /// Of all connections together.
+    fn buffers(&self) -> (usize, usize) {
+        let each = self.links.iter().map(|(_, link)| link.buffers());
+        each.fold((0, 0), |(bytes, lent), it| (bytes + it.0, lent + it.1))
+    }
+
+    fn system_calls(&self) -> u64 {
+        self.calls
+    }
+
+    fn capture(&mut self, _file: File) -> io::Result<()> {
+        let what = "what goes over a device is not to be seen here";
+        Err(io::Error::new(io::ErrorKind::Unsupported, what))
+    }
+
+    fn watch(&self, source: impl AsFd, number: u32) -> io::Result<()> {
+        let token = ConnectionId::watched(number);
+        self.epoll.add(source, token, Interest::READ)
+    }
+
+    fn watched(&mut self) -> Option<u32> {
+        self.watched.pop()
     }
 }
 

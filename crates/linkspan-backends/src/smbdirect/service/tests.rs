@@ -7,7 +7,8 @@ use linkspan_mem::Region;
 use linkspan_rdma::verbs::{MemoryId, Slice};
 use linkspan_smbdirect::{Options, Role};
 
-use super::{Classes, Config, Endpoint, Happening, Id, Mode, Service, Status};
+use super::{Classes, Endpoint, Happening, Id, Mode, Service, Status};
+use crate::smbdirect::Config;
 
 /// 16 buffers, which are all that this much memory has.
 const MEMORY: usize = 64 << 10;
@@ -38,7 +39,8 @@ impl Ends {
     /// A listener that lets `queue` messages wait, with so many peers.
     fn new(queue: u16, peers: usize) -> Self {
         let listener = config(Role::Listener, queue);
-        let mut service = Service::new(listener, Mode::Echo, MEMORY, Classes::NONE).unwrap();
+        let endpoint = Endpoint::new(listener).unwrap();
+        let mut service = Service::new(endpoint, Mode::Echo, MEMORY, Classes::NONE);
         let address = service.listen((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let mut initiator = Endpoint::new(config(Role::Initiator, 256)).unwrap();
         let memory = initiator.add_memory(Region::heap(1 << 17).unwrap());

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use linkspan_backends::rdma::Host;
 use linkspan_backends::smbdirect::{Happening, Hello, Id, Mode as Does, Peer};
 use linkspan_mem::Region;
 use linkspan_rdma::verbs::{MemoryId, Slice};
 use linkspan_smbdirect::{Descriptor, Misuse, Refusal, State as Core};
 
-use super::Mode;
+use super::Kind;
 use crate::exit::{Failure, Status};
 use crate::smbdirect::meeting::{Initiator, failure, started};
 
@@ -46,9 +47,9 @@ struct Connection {
     memory: Vec<Descriptor>,
 }
 
-pub(super) struct Load<'a> {
-    initiator: &'a mut Initiator,
-    mode: Mode,
+pub(super) struct Load<'a, C: Host> {
+    initiator: &'a mut Initiator<C>,
+    mode: Kind,
     size: u32,
     depth: u16,
     /// As many places as there are messages or transfers under way, each with bytes of its
@@ -72,10 +73,10 @@ fn is_done(result: Result<(), Refusal>) -> Result<bool, Failure> {
 /// Places at most: more would be out of any cache.
 const PLACES: u64 = 64;
 
-impl<'a> Load<'a> {
+impl<'a, C: Host> Load<'a, C> {
     pub(super) fn new(
-        initiator: &'a mut Initiator,
-        mode: Mode,
+        initiator: &'a mut Initiator<C>,
+        mode: Kind,
         size: u32,
         depth: u16,
     ) -> Result<Self, Failure> {
@@ -148,8 +149,8 @@ impl<'a> Load<'a> {
     /// The peer cannot be reached, is none of ours, or has no memory.
     pub(super) fn connect(&mut self, addresses: &[SocketAddr], count: u16) -> Result<(), Failure> {
         let hello = match self.mode {
-            Mode::Send => Hello::default(),
-            Mode::Write | Mode::Read => Hello { memory: self.size },
+            Kind::Send => Hello::default(),
+            Kind::Write | Kind::Read => Hello { memory: self.size },
         };
         let met = self
             .initiator
@@ -219,7 +220,7 @@ impl<'a> Load<'a> {
             return Err(Failure::new(Status::Failed, error).hint("linkspan smbdirect ping"));
         };
         let given: u64 = welcome.memory.iter().map(|it| u64::from(it.length)).sum();
-        if self.mode != Mode::Send && given < u64::from(self.size) {
+        if self.mode != Kind::Send && given < u64::from(self.size) {
             let error = anyhow!("the listener has no memory for {} bytes", self.size);
             return Err(Failure::new(Status::Failed, error).hint("listen --memory"));
         }
@@ -235,7 +236,7 @@ impl<'a> Load<'a> {
     /// # Errors
     /// A connection ended.
     pub(super) fn run(&mut self, goal: Goal) -> Result<Duration, Failure> {
-        if self.mode == Mode::Read {
+        if self.mode == Kind::Read {
             self.prepare()?;
         }
         let begin = Instant::now();
@@ -260,7 +261,7 @@ impl<'a> Load<'a> {
 
     /// Posts what may be under way, or ends if it is enough.
     fn fill(&mut self, index: usize, goal: Goal, begin: Instant) -> Result<(), Failure> {
-        let echoes = self.mode == Mode::Send && self.does == Does::Echo;
+        let echoes = self.mode == Kind::Send && self.does == Does::Echo;
         while self.connections[index].state == State::Ready {
             let Connection {
                 posted, done, back, ..
@@ -286,9 +287,9 @@ impl<'a> Load<'a> {
         let session = self.initiator.endpoint.session(connection.id);
         let mut session = session.context("the connection is gone")?;
         let taken = match self.mode {
-            Mode::Send => session.send(&[slice]).map(|_| ()),
-            Mode::Write => session.write(&[slice], &connection.memory, 0).map(|_| ()),
-            Mode::Read => session.read(&[slice], &connection.memory, 0).map(|_| ()),
+            Kind::Send => session.send(&[slice]).map(|_| ()),
+            Kind::Write => session.write(&[slice], &connection.memory, 0).map(|_| ()),
+            Kind::Read => session.read(&[slice], &connection.memory, 0).map(|_| ()),
         };
         match taken {
             Ok(()) => {
@@ -304,10 +305,10 @@ impl<'a> Load<'a> {
     /// All that was posted is done: a peer that counts says when it has arrived.
     fn finish(&mut self, index: usize) -> Result<(), Failure> {
         let connection = &mut self.connections[index];
-        let counts = self.mode != Mode::Read && self.does == Does::Sink;
+        let counts = self.mode != Kind::Read && self.does == Does::Sink;
         let mut session = self.initiator.endpoint.session(connection.id);
         match &mut session {
-            Some(session) if counts || self.mode == Mode::Write => {
+            Some(session) if counts || self.mode == Kind::Write => {
                 started(session.ask())?;
                 connection.state = State::Asking;
             }
@@ -398,8 +399,8 @@ impl<'a> Load<'a> {
     /// A connection ended.
     pub(super) fn verify(&mut self) -> Result<bool, Failure> {
         match self.mode {
-            Mode::Send => {}
-            Mode::Read => {
+            Kind::Send => {}
+            Kind::Read => {
                 let wanted = self.pattern(0);
                 let posted = self
                     .connections
@@ -412,7 +413,7 @@ impl<'a> Load<'a> {
                     self.right &= found == wanted;
                 }
             }
-            Mode::Write => {
+            Kind::Write => {
                 let slice = self.slice(self.places());
                 self.everywhere(|load, index| {
                     let connection = &load.connections[index];
