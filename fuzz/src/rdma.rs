@@ -82,6 +82,19 @@ const READABLE: (u64, u32) = (768, 256);
 const SINK: u64 = 1024;
 const SINK_MAX: u32 = 255;
 
+/// The opcode of a read request.
+const READ_REQUEST: u8 = 1;
+
+/// Bytes of a frame, or of the request or reply of a set-up.
+fn whole_len(bytes: &[u8]) -> usize {
+    let number = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    if bytes.starts_with(b"MPA ID ") {
+        20 + number(18)
+    } else {
+        (2 + number(0)).next_multiple_of(4) + 4
+    }
+}
+
 struct End {
     connection: Connection,
     memories: Memories,
@@ -94,6 +107,8 @@ struct End {
     rejects: bool,
     exposed: [Option<Remote>; 2],
     sink: u32,
+    /// Bytes that are not written of a frame that has begun.
+    rest: usize,
     held: Vec<Slice>,
     next_id: u64,
     posted: BTreeSet<u64>,
@@ -161,6 +176,7 @@ impl End {
             rejects: has(REJECTS),
             exposed: [None; 2],
             sink: 0,
+            rest: 0,
             held: Vec::new(),
             next_id: 0,
             posted: BTreeSet::new(),
@@ -333,32 +349,32 @@ impl End {
     }
 
     fn transmit(&mut self, max: usize) {
-        let (memories, mut whole) = (&self.memories, self.batch.is_empty());
-        self.connection.fill(&mut self.batch, &mut |slice, crc| {
-            memories.crc32c(slice, crc)
-        });
-        let (mut written, mut read_request) = (0, None);
+        self.connection.fill(&mut self.batch, &self.memories);
+        let mut bytes = Vec::new();
         for piece in self.batch.pieces() {
-            let len = match piece {
-                Piece::Bytes(bytes) => {
-                    if whole && bytes.len() == 48 && bytes[3] & 0xF == 1 {
-                        read_request = bytes.get(20..24);
-                    }
-                    bytes.len()
-                }
+            match piece {
+                Piece::Bytes(part) => bytes.extend_from_slice(part),
                 Piece::Slice(slice) => {
-                    assert!(memories.slice(slice).is_some());
-                    slice.len as usize
+                    let at = bytes.len();
+                    bytes.resize(at + slice.len as usize, 0);
+                    let memory = self.memories.slice(slice).expect("known memory");
+                    memory.read(&mut bytes[at..]);
                 }
-            };
-            whole = true;
-            written += len;
+            }
         }
-        if let Some(&[a, b, c, d]) = read_request {
-            self.sink = u32::from_be_bytes([a, b, c, d]);
+        assert_eq!(bytes.len(), self.batch.left());
+        let written = bytes.len().min(max);
+        // Of the first one a part may be written; a longer one may have been cut to it.
+        let mut at = self.rest.min(bytes.len());
+        while at < written {
+            let frame = &bytes[at..];
+            if let (READ_REQUEST, Some(&[a, b, c, d])) = (frame[3] & 0xF, frame.get(20..24)) {
+                self.sink = u32::from_be_bytes([a, b, c, d]);
+            }
+            at += whole_len(frame);
         }
-        assert_eq!(written, self.batch.left());
-        self.connection.written(&mut self.batch, written.min(max));
+        self.rest = at - written;
+        self.connection.written(&mut self.batch, written);
     }
 
     /// What has happened: each work comes back once, and nothing after the end.

@@ -13,11 +13,10 @@ use linkspan_rdma::verbs::{
 use linkspan_rdma::{Memories, depth};
 
 use crate::connection::{
-    Arrival, Connection, Header, News, Output, RegistrationId, Role, State, WorkId,
+    Arrival, Connection, News, RegistrationId, Role, Staged, State, Task, WorkId,
 };
 use crate::descriptor::Descriptor;
 use crate::error::Refusal;
-use crate::gather::{GATHER_MAX, Gather};
 use crate::inbox::{Piece, Place};
 use crate::options::Options;
 use crate::wire;
@@ -154,11 +153,11 @@ impl Driver {
     /// all is done. To be called until then after anything has happened.
     pub fn poll(&mut self, now_ms: u64, verbs: &mut impl Verbs) -> Option<News> {
         loop {
-            while let Some(output) = self.core.poll_output(now_ms) {
-                if let Output::Tell(news) = output {
+            while let Some(task) = self.core.next_task(now_ms) {
+                if let Task::Tell(news) = task {
                     return Some(news);
                 }
-                self.carry_out(now_ms, verbs, &output);
+                self.carry_out(now_ms, verbs, task);
             }
             if self.area.is_some() && !self.core.keeps() {
                 self.area = None;
@@ -170,102 +169,66 @@ impl Driver {
         }
     }
 
-    fn carry_out(&mut self, now_ms: u64, verbs: &mut impl Verbs, output: &Output) {
-        match *output {
-            Output::PostReceives { count } => {
-                let posted = verbs.post_receives(count).map_or(0, |()| count);
-                self.core.receives_posted(now_ms, posted);
-            }
-            Output::Send {
+    fn carry_out(&mut self, now_ms: u64, verbs: &mut impl Verbs, task: Task) {
+        match task {
+            Task::Release { buffer } => verbs.release(buffer),
+            Task::Send {
                 work,
-                ref header,
-                ref data,
                 signalled,
                 invalidate,
             } => {
-                let (list, count) = self.list(verbs.memories(), header, data);
+                let staged = self.core.staged();
+                let place = put(verbs.memories(), self.headers, staged);
                 let send = Work::Send {
-                    gather: &list[..count],
+                    gather: staged.data.behind(place),
                     invalidate,
                     solicited: false,
                 };
-                self.post(now_ms, verbs, work, signalled, send);
+                let posted = post(verbs, work, signalled, send);
+                self.posted(now_ms, work, posted);
             }
-            Output::Write {
+            Task::Write {
                 work,
-                ref local,
                 remote,
                 signalled,
             } => {
                 let write = Work::Write {
-                    gather: local.slices(),
+                    gather: self.core.staged().data.slices(),
                     to: remote,
                 };
-                self.post(now_ms, verbs, work, signalled, write);
+                let posted = post(verbs, work, signalled, write);
+                self.posted(now_ms, work, posted);
             }
-            Output::Read {
-                work,
-                ref local,
-                remote,
-            } => {
+            Task::Read { work, remote } => {
                 let read = Work::Read {
-                    into: local.slices(),
+                    into: self.core.staged().data.slices(),
                     from: remote,
                 };
-                self.post(now_ms, verbs, work, true, read);
+                let posted = post(verbs, work, true, read);
+                self.posted(now_ms, work, posted);
             }
-            Output::Invalidate { work, key } => {
-                self.post(now_ms, verbs, work, true, Work::Invalidate { key });
+            Task::Invalidate { work, key } => {
+                let posted = post(verbs, work, true, Work::Invalidate { key });
+                self.posted(now_ms, work, posted);
             }
-            Output::Keep { from, to } => {
+            Task::PostReceives { count } => {
+                let posted = verbs.post_receives(count).map_or(0, |()| count);
+                self.core.receives_posted(now_ms, posted);
+            }
+            Task::Keep { from, to } => {
                 if self.keep(verbs.memories(), from, to).is_none() {
                     self.core.not_kept();
                 }
             }
-            Output::Release { buffer } => verbs.release(buffer),
-            Output::Disconnect => verbs.disconnect(),
-            Output::Tell(_) => {}
+            Task::Disconnect => verbs.disconnect(),
+            Task::Tell(_) => {}
         }
     }
 
-    fn post(
-        &mut self,
-        now_ms: u64,
-        verbs: &mut impl Verbs,
-        id: WorkId,
-        signalled: bool,
-        work: Work<'_>,
-    ) {
-        let post = Post {
-            id: id.0,
-            signalled,
-            work,
-        };
-        if let Err(why) = verbs.post(&post) {
-            self.core.refused(now_ms, id, why);
+    fn posted(&mut self, now_ms: u64, work: WorkId, posted: Result<(), PostError>) {
+        if let Err(why) = posted {
+            self.core.refused(now_ms, work, why);
         }
-    }
-
-    /// Puts a header where the provider finds it: the gather list of its message.
-    fn list(
-        &self,
-        memories: &Memories,
-        header: &Header,
-        data: &Gather,
-    ) -> ([Slice; GATHER_MAX + 1], usize) {
-        let bytes = header.bytes();
-        // A slot is below the number of them, a header at most 32 bytes.
-        let len = u32::try_from(bytes.len()).unwrap_or(HEADER_LEN);
-        let place = self
-            .headers
-            .part(u32::from(header.slot()) * HEADER_LEN, len);
-        if let Some(memory) = memories.slice(place) {
-            memory.write(bytes);
-        }
-        let mut list = [place; GATHER_MAX + 1];
-        let slices = data.slices();
-        list[1..=slices.len()].copy_from_slice(slices);
-        (list, slices.len() + 1)
     }
 
     /// Copies a piece into the area.
@@ -333,6 +296,12 @@ impl Driver {
         self.core.pieces().map_while(place)
     }
 
+    /// So many bytes of the first message were read, as [`Connection::consume`]; buffers
+    /// that are not needed any more go back at once.
+    pub fn consume(&mut self, verbs: &mut impl Verbs, bytes: u32) {
+        self.core.consume_to(bytes, |buffer| verbs.release(buffer));
+    }
+
     /// Copies what has arrived of the first message, as much as fits, and consumes it;
     /// how many bytes that are. What is behind the end of the message stays.
     pub fn read(&mut self, memories: &Memories, target: &mut [u8]) -> usize {
@@ -347,4 +316,29 @@ impl Driver {
         self.core.consume(u32::try_from(at).unwrap_or(u32::MAX));
         at
     }
+}
+
+fn post(
+    verbs: &mut impl Verbs,
+    id: WorkId,
+    signalled: bool,
+    work: Work<'_>,
+) -> Result<(), PostError> {
+    verbs.post(&Post {
+        id: id.0,
+        signalled,
+        work,
+    })
+}
+
+/// Puts a header where the provider finds it, in the memory of headers; says where.
+fn put(memories: &Memories, headers: Slice, staged: &Staged) -> Slice {
+    let bytes = staged.header.bytes();
+    // A slot is below the number of them, a header at most 32 bytes.
+    let len = u32::try_from(bytes.len()).unwrap_or(HEADER_LEN);
+    let place = headers.part(u32::from(staged.header.slot()) * HEADER_LEN, len);
+    if let Some(memory) = memories.slice(place) {
+        memory.write(bytes);
+    }
+    place
 }

@@ -9,17 +9,36 @@ use linkspan_rdma::verbs::Slice;
 pub const GATHER_MAX: usize = 7;
 
 /// The slices of one piece of work, in a fixed place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Gather {
-    slices: [Slice; GATHER_MAX],
+    /// The first one is what goes before them: a header.
+    list: [Slice; GATHER_MAX + 1],
     count: usize,
 }
+
+impl PartialEq for Gather {
+    fn eq(&self, other: &Self) -> bool {
+        self.slices() == other.slices()
+    }
+}
+
+impl Eq for Gather {}
 
 impl Gather {
     /// The slices.
     #[must_use]
     pub fn slices(&self) -> &[Slice] {
-        &self.slices[..self.count]
+        &self.list[1..=self.count]
+    }
+
+    /// The same with one before them.
+    pub(crate) fn behind(&mut self, first: Slice) -> &[Slice] {
+        self.list[0] = first;
+        &self.list[..=self.count]
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.count = 0;
     }
 
     /// Bytes of all.
@@ -35,8 +54,28 @@ impl Gather {
     }
 
     fn push(&mut self, slice: Slice) {
-        self.slices[self.count] = slice;
         self.count += 1;
+        self.list[self.count] = slice;
+    }
+
+    /// Takes up to `bytes` bytes in up to `count` slices from the front of `queue`, in
+    /// place of what was there; says how many bytes.
+    pub(crate) fn take(&mut self, queue: &mut VecDeque<Slice>, bytes: u32, count: usize) -> u32 {
+        let max = count.min(GATHER_MAX);
+        let mut left = bytes;
+        self.count = 0;
+        while left > 0 && self.count < max {
+            let Some(front) = queue.front_mut() else {
+                break;
+            };
+            let first = cut(front, left);
+            if front.len == 0 {
+                pop(queue);
+            }
+            left -= first.len;
+            self.push(first);
+        }
+        bytes - left
     }
 }
 
@@ -55,25 +94,6 @@ fn cut(slice: &mut Slice, len: u32) -> Slice {
     let first = slice.part(0, len);
     *slice = slice.part(len, u32::MAX);
     first
-}
-
-/// Takes up to `bytes` bytes in up to `count` slices from the front of `queue`, in one
-/// pass.
-pub(crate) fn take(queue: &mut VecDeque<Slice>, bytes: u32, count: usize) -> Gather {
-    let mut gather = Gather::default();
-    let mut left = bytes;
-    while left > 0 && gather.count < count.min(GATHER_MAX) {
-        let Some(front) = queue.front_mut() else {
-            break;
-        };
-        let first = cut(front, left);
-        if front.len == 0 {
-            pop(queue);
-        }
-        left -= first.len;
-        gather.push(first);
-    }
-    gather
 }
 
 /// Drops `bytes` bytes from the front of `queue`.

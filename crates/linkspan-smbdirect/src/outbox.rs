@@ -27,7 +27,8 @@ struct Waiting {
 /// A segment that is to be posted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
-    pub(crate) data: Gather,
+    /// Its bytes.
+    pub(crate) len: u32,
     /// Bytes of the message behind it.
     pub(crate) remaining: u32,
     pub(crate) invalidate: Option<Key>,
@@ -106,15 +107,21 @@ impl Outbox {
         self.messages.front().is_some_and(|message| message.begun)
     }
 
-    /// The next segment: at most `bytes` bytes in at most `slices` slices.
-    pub(crate) fn segment(&mut self, bytes: u32, slices: usize) -> Option<Segment> {
+    /// The next segment: at most `bytes` bytes in at most `slices` slices, which `data` is
+    /// then.
+    pub(crate) fn segment(
+        &mut self,
+        bytes: u32,
+        slices: usize,
+        data: &mut Gather,
+    ) -> Option<Segment> {
         let message = self.messages.front_mut()?;
         let begins = (!message.begun).then_some(message.id);
         message.begun = true;
-        let data = gather::take(&mut self.slices, message.left.min(bytes), slices);
-        message.left -= data.len();
+        let len = data.take(&mut self.slices, message.left.min(bytes), slices);
+        message.left -= len;
         let segment = Segment {
-            data,
+            len,
             remaining: message.left,
             // With exactly one segment.
             invalidate: message.invalidate.take(),

@@ -29,7 +29,6 @@ struct Transfer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     pub(crate) id: TransferId,
-    pub(crate) local: Gather,
     pub(crate) remote: Descriptor,
     /// Whether it is the last one of its transfer.
     pub(crate) last: bool,
@@ -129,23 +128,23 @@ impl Transfers {
         Ok(())
     }
 
-    /// The next part: at most `bytes` bytes in at most `slices` slices.
-    pub(crate) fn part(&mut self, bytes: u32, slices: usize) -> Option<Part> {
+    /// The next part: at most `bytes` bytes in at most `slices` slices, which `local` is
+    /// then.
+    pub(crate) fn part(&mut self, bytes: u32, slices: usize, local: &mut Gather) -> Option<Part> {
         let transfer = self.transfers.iter_mut().find(|one| one.left > 0)?;
         let remote = self.parts.front_mut()?;
-        let local = gather::take(&mut self.slices, bytes.min(remote.length), slices);
-        let target = remote.split(local.len());
+        let len = local.take(&mut self.slices, bytes.min(remote.length), slices);
+        let target = remote.split(len);
         if remote.length == 0 {
             self.parts.pop_front();
         }
-        transfer.left -= u64::from(local.len());
+        transfer.left -= u64::from(len);
         transfer.outstanding += 1;
         self.outstanding += 1;
         let last = transfer.left == 0;
         self.posted += u64::from(last);
         Some(Part {
             id: transfer.id,
-            local,
             remote: target,
             last,
         })

@@ -377,9 +377,7 @@ impl Link {
                 Some(batch) => batch,
                 None => shared.batch(),
             };
-            let memories = &shared.memories;
-            self.connection
-                .fill(&mut batch, &mut |slice, sum| memories.crc32c(slice, sum));
+            self.connection.fill(&mut batch, &shared.memories);
             if batch.is_empty() {
                 shared.give_back(batch);
                 break;

@@ -114,7 +114,9 @@ impl<C: Host> Session<'_, C> {
 
     /// So many bytes of it were read.
     pub fn consume(&mut self, bytes: u32) {
-        self.change().consume(bytes);
+        self.entry.touch(self.touched);
+        let mut verbs = self.provider.verbs(self.entry.id);
+        self.entry.driver.consume(&mut verbs, bytes);
     }
 
     /// The first bytes of the first message, as many as there are and fit; how many.

@@ -3,7 +3,10 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use linkspan_mem::crc32c;
+
 use super::wire::{CRC, Header, TRAILER_MAX, padding};
+use crate::memory::Memories;
 use crate::verbs::Slice;
 
 /// A piece of the stream.
@@ -17,15 +20,22 @@ pub enum Piece<'a> {
 
 /// Frames that are to be written, in order, as gather lists of headers and memory.
 ///
-/// It is the driver's, and need not exist while a connection has nothing to say; but
-/// one that has begun belongs to its connection until it is empty.
+/// The end of a frame, the header of the next one and what is short of its payload are one
+/// piece: system calls take their time for each. It is the driver's, and need not exist
+/// while a connection has nothing to say; but one that has begun belongs to its connection
+/// until it is empty.
 #[derive(Debug)]
 pub struct Batch {
-    /// What goes before all frames: a request or a reply of the set-up.
-    raw: Vec<u8>,
+    /// The bytes that stand here, and how many of them are written.
+    text: Vec<u8>,
+    done: usize,
+    /// What is not written.
+    parts: VecDeque<Part>,
     frames: VecDeque<Frame>,
-    slices: VecDeque<Slice>,
-    /// Bytes that are written of what is first.
+    /// Bytes, not written, of what goes before all frames: a request or a reply of the
+    /// set-up.
+    raw: usize,
+    /// Bytes that are written of the first frame.
     begun: usize,
     /// Bytes that are not written.
     left: usize,
@@ -33,33 +43,40 @@ pub struct Batch {
 }
 
 #[derive(Debug)]
+enum Part {
+    /// The next bytes that stand here, so many.
+    Text(usize),
+    Slice(Slice),
+}
+
+#[derive(Debug)]
 struct Frame {
-    header: Header,
-    /// Elements of its payload.
-    slices: u16,
-    payload: u32,
-    trailer: [u8; TRAILER_MAX],
-    trailer_len: u8,
+    len: usize,
+    /// Bytes of it that stand here, and elements of memory.
+    text: usize,
+    slices: usize,
 }
 
-impl Frame {
-    fn len(&self) -> usize {
-        self.header.bytes().len() + self.payload as usize + usize::from(self.trailer_len)
-    }
-}
-
-/// Frames of a batch at most: with its header, payload and trailer each is at least three
-/// pieces, of which a system call takes 256; the rest waits for the next one.
+/// Frames of a batch at most: with its header and payload each is at least two pieces, of
+/// which a system call takes 256; the rest waits for the next one.
 const FRAMES_MAX: usize = 64;
+
+/// Payload that is copied to the header rather than written from where it is.
+const COPIED_MAX: u32 = 128;
+
+/// Written bytes that are kept in front of others.
+const DONE_MAX: usize = 8192;
 
 impl Batch {
     /// A batch that is full when it holds so many bytes; at least a frame fits.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
-            raw: Vec::new(),
+            text: Vec::new(),
+            done: 0,
+            parts: VecDeque::new(),
             frames: VecDeque::new(),
-            slices: VecDeque::new(),
+            raw: 0,
             begun: 0,
             left: 0,
             limit,
@@ -80,18 +97,14 @@ impl Batch {
 
     /// What is to be written, in order.
     pub fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
-        let mut skip = self.begun;
-        let raw = Some(Piece::Bytes(&self.raw)).filter(|_| !self.raw.is_empty());
-        let frames = FramePieces {
-            frames: self.frames.iter(),
-            slices: self.slices.iter(),
-            current: None,
-        };
-        raw.into_iter().chain(frames).filter_map(move |piece| {
-            let len = piece.len();
-            let done = skip.min(len);
-            skip -= done;
-            piece.from(done)
+        let mut text = &self.text[self.done..];
+        self.parts.iter().map(move |part| match *part {
+            Part::Text(len) => {
+                let (first, rest) = text.split_at(len);
+                text = rest;
+                Piece::Bytes(first)
+            }
+            Part::Slice(slice) => Piece::Slice(slice),
         })
     }
 
@@ -99,150 +112,195 @@ impl Batch {
     pub fn advance(&mut self, written: usize) -> u64 {
         assert!(written <= self.left, "more was written than there was");
         self.left -= written;
-        self.begun += written;
-        if !self.raw.is_empty() {
-            if self.begun < self.raw.len() {
-                return 0;
-            }
-            self.begun -= self.raw.len();
-            self.raw = Vec::new();
-        }
+        self.drop_parts(written);
+        let raw = self.raw.min(written);
+        self.raw -= raw;
+        self.begun += written - raw;
         let mut complete = 0;
         while let Some(frame) = self.frames.front() {
-            if self.begun < frame.len() {
+            if self.begun < frame.len {
                 break;
             }
-            self.begun -= frame.len();
-            self.slices.drain(..usize::from(frame.slices));
+            self.begun -= frame.len;
             self.frames.pop_front();
             complete += 1;
+        }
+        if self.left == 0 {
+            self.text.clear();
+            self.done = 0;
+        } else if self.done > DONE_MAX {
+            self.text.drain(..self.done);
+            self.done = 0;
         }
         complete
     }
 
+    fn drop_parts(&mut self, written: usize) {
+        let mut left = written;
+        while left > 0
+            && let Some(part) = self.parts.front_mut()
+        {
+            let (count, all) = match part {
+                Part::Text(len) => {
+                    let count = left.min(*len);
+                    self.done += count;
+                    *len -= count;
+                    (count, *len == 0)
+                }
+                Part::Slice(slice) => {
+                    let count = left.min(slice.len as usize);
+                    // At most its length.
+                    let from = u32::try_from(count).unwrap_or(slice.len);
+                    *slice = slice.part(from, slice.len);
+                    (count, slice.len == 0)
+                }
+            };
+            left -= count;
+            if all {
+                self.parts.pop_front();
+            }
+        }
+    }
+
     /// Drops all that is there, as when the connection is over.
     pub fn clear(&mut self) {
-        self.raw = Vec::new();
+        self.text = Vec::new();
+        self.parts.clear();
         self.frames.clear();
-        self.slices.clear();
-        self.begun = 0;
-        self.left = 0;
+        (self.done, self.raw, self.begun, self.left) = (0, 0, 0, 0);
     }
 
     /// Drops what was not begun; says how many frames that are.
     pub(super) fn cut(&mut self) -> u64 {
-        let keep = usize::from(self.begun > 0 && self.raw.is_empty());
+        let keep = usize::from(self.begun > 0);
         let mut cut = 0;
         while self.frames.len() > keep {
             if let Some(frame) = self.frames.pop_back() {
-                self.left -= frame.len();
-                let slices = self.slices.len() - usize::from(frame.slices);
-                self.slices.truncate(slices);
+                self.left -= frame.len;
+                self.text.truncate(self.text.len() - frame.text);
+                self.drop_last_parts(frame.text, frame.slices);
                 cut += 1;
             }
         }
         cut
     }
 
+    /// Drops the last parts: so many bytes that stand here, and so many elements.
+    fn drop_last_parts(&mut self, mut text: usize, mut slices: usize) {
+        while text > 0 || slices > 0 {
+            match self.parts.back_mut() {
+                Some(Part::Text(len)) => {
+                    let count = text.min(*len);
+                    text -= count;
+                    *len -= count;
+                    if *len == 0 {
+                        self.parts.pop_back();
+                    }
+                }
+                Some(Part::Slice(_)) => {
+                    slices -= 1;
+                    self.parts.pop_back();
+                }
+                None => return,
+            }
+        }
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.left >= self.limit || self.frames.len() >= FRAMES_MAX
     }
 
+    /// What goes before all frames.
     pub(super) fn push_raw(&mut self, bytes: &[u8]) {
-        self.raw.extend_from_slice(bytes);
+        self.push_text(bytes);
+        self.raw += bytes.len();
         self.left += bytes.len();
     }
 
-    pub(super) fn push_slice(&mut self, slice: Slice) {
-        self.slices.push_back(slice);
+    fn push_text(&mut self, bytes: &[u8]) {
+        self.text.extend_from_slice(bytes);
+        self.count_text(bytes.len());
     }
 
-    /// A frame, whose payload are the last `slices` elements. `crc` extends a checksum by
-    /// bytes of memory; without it the checksum is zero.
-    pub(super) fn push_frame(
-        &mut self,
+    /// So many bytes were added to those that stand here.
+    fn count_text(&mut self, count: usize) {
+        match self.parts.back_mut() {
+            Some(Part::Text(len)) => *len += count,
+            _ => self.parts.push_back(Part::Text(count)),
+        }
+    }
+
+    /// Begins a frame with `payload` bytes, which are pushed next.
+    pub(super) fn frame<'a>(
+        &'a mut self,
         mut header: Header,
-        slices: usize,
         payload: u32,
-        crc: Option<&mut (dyn FnMut(Slice, u32) -> u32 + '_)>,
-    ) {
+        crc: bool,
+        memories: &'a Memories,
+    ) -> Framing<'a> {
         header.finish(payload);
-        let padding = padding(header.bytes().len() + payload as usize);
+        let bytes = header.bytes();
+        self.push_text(bytes);
+        Framing {
+            frame: Frame {
+                len: bytes.len() + payload as usize,
+                text: bytes.len(),
+                slices: 0,
+            },
+            sum: crc.then(|| crc32c(0, bytes)),
+            batch: self,
+            memories,
+        }
+    }
+}
+
+/// A frame that has begun.
+pub(super) struct Framing<'a> {
+    batch: &'a mut Batch,
+    memories: &'a Memories,
+    frame: Frame,
+    /// The checksum so far, where there is one.
+    sum: Option<u32>,
+}
+
+impl Framing<'_> {
+    /// The next bytes of its payload.
+    pub(super) fn push(&mut self, slice: Slice) {
+        if let Some(sum) = &mut self.sum {
+            *sum = self.memories.crc32c(slice, *sum);
+        }
+        if slice.len > COPIED_MAX || !self.copy(slice) {
+            self.batch.parts.push_back(Part::Slice(slice));
+            self.frame.slices += 1;
+        }
+    }
+
+    /// Copies what is short; not if it is not there, which whoever writes finds out.
+    fn copy(&mut self, slice: Slice) -> bool {
+        let Some(memory) = self.memories.slice(slice) else {
+            return false;
+        };
+        let at = self.batch.text.len();
+        self.batch.text.resize(at + memory.len(), 0);
+        memory.read(&mut self.batch.text[at..]);
+        self.batch.count_text(memory.len());
+        self.frame.text += memory.len();
+        true
+    }
+
+    /// All of its payload was pushed.
+    pub(super) fn end(mut self) {
+        let padding = padding(self.frame.len);
         let mut trailer = [0; TRAILER_MAX];
-        if let Some(extend) = crc {
-            let mut sum = linkspan_mem::crc32c(0, header.bytes());
-            for slice in self.slices.range(self.slices.len() - slices..) {
-                sum = extend(*slice, sum);
-            }
-            sum = linkspan_mem::crc32c(sum, &trailer[..padding]);
+        if let Some(sum) = self.sum {
+            let sum = crc32c(sum, &trailer[..padding]);
             trailer[padding..padding + CRC].copy_from_slice(&sum.to_le_bytes());
         }
-        let frame = Frame {
-            header,
-            // Lists have limits far below that.
-            slices: u16::try_from(slices).unwrap_or(u16::MAX),
-            payload,
-            trailer,
-            trailer_len: u8::try_from(padding + CRC).unwrap_or(0),
-        };
-        self.left += frame.len();
-        self.frames.push_back(frame);
-    }
-}
-
-impl Piece<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::Bytes(bytes) => bytes.len(),
-            Self::Slice(slice) => slice.len as usize,
-        }
-    }
-
-    /// What is left of it behind so many bytes; nothing if that is all.
-    fn from(self, done: usize) -> Option<Self> {
-        if done == self.len() {
-            return None;
-        }
-        Some(match self {
-            Self::Bytes(bytes) => Self::Bytes(&bytes[done..]),
-            // Below its length.
-            Self::Slice(slice) => {
-                Self::Slice(slice.part(u32::try_from(done).unwrap_or(0), slice.len))
-            }
-        })
-    }
-}
-
-struct FramePieces<'a, F, S> {
-    frames: F,
-    slices: S,
-    /// The frame whose header was given, and its elements that were not.
-    current: Option<(&'a Frame, u16)>,
-}
-
-impl<'a, F, S> Iterator for FramePieces<'a, F, S>
-where
-    F: Iterator<Item = &'a Frame>,
-    S: Iterator<Item = &'a Slice>,
-{
-    type Item = Piece<'a>;
-
-    fn next(&mut self) -> Option<Piece<'a>> {
-        match self.current {
-            None => {
-                let frame = self.frames.next()?;
-                self.current = Some((frame, frame.slices));
-                Some(Piece::Bytes(frame.header.bytes()))
-            }
-            Some((frame, 0)) => {
-                self.current = None;
-                let len = usize::from(frame.trailer_len);
-                Some(Piece::Bytes(&frame.trailer[..len]))
-            }
-            Some((frame, left)) => {
-                self.current = Some((frame, left - 1));
-                self.slices.next().map(|slice| Piece::Slice(*slice))
-            }
-        }
+        let trailer = &trailer[..padding + CRC];
+        self.batch.push_text(trailer);
+        self.frame.text += trailer.len();
+        self.frame.len += trailer.len();
+        self.batch.left += self.frame.len;
+        self.batch.frames.push_back(self.frame);
     }
 }

@@ -12,6 +12,7 @@ use super::options::{OptionError, Options};
 use super::outgoing::{Outgoing, Read, Response};
 use super::tags::{ENTROPY, Tags};
 use super::{Terminate, WireError};
+use crate::memory::Memories;
 use crate::verbs::{
     Access, Completion, Depth, Event, Failure, Limits, Operation, Post, PostError, Remote, Slice,
     Work,
@@ -345,14 +346,14 @@ impl Connection {
         self.fail(Failure::Memory);
     }
 
-    /// Puts into `batch` what is to be written. `crc` extends a checksum by bytes of
-    /// memory; it is asked only where there are checksums.
-    pub fn fill(&mut self, batch: &mut Batch, crc: &mut dyn FnMut(Slice, u32) -> u32) {
+    /// Puts into `batch` what is to be written. Memory that is named and not known is
+    /// found out by whoever writes.
+    pub fn fill(&mut self, batch: &mut Batch, memories: &Memories) {
         if !self.tx.raw.is_empty() {
             batch.push_raw(&core::mem::take(&mut self.tx.raw));
         }
         if matches!(self.phase, Phase::Running)
-            && let Err(failure) = self.frames(batch, crc)
+            && let Err(failure) = self.frames(batch, memories)
         {
             self.fail(failure);
         }
@@ -362,7 +363,7 @@ impl Connection {
                 self.tx.cut = true;
                 self.tx.framed -= batch.cut();
                 if let Some(terminate) = terminate {
-                    self.frame_terminate(batch, terminate, crc);
+                    self.frame_terminate(batch, terminate, memories);
                 }
             }
             self.finish(batch);

@@ -7,18 +7,16 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::batch::Batch;
+use super::batch::{Batch, Framing};
 use super::connection::Connection;
 use super::mpa::Ready;
 use super::tags::Found;
 use super::wire::{Header, Opcode, QUEUE_SEND, ReadRequest, TAGGED, Tagged, UNTAGGED, Untagged};
 use super::{Terminate, WireError};
+use crate::memory::Memories;
 use crate::verbs::{
     Completion, Event, Failure, Key, Operation, Post, Refusal, Remote, Slice, Work,
 };
-
-/// What a checksum is extended with.
-type Extend<'a> = dyn FnMut(Slice, u32) -> u32 + 'a;
 
 /// What is on its way out.
 #[derive(Debug)]
@@ -180,9 +178,9 @@ impl Outgoing {
         )
     }
 
-    /// Moves bytes of the first job into a frame; says how many elements they are.
-    fn take(&mut self, len: u32, batch: &mut Batch) -> usize {
-        let (mut left, mut count) = (len, 0);
+    /// Moves bytes of the first job into a frame.
+    fn take(&mut self, len: u32, frame: &mut Framing<'_>) {
+        let mut left = len;
         while left > 0
             && let Some(front) = self.slices.front_mut()
         {
@@ -193,33 +191,27 @@ impl Outgoing {
                 *front = front.part(part.len, front.len);
             }
             left -= part.len;
-            batch.push_slice(part);
-            count += 1;
+            frame.push(part);
         }
-        count
     }
 }
 
 impl Connection {
     /// Frames what there is, as long as it fits.
-    pub(super) fn frames(
-        &mut self,
-        batch: &mut Batch,
-        crc: &mut Extend<'_>,
-    ) -> Result<(), Failure> {
+    pub(super) fn frames(&mut self, batch: &mut Batch, memories: &Memories) -> Result<(), Failure> {
         if !self.tx.allowed {
             return Ok(());
         }
         if let Some(begin) = self.tx.begin.take() {
-            self.frame_first(begin, batch, crc);
+            self.frame_first(begin, batch, memories);
         }
         while !batch.is_full() {
             if self.tx.message.is_none() && self.tx.nudge.take() {
-                self.frame_nudge(batch, crc);
+                self.frame_nudge(batch, memories);
             }
             match self.source() {
-                Some(Source::Work) => self.frame_work(batch, crc),
-                Some(Source::Response) => self.frame_response(batch, crc)?,
+                Some(Source::Work) => self.frame_work(batch, memories),
+                Some(Source::Response) => self.frame_response(batch, memories)?,
                 None => break,
             }
         }
@@ -245,7 +237,7 @@ impl Connection {
         }
     }
 
-    fn frame_work(&mut self, batch: &mut Batch, crc: &mut Extend<'_>) {
+    fn frame_work(&mut self, batch: &mut Batch, memories: &Memories) {
         let Some(job) = self.tx.jobs.front() else {
             return;
         };
@@ -260,7 +252,7 @@ impl Connection {
                     offset: job.framed,
                 };
                 let header = Header::untagged(opcode, last, fields);
-                self.frame_job(header, payload, last, batch, crc);
+                self.frame_job(header, payload, last, batch, memories);
                 if last {
                     self.tx.next_send = self.tx.next_send.wrapping_add(1);
                 }
@@ -273,9 +265,9 @@ impl Connection {
                     address: to.address.wrapping_add(job.framed.into()),
                 };
                 let header = Header::tagged(Opcode::Write, last, place);
-                self.frame_job(header, payload, last, batch, crc);
+                self.frame_job(header, payload, last, batch, memories);
             }
-            Kind::Read { from } => self.frame_read(from, batch, crc),
+            Kind::Read { from } => self.frame_read(from, batch, memories),
             Kind::Invalidate { key } => {
                 // The peer may have done it.
                 self.tags.invalidate(key);
@@ -291,10 +283,12 @@ impl Connection {
         payload: u32,
         last: bool,
         batch: &mut Batch,
-        crc: &mut Extend<'_>,
+        memories: &Memories,
     ) {
-        let slices = self.tx.take(payload, batch);
-        self.push_frame(header, slices, payload, batch, crc);
+        let mut frame = batch.frame(header, payload, self.crc, memories);
+        self.tx.take(payload, &mut frame);
+        frame.end();
+        self.tx.framed += 1;
         if let Some(job) = self.tx.jobs.front_mut() {
             job.left -= payload;
             job.framed += payload;
@@ -318,7 +312,7 @@ impl Connection {
         }
     }
 
-    fn frame_read(&mut self, from: Remote, batch: &mut Batch, crc: &mut Extend<'_>) {
+    fn frame_read(&mut self, from: Remote, batch: &mut Batch, memories: &Memories) {
         let Some(job) = self.tx.jobs.pop_front() else {
             return;
         };
@@ -326,7 +320,7 @@ impl Connection {
         let list = self.tx.slices.drain(..job.slices);
         self.sinks.extend(list);
         let work = Some((job.id, job.signalled));
-        self.request_read(work, job.left, from, batch, crc);
+        self.request_read(work, job.left, from, batch, memories);
     }
 
     fn request_read(
@@ -335,7 +329,7 @@ impl Connection {
         len: u32,
         from: Remote,
         batch: &mut Batch,
-        crc: &mut Extend<'_>,
+        memories: &Memories,
     ) {
         let sink = Tagged {
             key: self.tags.sink(),
@@ -357,32 +351,24 @@ impl Connection {
             len,
             got: 0,
         });
-        self.push_frame(header, 0, 0, batch, crc);
+        self.push_frame(header, batch, memories);
     }
 
-    fn frame_response(&mut self, batch: &mut Batch, crc: &mut Extend<'_>) -> Result<(), Failure> {
+    fn frame_response(&mut self, batch: &mut Batch, memories: &Memories) -> Result<(), Failure> {
         let max = self.options.payload(TAGGED);
         let Some(response) = self.responses.front_mut() else {
             return Ok(());
         };
         let payload = (response.len - response.framed).min(max);
         let source = response.source;
-        let mut slices = 0;
-        if let Some((found, offset)) = source {
-            let there = self
-                .tags
-                .places(found, offset + response.framed, payload, &mut |slice| {
-                    batch.push_slice(slice);
-                    slices += 1;
-                });
-            if !there {
-                let key = Key(response.key);
-                return Err(Failure::Refused {
-                    operation: Operation::Read,
-                    why: Refusal::Key { key },
-                });
-            }
+        if source.is_some_and(|(found, _)| !self.tags.is_valid(found)) {
+            let key = Key(response.key);
+            return Err(Failure::Refused {
+                operation: Operation::Read,
+                why: Refusal::Key { key },
+            });
         }
+        let begin = response.framed;
         let place = Tagged {
             key: response.sink.key,
             address: response.sink.address.wrapping_add(response.framed.into()),
@@ -395,7 +381,15 @@ impl Connection {
             self.responses.pop_front();
             self.tx.last = Source::Response;
         }
-        self.push_frame(header, slices, payload, batch, crc);
+        let mut frame = batch.frame(header, payload, self.crc, memories);
+        if let Some((found, offset)) = source {
+            self.tags
+                .places(found, offset + begin, payload, &mut |slice| {
+                    frame.push(slice)
+                });
+        }
+        frame.end();
+        self.tx.framed += 1;
         if let Some((found, _)) = source {
             self.tags.is_framed(found, self.tx.framed);
         }
@@ -413,15 +407,15 @@ impl Connection {
     }
 
     /// The frame that a responder of equal rank awaits (RFC 6581, 9.2).
-    fn frame_first(&mut self, begin: Ready, batch: &mut Batch, crc: &mut Extend<'_>) {
+    fn frame_first(&mut self, begin: Ready, batch: &mut Batch, memories: &Memories) {
         if begin.write {
-            self.frame_nudge(batch, crc);
+            self.frame_nudge(batch, memories);
         } else if begin.read {
             let from = Remote {
                 key: Key(1),
                 address: 0,
             };
-            self.request_read(None, 0, from, batch, crc);
+            self.request_read(None, 0, from, batch, memories);
         } else {
             let fields = Untagged {
                 invalidate: 0,
@@ -431,37 +425,30 @@ impl Connection {
             };
             self.tx.next_send = self.tx.next_send.wrapping_add(1);
             let header = Header::untagged(Opcode::Send, true, fields);
-            self.push_frame(header, 0, 0, batch, crc);
+            self.push_frame(header, batch, memories);
         }
     }
 
     /// A write of no bytes means nothing to anybody: its tag is not looked at.
-    fn frame_nudge(&mut self, batch: &mut Batch, crc: &mut Extend<'_>) {
+    fn frame_nudge(&mut self, batch: &mut Batch, memories: &Memories) {
         let place = Tagged { key: 1, address: 0 };
         let header = Header::tagged(Opcode::Write, true, place);
-        self.push_frame(header, 0, 0, batch, crc);
+        self.push_frame(header, batch, memories);
     }
 
     pub(super) fn frame_terminate(
         &mut self,
         batch: &mut Batch,
         terminate: Terminate,
-        crc: &mut Extend<'_>,
+        memories: &Memories,
     ) {
         let header = Header::terminate(terminate.layer_and_kind, terminate.code);
-        self.push_frame(header, 0, 0, batch, crc);
+        self.push_frame(header, batch, memories);
     }
 
-    fn push_frame(
-        &mut self,
-        header: Header,
-        slices: usize,
-        payload: u32,
-        batch: &mut Batch,
-        crc: &mut Extend<'_>,
-    ) {
-        let crc = if self.crc { Some(crc) } else { None };
-        batch.push_frame(header, slices, payload, crc);
+    /// A frame without payload.
+    fn push_frame(&mut self, header: Header, batch: &mut Batch, memories: &Memories) {
+        batch.frame(header, 0, self.crc, memories).end();
         self.tx.framed += 1;
     }
 

@@ -101,10 +101,9 @@ impl Opcode {
         }
     }
 
+    /// Where it stands in [`OPCODES`].
     fn number(self) -> u16 {
-        let at = OPCODES.iter().position(|opcode| *opcode == self);
-        // The table has all of them.
-        at.and_then(|at| u16::try_from(at).ok()).unwrap_or(0)
+        self as u16
     }
 }
 
@@ -226,37 +225,36 @@ impl ReadRequest {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
     bytes: [u8; READ_REQUEST],
-    len: u8,
+    len: usize,
 }
 
 impl Header {
     fn new(opcode: Opcode, last: bool) -> Self {
-        let mut header = Self {
-            bytes: [0; READ_REQUEST],
-            len: 2,
-        };
-        header.put(&Control::new(opcode, last).0.to_be_bytes());
-        header
+        let mut bytes = [0; READ_REQUEST];
+        bytes[2..PREFIX].copy_from_slice(&Control::new(opcode, last).0.to_be_bytes());
+        Self { bytes, len: PREFIX }
     }
 
     pub(super) fn tagged(opcode: Opcode, last: bool, to: Tagged) -> Self {
         let mut header = Self::new(opcode, last);
-        header.put(&to.key.to_be_bytes());
-        header.put(&to.address.to_be_bytes());
-        header
+        header.bytes[4..8].copy_from_slice(&to.key.to_be_bytes());
+        header.bytes[8..TAGGED].copy_from_slice(&to.address.to_be_bytes());
+        Self {
+            len: TAGGED,
+            ..header
+        }
     }
 
     pub(super) fn untagged(opcode: Opcode, last: bool, fields: Untagged) -> Self {
         let mut header = Self::new(opcode, last);
-        for field in [
-            fields.invalidate,
-            fields.queue,
-            fields.number,
-            fields.offset,
-        ] {
-            header.put(&field.to_be_bytes());
+        header.bytes[4..8].copy_from_slice(&fields.invalidate.to_be_bytes());
+        header.bytes[8..12].copy_from_slice(&fields.queue.to_be_bytes());
+        header.bytes[12..16].copy_from_slice(&fields.number.to_be_bytes());
+        header.bytes[16..UNTAGGED].copy_from_slice(&fields.offset.to_be_bytes());
+        Self {
+            len: UNTAGGED,
+            ..header
         }
-        header
     }
 
     pub(super) fn read_request(number: u32, request: &ReadRequest) -> Self {
@@ -288,21 +286,20 @@ impl Header {
     }
 
     fn put(&mut self, bytes: &[u8]) {
-        let at = usize::from(self.len);
-        self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
-        // At most `READ_REQUEST`.
-        self.len += u8::try_from(bytes.len()).unwrap_or(0);
+        let end = self.len + bytes.len();
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
     }
 
     /// Says how long the frame is that has so much payload.
     pub(super) fn finish(&mut self, payload: u32) {
-        let all = u32::from(self.len) - 2 + payload;
+        let all = self.len - 2 + payload as usize;
         // The sizes of frames are chosen such that it fits.
         let all = u16::try_from(all).unwrap_or(u16::MAX);
         self.bytes[..2].copy_from_slice(&all.to_be_bytes());
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        &self.bytes[..self.len]
     }
 }

@@ -48,9 +48,7 @@ impl End {
     /// What is to be written, at most so many bytes of it.
     pub(crate) fn transmit(&mut self, max: usize) -> Vec<u8> {
         let memories = &self.memories;
-        self.connection.fill(&mut self.batch, &mut |slice, crc| {
-            memories.crc32c(slice, crc)
-        });
+        self.connection.fill(&mut self.batch, memories);
         let mut bytes = Vec::new();
         for piece in self.batch.pieces() {
             match piece {

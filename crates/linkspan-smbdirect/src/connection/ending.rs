@@ -1,6 +1,6 @@
 //! How a connection ends: once, for the first reason, and so that everything comes back.
 
-use super::{Connection, News, Output, Phase, Timers};
+use super::{Connection, News, Phase, Task, Timers};
 use crate::error::{Error, Refusal};
 
 impl Connection {
@@ -9,7 +9,7 @@ impl Connection {
         self.fail(Error::Disconnected);
     }
 
-    /// What [`Output::Keep`] asks for cannot be done.
+    /// What [`Output::Keep`](super::Output::Keep) asks for cannot be done.
     pub fn not_kept(&mut self) {
         self.fail(Error::NoArea);
     }
@@ -23,8 +23,7 @@ impl Connection {
         self.fail(Error::Lost);
         self.phase = Phase::Ended;
         // It is too late to ask for it.
-        self.outputs
-            .retain(|output| !matches!(output, Output::Disconnect));
+        self.tasks.retain(|task| !matches!(task, Task::Disconnect));
         let error = self.first_error.unwrap_or(Error::Lost);
         let why = Refusal::Ended(error);
         self.credits.end();
@@ -57,9 +56,9 @@ impl Connection {
         self.immediate = false;
         // What was not taken yet is not done any more; what is over stays over.
         let flight = &mut self.flight;
-        self.outputs.retain(|output| match output {
-            Output::PostReceives { .. } => false,
-            Output::Invalidate { work, .. } => {
+        self.tasks.retain(|task| match task {
+            Task::PostReceives { .. } => false,
+            Task::Invalidate { work, .. } => {
                 flight.not_posted(*work);
                 false
             }
@@ -67,17 +66,17 @@ impl Connection {
         });
         if let Some(early) = self.early.take() {
             let buffer = early.buffer;
-            self.outputs.push_back(Output::Release { buffer });
+            self.tasks.push_back(Task::Release { buffer });
         }
-        let outputs = &mut self.outputs;
+        let tasks = &mut self.tasks;
         self.inbox
-            .cut(|buffer| outputs.push_back(Output::Release { buffer }));
+            .cut(|buffer| tasks.push_back(Task::Release { buffer }));
         while let Some(message) = self.outbox.drop_waiting() {
             let result = Err(why);
             self.tell(News::Sent { message, result });
         }
         self.end_transfers(why, false);
-        self.outputs.push_back(Output::Disconnect);
+        self.tasks.push_back(Task::Disconnect);
     }
 
     pub(super) fn end_transfers(&mut self, why: Refusal, all: bool) {
@@ -87,7 +86,7 @@ impl Connection {
     }
 
     pub(super) fn tell(&mut self, news: News) {
-        self.outputs.push_back(Output::Tell(news));
+        self.tasks.push_back(Task::Tell(news));
     }
 
     pub(super) fn tell_transfers(&mut self) {
@@ -95,7 +94,7 @@ impl Connection {
             while let Some((transfer, refused)) = queue.finished() {
                 let result = refused.map_or(Ok(()), Err);
                 let over = News::Transferred { transfer, result };
-                self.outputs.push_back(Output::Tell(over));
+                self.tasks.push_back(Task::Tell(over));
             }
         }
     }

@@ -18,6 +18,7 @@ use linkspan_rdma::verbs::{Depth, Key, Slice};
 pub use names::{
     Arrival, Header, MessageId, News, Output, RegistrationId, Role, State, TransferId, WorkId,
 };
+pub(crate) use names::{Staged, Task};
 pub use saved::NotQuiet;
 pub use status::{Status, Traffic};
 
@@ -102,7 +103,8 @@ pub struct Connection {
     timers: Timers,
     /// An arrival before the transport said that it is established.
     early: Option<Early>,
-    outputs: VecDeque<Output>,
+    tasks: VecDeque<Task>,
+    staged: Staged,
     first_error: Option<Error>,
     traffic: Traffic,
 }
@@ -134,14 +136,14 @@ impl Connection {
         let registrations = usize::from(options.registrations);
         let queue = usize::from(options.queue);
         // Each message, transfer and registration ends once, and each buffer is given back once.
-        let outputs = queue
+        let tasks = queue
             + usize::from(options.send_depth)
             + 2 * transfers
             + registrations
             + 2 * usize::from(capacity)
             + 8;
-        let mut outputs: VecDeque<Output> = try_with_capacity(outputs)?.into();
-        outputs.push_back(Output::PostReceives { count: 1 });
+        let mut tasks: VecDeque<Task> = try_with_capacity(tasks)?.into();
+        tasks.push_back(Task::PostReceives { count: 1 });
         let timeout = match role {
             Role::Initiator => options.connect_timeout_ms,
             Role::Listener => options.negotiate_timeout_ms,
@@ -174,7 +176,7 @@ impl Connection {
             next_transfer: 0,
             registrations: Registrations::new(registrations)?,
             flight: Flight::new(
-                usize::from(options.send_depth),
+                options.send_depth,
                 usize::from(options.transfer_depth),
                 registrations,
             )?,
@@ -187,7 +189,8 @@ impl Connection {
                 ..Timers::default()
             },
             early: None,
-            outputs,
+            tasks,
+            staged: Staged::new(),
             first_error: None,
             traffic: Traffic::default(),
         })
@@ -290,7 +293,7 @@ impl Connection {
             Phase::Ending | Phase::Ended => {}
             _ => self.fail(Error::NoCredit),
         }
-        self.outputs.push_back(Output::Release { buffer });
+        self.tasks.push_back(Task::Release { buffer });
     }
 
     /// Takes a Data Transfer; whether its buffer is held now.

@@ -195,6 +195,96 @@ pub enum Output {
     Tell(News),
 }
 
+/// An [`Output`] without the bytes and slices of a send, write or read, which are
+/// [`Staged`]: what waits and is handed on is small.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Task {
+    PostReceives {
+        count: u32,
+    },
+    Send {
+        work: WorkId,
+        signalled: bool,
+        invalidate: Option<Key>,
+    },
+    Write {
+        work: WorkId,
+        remote: Remote,
+        signalled: bool,
+    },
+    Read {
+        work: WorkId,
+        remote: Remote,
+    },
+    Invalidate {
+        work: WorkId,
+        key: Key,
+    },
+    Keep {
+        from: Slice,
+        to: u32,
+    },
+    Release {
+        buffer: Slice,
+    },
+    Disconnect,
+    Tell(News),
+}
+
+/// What the send, write or read consists of that was taken last.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub(crate) header: Header,
+    pub(crate) data: Gather,
+}
+
+impl Staged {
+    pub(crate) fn new() -> Self {
+        Self {
+            header: Header::new(&[], 0, 0),
+            data: Gather::default(),
+        }
+    }
+
+    /// A task with all that belongs to it.
+    pub(crate) fn output(&self, task: Task) -> Output {
+        match task {
+            Task::PostReceives { count } => Output::PostReceives { count },
+            Task::Send {
+                work,
+                signalled,
+                invalidate,
+            } => Output::Send {
+                work,
+                header: self.header,
+                data: self.data,
+                signalled,
+                invalidate,
+            },
+            Task::Write {
+                work,
+                remote,
+                signalled,
+            } => Output::Write {
+                work,
+                local: self.data,
+                remote,
+                signalled,
+            },
+            Task::Read { work, remote } => Output::Read {
+                work,
+                local: self.data,
+                remote,
+            },
+            Task::Invalidate { work, key } => Output::Invalidate { work, key },
+            Task::Keep { from, to } => Output::Keep { from, to },
+            Task::Release { buffer } => Output::Release { buffer },
+            Task::Disconnect => Output::Disconnect,
+            Task::Tell(news) => Output::Tell(news),
+        }
+    }
+}
+
 /// What an upper layer is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {

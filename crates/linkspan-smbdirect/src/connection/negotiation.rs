@@ -2,7 +2,7 @@
 
 use zerocopy::IntoBytes;
 
-use super::{Connection, News, Output, Phase, Role};
+use super::{Connection, News, Phase, Role, Task};
 use crate::error::Error;
 use crate::wire::{self, NegotiateRequest, NegotiateResponse, VERSION, status};
 
@@ -23,7 +23,7 @@ impl Connection {
         };
         if let Some(early) = self.early.take() {
             let buffer = early.buffer;
-            self.outputs.push_back(Output::Release { buffer });
+            self.tasks.push_back(Task::Release { buffer });
             match self.role {
                 Role::Listener => self.negotiate(&early.head[..early.len]),
                 // An answer before the question.
@@ -45,7 +45,7 @@ impl Connection {
                 self.credits.asked = count;
                 self.phase = Phase::Posting;
                 let count = u32::from(count);
-                self.outputs.push_back(Output::PostReceives { count });
+                self.tasks.push_back(Task::PostReceives { count });
             }
             Err(error @ Error::VersionRange { .. }) => self.refuse(error, status::NOT_SUPPORTED),
             Err(error) => self.fail(error),
@@ -111,7 +111,7 @@ impl Connection {
         self.tell(News::Connected);
     }
 
-    pub(super) fn send_request(&mut self) -> Output {
+    pub(super) fn send_request(&mut self) -> Task {
         let request = NegotiateRequest {
             min_version: VERSION.into(),
             max_version: VERSION.into(),
@@ -125,7 +125,7 @@ impl Connection {
         self.send_negotiate(request.as_bytes())
     }
 
-    pub(super) fn send_response(&mut self, now_ms: u64) -> Output {
+    pub(super) fn send_response(&mut self, now_ms: u64) -> Task {
         // Never more than it asked for, although a second one is posted.
         let granted = self.credits.available.min(self.credits.peer_target);
         self.credits.available -= granted;
@@ -143,16 +143,16 @@ impl Connection {
             max_receive_size: self.sizes.receive.into(),
             max_fragmented_size: self.options.max_fragmented_receive_size.into(),
         };
-        let output = self.send_negotiate(response.as_bytes());
+        let task = self.send_negotiate(response.as_bytes());
         self.ready(now_ms);
-        output
+        task
     }
 
-    pub(super) fn send_refusal(&mut self, status: u32) -> Output {
-        let output = self.send_negotiate(NegotiateResponse::refusal(status).as_bytes());
-        if let Output::Send { work, .. } = output {
+    pub(super) fn send_refusal(&mut self, status: u32) -> Task {
+        let task = self.send_negotiate(NegotiateResponse::refusal(status).as_bytes());
+        if let Task::Send { work, .. } = task {
             self.phase = Phase::Refusing(work);
         }
-        output
+        task
     }
 }

@@ -8,11 +8,11 @@ use linkspan_rdma::verbs::{Key, Operation, PostError, Remote};
 use zerocopy::IntoBytes;
 
 use super::{
-    Connection, Header, KeepAlive, MessageId, News, Output, Phase, RegistrationId, TransferId,
-    WorkId,
+    Connection, Header, KeepAlive, MessageId, News, Output, Phase, RegistrationId, Staged, Task,
+    TransferId, WorkId,
 };
 use crate::error::{Error, Refusal};
-use crate::gather::{self, Gather};
+use crate::gather;
 use crate::registrations::RegistrationState;
 use crate::wire::{DATA_HEADER_LEN, DATA_OFFSET, DataTransfer, RESPONSE_REQUESTED};
 
@@ -46,9 +46,10 @@ pub(super) struct Flight {
     reads: Vec<(WorkId, TransferId)>,
     invalidations: Vec<(WorkId, RegistrationId)>,
     next: u64,
-    /// Sends in the queue, and sends that ever were.
+    /// Sends in the queue, and the place for the header of the next one.
     pub(super) sends: usize,
-    sent: u64,
+    slot: u16,
+    slots: u16,
     /// Works at the end of the queue whose end is not told.
     silent: usize,
 }
@@ -63,17 +64,18 @@ enum Back {
 
 impl Flight {
     pub(super) fn new(
-        sends: usize,
+        sends: u16,
         transfers: usize,
         registrations: usize,
     ) -> Result<Self, Injected> {
         Ok(Self {
-            queue: try_with_capacity(sends + transfers)?.into(),
+            queue: try_with_capacity(usize::from(sends) + transfers)?.into(),
             reads: try_with_capacity(transfers)?,
             invalidations: try_with_capacity(registrations)?,
             next: 0,
             sends: 0,
-            sent: 0,
+            slot: 0,
+            slots: sends,
             silent: 0,
         })
     }
@@ -131,7 +133,7 @@ impl Flight {
         };
         if matches!(kind, Kind::Send(_)) {
             self.sends -= 1;
-            self.sent -= 1;
+            self.slot = self.slot.checked_sub(1).unwrap_or(self.slots - 1);
         }
         self.silent = self.silent.saturating_sub(1);
         Some(Back::Queued(kind))
@@ -180,21 +182,36 @@ impl Connection {
     /// What comes out is carried out in order, and what a provider would not take is
     /// [`refused`](Self::refused) before the next one is taken.
     pub fn poll_output(&mut self, now_ms: u64) -> Option<Output> {
-        let ends = matches!(self.outputs.front(), Some(Output::Tell(News::Ended(_))));
-        if ends && self.has_news() {
-            return Some(Output::Tell(News::Received));
-        }
-        if let Some(output) = gather::pop(&mut self.outputs) {
-            return Some(output);
+        let task = self.next_task(now_ms)?;
+        Some(self.staged.output(task))
+    }
+
+    /// The same without what a send, write or read consists of, which is [staged](Staged).
+    pub(crate) fn next_task(&mut self, now_ms: u64) -> Option<Task> {
+        if let Some(task) = gather::pop(&mut self.tasks) {
+            let ends = matches!(task, Task::Tell(News::Ended(_)));
+            if ends && self.has_news() {
+                self.tasks.push_front(task);
+                return Some(Task::Tell(News::Received));
+            }
+            return Some(task);
         }
         let next = match self.phase {
+            Phase::Ready => self.ready_task(now_ms),
             Phase::Request => Some(self.send_request()),
             Phase::Response => Some(self.send_response(now_ms)),
             Phase::Refuse(status) => Some(self.send_refusal(status)),
-            Phase::Ready => self.next_output(now_ms),
             _ => None,
         };
-        next.or_else(|| self.has_news().then_some(Output::Tell(News::Received)))
+        if next.is_none() && self.has_news() {
+            return Some(Task::Tell(News::Received));
+        }
+        next
+    }
+
+    /// What the send, write or read consists of that was taken last.
+    pub(crate) fn staged(&mut self) -> &mut Staged {
+        &mut self.staged
     }
 
     /// Something came that was not told of, and was not read either.
@@ -202,12 +219,12 @@ impl Connection {
         core::mem::take(&mut self.news) && self.inbox.message().is_some()
     }
 
-    fn next_output(&mut self, now_ms: u64) -> Option<Output> {
+    fn ready_task(&mut self, now_ms: u64) -> Option<Task> {
         if let Some(keep) = self.inbox.keep() {
             let buffer = keep.buffer;
-            self.outputs.push_back(Output::Release { buffer });
+            self.tasks.push_back(Task::Release { buffer });
             self.traffic.kept += 1;
-            return Some(Output::Keep {
+            return Some(Task::Keep {
                 from: buffer.part(keep.offset, keep.len),
                 to: keep.to,
             });
@@ -218,16 +235,18 @@ impl Connection {
             if count > 0 {
                 self.credits.asked = count;
                 let count = u32::from(count);
-                return Some(Output::PostReceives { count });
+                return Some(Task::PostReceives { count });
             }
         }
-        match self.next_send() {
+        let sent = match self.next_send() {
             Some(Next::Data) => self.send_data(now_ms),
             Some(Next::Empty) => Some(self.send_empty(now_ms)),
             None => None,
+        };
+        if sent.is_some() {
+            return sent;
         }
-        .or_else(|| self.next_write())
-        .or_else(|| self.next_read())
+        self.next_write().or_else(|| self.next_read())
     }
 
     /// The rules of MS-SMBD 3.1.5.1: credits, and the last one only with a grant.
@@ -242,7 +261,7 @@ impl Connection {
         (due && self.timers.retry.is_none()).then_some(Next::Empty)
     }
 
-    pub(super) fn send_negotiate(&mut self, message: &[u8]) -> Output {
+    pub(super) fn send_negotiate(&mut self, message: &[u8]) -> Task {
         let send = Send {
             negotiates: true,
             grant: 0,
@@ -251,19 +270,23 @@ impl Connection {
             begins: None,
             ends: None,
         };
-        self.post(message, 0, Gather::default(), None, send)
+        self.staged.data.clear();
+        self.post(message, 0, None, send)
     }
 
-    fn send_empty(&mut self, now_ms: u64) -> Output {
+    fn send_empty(&mut self, now_ms: u64) -> Task {
         self.traffic.empty_sends += 1;
         let (header, send) = self.header(now_ms);
-        self.post(header.as_bytes(), 0, Gather::default(), None, send)
+        self.staged.data.clear();
+        self.post(header.as_bytes(), 0, None, send)
     }
 
-    fn send_data(&mut self, now_ms: u64) -> Option<Output> {
+    fn send_data(&mut self, now_ms: u64) -> Option<Task> {
         let slices = usize::from(self.options.send_gather - 1);
-        let segment = self.outbox.segment(self.sizes.send - DATA_OFFSET, slices)?;
-        let len = segment.data.len();
+        let bytes = self.sizes.send - DATA_OFFSET;
+        let data = &mut self.staged.data;
+        let segment = self.outbox.segment(bytes, slices, data)?;
+        let len = segment.len;
         self.traffic.bytes_sent += u64::from(len);
         let (header, send) = self.header(now_ms);
         let header = DataTransfer {
@@ -280,8 +303,7 @@ impl Connection {
         };
         // Of constants.
         let padding = DATA_OFFSET as usize - DATA_HEADER_LEN;
-        let (bytes, invalidate) = (header.as_bytes(), segment.invalidate);
-        Some(self.post(bytes, padding, segment.data, invalidate, send))
+        Some(self.post(header.as_bytes(), padding, segment.invalidate, send))
     }
 
     /// Takes a credit, and says what every Data Transfer says.
@@ -316,26 +338,27 @@ impl Connection {
         (header, send)
     }
 
+    /// A send of this message and the data that is staged.
     fn post(
         &mut self,
         message: &[u8],
         padding: usize,
-        data: Gather,
         invalidate: Option<Key>,
         send: Send,
-    ) -> Output {
+    ) -> Task {
         let work = self.flight.name();
-        let slot = self.flight.sent % u64::from(self.options.send_depth);
-        // Below a number of 16 bits.
-        let slot = u16::try_from(slot).unwrap_or(0);
+        let slot = self.flight.slot;
+        self.staged.header = Header::new(message, padding, slot);
         self.flight.queue.push_back((work, Kind::Send(send)));
         self.flight.sends += 1;
-        self.flight.sent += 1;
+        self.flight.slot = if slot + 1 == self.flight.slots {
+            0
+        } else {
+            slot + 1
+        };
         let more = self.phase == Phase::Ready && self.next_send().is_some();
-        Output::Send {
+        Task::Send {
             work,
-            header: Header::new(message, padding, slot),
-            data,
             signalled: self.signalled(!more),
             invalidate,
         }
@@ -354,37 +377,39 @@ impl Connection {
         self.flight.writes() + self.reads.outstanding() < depth
     }
 
-    fn next_write(&mut self) -> Option<Output> {
+    fn next_write(&mut self) -> Option<Task> {
         if !self.may_transfer() {
             return None;
         }
         let slices = self.device.gather;
-        let part = self.writes.part(self.device.work_bytes, slices)?;
+        let part = self
+            .writes
+            .part(self.device.work_bytes, slices, &mut self.staged.data)?;
         self.traffic.writes += 1;
         let work = self.flight.name();
         self.flight.queue.push_back((work, Kind::Write(part.id)));
         let more = !part.last && self.may_transfer();
-        Some(Output::Write {
+        Some(Task::Write {
             work,
-            local: part.local,
             remote: remote(&part.remote),
             signalled: self.signalled(!more),
         })
     }
 
-    fn next_read(&mut self) -> Option<Output> {
+    fn next_read(&mut self) -> Option<Task> {
         let depth = usize::from(self.depth.outbound.min(self.options.outbound_reads));
         if !self.may_transfer() || self.reads.outstanding() >= depth {
             return None;
         }
         let slices = self.device.read_into;
-        let part = self.reads.part(self.device.work_bytes, slices)?;
+        let part = self
+            .reads
+            .part(self.device.work_bytes, slices, &mut self.staged.data)?;
         self.traffic.reads += 1;
         let work = self.flight.name();
         self.flight.reads.push((work, part.id));
-        Some(Output::Read {
+        Some(Task::Read {
             work,
-            local: part.local,
             remote: remote(&part.remote),
         })
     }

@@ -31,7 +31,7 @@ impl Connection {
         let waits = self.outbox.len() + self.writes.len() + self.reads.len();
         let busy = [
             (self.phase != Phase::Ready, "nothing is negotiated"),
-            (!self.outputs.is_empty() || self.news, "an output waits"),
+            (!self.tasks.is_empty() || self.news, "an output waits"),
             (self.credits.asked > 0, "receives are being posted"),
             (!self.flight.is_empty(), "work is under way"),
             (waits > 0, "something waits to be sent"),
@@ -90,7 +90,7 @@ impl Connection {
         };
         let mut this = Self::new(role, options, device, now_ms)
             .map_err(|_| nonsense("an option for this device"))?;
-        this.outputs.clear();
+        this.tasks.clear();
         this.phase = Phase::Ready;
         let (most, sizes) = (this.sizes, &mut this.sizes);
         sizes.send = reader.u32()?;

@@ -2,7 +2,7 @@
 
 use linkspan_rdma::verbs::{Key, PostError, Remote, Slice};
 
-use super::{Connection, KeepAlive, MessageId, News, Output, Phase, RegistrationId, TransferId};
+use super::{Connection, KeepAlive, MessageId, News, Phase, RegistrationId, Task, TransferId};
 use crate::descriptor::Descriptor;
 use crate::error::{Misuse, Refusal};
 use crate::gather;
@@ -129,7 +129,7 @@ impl Connection {
             End::Done => self.tell(News::Deregistered { id, result }),
             End::Invalidate(key) => {
                 let work = self.flight.invalidate(id);
-                self.outputs.push_back(Output::Invalidate { work, key });
+                self.tasks.push_back(Task::Invalidate { work, key });
             }
         }
         Ok(())
@@ -164,10 +164,15 @@ impl Connection {
     /// So many bytes of the first message were read; what is behind its end stays.
     /// Buffers that are not needed any more are given back.
     pub fn consume(&mut self, bytes: u32) {
-        let outputs = &mut self.outputs;
+        let tasks = &mut self.tasks;
         self.inbox.consume(bytes, |buffer| {
-            outputs.push_back(Output::Release { buffer });
+            tasks.push_back(Task::Release { buffer });
         });
+    }
+
+    /// The same where buffers go back at once.
+    pub(crate) fn consume_to(&mut self, bytes: u32, free: impl FnMut(Slice)) {
+        self.inbox.consume(bytes, free);
     }
 
     /// Whether a message has pieces in the area.
