@@ -172,11 +172,14 @@ fn non_ascii_contents_and_names_arrive_as_they_are() {
     rig.stop();
 }
 
-/// Bytes of a large file: as the list has it, or in the lab what is large there.
+/// Bytes of a large file: as the list has it, or what is large in the lab and for the tests
+/// that take seconds.
 fn large(gigabytes: u64) -> u64 {
-    match std::env::var_os("LINKSPAN_LAB") {
-        Some(_) => 4 << 20,
-        None => gigabytes << 30,
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    match std::env::var("LINKSPAN_LAB").as_deref() {
+        Ok("1") => 4 << 20,
+        _ if is_set("LINKSPAN_TEST_QUICK") => 64 << 20,
+        _ => gigabytes << 30,
     }
 }
 
