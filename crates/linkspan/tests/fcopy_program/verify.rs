@@ -308,7 +308,7 @@ fn a_file_that_differs_is_named_with_the_place() {
     host.stop();
 }
 
-fn spawn(mut command: std::process::Command) -> std::process::Child {
+fn spawn(mut command: Command) -> std::process::Child {
     let command = command.stdout(std::process::Stdio::piped());
     command
         .stderr(std::process::Stdio::piped())
@@ -420,7 +420,7 @@ fn what_a_sender_gives_as_a_folder_must_be_one() {
         }
     };
     let (folder, file) = (rig.folder.path(), rig.source("f", b""));
-    let open = |path: &std::path::Path| File::open(path).unwrap();
+    let open = |path: &Path| File::open(path).unwrap();
     assert_eq!(ask(true, open(&file), "x"), Outcome::Source);
     assert_eq!(ask(false, open(folder), "x"), Outcome::Source);
     assert_eq!(ask(true, open(folder), "x"), Outcome::Done);
