@@ -1,10 +1,12 @@
 //! `cargo xtask bench fcopy`: files into a guest, on tmpfs.
 //!
 //! One message at a time, through the device as a kernel shows it: our guest and Linux's
-//! daemon under the same host; and without a file between, both with the memory and the
-//! eventfds of the host: ours by its socket, since it makes its system calls itself and no
-//! preloaded library sees them, and Linux's daemon by one that stands in for the device
-//! (preload.c). Several at a time between two ends of ours: against `cp`
+//! daemon under the same host; and without FUSE, both with the memory and the eventfds of the
+//! host itself: ours by its socket, since it makes its system calls itself and no preloaded
+//! library sees them, and Linux's daemon by one that stands in for the device (preload.c),
+//! which joins the same socket. There once as two ends of ours agree on it, headers sent back,
+//! and once with whole messages sent back by both (the example `first_link`). Several at a
+//! time between two ends of ours: against `cp`
 //! and bare loops. Nothing is bound to a processor: the device's file has a thread of its
 //! own in the host, and the kernel knows best where that runs.
 
@@ -40,6 +42,8 @@ enum Contestant {
     Linux,
     /// Our guest at the host's socket, one message at a time.
     OursBeside,
+    /// The same, and it sends back all that it was sent, as Linux's daemon does.
+    OursEcho,
     /// Linux's daemon, with a library between that joins that socket.
     LinuxBeside,
     /// Two ends of ours, several messages at a time.
@@ -64,7 +68,8 @@ struct Row {
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
     Row { name: "one message, the device as a file of FUSE", ours: Contestant::Ours, against: &[(Contestant::Linux, "hv_fcopy_uio_daemon", Some(1.3)), (Contestant::Turns, "bare turns of two threads", None)] },
-    Row { name: "one message, no file between", ours: Contestant::OursBeside, against: &[(Contestant::LinuxBeside, "hv_fcopy_uio_daemon, preloaded", Some(1.3))] },
+    Row { name: "one message, the host's memory and eventfds", ours: Contestant::OursBeside, against: &[(Contestant::LinuxBeside, "hv_fcopy_uio_daemon, preloaded", Some(1.3))] },
+    Row { name: "the same, whole messages sent back", ours: Contestant::OursEcho, against: &[(Contestant::LinuxBeside, "hv_fcopy_uio_daemon, preloaded", Some(1.3))] },
     Row { name: "several messages, both ends ours", ours: Contestant::Both, against: &[(Contestant::Cp, "cp", Some(0.6)), (Contestant::Verified, "ours, verified", None), (Contestant::Alone, "bare pread and pwrite of 6 KiB", None)] },
 ];
 
@@ -78,6 +83,7 @@ struct Bench {
     linkspan: PathBuf,
     daemon: PathBuf,
     bare_copy: PathBuf,
+    first_link: PathBuf,
     tmpfs: Folder,
 }
 
@@ -95,6 +101,7 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
         daemon: fcopy_daemon::ensure()?,
         linkspan: build(project)?,
         bare_copy: example(project, "linkspan-sys", "bare_copy")?,
+        first_link: example(project, "linkspan-engine", "first_link")?,
         tmpfs: Folder::new(Path::new("/dev/shm"))?,
     };
     fill(&bench.source())?;
@@ -145,7 +152,9 @@ impl Bench {
         let target = inbox.join("source");
         let (seconds, cpu) = match who {
             Contestant::Ours | Contestant::Linux => self.by_device(who, &inbox)?,
-            Contestant::OursBeside | Contestant::LinuxBeside => self.beside(who, &inbox)?,
+            Contestant::OursBeside | Contestant::OursEcho | Contestant::LinuxBeside => {
+                self.beside(who, &inbox)?
+            }
             Contestant::Both => self.natively(&self.source(), &inbox, &["--no-verify"])?,
             Contestant::Verified => self.natively(&self.source(), &inbox, &[])?,
             Contestant::Cp => {
@@ -220,13 +229,24 @@ impl Bench {
         host.args(["fcopy", "host", "--outstanding", "1", "--ring-size"]);
         host.arg(DEVICE_RING.to_string());
         let host = Running::start(host.arg("--control").arg(&socket), &socket)?;
-        let mut guest = match who {
-            Contestant::LinuxBeside => self.preloaded(&socket)?,
-            _ => self.guest(inbox, &socket),
+        let link = match who {
+            Contestant::OursEcho => {
+                let own = self.tmpfs.0.join("first-link");
+                drop(fs::remove_file(&own));
+                let mut link = Command::new(&self.first_link);
+                let link = Running::start(link.arg(&socket).arg(&own), &own)?;
+                Some((link, own))
+            }
+            _ => None,
+        };
+        let mut guest = match (who, &link) {
+            (Contestant::LinuxBeside, _) => self.preloaded(&socket)?,
+            (_, Some((_, own))) => self.guest(inbox, own),
+            (_, None) => self.guest(inbox, &socket),
         };
         let guest = Running::start(&mut guest, &socket)?;
         let sent = self.sent_to(&guest, inbox, &self.source(), &["--no-verify"]);
-        drop((guest, host));
+        drop((guest, link, host));
         sent
     }
 

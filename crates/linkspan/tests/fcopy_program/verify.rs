@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -306,7 +308,7 @@ fn a_file_that_differs_is_named_with_the_place() {
     host.stop();
 }
 
-fn spawn(mut command: std::process::Command) -> std::process::Child {
+fn spawn(mut command: Command) -> std::process::Child {
     let command = command.stdout(std::process::Stdio::piped());
     command
         .stderr(std::process::Stdio::piped())
@@ -418,7 +420,7 @@ fn what_a_sender_gives_as_a_folder_must_be_one() {
         }
     };
     let (folder, file) = (rig.folder.path(), rig.source("f", b""));
-    let open = |path: &std::path::Path| File::open(path).unwrap();
+    let open = |path: &Path| File::open(path).unwrap();
     assert_eq!(ask(true, open(&file), "x"), Outcome::Source);
     assert_eq!(ask(false, open(folder), "x"), Outcome::Source);
     assert_eq!(ask(true, open(folder), "x"), Outcome::Done);
@@ -476,4 +478,36 @@ fn the_demonstration_copies_a_folder() {
         line.is_ok_and(|line| line.contains("fcopy.sock"))
     };
     assert!(!numbers.iter().take(2).any(socket), "{}", sent.said);
+}
+
+/// The command that the README and the page on file copy show, in the place they mean.
+#[test]
+fn the_demonstration_runs_as_it_is_shown() {
+    let rig = Rig::new();
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (page, before) in [
+        ("README.md", "cargo run --release -p linkspan -- "),
+        ("docs/fcopy.md", "linkspan "),
+    ] {
+        let text = fs::read_to_string(project.join(page)).unwrap();
+        let begin = format!("{before}fcopy demo ");
+        let line = text.lines().find(|line| line.starts_with(&begin));
+        let shown = line.unwrap_or_else(|| panic!("{page} does not show it"));
+        let words = shown[before.len()..].split('#').next().unwrap();
+        let to = rig.folder.path().join(page.replace('/', "-"));
+        let words = words.split_whitespace().map(|word| match word {
+            "/tmp/in" => to.to_str().unwrap(),
+            word => word,
+        });
+        let mut demo = Command::new(env!("CARGO_BIN_EXE_linkspan"));
+        let demo = demo.args(words).current_dir(&project);
+        let output = demo.env("LINKSPAN_LOG", "off").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        for entry in fs::read_dir(project.join("docs")).unwrap() {
+            let name = entry.unwrap().file_name();
+            let [here, there] = [project.join("docs"), to.join("docs")];
+            let same = fs::read(here.join(&name)).unwrap() == fs::read(there.join(&name)).unwrap();
+            assert!(same, "{page}: {name:?}");
+        }
+    }
 }
