@@ -157,7 +157,10 @@ fn a_link_whose_other_end_is_missing_is_shown_as_down() {
         lines[0]["link_up"].as_bool().unwrap()
     };
     assert!(!link(), "nobody is there");
-    let bench = driver(&sockets[1], &["bench", "--mode", "tx", "--seconds", "600"]);
+    let bench = driver(
+        &sockets[1],
+        &["bench", "--json", "--mode", "tx", "--seconds", "600"],
+    );
     assert!((0..6).any(|_| settled(link)), "somebody is");
     bench.signal(Signal::TERM);
     assert_eq!(bench.end().0, Some(0));
