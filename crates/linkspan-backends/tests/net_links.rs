@@ -251,6 +251,10 @@ fn frames_for_a_worker_that_does_not_come_round_are_counted_and_hold_up_nobody()
         card.send(0, &frame(station(from), station(1), 0, 100));
         a.expect();
     }
+    // The station that they talked to was not.
+    b.expect();
+    c.expect();
+    let before = net.counts(1).frames_out;
     let (stalls, stalled) = mpsc::channel();
     let (go, over) = mpsc::channel();
     let key = net
@@ -268,7 +272,7 @@ fn frames_for_a_worker_that_does_not_come_round_are_counted_and_hold_up_nobody()
         net.counts(0)
     );
     let busy = |port| net.counts(port).dropped(DropCause::Busy);
-    assert_eq!((busy(1), net.counts(1).frames_out), (FRAMES - ROOM, 0));
+    assert_eq!((busy(1), net.counts(1).frames_out), (FRAMES - ROOM, before));
     // Who has a queue on the other worker hears what is said.
     let mut heard = None;
     a.send(1, &frame(station(1), station(3), 7, 100));
@@ -282,7 +286,10 @@ fn frames_for_a_worker_that_does_not_come_round_are_counted_and_hold_up_nobody()
         assert_eq!(b.expect().1, frame(station(1), station(2), mark, 100));
     }
     net.workers.stop(key);
-    assert_eq!((busy(1), net.counts(1).frames_out), (FRAMES - ROOM, ROOM));
+    assert_eq!(
+        (busy(1), net.counts(1).frames_out - before),
+        (FRAMES - ROOM, ROOM)
+    );
 }
 
 /// Frames that were for a port, whether there was room for them or not.
@@ -312,7 +319,9 @@ impl Task for Rounds {
 fn frames_that_are_cut_into_many_count_as_many() {
     /// Bytes of each segment: as little as can be said.
     const SEGMENT: u16 = 1;
-    const PAYLOAD: u16 = 10_000;
+    const PAYLOAD: u16 = 1500;
+    /// What handling each of them counts for at least.
+    const COST: u64 = 512;
     let net = Net::new(Mode::Pair, &[1, 1], 1);
     let large = CardOptions {
         slot_bytes: 16384,
@@ -362,7 +371,9 @@ fn frames_that_are_cut_into_many_count_as_many() {
     assert!(settled(all), "{:?}", net.counts(1));
     net.workers.stop(stall);
     net.workers.stop(rounds);
-    assert_eq!(most.load(Ordering::Relaxed), cut, "one in each pass");
+    let passes = Budget::default().bytes / (cut * COST);
+    let (most, bound) = (most.load(Ordering::Relaxed), (passes + 1) * cut);
+    assert!(most <= bound && bound < 16 * cut, "{most} in one pass");
 }
 
 /// TCP over IPv4 with so many bytes.

@@ -40,8 +40,8 @@ impl Ended {
 /// which the child runs in turn: there `body` is called and the process ends.
 pub(crate) fn in_child(test: &str, body: impl FnOnce()) -> Ended {
     if std::env::var_os(MARK).is_some() {
-        // Whoever was started by `nohup` has it ignored, as all that it starts.
-        // SAFETY: the default disposition installs no function.
+        // It is ignored by whoever was started by `nohup`.
+        // SAFETY: the default is no function.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
         body();
         std::process::exit(0);

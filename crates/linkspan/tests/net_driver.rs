@@ -138,3 +138,33 @@ fn what_needs_a_control_queue_is_refused_without_one() {
     }
     assert_eq!(counts(program)["commands"], 0);
 }
+
+#[test]
+fn a_link_whose_other_end_is_missing_is_shown_as_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let sockets = ["a", "b"].map(|name| folder.path().join(name));
+    let ports = sockets
+        .each_ref()
+        .map(|socket| format!("vhost-user:{}", socket.display()));
+    let args = [
+        "--json", "--mode", "pair", "--port", &ports[0], "--port", &ports[1],
+    ];
+    let program = Program::start("net", args);
+    assert!(settled(|| sockets.iter().all(|socket| socket.exists())));
+    let link = || {
+        let (status, lines, errors) = driver(&sockets[0], &["info", "--json"]).end();
+        assert_eq!(status, Some(0), "{errors}");
+        lines[0]["link_up"].as_bool().unwrap()
+    };
+    assert!(!link(), "nobody is there");
+    let bench = driver(
+        &sockets[1],
+        &["bench", "--json", "--mode", "tx", "--seconds", "600"],
+    );
+    assert!((0..6).any(|_| settled(link)), "somebody is");
+    bench.signal(Signal::TERM);
+    assert_eq!(bench.end().0, Some(0));
+    assert!(settled(|| !link()), "somebody was");
+    program.signal(Signal::TERM);
+    assert_eq!(program.end().0, Some(0));
+}

@@ -392,6 +392,15 @@ impl Guest {
         assert_eq!(hashes, [want.as_str(); 4], "{}: {said}", self.name);
     }
 
+    /// Waits until its driver sees a link, or none.
+    #[track_caller]
+    fn await_carrier(&mut self, there: bool) {
+        let there = u8::from(there);
+        self.run(&format!(
+            "until [ \"$(cat /sys/class/net/eth0/carrier)\" = {there} ]; do usleep 10000; done"
+        ));
+    }
+
     /// Waits until a ping is answered.
     #[track_caller]
     fn ping_until_answered(&mut self, to: u8) {
@@ -572,8 +581,12 @@ fn two_guests(test: &str, packed: [bool; 2]) {
     // The switch is killed, and another one takes its place under both guests. QEMU
     // knows where a split ring stands, but not a packed one, whose driver begins anew.
     switch.process.kill().unwrap();
+    for guest in [&mut a, &mut b] {
+        guest.await_carrier(false);
+    }
     let mut switch = Switch::start(&bench, &sockets, &others, None);
     for (guest, number, packed) in [(&mut a, 1, packed[0]), (&mut b, 2, packed[1])] {
+        guest.await_carrier(true);
         if packed {
             take_card(guest);
             give_card(guest, number);

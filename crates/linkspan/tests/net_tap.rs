@@ -196,6 +196,10 @@ fn an_interface_and_a_guest_see_when_the_other_is_gone() {
         here.run("ip link set ls0 up");
         assert!(settled(|| link_is_up(&card)));
     }
+    let card = Card::bring_up(&socket, &CardOptions::default()).unwrap();
+    assert!(settled(|| link_is_up(&card)));
+    here.run("ip link del ls0");
+    assert!(settled(|| !link_is_up(&card)), "it is gone");
 }
 
 /// The bit of configuration space (virtio 1.3 5.1.4).

@@ -156,7 +156,8 @@ impl Fabric {
         }
     }
 
-    /// Says whether the interface behind a port is up, as its owner has it.
+    /// Says whether the interface behind a port, if that is what is there, is up, as its
+    /// owner has it.
     pub fn set_interface(&self, port: u16, up: bool) {
         let kind = self.ports.get(usize::from(port)).map(|port| &port.kind);
         if let Some(Side::Tap(_, was)) = kind

@@ -40,7 +40,7 @@ impl<'f> Links<'f> {
     }
 
     /// Looks which interfaces are up. One that is not in this network any more is
-    /// somebody else's business, and counts as up.
+    /// somebody else's business, and counts as up; one that was removed does not.
     pub(super) fn look(&self) {
         let Some(interfaces) = &self.interfaces else {
             return;
@@ -49,10 +49,9 @@ impl<'f> Links<'f> {
             tracing::warn!("what becomes of interfaces is not known: {error}");
         }
         for port in 0..self.fabric.ports() {
-            if let Some(name) = self.fabric.interface(port) {
-                let up = interfaces.is_up(&name).unwrap_or(true);
-                self.fabric.set_interface(port, up);
-            }
+            let name = self.fabric.interface(port);
+            let up = name.is_some_and(|name| interfaces.is_up(&name).unwrap_or(true));
+            self.fabric.set_interface(port, up);
         }
     }
 
