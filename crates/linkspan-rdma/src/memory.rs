@@ -44,12 +44,14 @@ impl Memories {
 
     /// The memory of that number.
     #[must_use]
+    #[inline]
     pub fn region(&self, memory: MemoryId) -> Option<&Region> {
         self.regions.get(memory.0 as usize)?.as_ref()
     }
 
     /// The bytes of a slice; `None` if they are not there.
     #[must_use]
+    #[inline]
     pub fn slice(&self, slice: Slice) -> Option<SharedSlice<'_>> {
         let region = self.region(slice.memory)?;
         region.slice(slice.offset, slice.len.into()).ok()
@@ -59,9 +61,14 @@ impl Memories {
     ///
     /// # Errors
     /// The first that is not.
+    #[inline]
     pub fn check(&self, slices: &[Slice]) -> Result<(), PostError> {
-        let missing = slices.iter().find(|slice| self.slice(**slice).is_none());
-        missing.map_or(Ok(()), |slice| Err(PostError::Memory { slice: *slice }))
+        for slice in slices {
+            if self.slice(*slice).is_none() {
+                return Err(PostError::Memory { slice: *slice });
+            }
+        }
+        Ok(())
     }
 
     /// The checksum of what `crc` stands for and these bytes.
@@ -146,6 +153,7 @@ impl Pool {
     }
 
     /// Takes back a buffer, of which any part from its begin on is given.
+    #[inline]
     pub fn put(&mut self, buffer: Slice) {
         debug_assert!(
             self.slabs.contains(&buffer.memory),

@@ -35,6 +35,7 @@ pub struct Slice {
 impl Slice {
     /// The part that begins at `offset` and has at most `len` bytes.
     #[must_use]
+    #[inline]
     pub fn part(&self, offset: u32, len: u32) -> Self {
         let offset = offset.min(self.len);
         Self {

@@ -88,7 +88,9 @@ impl Credits {
     /// Whether the peer is short of credits, so that a message without data pays. Never
     /// for each message that arrives: two ends would answer each other for ever.
     pub(crate) fn worth_a_message(&self) -> bool {
-        self.available > 0 && self.outstanding <= self.goal() / 4
+        // Half of them at a time, so that it goes on sending while they come.
+        let many = self.available >= (self.goal() / 2).max(2);
+        many || (self.available > 0 && self.outstanding <= self.goal() / 4)
     }
 
     /// A message goes out: takes a credit, and gives what it grants.
@@ -123,5 +125,40 @@ impl Credits {
     /// No receive is posted any more.
     pub(crate) fn end(&mut self) {
         (self.send, self.available, self.outstanding, self.asked) = (0, 0, 0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Credits of an end that keeps its peer supplied with `goal`.
+    fn supplied(goal: u16) -> Credits {
+        let mut credits = Credits::new(goal, goal);
+        credits.peer_target = goal;
+        credits.send = 100;
+        post(&mut credits);
+        credits.take();
+        credits
+    }
+
+    fn post(credits: &mut Credits) {
+        credits.asked = credits.to_post(1000, false);
+        credits.have_posted(credits.asked);
+    }
+
+    #[test]
+    fn credits_go_back_when_half_of_them_are_used_and_never_one_by_one() {
+        for (goal, grant) in [(2, 2), (3, 2), (4, 2), (10, 5), (255, 127)] {
+            let mut credits = supplied(goal);
+            for _ in 0..grant {
+                assert!(!credits.worth_a_message(), "{goal}: {credits:?}");
+                credits.used().unwrap();
+                post(&mut credits);
+            }
+            assert!(credits.worth_a_message(), "{goal}: {credits:?}");
+            assert_eq!(credits.take(), grant);
+            assert!(!credits.worth_a_message());
+        }
     }
 }

@@ -190,10 +190,19 @@ impl Inbox {
 
     /// The next piece to be kept in the area: of a message that is not whole and holds
     /// what its rest needs.
+    #[inline]
     pub(crate) fn keep(&mut self) -> Option<Keep> {
+        if self.held <= self.held_max {
+            return None;
+        }
+        self.keep_last()
+    }
+
+    /// The last piece of the last message, if it is not whole.
+    fn keep_last(&mut self) -> Option<Keep> {
         let entry = self.messages.back()?;
         let owned = self.area.is_none_or(|name| name == entry.name);
-        if entry.missing() == 0 || self.held <= self.held_max || !owned {
+        if entry.missing() == 0 || !owned {
             return None;
         }
         let (mut end, read, name) = (entry.arrived, entry.read, entry.name);

@@ -81,8 +81,9 @@ impl Outbox {
                 max: slices_max,
             });
         }
-        self.slices
-            .extend(data.iter().filter(|slice| slice.len > 0));
+        for slice in data.iter().filter(|slice| slice.len > 0) {
+            self.slices.push_back(*slice);
+        }
         let id = MessageId(self.next);
         self.next += 1;
         self.messages.push_back(Waiting {

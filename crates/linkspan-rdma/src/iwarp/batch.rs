@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use linkspan_mem::crc32c;
 
-use super::wire::{CRC, Header, TRAILER_MAX, padding};
+use super::wire::{CRC, Header, READ_REQUEST, TRAILER_MAX, padding};
 use crate::memory::Memories;
 use crate::verbs::Slice;
 
@@ -26,9 +26,11 @@ pub enum Piece<'a> {
 /// until it is empty.
 #[derive(Debug)]
 pub struct Batch {
-    /// The bytes that stand here, and how many of them are written.
+    /// The bytes that stand here: those before `done` are written, and from `end` on there is
+    /// room.
     text: Vec<u8>,
     done: usize,
+    end: usize,
     /// What is not written.
     parts: VecDeque<Part>,
     frames: VecDeque<Frame>,
@@ -64,6 +66,9 @@ const FRAMES_MAX: usize = 64;
 /// Payload that is copied to the header rather than written from where it is.
 const COPIED_MAX: u32 = 128;
 
+/// Room that is made at first.
+const TEXT_MIN: usize = 1024;
+
 /// Written bytes that are kept in front of others.
 const DONE_MAX: usize = 8192;
 
@@ -74,6 +79,7 @@ impl Batch {
         Self {
             text: Vec::new(),
             done: 0,
+            end: 0,
             parts: VecDeque::new(),
             frames: VecDeque::new(),
             raw: 0,
@@ -126,11 +132,10 @@ impl Batch {
             complete += 1;
         }
         if self.left == 0 {
-            self.text.clear();
-            self.done = 0;
+            (self.done, self.end) = (0, 0);
         } else if self.done > DONE_MAX {
-            self.text.drain(..self.done);
-            self.done = 0;
+            self.text.copy_within(self.done..self.end, 0);
+            (self.done, self.end) = (0, self.end - self.done);
         }
         complete
     }
@@ -167,7 +172,8 @@ impl Batch {
         self.text = Vec::new();
         self.parts.clear();
         self.frames.clear();
-        (self.done, self.raw, self.begun, self.left) = (0, 0, 0, 0);
+        (self.done, self.end) = (0, 0);
+        (self.raw, self.begun, self.left) = (0, 0, 0);
     }
 
     /// Drops what was not begun; says how many frames that are.
@@ -177,7 +183,7 @@ impl Batch {
         while self.frames.len() > keep {
             if let Some(frame) = self.frames.pop_back() {
                 self.left -= frame.len;
-                self.text.truncate(self.text.len() - frame.text);
+                self.end -= frame.text;
                 self.drop_last_parts(frame.text, frame.slices);
                 cut += 1;
             }
@@ -212,18 +218,25 @@ impl Batch {
 
     /// What goes before all frames.
     pub(super) fn push_raw(&mut self, bytes: &[u8]) {
-        self.push_text(bytes);
+        self.room(bytes.len()).copy_from_slice(bytes);
+        self.count_text(bytes.len());
         self.raw += bytes.len();
         self.left += bytes.len();
     }
 
-    fn push_text(&mut self, bytes: &[u8]) {
-        self.text.extend_from_slice(bytes);
-        self.count_text(bytes.len());
+    /// Room for so many bytes behind those that stand here.
+    #[inline]
+    fn room(&mut self, count: usize) -> &mut [u8] {
+        let end = self.end + count;
+        if end > self.text.len() {
+            self.text.resize(end.max(TEXT_MIN).next_power_of_two(), 0);
+        }
+        &mut self.text[self.end..end]
     }
 
-    /// So many bytes were added to those that stand here.
+    /// So many bytes of the room were filled.
     fn count_text(&mut self, count: usize) {
+        self.end += count;
         match self.parts.back_mut() {
             Some(Part::Text(len)) => *len += count,
             _ => self.parts.push_back(Part::Text(count)),
@@ -231,6 +244,7 @@ impl Batch {
     }
 
     /// Begins a frame with `payload` bytes, which are pushed next.
+    #[inline]
     pub(super) fn frame<'a>(
         &'a mut self,
         mut header: Header,
@@ -239,8 +253,9 @@ impl Batch {
         memories: &'a Memories,
     ) -> Framing<'a> {
         header.finish(payload);
+        header.put_to(self.room(READ_REQUEST));
         let bytes = header.bytes();
-        self.push_text(bytes);
+        self.count_text(bytes.len());
         Framing {
             frame: Frame {
                 len: bytes.len() + payload as usize,
@@ -265,6 +280,7 @@ pub(super) struct Framing<'a> {
 
 impl Framing<'_> {
     /// The next bytes of its payload.
+    #[inline]
     pub(super) fn push(&mut self, slice: Slice) {
         if let Some(sum) = &mut self.sum {
             *sum = self.memories.crc32c(slice, *sum);
@@ -280,15 +296,14 @@ impl Framing<'_> {
         let Some(memory) = self.memories.slice(slice) else {
             return false;
         };
-        let at = self.batch.text.len();
-        self.batch.text.resize(at + memory.len(), 0);
-        memory.read(&mut self.batch.text[at..]);
-        self.batch.count_text(memory.len());
-        self.frame.text += memory.len();
+        let count = memory.read(self.batch.room(memory.len()));
+        self.batch.count_text(count);
+        self.frame.text += count;
         true
     }
 
     /// All of its payload was pushed.
+    #[inline]
     pub(super) fn end(mut self) {
         let padding = padding(self.frame.len);
         let mut trailer = [0; TRAILER_MAX];
@@ -296,10 +311,11 @@ impl Framing<'_> {
             let sum = crc32c(sum, &trailer[..padding]);
             trailer[padding..padding + CRC].copy_from_slice(&sum.to_le_bytes());
         }
-        let trailer = &trailer[..padding + CRC];
-        self.batch.push_text(trailer);
-        self.frame.text += trailer.len();
-        self.frame.len += trailer.len();
+        self.batch.room(TRAILER_MAX).copy_from_slice(&trailer);
+        let count = padding + CRC;
+        self.batch.count_text(count);
+        self.frame.text += count;
+        self.frame.len += count;
         self.batch.left += self.frame.len;
         self.batch.frames.push_back(self.frame);
     }

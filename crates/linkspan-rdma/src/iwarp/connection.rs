@@ -186,18 +186,21 @@ impl Connection {
     }
 
     /// What has happened.
+    #[inline]
     pub fn poll(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
     /// Whether [`Connection::poll`] has something to tell.
     #[must_use]
+    #[inline]
     pub fn has_events(&self) -> bool {
         !self.events.is_empty()
     }
 
     /// How its driver goes on.
     #[must_use]
+    #[inline]
     pub fn life(&self) -> Life {
         match self.phase {
             Phase::Draining { .. } => Life::ShutDown,
@@ -241,6 +244,7 @@ impl Connection {
 
     /// When [`Connection::tick`] is due.
     #[must_use]
+    #[inline]
     pub fn next_timeout(&self) -> Option<Duration> {
         match self.phase {
             Phase::Asking { deadline }

@@ -16,6 +16,10 @@ pub fn feed(
     let mut used = 0;
     while used < bytes.len() {
         let rest = &bytes[used..];
+        if let Some(count) = connection.receive_message(rest, memories, pool) {
+            used += count;
+            continue;
+        }
         match connection.wanted() {
             Wanted::Bytes(_) => used += connection.receive(rest),
             Wanted::Place { len, crc } => used += copy(connection, rest, memories, len, crc),

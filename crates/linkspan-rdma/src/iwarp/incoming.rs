@@ -4,6 +4,8 @@
 //! frame is there, as siw and adapters do: what a broken frame has placed lies where its
 //! sender could have written, and the connection ends.
 
+mod whole;
+
 use alloc::vec::Vec;
 
 use linkspan_mem::crc32c;
@@ -258,9 +260,7 @@ impl Connection {
     }
 
     fn receive_frame(&mut self, bytes: &[u8]) -> Result<usize, Failure> {
-        if self.rx.have == 0
-            && let Some(count) = self.receive_whole(bytes)?
-        {
+        if let Some(count) = self.receive_whole(bytes)? {
             return Ok(count);
         }
         let rx = &mut self.rx;
@@ -282,34 +282,6 @@ impl Connection {
             (false, _) => self.frame_is_there()?,
         }
         Ok(part)
-    }
-
-    /// Takes a header, or what is behind a payload, that is there as a whole, as it mostly
-    /// is; nothing if it is not.
-    fn receive_whole(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
-        let rx = &mut self.rx;
-        if rx.step == Step::Trailer {
-            let need = rx.need;
-            if bytes.len() < need {
-                return Ok(None);
-            }
-            if self.crc {
-                rx.trailer[..need].copy_from_slice(&bytes[..need]);
-            }
-            self.frame_is_there()?;
-            return Ok(Some(need));
-        }
-        let Some(first) = bytes.first_chunk::<UNTAGGED>() else {
-            return Ok(None);
-        };
-        rx.header[..UNTAGGED].copy_from_slice(first);
-        self.prefix()?;
-        self.rx.have = UNTAGGED.min(self.rx.need);
-        let have = self.rx.have;
-        if have == self.rx.need {
-            self.header()?;
-        }
-        Ok(Some(have))
     }
 
     /// Length and control word: which frame it is.

@@ -154,8 +154,9 @@ impl Outgoing {
         };
         // Elements without bytes would never be framed.
         let before = self.slices.len();
-        self.slices
-            .extend(slices.iter().filter(|slice| slice.len > 0));
+        for slice in slices.iter().filter(|slice| slice.len > 0) {
+            self.slices.push_back(*slice);
+        }
         self.jobs.push_back(Job {
             id: post.id,
             signalled: post.signalled,

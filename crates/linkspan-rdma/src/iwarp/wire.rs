@@ -112,6 +112,7 @@ impl Opcode {
 pub(super) struct Control(pub(super) u16);
 
 impl Control {
+    #[inline]
     pub(super) fn new(opcode: Opcode, last: bool) -> Self {
         let tagged = if opcode.is_tagged() { TAGGED_BIT } else { 0 };
         let last = if last { LAST_BIT } else { 0 };
@@ -145,18 +146,22 @@ impl Control {
 }
 
 /// Bytes of zero that bring a frame without its CRC to a multiple of 4.
+#[inline]
 pub(super) fn padding(len: usize) -> usize {
     len.wrapping_neg() & 3
 }
 
+#[inline]
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
+#[inline]
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) << 32 | u64::from(u32_at(bytes, at + 4))
 }
@@ -169,6 +174,7 @@ pub(super) struct Tagged {
 }
 
 impl Tagged {
+    #[inline]
     pub(super) fn read(header: &[u8]) -> Self {
         Self {
             key: u32_at(header, 4),
@@ -187,6 +193,7 @@ pub(super) struct Untagged {
 }
 
 impl Untagged {
+    #[inline]
     pub(super) fn read(header: &[u8]) -> Self {
         Self {
             invalidate: u32_at(header, 4),
@@ -206,6 +213,7 @@ pub(super) struct ReadRequest {
 }
 
 impl ReadRequest {
+    #[inline]
     pub(super) fn read(header: &[u8]) -> Self {
         Self {
             sink: Tagged {
@@ -299,6 +307,13 @@ impl Header {
         self.bytes[..2].copy_from_slice(&all.to_be_bytes());
     }
 
+    /// Puts its bytes to the begin of so much room, and others behind them.
+    #[inline]
+    pub(super) fn put_to(&self, room: &mut [u8]) {
+        room.copy_from_slice(&self.bytes);
+    }
+
+    #[inline]
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }

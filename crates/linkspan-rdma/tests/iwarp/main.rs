@@ -9,3 +9,4 @@ mod random;
 mod reach;
 mod script;
 mod setup;
+mod whole;

@@ -91,13 +91,13 @@ pub struct Header {
 }
 
 impl Header {
-    pub(crate) fn new(message: &[u8], padding: usize, slot: u16) -> Self {
+    pub(crate) fn new<const N: usize>(message: &[u8; N], padding: usize, slot: u16) -> Self {
         let mut bytes = [0; wire::HEAD_LEN];
-        bytes[..message.len()].copy_from_slice(message);
+        bytes[..N].copy_from_slice(message);
         Self {
             bytes,
             // At most 32.
-            len: u8::try_from(message.len() + padding).unwrap_or(0),
+            len: u8::try_from(N + padding).unwrap_or(0),
             slot,
         }
     }

@@ -1,6 +1,6 @@
 //! From the first receive to the first Data Transfer (MS-SMBD 3.1.5.2 to 3.1.5.7).
 
-use zerocopy::IntoBytes;
+use zerocopy::transmute_ref;
 
 use super::{Connection, News, Phase, Role, Task};
 use crate::error::Error;
@@ -122,7 +122,7 @@ impl Connection {
             max_fragmented_size: self.options.max_fragmented_receive_size.into(),
         };
         self.phase = Phase::Awaiting;
-        self.send_negotiate(request.as_bytes())
+        self.send_negotiate::<{ wire::NEGOTIATE_REQUEST_LEN }>(transmute_ref!(&request))
     }
 
     pub(super) fn send_response(&mut self, now_ms: u64) -> Task {
@@ -143,13 +143,16 @@ impl Connection {
             max_receive_size: self.sizes.receive.into(),
             max_fragmented_size: self.options.max_fragmented_receive_size.into(),
         };
-        let task = self.send_negotiate(response.as_bytes());
+        let task =
+            self.send_negotiate::<{ wire::NEGOTIATE_RESPONSE_LEN }>(transmute_ref!(&response));
         self.ready(now_ms);
         task
     }
 
     pub(super) fn send_refusal(&mut self, status: u32) -> Task {
-        let task = self.send_negotiate(NegotiateResponse::refusal(status).as_bytes());
+        let response = NegotiateResponse::refusal(status);
+        let task =
+            self.send_negotiate::<{ wire::NEGOTIATE_RESPONSE_LEN }>(transmute_ref!(&response));
         if let Task::Send { work, .. } = task {
             self.phase = Phase::Refusing(work);
         }

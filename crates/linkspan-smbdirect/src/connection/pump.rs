@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use linkspan_mem::fault::{Injected, try_with_capacity};
 use linkspan_rdma::verbs::{Key, Operation, PostError, Remote};
-use zerocopy::IntoBytes;
+use zerocopy::transmute_ref;
 
 use super::{
     Connection, Header, KeepAlive, MessageId, News, Output, Phase, RegistrationId, Staged, Task,
@@ -261,7 +261,7 @@ impl Connection {
         (due && self.timers.retry.is_none()).then_some(Next::Empty)
     }
 
-    pub(super) fn send_negotiate(&mut self, message: &[u8]) -> Task {
+    pub(super) fn send_negotiate<const N: usize>(&mut self, message: &[u8; N]) -> Task {
         let send = Send {
             negotiates: true,
             grant: 0,
@@ -278,7 +278,7 @@ impl Connection {
         self.traffic.empty_sends += 1;
         let (header, send) = self.header(now_ms);
         self.staged.data.clear();
-        self.post(header.as_bytes(), 0, None, send)
+        self.post::<DATA_HEADER_LEN>(transmute_ref!(&header), 0, None, send)
     }
 
     fn send_data(&mut self, now_ms: u64) -> Option<Task> {
@@ -303,7 +303,8 @@ impl Connection {
         };
         // Of constants.
         let padding = DATA_OFFSET as usize - DATA_HEADER_LEN;
-        Some(self.post(header.as_bytes(), padding, segment.invalidate, send))
+        let bytes: &[u8; DATA_HEADER_LEN] = transmute_ref!(&header);
+        Some(self.post(bytes, padding, segment.invalidate, send))
     }
 
     /// Takes a credit, and says what every Data Transfer says.
@@ -339,9 +340,9 @@ impl Connection {
     }
 
     /// A send of this message and the data that is staged.
-    fn post(
+    fn post<const N: usize>(
         &mut self,
-        message: &[u8],
+        message: &[u8; N],
         padding: usize,
         invalidate: Option<Key>,
         send: Send,
