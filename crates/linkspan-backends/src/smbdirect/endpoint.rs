@@ -444,6 +444,12 @@ impl<C: Host> Endpoint<C> {
         self.provider.buffers()
     }
 
+    /// See [`Host::short`].
+    #[must_use]
+    pub fn short(&self) -> usize {
+        self.provider.short()
+    }
+
     /// See [`Host::system_calls`].
     #[must_use]
     pub fn system_calls(&self) -> u64 {

@@ -7,5 +7,6 @@ mod order;
 mod pair;
 mod random;
 mod reach;
+mod saved;
 mod script;
 mod setup;
