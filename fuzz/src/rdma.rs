@@ -97,6 +97,7 @@ fn whole_len(bytes: &[u8]) -> usize {
 
 struct End {
     connection: Connection,
+    options: Options,
     memories: Memories,
     memory: MemoryId,
     pool: Pool,
@@ -166,6 +167,7 @@ impl End {
         let memory = memories.add(region).expect("the first");
         Self {
             connection: connection.expect("good options"),
+            options,
             memories,
             memory,
             pool: Pool::new(200, 64 << 10),
@@ -274,9 +276,11 @@ impl End {
             11 => self.connection.disconnect(),
             12 => self.connection.receive_end(),
             13 => self.connection.lost(),
-            14 => {
-                let _ = self.connection.post_receives(input.u8()?.into());
-            }
+            14 => match input.u8()? {
+                0 => self.restore(None),
+                255 => self.restore(Some([input.u8()?, input.u8()?])),
+                count => drop(self.connection.post_receives(count.into())),
+            },
             _ => {
                 let due = self.connection.next_timeout();
                 self.now = due.unwrap_or(self.now).max(self.now);
@@ -284,6 +288,29 @@ impl End {
             }
         }
         Some(())
+    }
+
+    /// Saved and restored, if it is quiet; or what somebody has made of it is looked at.
+    fn restore(&mut self, change: Option<[u8; 2]>) {
+        let Ok(mut bytes) = self.connection.snapshot() else {
+            return;
+        };
+        if let Some([at, flip]) = change {
+            let at = usize::from(at) % bytes.len();
+            bytes[at] ^= flip;
+            let made = Connection::restore(self.options, self.now, &bytes);
+            if let Ok(mut made) = made {
+                assert_eq!(made.snapshot().as_ref(), Ok(&bytes));
+                made.disconnect();
+                made.lost();
+                assert!(made.poll().is_some(), "it does not end");
+            }
+            return;
+        }
+        let restored = Connection::restore(self.options, self.now, &bytes);
+        self.connection = restored.expect("it was saved");
+        assert_eq!(self.connection.snapshot().as_ref(), Ok(&bytes));
+        self.exposed = [None; 2];
     }
 
     /// A frame of which only what is between length and padding is given.

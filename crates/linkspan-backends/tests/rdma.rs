@@ -4,7 +4,7 @@ mod rdma_suite;
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -207,6 +207,60 @@ fn messages_beyond_the_budget_wait_for_buffers() {
         seen += 1;
     }
     assert_eq!(b.provider.buffers(), (64 << 10, 0));
+}
+
+/// One address with many connections had all buffers, and others waited for it.
+#[test]
+fn each_address_has_a_share_of_the_buffers() {
+    const CONNECTIONS: usize = 5;
+    const SHARE: usize = 8;
+    let receive = options(false).options.limits.receive_size as usize;
+    let config = Config {
+        share: SHARE * receive.next_multiple_of(64),
+        ..options(false)
+    };
+    let (mut a, mut b) = (side(options(false)), side(config));
+    let address = b
+        .provider
+        .listen((Ipv6Addr::UNSPECIFIED, 0).into())
+        .unwrap();
+    let [many, other] = [Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()]
+        .map(|ip: IpAddr| SocketAddr::new(ip, address.port()));
+    let ids: Vec<_> = (0..CONNECTIONS)
+        .map(|_| connect(&mut a, &mut b, many).0)
+        .collect();
+    let (alone, at_b) = connect(&mut a, &mut b, other);
+    a.write(0, &pattern(100, 3));
+    for id in &ids {
+        for number in 0..10 {
+            a.send(*id, number, &[a.slice(0, 100)]);
+        }
+    }
+    // Nobody gives a buffer back: its share is all that it has.
+    until(&mut a, &mut b, |_, b| {
+        (b.provider.short() == CONNECTIONS).then_some(())
+    });
+    assert_eq!(b.provider.buffers().1, SHARE);
+    let held: Vec<_> = std::iter::from_fn(|| b.find(received)).collect();
+    assert_eq!(held.len(), SHARE);
+    // Others have theirs.
+    a.send(alone, 1, &[a.slice(0, 100)]);
+    let (id, theirs) = until(&mut a, &mut b, |_, b| b.find(received));
+    assert_eq!((id, b.read(theirs.buffer)), (at_b, pattern(100, 3)));
+    b.provider.connection(at_b).unwrap().release(theirs.buffer);
+    // And all messages of it come, as buffers are given back.
+    for (id, received) in held {
+        let mut connection = b.provider.connection(id).unwrap();
+        connection.release(received.buffer);
+    }
+    let mut seen = SHARE;
+    until(&mut a, &mut b, |_, b| {
+        while b.message().is_some() {
+            seen += 1;
+        }
+        (seen == CONNECTIONS * 10).then_some(())
+    });
+    assert_eq!((b.provider.short(), b.provider.buffers().1), (0, 0));
 }
 
 /// What was read and finds no buffer is bounded over all connections, and none of it is lost.

@@ -90,6 +90,8 @@ pub struct Pool {
     free: Vec<Slice>,
     slabs: Vec<MemoryId>,
     lent: usize,
+    /// Buffers that may be taken until that is said again.
+    allowed: usize,
 }
 
 impl Pool {
@@ -105,6 +107,7 @@ impl Pool {
             free: Vec::new(),
             slabs: Vec::new(),
             lent: 0,
+            allowed: usize::MAX,
         }
     }
 
@@ -134,7 +137,14 @@ impl Pool {
         (count, count * size)
     }
 
-    /// A buffer; `None` if the budget is spent, or the machine has no memory.
+    /// At most so many buffers are lent until this is said again: what somebody has left of
+    /// a share.
+    pub fn allow(&mut self, count: usize) {
+        self.allowed = count;
+    }
+
+    /// A buffer; `None` if the budget is spent, no more are [allowed](Self::allow), or the
+    /// machine has no memory.
     pub fn take(&mut self, memories: &mut Memories) -> Option<Slice> {
         self.take_by(|region| memories.add(region))
     }
@@ -144,10 +154,12 @@ impl Pool {
         &mut self,
         add: impl FnOnce(Region) -> Result<MemoryId, Injected>,
     ) -> Option<Slice> {
+        let allowed = self.allowed.checked_sub(1)?;
         if self.free.is_empty() {
             self.grow(add)?;
         }
         let buffer = self.free.pop()?;
+        self.allowed = allowed;
         self.lent += 1;
         Some(buffer)
     }
@@ -256,6 +268,17 @@ mod tests {
             assert_eq!(pool.take(&mut memories).map(|it| it.len), Some(1408));
         }
         assert!(pool.take(&mut memories).is_none());
+    }
+
+    #[test]
+    fn no_more_are_lent_than_are_allowed() {
+        let mut memories = Memories::new();
+        let mut pool = Pool::new(64, 1 << 20);
+        pool.allow(2);
+        let lent = [(); 3].map(|()| pool.take(&mut memories));
+        assert_eq!(lent.map(|it| it.is_some()), [true, true, false]);
+        pool.allow(1);
+        assert!(pool.take(&mut memories).is_some() && pool.take(&mut memories).is_none());
     }
 
     #[test]

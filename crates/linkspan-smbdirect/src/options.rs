@@ -200,7 +200,7 @@ pub const OPTIONS: &[Parameter] = &[
         rdma_threshold,
         "bytes",
         1..=16_777_216,
-        "for upper layers, of which none is here yet: from where on they transfer by RDMA"
+        "from where on an upper layer transfers by RDMA, as `bench --mode auto` does"
     ),
     parameter!(
         send_depth,
@@ -308,10 +308,11 @@ impl Options {
         }
     }
 
-    /// Whether an upper layer should transfer so many bytes by RDMA.
+    /// Whether an upper layer should transfer so many bytes by RDMA. What has to be encrypted
+    /// is never: it would pass the session as it is (m:1422bba9b).
     #[must_use]
-    pub fn by_rdma(&self, len: u64) -> bool {
-        len >= u64::from(self.rdma_threshold)
+    pub fn by_rdma(&self, len: u64, encrypted: bool) -> bool {
+        !encrypted && len >= u64::from(self.rdma_threshold)
     }
 
     /// Checks every value against its bounds.

@@ -13,6 +13,9 @@ use crate::gather::{self, Gather};
 /// Slices of all messages that wait, for each of them on average.
 const SLICES_PER_MESSAGE: usize = 16;
 
+/// More writes than there ever are.
+pub(crate) const NEVER: u64 = u64::MAX;
+
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     id: MessageId,

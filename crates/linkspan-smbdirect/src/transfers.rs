@@ -178,9 +178,9 @@ impl Transfers {
         }
     }
 
-    /// Why a transfer is given up of which some works are still under way.
-    pub(crate) fn refused(&self) -> Option<Refusal> {
-        self.transfers.iter().find_map(|transfer| transfer.refused)
+    /// Whether a transfer is given up of which some works are still under way.
+    pub(crate) fn are_refused(&self) -> bool {
+        self.transfers.iter().any(|one| one.refused.is_some())
     }
 
     /// A transfer that is over, and how.

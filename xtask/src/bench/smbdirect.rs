@@ -5,6 +5,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -41,6 +42,10 @@ struct Row {
     against: &'static [(Contestant, &'static str, Option<f64>)],
 }
 
+/// Connections that say nothing, and how long they are looked at.
+const IDLE: u32 = 1000;
+const IDLE_FOR: Duration = Duration::from_secs(5);
+
 /// A ratio of times of at most 1.3.
 const ROUND_TRIP: f64 = 1.0 / 1.3;
 
@@ -62,6 +67,7 @@ const ROWS: &[Row] = &[
 struct Rig {
     linkspan: PathBuf,
     bare_tcp: PathBuf,
+    idle: PathBuf,
     seconds: f64,
 }
 
@@ -69,6 +75,7 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
     let rig = Rig {
         linkspan: build(project)?,
         bare_tcp: example(project, "linkspan-sys", "bare_tcp")?,
+        idle: example(project, "linkspan-backends", "idle_smbdirect")?,
         seconds: args.seconds,
     };
     let wanted = |name: &str| args.only.as_ref().is_none_or(|only| name.contains(only));
@@ -97,6 +104,7 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
         text += &lines;
     }
     text += &calls(&rig)?;
+    text += &rig.idle()?;
     Ok(text)
 }
 
@@ -185,6 +193,28 @@ impl Rig {
         }
     }
 
+    /// What a listener takes for connections that say nothing.
+    fn idle(&self) -> Result<String> {
+        let listener = self.listener("--echo")?;
+        let before = listener.resident()?;
+        let mut command = pinned(1, &self.idle);
+        command.args([&listener.address, &IDLE.to_string()]);
+        let line = |line: &str| Some(line.to_owned()).filter(|line| line.trim() == "ready");
+        let peers = Other::start(command, line)?;
+        let took = listener.resident()? - before;
+        let cpu = listener.cpu_seconds()?;
+        std::thread::sleep(IDLE_FOR);
+        let cpu = listener.cpu_seconds()? - cpu;
+        drop(peers);
+        Ok(format!(
+            "\n{IDLE} connections that say nothing take {:.1} MiB of the listener (target: less than 64), and {:.3} ms of\n\
+             processor in {} s.\n",
+            took / f64::from(1 << 20),
+            cpu * 1e3,
+            IDLE_FOR.as_secs(),
+        ))
+    }
+
     /// What our bench says, and processor seconds of the listener.
     fn bench(&self, args: &[&str]) -> Result<(serde_json::Value, f64)> {
         let listener = self.listener("--sink")?;
@@ -230,7 +260,7 @@ impl Other {
     fn start(mut command: Command, address: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let mut child = command
             .env("LINKSPAN_LOG", "off")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
@@ -240,6 +270,14 @@ impl Other {
         }
         let address = address(&line).with_context(|| format!("{command:?} says {line:?}"))?;
         Ok(Self { child, address })
+    }
+
+    /// Bytes of it that are in memory and no file's.
+    fn resident(&self) -> Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = text.lines().find(|line| line.starts_with("RssAnon:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        Ok(kib.context("no RssAnon")?.parse::<f64>()? * 1024.0)
     }
 
     /// Processor seconds so far, to a nanosecond: those of all its threads.

@@ -97,6 +97,9 @@ pub trait Host: Carrier {
     /// Bytes of buffers for messages that are allocated, and buffers that are lent.
     fn buffers(&self) -> (usize, usize);
 
+    /// Connections that wait since messages from their address have its share of buffers.
+    fn short(&self) -> usize;
+
     /// System calls so far to wait, and for data where this process makes them itself.
     fn system_calls(&self) -> u64;
 
@@ -189,6 +192,10 @@ impl Host for Provider {
 
     fn buffers(&self) -> (usize, usize) {
         Self::buffers(self)
+    }
+
+    fn short(&self) -> usize {
+        Self::short(self)
     }
 
     fn system_calls(&self) -> u64 {

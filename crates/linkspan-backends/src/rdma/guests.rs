@@ -1,7 +1,7 @@
 //! Who has come, by address: so that no address takes all room, and nobody keeps others
 //! out by beginning and not going on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -41,10 +41,20 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
+/// What there is of an address.
+#[derive(Debug, Default)]
+struct Address {
+    connections: usize,
+    half_open: usize,
+    /// Buffers that messages of it are in.
+    lent: usize,
+    /// Those that wait for buffers of its share, the first one first.
+    waiting: VecDeque<ConnectionId>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Guests {
-    /// Of each address that there is: connections, and those of them that are half open.
-    addresses: BTreeMap<IpAddr, (usize, usize)>,
+    addresses: BTreeMap<IpAddr, Address>,
     pub(super) half_open: usize,
     /// The listener is left alone, since too many are half open.
     pub(super) full: bool,
@@ -54,7 +64,37 @@ pub(super) struct Guests {
 impl Guests {
     /// Connections of an address, and those that are half open.
     pub(super) fn of(&self, address: IpAddr) -> (usize, usize) {
-        self.addresses.get(&address).copied().unwrap_or_default()
+        let address = self.addresses.get(&address);
+        address.map_or((0, 0), |it| (it.connections, it.half_open))
+    }
+
+    /// Buffers that messages of an address are in.
+    pub(super) fn lent(&self, address: IpAddr) -> usize {
+        self.addresses.get(&address).map_or(0, |it| it.lent)
+    }
+
+    /// A connection of it has `now` buffers, and had others before.
+    pub(super) fn lend(&mut self, address: IpAddr, before: usize, now: usize) {
+        if let Some(address) = self.addresses.get_mut(&address) {
+            address.lent = address.lent + now - before;
+        }
+    }
+
+    /// A connection waits for buffers of its address.
+    pub(super) fn wait(&mut self, address: IpAddr, id: ConnectionId) {
+        if let Some(address) = self.addresses.get_mut(&address) {
+            address.waiting.push_back(id);
+        }
+    }
+
+    /// Who has waited the longest for buffers of an address.
+    pub(super) fn next(&mut self, address: IpAddr) -> Option<ConnectionId> {
+        self.addresses.get_mut(&address)?.waiting.pop_front()
+    }
+
+    /// Connections that wait for buffers of their addresses.
+    pub(super) fn short(&self) -> usize {
+        self.addresses.values().map(|it| it.waiting.len()).sum()
     }
 
     /// Whether one more of an address finds room, where each may have so many, and all together
@@ -66,14 +106,15 @@ impl Guests {
     }
 
     pub(super) fn come(&mut self, address: IpAddr) {
-        let (all, half_open) = self.addresses.entry(address).or_default();
-        (*all, *half_open) = (*all + 1, *half_open + 1);
+        let address = self.addresses.entry(address).or_default();
+        address.connections += 1;
+        address.half_open += 1;
         self.half_open += 1;
     }
 
     pub(super) fn admit(&mut self, address: IpAddr) {
-        if let Some((_, half_open)) = self.addresses.get_mut(&address) {
-            *half_open -= 1;
+        if let Some(address) = self.addresses.get_mut(&address) {
+            address.half_open -= 1;
             self.half_open -= 1;
         }
     }
@@ -82,9 +123,9 @@ impl Guests {
         if guest.half_open {
             self.admit(guest.address);
         }
-        if let Some((all, _)) = self.addresses.get_mut(&guest.address) {
-            *all -= 1;
-            if *all == 0 {
+        if let Some(address) = self.addresses.get_mut(&guest.address) {
+            address.connections -= 1;
+            if address.connections == 0 {
                 self.addresses.remove(&guest.address);
             }
         }

@@ -77,7 +77,7 @@ impl Verbs for Handle<'_> {
     }
 
     fn release(&mut self, buffer: Slice) {
-        self.provider.release(buffer);
+        self.provider.release(self.id, buffer);
     }
 
     fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {

@@ -53,6 +53,9 @@ pub(super) struct Link {
     trace: Trace,
     /// Who came; nobody if we connected.
     pub(super) guest: Option<Guest>,
+    /// Buffers that messages of it are in, and as many as were counted for its address.
+    pub(super) lent: usize,
+    pub(super) counted: usize,
 }
 
 impl Entry for Link {
@@ -110,6 +113,8 @@ impl Link {
             starving: false,
             trace: Trace::default(),
             guest: None,
+            lent: 0,
+            counted: 0,
         }
     }
 
@@ -202,6 +207,7 @@ impl Link {
     fn after(&mut self, shared: &mut Shared) {
         if let Some(buffer) = self.connection.take_abandoned() {
             shared.pool.put(buffer);
+            self.lent -= 1;
         }
         if self.is_over() {
             self.unstage(shared);
@@ -214,6 +220,7 @@ impl Link {
 
     /// Reads what is there, within its turn.
     pub(super) fn read(&mut self, shared: &mut Shared) {
+        let before = shared.pool.used().1;
         let mut turn = 0;
         while turn < TURN {
             match self.read_once(shared) {
@@ -232,6 +239,7 @@ impl Link {
                 }
             }
         }
+        self.lent += shared.pool.used().1 - before;
         self.after(shared);
     }
 

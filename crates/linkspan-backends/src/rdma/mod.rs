@@ -122,6 +122,9 @@ pub struct Config {
     pub options: Options,
     /// Bytes of all buffers for messages that come, at most.
     pub budget: usize,
+    /// Of them, bytes in which messages from one address may be. Connections of an address
+    /// that has as many wait until some are given back, and others do not.
+    pub share: usize,
     /// Connections at a time, those that are being made included.
     pub connections: usize,
     /// Of them, connections that came from one address.
@@ -136,6 +139,7 @@ impl Default for Config {
         Self {
             options: Options::default(),
             budget: 64 << 20,
+            share: 32 << 20,
             connections: 4096,
             per_address: 1024,
             half_open: 512,
@@ -415,7 +419,9 @@ impl Provider {
                 self.watched.push(id.place);
                 continue;
             }
+            let room = self.room(id);
             if let Some((link, shared)) = self.parts(id) {
+                shared.pool.allow(room);
                 link.happened(shared, event);
                 self.settle(id);
             }
@@ -442,10 +448,19 @@ impl Provider {
         let Some(link) = self.links.get_mut(id) else {
             return;
         };
-        if link.is_starved() && !link.starving {
-            link.starving = true;
-            self.starved.push_back(id);
+        if let Some(guest) = link.guest.filter(|_| link.lent != link.counted) {
+            self.guests.lend(guest.address, link.counted, link.lent);
+            link.counted = link.lent;
+            if self.guests.lent(guest.address) < self.share()
+                && let Some(next) = self.guests.next(guest.address)
+            {
+                self.starved.push_back(next);
+            }
         }
+        self.starve(id);
+        let Some(link) = self.links.get_mut(id) else {
+            return;
+        };
         if link.watch(&self.epoll, id.token()).is_err() {
             link.fail(&mut self.shared);
             self.links.note(id);
@@ -456,7 +471,8 @@ impl Provider {
         if link.is_over() {
             // Whoever posts to it is told so until it has heard of the end.
             link.close(&self.epoll);
-            if !link.has_events() {
+            // It is there until all its messages are given back, which count for its address.
+            if !link.has_events() && link.lent == 0 {
                 self.remove(id);
             }
         }
@@ -479,20 +495,65 @@ impl Provider {
         }
     }
 
-    fn release(&mut self, buffer: Slice) {
+    /// Buffers that an address may have; one is always possible.
+    fn share(&self) -> usize {
+        (self.config.share / self.shared.pool.size() as usize).max(1)
+    }
+
+    /// Buffers that messages of a connection may still take.
+    fn room(&self, id: ConnectionId) -> usize {
+        match self.links.get(id).and_then(|link| link.guest) {
+            Some(guest) => self.share().saturating_sub(self.guests.lent(guest.address)),
+            None => usize::MAX,
+        }
+    }
+
+    /// A connection that waits for a buffer is queued, once: where its address has its share it
+    /// waits for the others of it.
+    fn starve(&mut self, id: ConnectionId) {
+        let room = self.room(id);
+        let Some(link) = self.links.get_mut(id) else {
+            return;
+        };
+        if link.starving || !link.is_starved() {
+            return;
+        }
+        link.starving = true;
+        match link.guest {
+            Some(guest) if room == 0 => self.guests.wait(guest.address, id),
+            _ => self.starved.push_back(id),
+        }
+    }
+
+    /// Connections that wait since their address has its share of the buffers.
+    #[must_use]
+    pub fn short(&self) -> usize {
+        self.guests.short()
+    }
+
+    fn release(&mut self, id: ConnectionId, buffer: Slice) {
         self.shared.pool.put(buffer);
+        if let Some(link) = self.links.get_mut(id) {
+            link.lent -= 1;
+            self.settle(id);
+        }
         self.feed_starved();
     }
 
     /// The connection that has waited the longest looks for a buffer.
     fn feed_starved(&mut self) {
-        if let Some(id) = self.starved.pop_front()
-            && let Some((link, shared)) = self.parts(id)
-        {
+        while let Some(id) = self.starved.pop_front() {
+            let room = self.room(id);
+            let Some((link, shared)) = self.parts(id) else {
+                // It is gone.
+                continue;
+            };
             link.starving = false;
+            shared.pool.allow(room);
             link.read(shared);
             link.write(shared);
             self.settle(id);
+            return;
         }
     }
 }

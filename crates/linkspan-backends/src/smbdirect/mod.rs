@@ -6,6 +6,7 @@
 //! buffers come from what all share when a message comes.
 
 mod classes;
+mod config;
 mod endpoint;
 mod hello;
 mod log;
@@ -13,7 +14,8 @@ mod service;
 mod session;
 
 pub use classes::{Classes, NoClass};
-pub use endpoint::{Config, Endpoint, EndpointError, Gone, Happening, Id, PORT, PORT_IWARP};
+pub use config::{Config, PORT, PORT_IWARP};
+pub use endpoint::{Endpoint, EndpointError, Gone, Happening, Id};
 pub use hello::{HELLO_LEN, Hello, Mode, Peer, Welcome};
 pub use service::{ConnectionReport, Ended, Happened, Service, Summary};
 pub use session::Session;

@@ -91,6 +91,8 @@ pub struct Summary {
     pub receive_bytes: usize,
     /// Buffers of them that are in use.
     pub receive_buffers: usize,
+    /// Connections that wait since messages from their address have its share of them.
+    pub short_of_share: usize,
     /// Bytes that peers may reach.
     pub memory_bytes: usize,
     /// What is logged.
@@ -538,6 +540,7 @@ impl<C: Host> Service<C> {
             ended: self.ended_count,
             receive_bytes,
             receive_buffers,
+            short_of_share: self.endpoint.short(),
             memory_bytes: self.memory,
             log: self.endpoint.classes(),
         }

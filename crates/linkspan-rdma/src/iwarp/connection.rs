@@ -148,9 +148,28 @@ impl Connection {
         now: Duration,
         phase: Phase,
     ) -> Result<Self, OptionError> {
+        let tags = Tags::new(options.limits.exposures, entropy);
+        Self::with_tags(options, tags, now, phase)
+    }
+
+    /// One that goes on where another was.
+    pub(super) fn running(
+        options: Options,
+        now: Duration,
+        tags: Tags,
+    ) -> Result<Self, OptionError> {
+        Self::with_tags(options, tags, now, Phase::Running)
+    }
+
+    fn with_tags(
+        options: Options,
+        tags: Tags,
+        now: Duration,
+        phase: Phase,
+    ) -> Result<Self, OptionError> {
         options.check()?;
         Ok(Self {
-            tags: Tags::new(options.limits.exposures, entropy),
+            tags,
             depth: options.depth,
             crc: options.crc,
             options,
@@ -220,7 +239,7 @@ impl Connection {
         (self.tags.live(), self.works(), self.receives)
     }
 
-    fn works(&self) -> usize {
+    pub(super) fn works(&self) -> usize {
         self.tx.works() + self.reads.iter().filter(|read| read.work.is_some()).count()
     }
 

@@ -107,6 +107,15 @@ impl Incoming {
         self.message.take()?.buffer
     }
 
+    /// The numbers that the next message and the next read have.
+    pub(super) fn numbers(&self) -> [u32; 2] {
+        [self.next_send, self.next_read]
+    }
+
+    pub(super) fn number_from(&mut self, [send, read]: [u32; 2]) {
+        (self.next_send, self.next_read) = (send, read);
+    }
+
     fn begin_trailer(&mut self) {
         let len = usize::from(u16_at(&self.header, 0)) + 2;
         self.step = Step::Trailer;

@@ -99,7 +99,7 @@ pub struct OptionError {
 }
 
 /// Depths have 14 bits, one of whose values means that they are open.
-const DEPTH_MAX: u64 = 0x3FFE;
+pub(super) const DEPTH_MAX: u64 = 0x3FFE;
 /// Below it nothing fits behind a header.
 const SEGMENT_MIN: u16 = 128;
 const EXPOSURES_MAX: u64 = 1 << 20;

@@ -133,6 +133,27 @@ impl Outgoing {
         }
     }
 
+    /// Whether both ends have heard each other: what they begin with is over.
+    pub(super) fn has_met(&self) -> bool {
+        self.allowed && self.begin.is_none() && self.nudge.is_over()
+    }
+
+    /// Whether all that there was to say is written.
+    pub(super) fn is_idle(&self) -> bool {
+        self.raw.is_empty() && self.message.is_none() && self.framed == self.written
+    }
+
+    /// The numbers that the next message and the next read have.
+    pub(super) fn numbers(&self) -> [u32; 2] {
+        [self.next_send, self.next_read]
+    }
+
+    /// Goes on with these numbers, behind the first frames.
+    pub(super) fn go_on(&mut self, [send, read]: [u32; 2]) {
+        (self.next_send, self.next_read) = (send, read);
+        self.allowed = true;
+    }
+
     /// Works that are not done, without reads that were sent.
     pub(super) fn works(&self) -> usize {
         self.jobs.len() + self.finishing.len()
@@ -515,6 +536,11 @@ impl Nudge {
     /// The peer has answered.
     pub(super) fn stop(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether the peer is poked no more.
+    fn is_over(&self) -> bool {
+        self.left == 0 && !self.now
     }
 
     pub(super) fn tick(&mut self, now: Duration) {

@@ -8,6 +8,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use linkspan_mem::fault;
+use linkspan_mem::record::{Reader, RestoreError, Writer};
 
 use crate::verbs::{Access, Key, PostError, Refusal, Remote, Slice};
 
@@ -64,6 +65,71 @@ impl Tags {
             live: 0,
             sink: 0,
         }
+    }
+
+    /// Writes what makes tags, of which none is live: keys, and the lives of slots.
+    pub(crate) fn save(&self, writer: &mut Writer) {
+        for key in self.cipher.0 {
+            writer.u64(key);
+        }
+        writer.u32(self.sink);
+        writer.count(self.slots.len());
+        for slot in &self.slots {
+            writer.u32(slot.life);
+        }
+        writer.count(self.free.len());
+        for slot in &self.free {
+            writer.u32(*slot);
+        }
+    }
+
+    /// What [`Self::save`] wrote, for as many exposures at a time.
+    ///
+    /// # Errors
+    /// It is not that.
+    pub(crate) fn restore(max: usize, reader: &mut Reader<'_>) -> Result<Self, RestoreError> {
+        let nonsense = |what| Err(RestoreError::Nonsense { what });
+        let mut this = Self::new(max, [0; ENTROPY]);
+        for key in &mut this.cipher.0 {
+            *key = reader.u64()?;
+        }
+        this.sink = reader.u32()?;
+        let lives = this.lives();
+        if this.sink > lives {
+            return nonsense("the life of a sink");
+        }
+        for _ in 0..reader.count("a number of tags", 4, max)? {
+            let life = reader.u32()?;
+            if life > lives {
+                return nonsense("the life of a tag");
+            }
+            this.slots.push(Slot {
+                life,
+                ..Slot::default()
+            });
+        }
+        let count = reader.count("a number of free tags", 4, this.slots.len())?;
+        let mut free = alloc::vec![false; this.slots.len()];
+        for _ in 0..count {
+            let slot = reader.u32()?;
+            match free.get_mut(slot as usize) {
+                Some(seen @ false) => *seen = true,
+                _ => return nonsense("a free tag"),
+            }
+            this.free.push_back(slot);
+        }
+        // The others are spent; one life is kept for the tag that is skipped.
+        let right = |(slot, free): (&Slot, &bool)| {
+            if *free {
+                slot.life < lives
+            } else {
+                slot.life + 2 > lives
+            }
+        };
+        if !this.slots.iter().zip(&free).all(right) {
+            return nonsense("the life of a tag");
+        }
+        Ok(this)
     }
 
     /// Exposures at this moment.

@@ -7,6 +7,7 @@ mod order;
 mod pair;
 mod random;
 mod reach;
+mod saved;
 mod script;
 mod setup;
 mod whole;

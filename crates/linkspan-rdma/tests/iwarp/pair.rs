@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use linkspan_mem::Region;
-use linkspan_rdma::iwarp::{Batch, Connection, Life, Options, Piece, feed};
+use linkspan_rdma::iwarp::{Batch, Connection, Life, NotQuiet, Options, Piece, feed};
 use linkspan_rdma::verbs::{
     Access, Completion, Depth, Event, Failure, MemoryId, Operation, Post, PostError, Received,
     Remote, Slice, Work,
@@ -43,6 +43,16 @@ impl End {
 
     pub(crate) fn responder(options: Options) -> Self {
         Self::new(Connection::responder(options, [9; 32], Duration::ZERO).unwrap())
+    }
+
+    /// Saves the connection, and goes on with what that makes.
+    pub(crate) fn save(&mut self, options: Options) -> Result<(), NotQuiet> {
+        let bytes = self.connection.snapshot()?;
+        let restored = Connection::restore(options, Duration::ZERO, &bytes).unwrap();
+        assert_eq!(restored.snapshot().as_ref(), Ok(&bytes));
+        assert_eq!(restored.posted(), self.connection.posted());
+        self.connection = restored;
+        Ok(())
     }
 
     /// What is to be written, at most so many bytes of it.
@@ -177,6 +187,15 @@ impl Pair {
             [Event::Established(_), Event::Completed(_)]
         ));
         assert_eq!(pair.b.messages(), [b""]);
+        pair
+    }
+
+    /// Two ends that have heard each other.
+    pub(crate) fn met(options: Options) -> Self {
+        let mut pair = Self::established(options);
+        pair.b.send(0, pair.b.slice(0, 0)).unwrap();
+        pair.run();
+        assert_eq!((pair.b.events().len(), pair.a.messages().len()), (1, 1));
         pair
     }
 

@@ -15,6 +15,8 @@ enum Step {
     Write(bool, u32, u32, usize),
     Read(bool, u32, u32),
     Carry(usize, usize),
+    /// Both ends are saved and restored.
+    Save,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -32,6 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(a, len, to, parts)| Step::Write(a, len, to, parts)),
         (any::<bool>(), len, 0_u32..200_000).prop_map(|(a, len, from)| Step::Read(a, len, from)),
         (1_usize..100_000, 1_usize..70_000).prop_map(|(write, read)| Step::Carry(write, read)),
+        Just(Step::Save),
     ]
 }
 
@@ -57,12 +60,13 @@ fn model(end: &End) -> Vec<u8> {
 }
 
 fn run(steps: &[Step], frame: FrameSize, crc: bool, pieces: (usize, usize)) {
-    let mut pair = Pair::established(Options {
+    let options = Options {
         frame,
         crc,
         depth: DEPTH,
         ..Options::default()
-    });
+    };
+    let mut pair = Pair::met(options);
     let half = MEMORY / 2;
     pair.a.write(0, &pattern(half, 1));
     pair.b.write(0, &pattern(half, 2));
@@ -71,7 +75,7 @@ fn run(steps: &[Step], frame: FrameSize, crc: bool, pieces: (usize, usize)) {
         write: true,
     };
     let len = u32::try_from(half).unwrap();
-    let places = [
+    let mut places = [
         pair.b.expose(EXPOSED, len, both),
         pair.a.expose(EXPOSED, len, both),
     ];
@@ -99,6 +103,21 @@ fn run(steps: &[Step], frame: FrameSize, crc: bool, pieces: (usize, usize)) {
             }
         };
         match *step {
+            Step::Save => {
+                pair.run_in_pieces(pieces.0, pieces.1);
+                settle(&mut pair, &mut messages, &mut told);
+                // Exposures are made anew, and their tags are others.
+                let ends = [&mut pair.b, &mut pair.a];
+                for (place, end) in places.iter_mut().zip(ends) {
+                    let key = place.key;
+                    end.post(u64::MAX, Work::Invalidate { key }).unwrap();
+                    end.transmit(usize::MAX);
+                    assert_eq!(end.events().len(), 1);
+                    end.save(options).unwrap();
+                    *place = end.expose(EXPOSED, len, both);
+                    assert_ne!(place.key, key);
+                }
+            }
             Step::Carry(write, read) => {
                 let to_b = pair.a.transmit(write);
                 let to_a = pair.b.transmit(write);
@@ -243,7 +262,10 @@ fn every_split_is_the_same() {
         Step::Read(true, 130, 3),
         Step::Write(true, 300, 7, 4),
         Step::Read(false, 77, 9),
+        Step::Save,
         Step::Send(true, 7, 1),
+        Step::Write(true, 100, 7, 2),
+        Step::Send(false, 9, 1),
     ];
     for crc in [false, true] {
         for piece in (1..30).chain([31, 47, 64, 100, 128, 139]) {

@@ -2,6 +2,7 @@
 
 use super::{Connection, News, Phase, Task, Timers};
 use crate::error::{Error, Refusal};
+use crate::outbox;
 
 impl Connection {
     /// Ends the connection; whoever waits is told. [`News::Ended`] is the last one.
@@ -93,6 +94,13 @@ impl Connection {
         for queue in [&mut self.writes, &mut self.reads] {
             while let Some((transfer, refused)) = queue.finished() {
                 let result = refused.map_or(Ok(()), Err);
+                // What was sent behind it after it was given up.
+                while result.is_err()
+                    && let Some(message) = self.outbox.drop_behind(outbox::NEVER)
+                {
+                    let behind = News::Sent { message, result };
+                    self.outputs.push_back(Output::Tell(behind));
+                }
                 let over = News::Transferred { transfer, result };
                 self.tasks.push_back(Task::Tell(over));
             }

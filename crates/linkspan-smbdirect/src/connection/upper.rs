@@ -7,6 +7,7 @@ use crate::descriptor::Descriptor;
 use crate::error::{Misuse, Refusal};
 use crate::gather;
 use crate::inbox::{Message, Piece};
+use crate::outbox;
 use crate::registrations::{End, RegistrationState};
 use crate::transfers::Transfers;
 
@@ -22,15 +23,13 @@ impl Connection {
     pub fn send(&mut self, data: &[Slice], invalidate: Option<Key>) -> Result<MessageId, Misuse> {
         self.connected()?;
         let len = checked_len(data, self.sizes.fragmented_send)?;
-        let after = self.writes.taken();
-        let message = self.outbox.push(data, len, invalidate, after)?;
-        if let Some(why) = self.writes.refused() {
-            // Nobody was told of that write yet, so this is sent for it, too.
-            self.outbox.drop_behind(after);
-            let result = Err(why);
-            self.tell(News::Sent { message, result });
-        }
-        Ok(message)
+        let after = if self.writes.are_refused() {
+            // Nobody was told of that write yet: this waits for it, and is refused with it.
+            outbox::NEVER
+        } else {
+            self.writes.taken()
+        };
+        self.outbox.push(data, len, invalidate, after)
     }
 
     /// Writes `local` into memory of the peer's, at `offset` of what `remote` describes

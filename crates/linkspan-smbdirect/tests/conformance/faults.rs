@@ -576,3 +576,13 @@ fn a_message_behind_a_write_that_is_refused_is_refused() {
     assert!(events.contains(&News::Sent { message, result }));
     assert_eq!(peer.core.state(), State::Connected);
 }
+
+/// Fault 29 (1422bba9b, 53d7f0700): where a session was to be encrypted, RDMA carried plain text.
+#[test]
+fn what_is_to_be_encrypted_does_not_go_by_rdma() {
+    let options = Options::initiator();
+    let by_rdma = |len| [false, true].map(|encrypted| options.by_rdma(len, encrypted));
+    assert_eq!(by_rdma(4095), [false, false]);
+    assert_eq!(by_rdma(4096), [true, false]);
+    assert_eq!(by_rdma(u64::MAX), [true, false]);
+}

@@ -45,7 +45,7 @@ impl Mode {
         match self {
             Self::Write => Kind::Write,
             Self::Read => Kind::Read,
-            Self::Auto if options.by_rdma(size) => Kind::Write,
+            Self::Auto if options.by_rdma(size, false) => Kind::Write,
             Self::Send | Self::Auto => Kind::Send,
         }
     }

@@ -58,6 +58,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     per_address: u32,
 
+    /// Bytes of --budget in which messages from one address may be, over TCP; others of it
+    /// wait then [default: half of it]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    share: Option<u64>,
+
     /// Connections at a time that have not negotiated; others wait then. One address has
     /// a quarter of them at most
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -139,6 +144,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     config.iwarp.connections = count(args.connections);
     config.iwarp.per_address = count(args.per_address);
     config.iwarp.half_open = count(args.half_open);
+    config.iwarp.share = match args.share {
+        Some(share) => usize::try_from(share).unwrap_or(usize::MAX),
+        None => config.iwarp.budget / 2,
+    };
     match args.wire.provider {
         Provider::Tcp => serve(args, Endpoint::new(config)),
         Provider::Verbs => serve(args, Endpoint::of_devices(config)),

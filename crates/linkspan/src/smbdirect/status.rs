@@ -77,6 +77,7 @@ pub(super) fn lines<C: Host>(service: &Service<C>) -> String {
         "ended": summary.ended,
         "receive_bytes": summary.receive_bytes,
         "receive_buffers": summary.receive_buffers,
+        "short_of_share": summary.short_of_share,
         "memory_bytes": summary.memory_bytes,
         "log": summary.log.names().collect::<Vec<_>>(),
     }));
@@ -170,7 +171,7 @@ fn show(value: &Value) -> String {
     match value["kind"].as_str() {
         Some("listener") => format!(
             "listening at {} ({}): {} connections, {} half open, {} turned away, {} ended; \
-             {} bytes for messages, {} exposed; logs {}\n",
+             {} bytes for messages, {} wait for their address's share, {} exposed; logs {}\n",
             text("address"),
             text("mode"),
             text("connections"),
@@ -178,6 +179,7 @@ fn show(value: &Value) -> String {
             text("turned_away"),
             text("ended"),
             text("receive_bytes"),
+            text("short_of_share"),
             text("memory_bytes"),
             text("log"),
         ),

@@ -2,12 +2,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::thread;
 
 use linkspan_testkit::census::settled;
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use serde_json::json;
 
+use crate::idle::waits;
 use crate::rig::{Listener, Script, data, fails, negotiate_request, program, status};
 
 #[test]
@@ -174,6 +176,38 @@ fn a_slow_peer_is_served() {
         script.message()
     };
     assert_eq!(&echo[24..], b"hello");
+    listener.stop(Signal::TERM);
+}
+
+/// Where no descriptor is free, the control socket waits and asks again, and does not spin.
+#[test]
+fn a_control_socket_without_descriptors_is_served_when_there_are_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("s");
+    let listener = Listener::start(&["--control", control.to_str().unwrap()]);
+    status(&control, &[]);
+    let process = listener.child.id();
+    let thread = std::fs::read_dir(format!("/proc/{process}/task"))
+        .unwrap()
+        .map(|thread| thread.unwrap().path())
+        .find(|thread| std::fs::read_to_string(thread.join("comm")).unwrap() == "control\n")
+        .unwrap();
+    let pid = Pid::from_child(&listener.child);
+    let limit = |current| {
+        let limit = getrlimit(Resource::Nofile);
+        prlimit(Some(pid), Resource::Nofile, Rlimit { current, ..limit }).unwrap()
+    };
+    // Those that it begins with; poll takes no more either.
+    let before = limit(Some(3));
+    let before_waits = waits(&thread);
+    let mut command = program("status");
+    command.arg("--control").arg(&control).arg("--json");
+    let mut asker = command.stdout(Stdio::piped()).spawn().unwrap();
+    // It has slept a few times over it, and nobody has an answer.
+    assert!(settled(|| waits(&thread) >= before_waits + 4));
+    assert!(asker.try_wait().unwrap().is_none());
+    limit(before.current);
+    assert!(asker.wait().unwrap().success());
     listener.stop(Signal::TERM);
 }
 

@@ -1,6 +1,7 @@
 //! A thousand connections that say nothing.
 
 use std::fs;
+use std::path::Path;
 
 use rustix::process::Signal;
 
@@ -17,17 +18,19 @@ fn resident(process: u32) -> u64 {
     kib << 10
 }
 
-/// How often its threads have waited until now.
-fn waits(process: u32) -> u64 {
+/// How often a thread has waited until now.
+pub(crate) fn waits(thread: &Path) -> u64 {
+    let text = fs::read_to_string(thread.join("status")).unwrap();
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.starts_with("voluntary_ctxt_switches:"));
+    let count = line.unwrap().split_whitespace().nth(1).unwrap();
+    count.parse::<u64>().unwrap()
+}
+
+/// The same of all threads.
+fn all_waits(process: u32) -> u64 {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let of = |thread: fs::DirEntry| {
-        let text = fs::read_to_string(thread.path().join("status")).unwrap();
-        let mut lines = text.lines();
-        let line = lines.find(|line| line.starts_with("voluntary_ctxt_switches:"));
-        let count = line.unwrap().split_whitespace().nth(1).unwrap();
-        count.parse::<u64>().unwrap()
-    };
-    threads.map(|thread| of(thread.unwrap())).sum()
+    threads.map(|thread| waits(&thread.unwrap().path())).sum()
 }
 
 #[test]
@@ -67,11 +70,11 @@ fn a_thousand_idle_connections_take_less_than_64_mib_and_no_processor() {
     println!("{CONNECTIONS} idle connections take {} KiB", took >> 10);
     assert!(took < 64 << 20, "{took} bytes");
     // While others work, nobody here wakes up.
-    let waited = waits(process);
+    let waited = all_waits(process);
     let other = Listener::start(&[]);
     other.run("ping", &["--count", "1000"]);
     other.stop(Signal::TERM);
-    assert_eq!(waits(process), waited);
+    assert_eq!(all_waits(process), waited);
     // And each still lives.
     scripts[CONNECTIONS - 1].send(&data(1, 0, &[]));
     assert_eq!(scripts[CONNECTIONS - 1].message().len(), 20);

@@ -132,6 +132,32 @@ fn every_mode_of_bench_moves_what_it_says() {
     }
 }
 
+/// Fault 28 (8d4312f8e): a benchmark of files had its connections reset, over frames as large as
+/// segments: writes and reads of all sizes, one after the other and several at a time.
+#[test]
+fn a_load_of_all_sizes_resets_no_connection() {
+    let listener = Listener::start(&["--ord", "8", "--fpdu", "1448", "--crc"]);
+    for mode in ["write", "read", "auto"] {
+        for size in ["1000", "4K", "64K", "1M", "8M"] {
+            let args = ["--mode", mode, "--size", size, "--connections", "4"];
+            let more = ["--messages", "6", "--depth", "4", "--fpdu", "1448"];
+            let report = listener.run("bench", &[&args[..], &more].concat());
+            assert_eq!(report["verified"], true, "{mode} {size}");
+            // Below the threshold messages are enough.
+            let kind = match mode {
+                "auto" if size == "1000" => "send",
+                "auto" => "write",
+                mode => mode,
+            };
+            assert_eq!(report["mode"], kind, "{mode} {size}");
+        }
+    }
+    let args = ["--mode", "auto", "--size", "4K", "--rdma-threshold", "4097"];
+    let report = listener.run("bench", &[&args[..], &["--messages", "3"]].concat());
+    assert_eq!(report["mode"], "send");
+    listener.stop(Signal::TERM);
+}
+
 #[test]
 fn memory_for_peers_has_a_budget() {
     let listener = Listener::start(&["--memory", "1M"]);

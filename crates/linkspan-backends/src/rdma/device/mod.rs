@@ -444,6 +444,11 @@ impl Host for DeviceProvider {
         each.fold((0, 0), |(bytes, lent), it| (bytes + it.0, lent + it.1))
     }
 
+    /// None: each has its own.
+    fn short(&self) -> usize {
+        0
+    }
+
     fn system_calls(&self) -> u64 {
         self.calls
     }
