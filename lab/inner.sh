@@ -11,6 +11,15 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
+# All that a kernel does behind its start has to be done: emulated twice, it would
+# keep the guest from everything else.
+now() {
+    read -r _ idle </proc/uptime
+    idle=$((${idle%.*} * 100 + 1${idle#*.} - 100))
+}
+until now && before=$idle && sleep 1 && now && [ $((idle - before)) -ge 80 ]; do
+    :
+done
 echo "inner: asleep"
 script=
 while [ -z "$script" ]; do
