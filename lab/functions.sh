@@ -35,17 +35,20 @@ fatal() { # REASON
     exit 1
 }
 
-# Waits until a command succeeds, at most so long.
+# Waits until a command succeeds, at most so long. To look takes a processor of the guest,
+# which others may want: after a second it is done less often.
 await() { # SECONDS COMMAND...
-    await_left=$(($1 * 50))
+    await_left=$(($1 * 50)) await_pause=1
+    await_soon=$((await_left - 50))
     shift
     until "$@" >/dev/null 2>&1; do
-        await_left=$((await_left - 1))
+        [ $await_left -gt $await_soon ] || await_pause=15
+        await_left=$((await_left - await_pause))
         if [ $await_left -lt 0 ]; then
             echo "waited in vain for: $*" >&2
             return 1
         fi
-        usleep 20000
+        usleep $((await_pause * 20000))
     done
 }
 
