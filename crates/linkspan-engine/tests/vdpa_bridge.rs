@@ -561,6 +561,51 @@ fn enabled_pairs_and_the_address_become_commands_on_the_control_queue() {
     assert!(machine.is_empty());
 }
 
+/// The next command must not take the late answer to this one for its own, so the device
+/// is started anew, with an empty queue.
+#[test]
+fn a_command_that_is_not_answered_is_refused_and_the_next_one_has_its_own_answer() {
+    let (card, machine, served) = card(2, true);
+    let (front, _rings) = bring_up(&served, 2);
+    let address = |last: u8| {
+        let header = ConfigHeader {
+            offset: 0,
+            size: 6,
+            flags: 0,
+        };
+        let body = [header.as_bytes(), &[2, 9, 9, 9, 9, last]].concat();
+        front.tell(Request::SetConfig, &body, &[])
+    };
+    card.commands();
+    machine.calls();
+    card.set_answer(None);
+    let error = address(1).unwrap_err();
+    assert!(matches!(error, Refused::Nack { .. }), "{error}");
+    // It answers again, and does not want the next one.
+    card.set_answer(Some(1));
+    assert!(settled(|| machine.is_live()));
+    let calls = machine.calls();
+    assert!(calls.contains(&"SET_STATUS 0".to_owned()), "{calls:?}");
+    let error = address(2).unwrap_err();
+    assert!(matches!(error, Refused::Nack { .. }), "{error}");
+    card.set_answer(Some(0));
+    address(3).unwrap();
+    let told = [1, 2, 3].map(|last| vec![1, 1, 2, 9, 9, 9, 9, last]);
+    assert_eq!(card.commands(), told);
+    // What it is to do counts for pairs too, and for the device that starts anew.
+    card.set_answer(None);
+    front.enable(2, true).unwrap_err();
+    card.set_answer(Some(0));
+    assert!(settled(|| machine.is_live()));
+    card.commands();
+    front.enable(2, true).unwrap();
+    front.enable(3, true).unwrap();
+    assert_eq!(card.commands(), [vec![4, 0, 2, 0]]);
+    drop(front);
+    served.stop();
+    assert!(machine.is_empty());
+}
+
 /// A front end without an emulation of the control queue, such as our own driver.
 #[test]
 fn a_front_end_that_brings_a_control_queue_has_the_devices_own() {

@@ -13,8 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use linkspan_peers::{Blkio, CHUNK, Driver as _};
+use linkspan_sys::EventFd;
 use linkspan_testkit::census::settled;
+use linkspan_testkit::disk::SECTOR;
 use linkspan_testkit::lab::{self, Vdpa};
+use linkspan_testkit::{Disk as TestDisk, DiskRing, FrontEnd, Io, Options};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -318,6 +321,64 @@ fn a_simulated_disk_is_passed_on_to_our_driver_again_and_again() {
         &[&blk[..], &["verify", "--overwrite", "--seconds", "1"]].concat(),
     ));
     println!("{}", bridge.log());
+}
+
+/// What a monitor does that pauses its machine: each ring is stopped with requests under way,
+/// says where it is, and goes on from there with other descriptors. None is lost, and none
+/// is answered twice, which the ring would take for a broken device.
+#[test]
+fn rings_of_a_simulated_disk_stop_under_load_and_go_on() {
+    if !lab::guest("rings_of_a_simulated_disk_stop_under_load_and_go_on") {
+        return;
+    }
+    let vdpa = Vdpa::simulated_disk();
+    let bridge = Bridge::new(&vdpa.char_device());
+    let front = FrontEnd::connect(&bridge.socket()).unwrap();
+    let mut disk = TestDisk::bring_up(front, &Options::default(), 1, 64).unwrap();
+    let ring = &mut disk.rings[0];
+    for sector in 0..8 {
+        ring.write(sector, &[sector.to_le_bytes()[0] + 1; SECTOR]);
+    }
+    let reads = |ring: &mut DiskRing, done: &mut usize| {
+        while let Some(read) = ring.poll() {
+            assert_eq!(read.status, 0);
+            assert!((1..=8).contains(&read.data[0]), "{}", read.data[0]);
+            assert_eq!(read.data, [read.data[0]; SECTOR]);
+            *done += 1;
+        }
+    };
+    let (mut asked, mut done, mut under_way) = (0, 0, 0);
+    for round in 0..60_u64 {
+        for sector in 0..8 {
+            ring.add(Io::Read {
+                sector,
+                len: SECTOR,
+            });
+            asked += 1;
+        }
+        // Now and then nobody tells the device before it stops.
+        if round % 4 != 0 {
+            ring.kick();
+        }
+        let base = disk.front.stop(0).unwrap();
+        assert_eq!(base, ring.base(), "where it is");
+        reads(ring, &mut done);
+        under_way += asked - done;
+        ring.kick = EventFd::new().unwrap();
+        ring.call = EventFd::new().unwrap();
+        // Descriptors are new, and nobody kicks: what was asked before is looked at.
+        disk.front.start(ring).unwrap();
+        disk.front.enable(0, true).unwrap();
+        while done < asked {
+            let read = ring.wait();
+            assert_eq!((read.status, read.data.len()), (0, SECTOR));
+            done += 1;
+        }
+    }
+    println!("{under_way} of {asked} requests were under way when their ring stopped");
+    assert!(under_way > 0, "it never stopped under load");
+    disk.shut_down();
+    assert!(!bridge.log().contains("WARN"), "{}", bridge.log());
 }
 
 /// The data path goes from the driver to the kernel and back.

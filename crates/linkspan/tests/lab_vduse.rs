@@ -12,13 +12,17 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use linkspan::demo::process::supervised;
 use linkspan_peers::Blkio;
 use linkspan_peers::driver::exercise;
+use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_testkit::census::settled;
+use linkspan_testkit::driven::{answered, ask};
 use linkspan_testkit::lab::{self, Vdpa, unique};
 use linkspan_testkit::served::write_image;
+use linkspan_testkit::{Driven, PATIENCE};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
@@ -505,24 +509,68 @@ fn our_driver_runs_on_our_own_disk_through_vhost_vdpa() {
         &["verify", "--overwrite", "--seconds", "2", "--queues", "2"],
     );
 
-    let socket = dir.path().join("s");
-    let log = File::create(dir.path().join("bridge")).unwrap();
-    let mut bridge = supervised(PROGRAM.as_ref());
-    bridge
-        .args(["vdpa", "serve", node.to_str().unwrap(), "--socket-path"])
-        .arg(&socket)
-        .stdin(Stdio::null())
-        .stderr(log);
-    let mut bridge = bridge.spawn().unwrap();
-    let said = || fs::read_to_string(dir.path().join("bridge")).unwrap();
-    assert!(settled(|| socket.exists()), "{}", said());
+    let (bridge, socket) = serve_device(dir.path(), &node);
     let at = ["--socket-path", socket.to_str().unwrap()];
     copy_through(dir.path(), &image, 2, |what| driver(&at, what));
     driver(&at, &["verify", "--overwrite", "--seconds", "2"]);
-    let id = bridge.id().to_string();
-    lab::run(Command::new("kill").args(["-s", "TERM", &id]));
-    let status = bridge.wait().unwrap();
-    assert!(status.success(), "{status}: {}", said());
+    bridge.stop();
+    drop(vdpa);
+    daemon.stop();
+    await_gone(&name);
+}
+
+/// A vDPA device passed on, and the socket.
+fn serve_device(dir: &Path, node: &Path) -> (Daemon, PathBuf) {
+    let socket = dir.join(unique("s"));
+    let place = [node, &socket].map(|path| path.to_str().unwrap());
+    let arguments = ["vdpa", "serve", place[0], "--socket-path", place[1]];
+    let mut bridge = Daemon::start(dir, &arguments);
+    bridge.expect("listening");
+    (bridge, socket)
+}
+
+/// Four programs and the kernel: the disk's process is told of the new size, the kernel by
+/// VDUSE, the bridge by an interrupt of vhost-vdpa, and the driver by a message, for which
+/// it reads the size by the way back.
+#[test]
+fn a_disk_grows_behind_a_bridge() {
+    if !lab::guest("a_disk_grows_behind_a_bridge") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (name, image) = (unique("vd"), disk(dir.path(), 8 << 20));
+    let mut daemon = serve_disk(dir.path(), &name, &image, &[]);
+    daemon.expect("offered");
+    let vdpa = Vdpa::add(&name, "vduse", &[]);
+    let (bridge, socket) = serve_device(dir.path(), &vdpa.char_device());
+    let mut driven = Driven::new(&socket, 1).unwrap();
+    let sectors = |driven: &Driven| {
+        let capacity = driven.link.config()[..8].try_into().unwrap();
+        u64::from_le_bytes(capacity)
+    };
+    assert_eq!(sectors(&driven), 16384);
+    for mib in [16, 32] {
+        let file = File::options().write(true).open(&image).unwrap();
+        let (bytes, last) = (mib << 20, (mib << 11) - 1);
+        file.set_len(bytes).unwrap();
+        file.write_all_at(&[0x5a; 512], last * 512).unwrap();
+        daemon.signal("HUP");
+        let deadline = Some(Instant::now() + PATIENCE);
+        let told = wait_for(
+            driven.link.config_changed(),
+            Direction::Read,
+            None,
+            deadline,
+        );
+        assert_eq!(told.unwrap(), Wake::Ready, "{}", bridge.log());
+        assert_eq!(sectors(&driven), last + 1);
+        // What is behind the old end can be used.
+        ask(&mut driven.queues[0], last);
+        assert_eq!(answered(&mut driven.queues[0]), (last, vec![0x5a; 512]));
+    }
+    drop(driven);
+    assert!(!bridge.log().contains("ERROR"), "{}", bridge.log());
+    bridge.stop();
     drop(vdpa);
     daemon.stop();
     await_gone(&name);

@@ -66,6 +66,12 @@ impl ControlQueue {
         })
     }
 
+    /// Whether it was given up, as a command of before may be answered yet. Another
+    /// [`begin`](Self::begin) is needed, for a device that was reset.
+    pub(super) fn is_lost(&self) -> bool {
+        self.queue.is_none()
+    }
+
     /// Gives the device a command and waits for its answer.
     pub(super) fn command(&mut self, command: ControlCommand) -> Result<(), VdpaError> {
         let refused = |reason: String| VdpaError::Control {

@@ -76,6 +76,7 @@ pub struct Card {
     features: u64,
     config: Mutex<[u8; 24]>,
     commands: Arc<Mutex<Vec<Vec<u8>>>>,
+    answer: Arc<Mutex<Option<u8>>>,
 }
 
 impl Card {
@@ -91,7 +92,13 @@ impl Card {
             features,
             config: Mutex::new(config),
             commands: Arc::default(),
+            answer: Arc::new(Mutex::new(Some(0))),
         }
+    }
+
+    /// What it says to commands from now on: 0 that they are done; nothing at all.
+    pub fn set_answer(&self, answer: Option<u8>) {
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
     }
 
     /// What it was told since this was last asked.
@@ -145,6 +152,7 @@ impl Device for Card {
         Ok(Box::new(CardQueue {
             chain: Chain::new(64)?,
             commands: control.then(|| Arc::clone(&self.commands)),
+            answer: Arc::clone(&self.answer),
         }))
     }
 }
@@ -152,6 +160,7 @@ impl Device for Card {
 struct CardQueue {
     chain: Chain,
     commands: Option<Arc<Mutex<Vec<Vec<u8>>>>>,
+    answer: Arc<Mutex<Option<u8>>>,
 }
 
 impl QueueHandler for CardQueue {
@@ -167,10 +176,14 @@ impl QueueHandler for CardQueue {
                 let mut command = vec![0; len.sum()];
                 let read = table.gather(self.chain.readable(), 0, &mut command);
                 assert!(read.is_ok());
-                let answered = table.scatter(self.chain.writable(), 0, &[0]);
-                assert!(answered.is_ok());
                 let mut all = commands.lock().unwrap_or_else(PoisonError::into_inner);
                 all.push(command);
+                let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(answer) = answer else {
+                    continue;
+                };
+                let answered = table.scatter(self.chain.writable(), 0, &[answer]);
+                assert!(answered.is_ok());
                 written = 1;
             }
             ring.queue.push(&self.chain, written)?;

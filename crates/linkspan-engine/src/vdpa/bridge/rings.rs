@@ -280,8 +280,8 @@ impl BridgeSession {
         if self.has_control_of_its_own() {
             return Ok(());
         }
-        if let (Some(mac), Some(control)) = (self.mac, &mut self.control) {
-            control.command(ControlCommand::Mac(mac))?;
+        if let Some(mac) = self.mac {
+            self.command(ControlCommand::Mac(mac))?;
         }
         if self.has_pairs() {
             self.use_pairs()?;
@@ -300,11 +300,23 @@ impl BridgeSession {
         if pairs == self.pairs {
             return Ok(());
         }
-        if let Some(control) = &mut self.control {
-            control.command(ControlCommand::Pairs(pairs))?;
-        }
+        self.command(ControlCommand::Pairs(pairs))?;
         self.pairs = pairs;
         Ok(())
+    }
+
+    /// A command, if there is a control queue. A device that did not answer is stopped, to
+    /// be started anew: its answer may come late, and is not that to the next command.
+    pub(super) fn command(&mut self, command: ControlCommand) -> Result<(), VdpaError> {
+        let Some(control) = &mut self.control else {
+            return Ok(());
+        };
+        let done = control.command(command);
+        if control.is_lost() {
+            self.halt();
+            self.settle_by = Some(Instant::now());
+        }
+        done
     }
 
     fn start_device(&mut self, plan: Plan, control_ring: Option<u16>) -> Result<(), VdpaError> {

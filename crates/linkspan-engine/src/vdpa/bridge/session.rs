@@ -296,10 +296,8 @@ impl BridgeSession {
     }
 
     fn set_mac(&mut self, mac: [u8; MAC_LEN]) -> Result<(), VdpaError> {
-        if self.device().is_live()
-            && let Some(control) = &mut self.control
-        {
-            control.command(ControlCommand::Mac(mac))?;
+        if self.device().is_live() {
+            self.command(ControlCommand::Mac(mac))?;
         }
         self.mac = Some(mac);
         Ok(())
