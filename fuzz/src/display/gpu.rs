@@ -115,6 +115,7 @@ impl Guest {
         let written = u32::try_from(len).expect("it is short");
         self.device.push(&self.chain, written).expect("a queue");
         self.device.publish().expect("a queue");
+        assert!(self.driver.arm().expect("a queue"));
         let used = self.driver.pop().expect("a queue").expect("it came back");
         assert_eq!(used.written, written);
         kind
