@@ -185,7 +185,8 @@ pub fn front_target(bytes: &[u8]) {
     front(bytes);
 }
 
-/// Runs a script: questions, and pieces of what is answered, which begin with their length.
+/// Runs a script: questions, and pieces of what is answered: an eighth of their length, and
+/// the first 12 bytes.
 pub fn front(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut outcome = Outcome::default();
@@ -196,8 +197,8 @@ pub fn front(bytes: &[u8]) -> Outcome {
             1 => Question::DisplayInfo,
             2 => Question::Edid { head: 0 },
             len => {
-                // Zeroes where nothing follows, so that long answers are short scripts.
-                let mut piece = input.bytes(usize::from(len)).to_vec();
+                // A header, and zeroes, so that long answers are short scripts.
+                let mut piece = input.bytes(12).to_vec();
                 piece.resize(usize::from(len) * 8, 0);
                 let mut rest = &piece[..];
                 while !rest.is_empty() {

@@ -111,11 +111,10 @@ fn commands() -> Vec<Seed> {
 fn answer(request: u32, flags: u32, size: u32) -> Vec<u8> {
     let body = usize::try_from(size).unwrap_or(0) + 12;
     // A piece has eight times as many bytes as its first byte says.
-    let len = u8::try_from(body.div_ceil(8)).unwrap_or(u8::MAX);
+    let len = u8::try_from(body.div_ceil(8).max(3)).unwrap_or(u8::MAX);
     let words = [request, flags, size];
     let mut bytes = vec![len];
     bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
-    bytes.resize(1 + usize::from(len), 0);
     bytes
 }
 
