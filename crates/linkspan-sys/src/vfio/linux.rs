@@ -23,6 +23,7 @@ const GROUP_SET_CONTAINER: libc::Ioctl = 0x3B68;
 const GROUP_GET_DEVICE_FD: libc::Ioctl = 0x3B6A;
 const DEVICE_GET_INFO: libc::Ioctl = 0x3B6B;
 const DEVICE_GET_REGION_INFO: libc::Ioctl = 0x3B6C;
+const DEVICE_RESET: libc::Ioctl = 0x3B6F;
 const DEVICE_QUERY_GFX_PLANE: libc::Ioctl = 0x3B72;
 const DEVICE_GET_GFX_DMABUF: libc::Ioctl = 0x3B73;
 const DEVICE_BIND_IOMMUFD: libc::Ioctl = 0x3B76;
@@ -100,6 +101,9 @@ impl Kernel for Linux {
                 ioctl(fd, DEVICE_GET_INFO, std::ptr::from_mut(info))?;
             }
             Call::RegionInfo(index, bytes) => region_info(fd, index, bytes)?,
+            Call::Reset => {
+                ioctl(fd, DEVICE_RESET, std::ptr::null_mut::<c_void>())?;
+            }
             Call::QueryPlane(info) => {
                 ioctl(fd, DEVICE_QUERY_GFX_PLANE, std::ptr::from_mut(info))?;
             }

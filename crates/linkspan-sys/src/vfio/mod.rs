@@ -158,6 +158,8 @@ pub enum Call<'a> {
     DeviceInfo(&'a mut DeviceInfo),
     /// `VFIO_DEVICE_GET_REGION_INFO` of a region; the answer has as many bytes as fit.
     RegionInfo(u32, &'a mut [u8]),
+    /// `VFIO_DEVICE_RESET`
+    Reset,
     /// `VFIO_DEVICE_QUERY_GFX_PLANE`
     QueryPlane(&'a mut PlaneInfo),
     /// `VFIO_DEVICE_GET_GFX_DMABUF` of an id.
@@ -177,6 +179,7 @@ impl Call<'_> {
             Self::BindIommufd(_) => "VFIO_DEVICE_BIND_IOMMUFD",
             Self::DeviceInfo(_) => "VFIO_DEVICE_GET_INFO",
             Self::RegionInfo(..) => "VFIO_DEVICE_GET_REGION_INFO",
+            Self::Reset => "VFIO_DEVICE_RESET",
             Self::QueryPlane(_) => "VFIO_DEVICE_QUERY_GFX_PLANE",
             Self::DmaBuf(_) => "VFIO_DEVICE_GET_GFX_DMABUF",
         }

@@ -72,7 +72,11 @@ impl Process {
         let mut held = Vec::new();
         for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
             let entry = entry?;
-            let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            let Some(fd) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
                 continue;
             };
             // It may have closed this one meanwhile.
@@ -130,7 +134,10 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(process.has_ended());
-        assert_eq!(process.take(0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(
+            process.take(0).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
         // One's own can be had without a right.
         let ours = Process::open(std::process::id()).unwrap();
         let taken = ours.take(ours.as_fd().as_raw_fd()).unwrap();
