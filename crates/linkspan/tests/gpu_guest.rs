@@ -2,14 +2,16 @@
 //! a GPU and without OpenGL: its pixels are compared, one by one.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{Accel, Devices, Event, Gpu, Hardware, Machine, Mode};
+use linkspan::demo::machine::{Accel, Devices, Event, Gpu, Hardware, Machine, Mode, monitor};
 use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
 use linkspan::demo::report;
 use linkspan_testkit::census::settled;
@@ -61,19 +63,47 @@ struct Picture {
 
 impl Picture {
     fn png(path: &Path) -> Self {
-        let decoder = png::Decoder::new(std::io::BufReader::new(File::open(path).unwrap()));
+        let decoder = png::Decoder::new(BufReader::new(File::open(path).unwrap()));
         let mut reader = decoder.read_info().unwrap();
         let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
         let info = reader.next_frame(&mut bytes).unwrap();
-        assert_eq!(info.color_type, png::ColorType::Rgb);
-        let pixels = bytes[..info.buffer_size()].as_chunks::<3>().0.iter();
+        let channels = match info.color_type {
+            png::ColorType::Rgb => 3,
+            png::ColorType::Rgba => 4,
+            other => panic!("{other:?}"),
+        };
+        let pixels = bytes[..info.buffer_size()].chunks_exact(channels);
         Self {
             width: info.width as usize,
             height: info.height as usize,
             pixels: pixels
-                .map(|&[r, g, b]| u32::from_be_bytes([0, r, g, b]))
+                .map(|pixel| u32::from_be_bytes([0, pixel[0], pixel[1], pixel[2]]))
                 .collect(),
         }
+    }
+
+    /// Of a PPM file of QEMU.
+    fn ppm(bytes: &[u8]) -> Result<Self, String> {
+        let mut words = bytes.splitn(4, |byte| byte.is_ascii_whitespace());
+        let mut word = || {
+            let word = words.next().unwrap_or_default();
+            String::from_utf8_lossy(word).into_owned()
+        };
+        let (magic, width, height) = (word(), word(), word());
+        let rest = words.next().unwrap_or_default();
+        let (Ok(width), Ok(height)) = (width.parse(), height.parse()) else {
+            return Err("no size".into());
+        };
+        let pixels = rest.strip_prefix(b"255\n").ok_or("no pixels")?;
+        assert_eq!(magic, "P6");
+        let pixels = pixels.as_chunks::<3>().0.iter();
+        Ok(Self {
+            width,
+            height,
+            pixels: pixels
+                .map(|&[r, g, b]| u32::from_be_bytes([0, r, g, b]))
+                .collect(),
+        })
     }
 
     /// The text in a row of the console.
@@ -210,9 +240,71 @@ impl Bench {
         }
     }
 
+    /// What QEMU believes to show.
+    fn dump(&self) -> Result<Picture, String> {
+        let file = self.path("dump.ppm");
+        let mut monitor = UnixStream::connect(monitor(&self.path("console"))).unwrap();
+        let mut replies = BufReader::new(monitor.try_clone().unwrap()).lines();
+        let mut say = |line: &str| {
+            writeln!(monitor, "{line}").unwrap();
+            // Events may come in between.
+            let mut reply = replies.next().unwrap().unwrap();
+            while !reply.contains("return") && !reply.contains("\"error\"") {
+                reply = replies.next().unwrap().unwrap();
+            }
+            reply
+        };
+        say(r#"{"execute": "qmp_capabilities"}"#);
+        let path = file.display();
+        say(&format!(
+            r#"{{"execute": "screendump", "arguments": {{"filename": "{path}"}}}}"#
+        ));
+        Picture::ppm(&fs::read(&file).map_err(|error| error.to_string())?)
+    }
+
+    /// Shows the screen by VNC.
+    fn vnc(&self) -> Vnc {
+        let mut command = supervised(Path::new(env!("CARGO_BIN_EXE_linkspan")));
+        command
+            .args(["display", "vnc", "--json", "--listen", "127.0.0.1:0"])
+            .arg(self.path("screen"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut process = Process::spawn("linkspan", &mut command).unwrap();
+        let mut line = String::new();
+        let out = process.take_stdout().unwrap();
+        BufReader::new(out).read_line(&mut line).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let address: SocketAddr = said["address"].as_str().unwrap().parse().unwrap();
+        Vnc {
+            _process: process,
+            port: address.port(),
+        }
+    }
+
+    /// What a client sees that was told this port.
+    fn capture(&self, client: &Path, port: u16) -> Result<Picture, String> {
+        let file = self.path("capture.png");
+        let output = Command::new(client)
+            .arg(format!("127.0.0.1:{}", i32::from(port) - 5900))
+            .arg(&file)
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(Picture::png(&file)),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.path("gpu.log")).unwrap()
     }
+}
+
+/// A VNC server of ours.
+struct Vnc {
+    _process: Process,
+    port: u16,
 }
 
 struct Guest {
@@ -282,6 +374,22 @@ fn guest_draws(test: &str, packed: bool) {
         pixels: pattern(),
     };
     until("the pattern", || bench.shot(&[]).as_ref() == Ok(&wanted));
+    // QEMU has it too.
+    until("QEMU's own screen", || bench.dump().as_ref() == Ok(&wanted));
+    // And a VNC client that others wrote.
+    if let Some(client) = find_program(Path::new("gvnccapture")) {
+        let vnc = bench.vnc();
+        let seen = bench.capture(&client, vnc.port);
+        assert!(
+            seen.unwrap() == wanted,
+            "the pixels that a VNC client sees differ"
+        );
+    } else {
+        drop(writeln!(
+            std::io::stderr().lock(),
+            "SKIP {test}: gvnccapture is not installed"
+        ));
+    }
     guest.machine.kill().unwrap();
     until("the end", || {
         bench.shot(&[]).is_err_and(|why| why.contains("no signal"))

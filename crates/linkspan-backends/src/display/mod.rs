@@ -1,10 +1,13 @@
 //! A guest's screen, from whoever has it ([`Source`]) to whoever looks ([`Screen`]).
 
+mod card;
 mod gpu;
+mod pace;
 mod screen;
 mod socket;
 mod source;
 mod vfio;
+mod vnc;
 
 pub use gpu::{DisplayServer, GpuDevice, GpuOptions};
 pub use screen::{NoSignal, Screen, Update};
@@ -14,3 +17,4 @@ pub use vfio::{
     EdidScreen, GuestFile, Listed, Owner, PagesError, Region, Sysfs, Verdict, VfioError,
     VfioOptions, VfioSource, VfioSpec, Way, export_pages, gpus, owners,
 };
+pub use vnc::{ServeError, VncServer};

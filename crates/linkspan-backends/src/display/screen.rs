@@ -6,7 +6,9 @@ use std::fmt;
 use linkspan_display::{
     Cursor, Frame, Held, Kind, Layout, Loss, Needed, Position, Refusal, Scene, Tiles,
 };
+use linkspan_mem::fault::Injected;
 
+use super::card::card;
 use super::source::{Change, Memory, Shown, Source, SourceError};
 
 /// Why there is no picture.
@@ -71,6 +73,8 @@ pub struct Screen {
     damage: Tiles,
     cursor: Option<(Cursor, Position)>,
     no_signal: Option<NoSignal>,
+    /// What is seen without a picture.
+    card: Frame,
 }
 
 impl fmt::Debug for Screen {
@@ -85,9 +89,11 @@ impl fmt::Debug for Screen {
 
 impl Screen {
     /// Screen `head` of a source; nothing was looked at.
-    #[must_use]
-    pub fn new(source: Box<dyn Source>, head: u8) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// There is no memory for a picture.
+    pub fn new(source: Box<dyn Source>, head: u8) -> Result<Self, Injected> {
+        Ok(Self {
             source,
             head,
             primary: Layer::default(),
@@ -96,7 +102,14 @@ impl Screen {
             damage: Tiles::new(0, 0),
             cursor: None,
             no_signal: Some(NoSignal::Nothing),
-        }
+            card: card(&format!("No signal: {}", NoSignal::Nothing))?,
+        })
+    }
+
+    /// Which screen of the source it is.
+    #[must_use]
+    pub fn head(&self) -> u8 {
+        self.head
     }
 
     /// The source, to wait for it or to ask it for another size.
@@ -119,6 +132,12 @@ impl Screen {
             frame,
             cursor: cursor.map(|(cursor, position)| (cursor, *position)),
         })
+    }
+
+    /// The same, and why there is none where there is no picture.
+    #[must_use]
+    pub fn view(&self) -> Scene<'_> {
+        self.scene().unwrap_or(Scene::of(&self.card))
     }
 
     /// The pointer and where it is.
@@ -179,6 +198,10 @@ impl Screen {
         let news = self.no_signal.as_ref() != Some(&why);
         if news {
             tracing::info!("no signal: {why}");
+            // Without memory for another one the old one stays.
+            if let Ok(card) = card(&format!("No signal: {why}")) {
+                self.card = card;
+            }
         }
         self.primary = Layer::default();
         self.frame = None;

@@ -171,7 +171,8 @@ struct Shown {
     answers: Answers,
     /// Who waits for the answers, in order, and until when.
     waiting: Vec<(Option<Asker>, Instant)>,
-    has_edid: bool,
+    /// Whether it has EDID, once it has said what it has. Nothing is asked before.
+    has_edid: Option<bool>,
     heads: Vec<Head>,
 }
 
@@ -189,7 +190,8 @@ impl Shown {
         epoll.add(&**asked, ASKED, Interest::READ)?;
         let mut heads = Vec::new();
         for head in 0..hub.heads() {
-            let screen = Screen::new(Box::new(OwnSource::new(hub)?), head);
+            let screen =
+                Screen::new(Box::new(OwnSource::new(hub)?), head).map_err(io::Error::other)?;
             if let Some(wake) = screen.source().wake_fd() {
                 epoll.add(wake, SCREENS + u64::from(head), Interest::READ)?;
             }
@@ -207,7 +209,7 @@ impl Shown {
             receiver,
             answers: Answers::default(),
             waiting: Vec::new(),
-            has_edid: false,
+            has_edid: None,
             heads,
         })
     }
@@ -235,7 +237,9 @@ impl Shown {
                     }
                 }
             }
-            while let Ok(Asked { question, answer }) = self.receiver.try_recv() {
+            while self.has_edid.is_some()
+                && let Ok(Asked { question, answer }) = self.receiver.try_recv()
+            {
                 self.ask(question, Some(answer))?;
             }
         }
@@ -250,7 +254,7 @@ impl Shown {
     }
 
     fn ask(&mut self, question: Question, who: Option<Asker>) -> Result<(), FrontError> {
-        let known = !matches!(question, Question::Edid { .. }) || self.has_edid;
+        let known = !matches!(question, Question::Edid { .. }) || self.has_edid == Some(true);
         let asked = known.then(|| self.answers.ask(question)).flatten();
         let Some(bytes) = asked else {
             return Ok(());
@@ -282,7 +286,7 @@ impl Shown {
         };
         let bytes = match answer {
             Answer::ProtocolFeatures(bits) => {
-                self.has_edid = bits & F_EDID != 0;
+                self.has_edid = Some(bits & F_EDID != 0);
                 self.send(&Tell::ProtocolFeatures(bits & F_EDID).to_bytes())?;
                 return Ok(());
             }
