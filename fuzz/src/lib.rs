@@ -21,7 +21,10 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("display_link", display::gpu::link_target),
     ("display_planes", display::planes::target),
+    ("gpu_commands", display::gpu::commands_target),
+    ("gpu_front", display::gpu::front_target),
     ("net", net::target),
     ("rdma_ddp", rdma::ddp),
     ("rdma_mpa", rdma::mpa),

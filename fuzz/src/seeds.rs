@@ -2,6 +2,7 @@
 
 mod display;
 mod driver;
+mod gpu;
 mod net;
 mod packed;
 mod queue;
@@ -152,6 +153,7 @@ pub fn all() -> Vec<Seed> {
         smbdirect::seeds(),
         smbdirect_hello::seeds(),
         display::seeds(),
+        gpu::seeds(),
     ]
     .concat()
 }

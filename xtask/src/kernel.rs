@@ -17,6 +17,45 @@ const PREFERRED: &str = "^linux-image-6\\.12\\..*-cloud-amd64";
 /// What always depends on the newest kernel of that flavour.
 const FALLBACK: &str = "linux-image-cloud-amd64";
 
+/// The same for a guest with a screen, which the small flavour has no drivers for.
+const WITH_SCREEN: &str = "^linux-image-6\\.12\\..*-amd64";
+
+/// The folder of a kernel for a guest with a screen, fetched if the cache has none.
+pub(crate) fn ensure_with_screen() -> Result<PathBuf> {
+    let cache = cache_dir().join("display-kernels");
+    if let Some(cached) = newest_cached(&cache) {
+        return Ok(cached);
+    }
+    if !packages::runs("apt-get") || !packages::runs("dpkg-deb") {
+        bail!(Missing(
+            "no kernel for a guest with a screen: there is no apt-get or dpkg-deb".to_owned()
+        ));
+    }
+    let found = text_of("apt-cache", &["search", "--names-only", WITH_SCREEN])?;
+    let Some(package) = newest_package(&found, has_screen) else {
+        bail!(Missing(
+            "no kernel for a guest with a screen: apt knows none".to_owned()
+        ));
+    };
+    let version = debs::version(&package)?;
+    eprintln!("xtask: fetching the kernel {package} {version} (about 107 MB, once)");
+    fetch(&cache, &package, &version)
+}
+
+/// Whether this is the flavour for PCs.
+fn has_screen(name: &str) -> bool {
+    let plain = name.trim_end_matches("-unsigned");
+    plain.ends_with("-amd64")
+        && !["-cloud-", "-rt-"]
+            .iter()
+            .any(|flavour| plain.contains(flavour))
+}
+
+/// Whether this is the small flavour.
+fn is_small(name: &str) -> bool {
+    name.ends_with("-cloud-amd64") || name.ends_with("-cloud-amd64-unsigned")
+}
+
 /// The folder of a guest kernel, fetched if the cache has none.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let cache = cache_dir().join("kernels");
@@ -57,7 +96,7 @@ fn newest_cached(cache: &Path) -> Option<PathBuf> {
 
 fn choose_package() -> Result<(String, String)> {
     let found = text_of("apt-cache", &["search", "--names-only", PREFERRED])?;
-    let package = match newest_package(&found) {
+    let package = match newest_package(&found, is_small) {
         Some(package) => package,
         None => {
             let depends = text_of("apt-cache", &["depends", FALLBACK])?;
@@ -75,11 +114,11 @@ fn choose_package() -> Result<(String, String)> {
 
 /// The newest real kernel in `apt-cache search` output: neither debugging
 /// symbols nor a name that only depends on one; signed rather than unsigned.
-fn newest_package(found: &str) -> Option<String> {
+fn newest_package(found: &str, is: fn(&str) -> bool) -> Option<String> {
     found
         .lines()
         .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| name.ends_with("-cloud-amd64") || name.ends_with("-cloud-amd64-unsigned"))
+        .filter(|name| is(name))
         .max_by(|a, b| {
             let bare = |name: &str| name.trim_end_matches("-unsigned").to_owned();
             compare_versions(&bare(a), &bare(b)).then_with(|| b.len().cmp(&a.len()))
@@ -129,17 +168,27 @@ linux-image-6.12.10+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
 linux-image-6.12.2+deb12-cloud-amd64-unsigned - Linux 6.12 for x86-64 cloud
 ";
         assert_eq!(
-            newest_package(found).as_deref(),
+            newest_package(found, is_small).as_deref(),
             Some("linux-image-6.12.10+deb12-cloud-amd64")
         );
         let unsigned_only = "linux-image-6.12.10+deb12-cloud-amd64-unsigned - Linux";
         assert_eq!(
-            newest_package(unsigned_only).as_deref(),
+            newest_package(unsigned_only, is_small).as_deref(),
             Some("linux-image-6.12.10+deb12-cloud-amd64-unsigned")
         );
         assert_eq!(
-            newest_package("linux-image-6.12.9+deb12-cloud-amd64-dbg - x\n"),
+            newest_package("linux-image-6.12.9+deb12-cloud-amd64-dbg - x\n", is_small),
             None
+        );
+        let flavours = "\
+linux-image-6.12.10+deb12-amd64-dbg - Debug symbols
+linux-image-6.12.9+deb12-amd64 - Linux 6.12 for 64-bit PCs (signed)
+linux-image-6.12.10+deb12-cloud-amd64 - Linux 6.12 for x86-64 cloud (signed)
+linux-image-6.12.10+deb12-rt-amd64 - Linux 6.12 for 64-bit PCs, PREEMPT_RT (signed)
+";
+        assert_eq!(
+            newest_package(flavours, has_screen).as_deref(),
+            Some("linux-image-6.12.9+deb12-amd64")
         );
     }
 

@@ -12,7 +12,7 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
 /// networks to talk through, with what a guest changes its own with, and who reads
 /// captures; what structures of rdma-core look like; who checks units, and who shows
-/// system calls.
+/// system calls; a VNC client.
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[&str] = &[
     "librdmacm-dev",
     "systemd",
     "strace",
+    "gvncviewer",
 ];
 
 /// Packages for the figures of network devices.
@@ -161,6 +162,7 @@ fn is_installed(package: &str) -> bool {
         "systemd" => runs("systemd-analyze"),
         "strace" => runs("strace"),
         "ethtool" => runs("ethtool"),
+        "gvncviewer" => runs("gvnccapture"),
         "g++" => runs("c++") || runs("g++"),
         "dpdk-dev" => runs("dpdk-testpmd"),
         "gcc" | "make" | "flex" | "bison" | "bc" | "patch" => runs(package),

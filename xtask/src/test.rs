@@ -41,6 +41,11 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
         .inspect_err(|error| eprintln!("xtask: {error:#}"))
         .ok();
 
+    // Tests of screens say for themselves that they are skipped.
+    if let Err(error) = kernel::ensure_with_screen() {
+        eprintln!("xtask: {error:#}");
+    }
+
     let lab_kernel = lab::prepare(&project, &mut tally, quick)?;
 
     lint::steps(&project, &mut tally)?;

@@ -1,6 +1,7 @@
 //! A guest's screen: registers that describe planes (`display_planes`), and what a VNC
-//! client says (`rfb_input`).
+//! client says (`rfb_input`); the virtual GPU ([`gpu`]).
 
+pub mod gpu;
 pub mod planes;
 pub mod rfb;
 
@@ -19,6 +20,9 @@ pub struct Outcome {
 #[must_use]
 pub fn run(target: &str, bytes: &[u8]) -> Outcome {
     match target {
+        "display_link" => gpu::link(bytes),
+        "gpu_commands" => gpu::commands(bytes),
+        "gpu_front" => gpu::front(bytes),
         "rfb_input" => rfb::run(bytes),
         _ => planes::run(bytes),
     }

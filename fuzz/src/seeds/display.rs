@@ -4,7 +4,7 @@ use super::{Expected, Seed};
 use crate::display::planes::{BOCHS, EDID, GEN8, GEN9, GTT, MDPY, OPREGION, REGION, SURFACE};
 use crate::display::rfb::{ANSWER, DRAW, POINT, REPLACE, RESIZE, RUNNING, SAY, TAKE, UPDATE};
 
-fn seed(
+pub(super) fn seed(
     target: &'static str,
     name: &str,
     bytes: Vec<u8>,

@@ -6,6 +6,7 @@
 
 mod front;
 mod rig;
+mod vnc;
 
 use std::os::fd::AsFd as _;
 

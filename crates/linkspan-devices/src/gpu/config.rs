@@ -62,3 +62,34 @@ impl Config {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_cleared_and_nothing_else_is_written() {
+        let mut config = Config {
+            events: 3,
+            heads: 2,
+        };
+        // A driver writes the one field, a front end the whole of the space.
+        assert!(config.write(4, &EVENT_DISPLAY.to_le_bytes()));
+        assert_eq!(config.events, 2);
+        assert!(config.write(0, &[0xFF; CONFIG_LEN]));
+        assert_eq!(
+            config,
+            Config {
+                events: 0,
+                heads: 2
+            }
+        );
+        let mut bytes = [0xEE; CONFIG_LEN];
+        assert!(config.read(0, &mut bytes));
+        assert_eq!(bytes[8..12], [2, 0, 0, 0]);
+        for (offset, len) in [(CONFIG_LEN, 1), (0, CONFIG_LEN + 1), (usize::MAX, 2)] {
+            assert!(!config.write(offset, &[0; CONFIG_LEN + 1][..len]));
+            assert!(!config.read(offset, &mut [0; CONFIG_LEN + 1][..len]));
+        }
+    }
+}

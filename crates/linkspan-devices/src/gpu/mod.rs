@@ -550,6 +550,3 @@ impl From<Injected> for Code {
         Self::OutOfMemory
     }
 }
-
-#[cfg(test)]
-mod tests;
