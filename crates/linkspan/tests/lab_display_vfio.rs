@@ -314,6 +314,16 @@ fn mbochs_fails_the_first_query_of_a_mode_and_nobody_sees_it() {
     let mut source = machine.source(None);
     machine.show(128);
     assert_eq!(source.planes().unwrap().len(), 1);
+    // A buffer that nobody else asks for: the driver leaves it to be inherited.
+    machine.show(192);
+    let id = machine
+        .query()
+        .or_else(|_| machine.query())
+        .unwrap()
+        .index_or_id;
+    let buffer = Linux.call(machine.device.as_fd(), Call::DmaBuf(id));
+    let flags = rustix::io::fcntl_getfd(buffer.unwrap().unwrap()).unwrap();
+    assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     let bad = Linux.call(machine.device.as_fd(), Call::DmaBuf(4711));
     let bad = bad.unwrap_err().raw_os_error();
     assert_eq!(bad, Some(rustix::io::Errno::NOENT.raw_os_error()));
