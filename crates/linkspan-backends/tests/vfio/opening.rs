@@ -170,16 +170,22 @@ fn a_descriptor_of_something_else_is_asked_nothing() {
     assert!(model.state().log.is_empty());
 }
 
+/// The link goes first, of the device or of its driver, and then the kernel waits.
 #[test]
 fn a_device_that_leaves_its_bus_is_closed_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let sysfs = sysfs(folder.path(), false);
-    let model = Model::new(PLANE_DMABUF);
-    let mut source = model.open(&sysfs).unwrap();
-    source.planes().unwrap();
-    fs::remove_file(folder.path().join("bus/mdev/devices").join(UUID)).unwrap();
-    model.state().log.clear();
-    let error = source.planes().unwrap_err();
-    assert!(matches!(error, SourceError::Lost(Loss::Removed)), "{error}");
-    assert!(model.state().log.is_empty());
+    for link in [
+        format!("bus/mdev/devices/{UUID}"),
+        format!("devices/parent/{UUID}/driver"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let sysfs = sysfs(folder.path(), false);
+        let model = Model::new(PLANE_DMABUF);
+        let mut source = model.open(&sysfs).unwrap();
+        source.planes().unwrap();
+        fs::remove_file(folder.path().join(&link)).unwrap();
+        model.state().log.clear();
+        let error = source.planes().unwrap_err();
+        assert!(matches!(error, SourceError::Lost(Loss::Removed)), "{error}");
+        assert!(model.state().log.is_empty(), "{link}");
+    }
 }

@@ -8,7 +8,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use linkspan_display::{
@@ -197,13 +197,17 @@ impl VfioSource {
             if wanted.is_some_and(|wanted| wanted != way) {
                 continue;
             }
-            let device = self.device.as_ref().ok_or(VfioError::ReadOnly)?;
+            let device = self.device.as_ref().ok_or_else(gone)?;
             match device.probe(flag) {
-                Ok(()) if way == Way::DmaBuf => {
-                    self.check_safe()?;
-                    return self.take(way);
+                Ok(()) => {
+                    if way == Way::DmaBuf {
+                        self.check_safe()?;
+                    }
+                    self.way = way;
+                    self.set(way, Verdict::Used);
+                    self.refuse_gpus();
+                    return Ok(());
                 }
-                Ok(()) => return self.take(way),
                 Err(error) => {
                     let why = match Errno::from_io_error(&error) {
                         Some(Errno::INVAL | Errno::NOTTY) => "the driver has no such planes".into(),
@@ -219,13 +223,6 @@ impl VfioSource {
             let why = self.reasons();
             return Err(VfioError::NoDisplay { name, why });
         }
-        Ok(())
-    }
-
-    fn take(&mut self, way: Way) -> Result<(), VfioError> {
-        self.way = way;
-        self.set(way, Verdict::Used);
-        self.refuse_gpus();
         Ok(())
     }
 
@@ -360,10 +357,7 @@ impl VfioSource {
     fn check_there(&mut self) -> Result<(), SourceError> {
         if self.device.is_some() {
             let ended = self.process.as_ref().is_some_and(Process::has_ended);
-            let removed = self
-                .place
-                .as_ref()
-                .is_some_and(|place| matches!(fs::symlink_metadata(place), Err(error) if error.kind() == io::ErrorKind::NotFound));
+            let removed = self.place.as_deref().is_some_and(is_missing);
             match (ended, removed) {
                 (false, false) => {}
                 (true, _) => self.leave(Loss::Ended),
@@ -560,6 +554,12 @@ fn dma_buf_memory(device: &Device, info: &PlaneInfo) -> Result<Kept, Query> {
             Kept::Not { _fd: fd, why }
         }
     })
+}
+
+/// Whether a path is not there, as far as can be told.
+fn is_missing(path: &Path) -> bool {
+    let found = fs::symlink_metadata(path);
+    found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// An error with its reasons.

@@ -133,13 +133,12 @@ impl Sysfs {
         self.listed(&folder).ok_or_else(no_device)
     }
 
-    /// Where a device stands for as long as it is on its bus: the kernel takes that away
-    /// first when it removes one, and then waits for who has it open.
+    /// The link to a device's driver, from its place on its bus: the kernel takes one of them
+    /// away first when it takes the device or its driver away, and then waits for who has
+    /// it open.
     pub(super) fn place(&self, listed: &Listed) -> Option<PathBuf> {
-        let mut places = ["mdev", "pci"]
-            .map(|bus| self.bus(bus, &listed.name))
-            .into_iter();
-        places.find(|place| place.exists())
+        let places = ["mdev", "pci"].map(|bus| self.bus(bus, &listed.name).join("driver"));
+        places.into_iter().find(|place| place.exists())
     }
 }
 
