@@ -28,8 +28,7 @@ use crate::serving;
           -chardev socket,id=g,path=/tmp/gpu.sock \\\n    \
           -device vhost-user-gpu-pci,chardev=g -vga none -display none …\n  \
         linkspan display shot /tmp/screen.sock -o screen.png\n\n\
-        QEMU's own display (-display, -vnc) shows the same. It then says how large the\n\
-        screen is: xres=, yres= of the device, or the size of its window.\n\
+        QEMU says how large the screen is: xres=, yres= of its device.\n\
         SIGINT or SIGTERM ends it.",
     group = ArgGroup::new("where").args(["socket_path", "fd", "print_capabilities"]).required(true)
 )]

@@ -138,7 +138,7 @@ fn pattern() -> Vec<u32> {
         .collect()
 }
 
-/// QEMU before 8.0 has the device with KVM alone.
+/// QEMU 7.2 has the device with KVM alone.
 fn later_qemu() -> Option<PathBuf> {
     let named = std::env::var_os("LINKSPAN_LATER_QEMU").map(PathBuf::from)?;
     find_program(&named)
@@ -156,7 +156,7 @@ impl Bench {
         let need = || -> Result<(Hardware, PathBuf), String> {
             initramfs::find_busybox().map_err(|error| error.to_string())?;
             let kernel = Kernel::find_with_screen().map_err(|error| error.to_string())?;
-            let qemu = later_qemu().ok_or("no QEMU 8.0 or later in LINKSPAN_LATER_QEMU")?;
+            let qemu = later_qemu().ok_or("no later QEMU in LINKSPAN_LATER_QEMU")?;
             let hardware = Hardware {
                 qemu,
                 accel: Accel::Tcg,

@@ -197,7 +197,7 @@ impl GpuSource {
                 "the GPU has no descriptors left".into(),
             )),
             (_, fd) => {
-                fd.map(reaper::dispose);
+                fd.into_iter().for_each(reaper::dispose);
                 Err(SourceError::Broken(
                     "an answer and its descriptor differ".into(),
                 ))
