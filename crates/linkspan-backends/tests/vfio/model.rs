@@ -15,23 +15,23 @@ use linkspan_sys::vfio::{
 };
 use rustix::io::Errno;
 
-pub const UUID: &str = "c0ffee00-1234-5678-9abc-def012345678";
-pub const XR24: u32 = u32::from_le_bytes(*b"XR24");
+pub(crate) const UUID: &str = "c0ffee00-1234-5678-9abc-def012345678";
+pub(crate) const XR24: u32 = u32::from_le_bytes(*b"XR24");
 
 /// A region: its flags, size and offset, and its capabilities.
 #[derive(Clone, Debug, Default)]
-pub struct Region {
-    pub flags: u32,
-    pub size: u64,
-    pub offset: u64,
-    pub chain: Vec<u8>,
+pub(crate) struct Region {
+    pub(crate) flags: u32,
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
+    pub(crate) chain: Vec<u8>,
     /// What it says its information has, if that is not so.
-    pub argsz: Option<u32>,
+    pub(crate) argsz: Option<u32>,
 }
 
 /// What a query answers.
 #[derive(Clone, Copy, Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     Plane(PlaneInfo),
     /// Success, and what was asked with stays as it was.
     Untouched,
@@ -39,41 +39,41 @@ pub enum Answer {
 }
 
 #[derive(Debug)]
-pub struct State {
+pub(crate) struct State {
     /// Which kinds of planes there are.
-    pub kinds: u32,
-    pub primary: Answer,
-    pub cursor: Answer,
+    pub(crate) kinds: u32,
+    pub(crate) primary: Answer,
+    pub(crate) cursor: Answer,
     /// Errors of the next queries.
-    pub errors: Vec<Errno>,
-    pub regions: BTreeMap<u32, Region>,
-    pub num_regions: u32,
+    pub(crate) errors: Vec<Errno>,
+    pub(crate) regions: BTreeMap<u32, Region>,
+    pub(crate) num_regions: u32,
     /// What opening fails with, by a part of the path.
-    pub closed: BTreeMap<&'static str, Errno>,
+    pub(crate) closed: BTreeMap<&'static str, Errno>,
     /// What calls fail with, by their names.
-    pub refused: BTreeMap<&'static str, Errno>,
-    pub viable: bool,
+    pub(crate) refused: BTreeMap<&'static str, Errno>,
+    pub(crate) viable: bool,
     /// dma-bufs that cannot be mapped.
-    pub unmappable: bool,
+    pub(crate) unmappable: bool,
     /// Bytes of a dma-buf.
-    pub buffer: u64,
+    pub(crate) buffer: u64,
     /// Every call and every path that was opened.
-    pub log: Vec<String>,
+    pub(crate) log: Vec<String>,
     /// Ids that were asked for.
-    pub gets: Vec<u32>,
-    pub queries: Vec<PlaneInfo>,
+    pub(crate) gets: Vec<u32>,
+    pub(crate) queries: Vec<PlaneInfo>,
 }
 
 /// The kernel.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     state: Mutex<State>,
     /// All regions lie in it.
-    pub device: File,
+    pub(crate) device: File,
 }
 
 impl Model {
-    pub fn new(kinds: u32) -> Arc<Self> {
+    pub(crate) fn new(kinds: u32) -> Arc<Self> {
         let device = memfd::create("device", 16 << 20, Sealing::Open).unwrap();
         let off = Answer::Plane(PlaneInfo::default());
         Arc::new(Self {
@@ -97,38 +97,38 @@ impl Model {
         })
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
     /// A device whose descriptor was passed.
-    pub fn source(self: &Arc<Self>) -> Result<VfioSource, VfioError> {
+    pub(crate) fn source(self: &Arc<Self>) -> Result<VfioSource, VfioError> {
         let fd = self.device.try_clone().unwrap().into();
         VfioSource::passed(&self.kernel(), fd, VfioOptions::default())
     }
 
-    pub fn kernel(self: &Arc<Self>) -> Arc<dyn Kernel> {
+    pub(crate) fn kernel(self: &Arc<Self>) -> Arc<dyn Kernel> {
         Arc::clone(self) as Arc<dyn Kernel>
     }
 
     /// A device that is opened by its name.
-    pub fn open(self: &Arc<Self>, sysfs: &Sysfs) -> Result<VfioSource, VfioError> {
+    pub(crate) fn open(self: &Arc<Self>, sysfs: &Sysfs) -> Result<VfioSource, VfioError> {
         let spec = VfioSpec::Name(UUID.into());
         VfioSource::open(&self.kernel(), sysfs, &spec, VfioOptions::default())
     }
 
     /// Shows a plane of 64 by 64.
-    pub fn show(&self, id: u32) {
+    pub(crate) fn show(&self, id: u32) {
         self.state().primary = Answer::Plane(plane(id));
     }
 
     /// Writes into the device's file.
-    pub fn write(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         self.device.write_all_at(bytes, at).unwrap();
     }
 }
 
-pub fn plane(index_or_id: u32) -> PlaneInfo {
+pub(crate) fn plane(index_or_id: u32) -> PlaneInfo {
     PlaneInfo {
         drm_format: XR24,
         width: 64,
@@ -143,7 +143,7 @@ pub fn plane(index_or_id: u32) -> PlaneInfo {
 }
 
 /// A device in a folder that stands for sysfs: by its group alone, or with a node.
-pub fn sysfs(root: &Path, node: bool) -> Sysfs {
+pub(crate) fn sysfs(root: &Path, node: bool) -> Sysfs {
     let folder = root.join("devices/parent").join(UUID);
     let group = root.join("kernel/iommu_groups/7");
     for folder in [
