@@ -16,6 +16,7 @@ mod held;
 mod layout;
 pub mod link;
 mod plane;
+pub mod region;
 pub mod rfb;
 mod tiling;
 

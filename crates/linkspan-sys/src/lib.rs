@@ -13,6 +13,7 @@
 
 mod anonymous;
 pub mod daemon;
+pub mod dmabuf;
 pub mod eventfd;
 pub mod file;
 pub mod filemap;
@@ -41,6 +42,7 @@ pub mod uring;
 pub mod vdpa;
 pub mod vduse;
 pub mod verbs;
+pub mod vfio;
 mod view;
 
 pub use anonymous::AnonymousMemory;

@@ -3,7 +3,7 @@
 use crate::acquire;
 use linkspan_mem::fault::Site;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// `UDMABUF_CREATE` of linux/udmabuf.h.
 const UDMABUF_CREATE: libc::c_ulong = 0x4018_7542;
@@ -18,6 +18,22 @@ struct Create {
     size: u64,
 }
 
+/// `UDMABUF_CREATE_LIST` of linux/udmabuf.h.
+const UDMABUF_CREATE_LIST: libc::c_ulong = 0x4008_7543;
+/// The most pieces of a dma-buf: the kernel's limit, unless its module was told another.
+pub const PIECES_MAX: usize = 1024;
+
+/// A part of a memory file.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    /// Which.
+    pub file: BorrowedFd<'a>,
+    /// Where it begins, in bytes: at a page.
+    pub offset: u64,
+    /// How many bytes: whole pages.
+    pub len: u64,
+}
+
 /// A dma-buf of the first `len` bytes of a memory file, a multiple of the page size. The
 /// file has to be sealed against shrinking and not against writing. It lives on its own.
 ///
@@ -25,11 +41,7 @@ struct Create {
 /// `NotFound` where the kernel has no `/dev/udmabuf`; what opening it or the call reports:
 /// `EINVAL` for a file that does not fit, or above the kernel's limit (64 MiB).
 pub fn export(file: impl AsFd, len: u64) -> io::Result<OwnedFd> {
-    acquire(Site::Fd)?;
-    let device = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/udmabuf")?;
+    let device = device()?;
     acquire(Site::Fd)?;
     let create = Create {
         memfd: file.as_fd().as_raw_fd().cast_unsigned(),
@@ -39,6 +51,47 @@ pub fn export(file: impl AsFd, len: u64) -> io::Result<OwnedFd> {
     };
     // SAFETY: the kernel reads the structure, which lives through the call.
     let made = unsafe { libc::ioctl(device.as_raw_fd(), UDMABUF_CREATE, &raw const create) };
+    owned(made)
+}
+
+/// A dma-buf of pieces of memory files, one after the other: whole pages of files that are
+/// sealed as for [`export`], at most [`PIECES_MAX`]. It lives on its own.
+///
+/// # Errors
+/// As for [`export`], and `EINVAL` for no piece or too many.
+pub fn export_list(pieces: &[Piece<'_>]) -> io::Result<OwnedFd> {
+    let count = u32::try_from(pieces.len()).ok();
+    let count = count.filter(|_| (1..=PIECES_MAX).contains(&pieces.len()));
+    let count = count.ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
+    let device = device()?;
+    acquire(Site::Alloc)?;
+    let mut list: Vec<u64> = Vec::with_capacity(1 + 3 * pieces.len());
+    // struct udmabuf_create_list and as many struct udmabuf_create_item, whose words of 32
+    // bits lie in pairs.
+    let pair = |low: u32, high: u32| {
+        let ([a, b, c, d], [e, f, g, h]) = (low.to_ne_bytes(), high.to_ne_bytes());
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    };
+    list.push(pair(UDMABUF_FLAGS_CLOEXEC, count));
+    for piece in pieces {
+        let memfd = piece.file.as_raw_fd().cast_unsigned();
+        list.extend([pair(memfd, 0), piece.offset, piece.len]);
+    }
+    acquire(Site::Fd)?;
+    // SAFETY: the kernel reads the head and as many items as it says, which live through
+    // the call.
+    let made = unsafe { libc::ioctl(device.as_raw_fd(), UDMABUF_CREATE_LIST, list.as_ptr()) };
+    owned(made)
+}
+
+fn device() -> io::Result<std::fs::File> {
+    acquire(Site::Fd)?;
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).open("/dev/udmabuf")
+}
+
+/// What a call that makes a descriptor returned.
+fn owned(made: i32) -> io::Result<OwnedFd> {
     if made < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -148,6 +148,64 @@ impl Drop for Vdpa {
     }
 }
 
+/// A mediated device, which ends with the value. Only in the lab.
+#[derive(Debug)]
+pub struct Mdev {
+    uuid: String,
+}
+
+impl Mdev {
+    /// A device of this type of a driver, such as `mdpy-vga` of `mdpy`.
+    #[must_use]
+    pub fn new(driver: &str, kind: &str) -> Self {
+        let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+        let uuid = uuid.trim().to_owned();
+        let types = Path::new("/sys/class/mdev_bus").join(driver);
+        let create = types.join("mdev_supported_types").join(kind).join("create");
+        write(&create, &uuid);
+        let own = Self { uuid };
+        await_path(&own.dir().join("iommu_group"));
+        own
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// Its folder in sysfs.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        Path::new("/sys/bus/mdev/devices").join(&self.uuid)
+    }
+
+    /// The node of its group.
+    #[must_use]
+    pub fn group(&self) -> PathBuf {
+        let link = fs::read_link(self.dir().join("iommu_group")).unwrap();
+        let node = Path::new("/dev/vfio").join(link.file_name().unwrap());
+        await_path(&node);
+        node
+    }
+
+    /// Its own node.
+    #[must_use]
+    pub fn node(&self) -> PathBuf {
+        let name = await_child(&self.dir().join("vfio-dev"), "vfio");
+        let node = Path::new("/dev/vfio/devices").join(name);
+        await_path(&node);
+        node
+    }
+}
+
+impl Drop for Mdev {
+    fn drop(&mut self) {
+        // A test may have removed it, and a second panic would hide the first.
+        let _ = fs::write(self.dir().join("remove"), "1");
+    }
+}
+
 /// Linux's own daemon of file copy: where `cargo xtask test` says, or where the shell finds
 /// it in the lab.
 #[must_use]

@@ -8,7 +8,7 @@ use linkspan_display::decode::intel::{self, Generation};
 use linkspan_display::decode::{bochs, fixed};
 use linkspan_display::{
     Cursor, FORMATS, FourCc, Frame, Layout, Modifier, Position, RECTANGLES_MAX, Scene, Surface,
-    Tiles, edid,
+    Tiles, edid, region,
 };
 use linkspan_mem::Gpa;
 
@@ -32,6 +32,10 @@ pub const OPREGION: u8 = 6;
 /// A surface: format, modifier, sizes.
 pub const SURFACE: u8 = 7;
 
+/// A VFIO region's capabilities, behind where the first one is said to be; and the words of
+/// an EDID region's head.
+pub const REGION: u8 = 8;
+
 const MEMORY: u64 = 64 << 10;
 
 /// The target.
@@ -43,7 +47,7 @@ pub fn target(bytes: &[u8]) {
 pub fn run(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut outcome = Outcome::default();
-    match input.u8().unwrap_or(0) % 8 {
+    match input.u8().unwrap_or(0) % 9 {
         GEN8 => planes(Generation::Gen8, &mut input, &mut outcome),
         GEN9 => planes(Generation::Gen9, &mut input, &mut outcome),
         BOCHS => {
@@ -85,6 +89,7 @@ pub fn run(bytes: &[u8]) -> Outcome {
                 Err(error) => outcome.refuse(&error),
             }
         }
+        REGION => regions(&mut input, &mut outcome),
         _ => surface(&mut input, &mut outcome),
     }
     outcome
@@ -94,6 +99,37 @@ impl Outcome {
     fn refuse(&mut self, error: &impl ToString) {
         self.refused += 1;
         self.error = Some(error.to_string());
+    }
+}
+
+/// Capabilities of a region are no more than its bytes can say, and an EDID is told only
+/// where it does not overwrite the region's head.
+fn regions(input: &mut Input<'_>, outcome: &mut Outcome) {
+    let first = input.u32().unwrap_or(0);
+    let mut words = [0; 6];
+    words.fill_with(|| input.u32().unwrap_or(0));
+    let chain = input.bytes(1024);
+    let mut bytes = vec![0; 32];
+    bytes.extend_from_slice(chain);
+    match region::capabilities(&bytes, first) {
+        Ok(list) => {
+            outcome.done += 1;
+            assert!(list.len() <= region::CAPABILITIES_MAX);
+            let parts = list.iter().map(|capability| match capability {
+                region::Capability::SparseMmap(parts) => parts.len(),
+                _ => 0,
+            });
+            assert!(parts.sum::<usize>() * 16 <= bytes.len());
+        }
+        Err(error) => outcome.refuse(&error),
+    }
+    let head = region::EdidRegion::from_words(words);
+    match head.check(128, 1920, 1080) {
+        Ok(()) => {
+            outcome.done += 1;
+            assert!(head.offset as usize >= region::EDID_HEAD && head.size_max >= 128);
+        }
+        Err(error) => outcome.refuse(&error),
     }
 }
 

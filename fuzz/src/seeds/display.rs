@@ -1,7 +1,7 @@
 //! Seeds of `display_planes` and `rfb_input`.
 
 use super::{Expected, Seed};
-use crate::display::planes::{BOCHS, EDID, GEN8, GEN9, GTT, MDPY, OPREGION, SURFACE};
+use crate::display::planes::{BOCHS, EDID, GEN8, GEN9, GTT, MDPY, OPREGION, REGION, SURFACE};
 use crate::display::rfb::{ANSWER, DRAW, POINT, REPLACE, RESIZE, RUNNING, SAY, TAKE, UPDATE};
 
 pub(super) fn seed(
@@ -217,6 +217,24 @@ fn planes() -> Vec<Seed> {
             short,
             (0, 1),
             Some("less than 8192"),
+        ),
+        plane(
+            "region",
+            REGION,
+            // A type, one that is not known, and a part that can be mapped.
+            words(&[
+                32, 2048, 128, 0, 1920, 1200, 1, 0x1_0002, 48, 1, 1, 0x1_0007, 56, 0x1_0001, 0, 1,
+                0, 0, 0, 4096, 0,
+            ]),
+            (2, 0),
+            None,
+        ),
+        plane(
+            "region_endless",
+            REGION,
+            words(&[32, 4, 128, 0, 0, 0, 1, 0x1_0007, 32]),
+            (0, 2),
+            Some("its EDID at byte 4"),
         ),
         plane("surface", SURFACE, words(&linear), (1, 0), None),
         plane(

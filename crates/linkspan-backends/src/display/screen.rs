@@ -240,14 +240,19 @@ impl Screen {
             self.damage = Tiles::new(width, height);
         }
         let memory = match memory(&mut self.primary.held, &mut *self.source, &shown) {
-            Ok(memory) => memory,
+            Ok(memory) => memory.clone(),
             Err(error) => return self.lose(NoSignal::Failed(error.to_string())),
         };
         let Some(frame) = &mut self.frame else {
             return Update::default();
         };
-        let read = |offset: u64, band: &mut [u8]| memory.view.read(offset, band);
+        let reading = match memory.reading() {
+            Ok(reading) => reading,
+            Err(error) => return self.lose(NoSignal::Failed(error.to_string())),
+        };
+        let read = |offset: u64, band: &mut [u8]| reading.read(offset, band);
         if let Err(error) = frame.update(&layout, &mut self.damage, read) {
+            drop(reading);
             return self.lose(NoSignal::Failed(error.to_string()));
         }
         if resized {
@@ -298,8 +303,10 @@ impl Screen {
         let memory = memory(&mut self.pointer.held, &mut *self.source, shown).ok()?;
         let mut frame = Frame::new(width, height).ok()?;
         let mut damage = Tiles::new(width, height);
-        let read = |offset: u64, band: &mut [u8]| memory.view.read(offset, band);
+        let reading = memory.reading().ok()?;
+        let read = |offset: u64, band: &mut [u8]| reading.read(offset, band);
         frame.update(&layout, &mut damage, read).ok()?;
+        drop(reading);
         Cursor::new(&frame, shown.plane.hot_spot)
     }
 }

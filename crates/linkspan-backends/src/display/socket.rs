@@ -236,7 +236,7 @@ impl Source for GpuSource {
         let fd = self.descriptor(shown.id, false)?;
         let memory = PeerMemory::check(fd)?;
         let view = View::of_peer(&memory, 0, memory.file_len())?;
-        Ok(Memory { view })
+        Ok(view.into())
     }
 
     fn change(&mut self) -> Change {

@@ -1,9 +1,11 @@
 //! Whoever has a guest's screen: a virtual GPU of ours, or a device of the kernel.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use linkspan_display::{Kind, Loss, Plane, Rectangle};
-use linkspan_sys::View;
+use linkspan_sys::dmabuf::{self, DmaBuf};
+use linkspan_sys::{OutsideView, View};
 
 /// A plane that is shown now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +34,60 @@ pub enum Change {
     Parts(Vec<(u8, Rectangle)>),
 }
 
-/// Memory of a plane.
+/// Memory of a plane. A copy of it is the same memory, mapped once.
+#[derive(Clone, Debug)]
+pub enum Memory {
+    /// Plain memory, or a device's.
+    View(Arc<View>),
+    /// A dma-buf, whose driver is told when it is read.
+    DmaBuf(Arc<DmaBuf>),
+}
+
+impl From<View> for Memory {
+    fn from(view: View) -> Self {
+        Self::View(Arc::new(view))
+    }
+}
+
+impl Memory {
+    /// Its bytes, until the result is dropped.
+    ///
+    /// # Errors
+    /// They cannot be read now.
+    pub fn reading(&self) -> Result<Reading<'_>, SourceError> {
+        match self {
+            Self::View(view) => Ok(Reading::View(view)),
+            Self::DmaBuf(buffer) => match buffer.reading() {
+                Ok(reading) => Ok(Reading::DmaBuf(reading)),
+                Err(source) => Err(SourceError::System {
+                    what: "DMA_BUF_IOCTL_SYNC",
+                    source,
+                }),
+            },
+        }
+    }
+}
+
+/// Bytes of a plane while they are read.
 #[derive(Debug)]
-pub struct Memory {
-    /// Its bytes.
-    pub view: View,
+pub enum Reading<'a> {
+    /// Of plain memory.
+    View(&'a View),
+    /// Of a dma-buf.
+    DmaBuf(dmabuf::Reading<'a>),
+}
+
+impl Reading<'_> {
+    /// Copies bytes out, from `offset` on.
+    ///
+    /// # Errors
+    /// They are not all inside; nothing was copied then.
+    pub fn read(&self, offset: u64, target: &mut [u8]) -> Result<(), OutsideView> {
+        match self {
+            Self::View(view) => view.read(offset, target),
+            Self::DmaBuf(reading) => reading.read(offset, target),
+        }
+    }
 }
 
 /// Why a source does not say what was asked. What is in it is said to people.

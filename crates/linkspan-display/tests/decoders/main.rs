@@ -6,3 +6,4 @@ mod fixed;
 mod gtt;
 mod intel;
 mod opregion;
+mod region;

@@ -403,7 +403,7 @@ impl Source for OwnSource {
             _ => SourceError::Retired { id },
         })?;
         let view = View::map(fd.as_fd(), 0, shown.plane.size)?;
-        Ok(Memory { view })
+        Ok(view.into())
     }
 
     fn change(&mut self) -> Change {
