@@ -1,5 +1,5 @@
 //! Debian packages unpacked into the cache instead of installed: for kernels, and
-//! for programs whose packages exclude others, or are of another release or processor.
+//! for programs whose packages exclude others.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,107 +87,6 @@ pub(crate) fn fetch(cache: &Path, package: &str, version: &str) -> Result<PathBu
         result => result
             .map(|()| done)
             .with_context(|| format!("cannot move {package} into the cache")),
-    }
-}
-
-/// What Debian signs its lists with.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
-/// Where this machine gets what has this label from.
-fn archive(label: &str) -> Result<String> {
-    let ask = || {
-        let label = format!("Label: {label}");
-        let uris = ["indextargets", "--format", "$(REPO_URI)", &label];
-        let text = text_of("apt-get", &uris)?;
-        anyhow::Ok(text.lines().next().map(str::to_owned))
-    };
-    let found = match ask()? {
-        // A fresh machine has no lists, and they say who is Debian.
-        None if packages::is_root() && packages::update()? => ask()?,
-        found => found,
-    };
-    found.with_context(|| format!("apt has no lists of {label}. Try as root: apt-get update"))
-}
-
-/// apt with releases and folders of its own: it takes nothing to be installed.
-pub(crate) struct Apt {
-    dir: PathBuf,
-    /// Processors beside the machine's own.
-    foreign: Vec<String>,
-}
-
-impl Apt {
-    /// With these suites, each behind its label, for this processor and `foreign` ones, in
-    /// this folder.
-    pub(crate) fn new(dir: &Path, suites: &[(&str, &str)], foreign: &[&str]) -> Result<Self> {
-        ensure!(
-            Path::new(KEYRING).is_file(),
-            "Debian's keys are missing; install the Debian package debian-archive-keyring"
-        );
-        let place = || format!("cannot write into {}", dir.display());
-        for part in ["lists/partial", "archives/partial", "state", "empty"] {
-            fs::create_dir_all(dir.join(part)).with_context(place)?;
-        }
-        fs::write(dir.join("status"), "").with_context(place)?;
-        let mut sources = String::new();
-        for (label, suite) in suites {
-            let archive = archive(label)?;
-            sources += &format!("deb [signed-by={KEYRING}] {archive} {suite} main\n");
-        }
-        fs::write(dir.join("sources.list"), sources).with_context(place)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            foreign: foreign.iter().map(|&name| name.to_owned()).collect(),
-        })
-    }
-
-    /// Where packages are that were downloaded to be installed.
-    pub(crate) fn archives(&self) -> PathBuf {
-        self.dir.join("archives")
-    }
-
-    /// Runs apt-get in that folder.
-    pub(crate) fn run(&self, words: &[&str]) -> Result<()> {
-        let mut command = packages::apt_get();
-        let status = self.options(&mut command).args(words).status()?;
-        ensure!(status.success(), "apt-get {} failed", words.join(" "));
-        Ok(())
-    }
-
-    /// What apt-cache prints.
-    pub(crate) fn ask(&self, words: &[&str]) -> Result<String> {
-        let mut command = Command::new("apt-cache");
-        let output = self.options(&mut command).args(words).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn options<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        for (option, place) in [
-            ("Dir::State", "state"),
-            ("Dir::State::lists", "lists"),
-            ("Dir::State::status", "status"),
-            ("Dir::Cache", ""),
-            ("Dir::Cache::archives", "archives"),
-            ("Dir::Etc::sourcelist", "sources.list"),
-            ("Dir::Etc::sourceparts", "empty"),
-            ("Dir::Etc::preferences", "empty/none"),
-            ("Dir::Etc::preferencesparts", "empty"),
-        ] {
-            let place = self.dir.join(place);
-            command
-                .arg("-o")
-                .arg(format!("{option}={}", place.display()));
-        }
-        // Whoever has no network hears of it within a minute.
-        for option in ["Acquire::http::Timeout=20", "Acquire::Retries=1"] {
-            command.args(["-o", option]);
-        }
-        for processor in &self.foreign {
-            command.args(["-o", &format!("APT::Architectures::={processor}")]);
-        }
-        // An update that got nothing is no failure for apt otherwise.
-        command.args(["-o", "APT::Update::Error-Mode=any"]);
-        command.current_dir(&self.dir)
     }
 }
 

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::debs::{Apt, Draft, text_of};
+use crate::debs::{Draft, text_of};
 use crate::packages;
 use crate::project::cache_dir;
 
@@ -24,6 +24,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// Debian's release, and the part of it with new versions of single packages.
 const RELEASE: &str = "trixie";
 const BACKPORTS: &str = "trixie-backports";
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 const PACKAGES: [&str; 2] = ["qemu-system-x86", "seabios"];
 
@@ -147,10 +149,14 @@ fn fetch(cache: &Path) -> Result<PathBuf> {
             "it cannot be fetched without {program}"
         );
     }
-    let sources = [RELEASE, BACKPORTS].map(|suite| ("Debian", suite));
+    ensure!(
+        Path::new(KEYRING).is_file(),
+        "Debian's keys are missing; install the Debian package debian-archive-keyring"
+    );
+    let archive = archive()?;
     eprintln!("xtask: fetching QEMU of {BACKPORTS} (40 MB, unpacked and not installed)");
     let draft = Draft(cache.join(format!(".draft.{}", std::process::id())));
-    let apt = Apt::new(&draft.0.join("apt"), &sources, &[])?;
+    let apt = Apt::new(&draft.0.join("apt"), &archive)?;
     apt.run(&["update"])
         .with_context(|| format!("the lists of {RELEASE} cannot be fetched"))?;
     let install = [
@@ -162,7 +168,7 @@ fn fetch(cache: &Path) -> Result<PathBuf> {
     apt.run(&[&install[..], &["-t", BACKPORTS], &PACKAGES].concat())
         .with_context(|| format!("the packages of {BACKPORTS} cannot be fetched"))?;
     let root = draft.0.join("root");
-    let version = unpack(&apt.archives(), &root)?;
+    let version = unpack(&apt.dir.join("archives"), &root)?;
     let done = cache.join(version);
     match fs::rename(&root, &done) {
         // Somebody else was faster.
@@ -170,6 +176,70 @@ fn fetch(cache: &Path) -> Result<PathBuf> {
         result => result
             .map(|()| done)
             .context("cannot move it into the cache"),
+    }
+}
+
+/// Where this machine gets Debian from.
+fn archive() -> Result<String> {
+    let ask = || {
+        let uris = ["indextargets", "--format", "$(REPO_URI)", "Label: Debian"];
+        let text = text_of("apt-get", &uris)?;
+        anyhow::Ok(text.lines().next().map(str::to_owned))
+    };
+    let found = match ask()? {
+        // A fresh machine has no lists, and they say who is Debian.
+        None if packages::is_root() && packages::update()? => ask()?,
+        found => found,
+    };
+    found.context("apt has no lists of Debian. Try as root: apt-get update")
+}
+
+/// apt with one release, and with folders of its own: it takes nothing to be installed.
+struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    fn new(dir: &Path, archive: &str) -> Result<Self> {
+        let place = || format!("cannot write into {}", dir.display());
+        for part in ["lists/partial", "archives/partial", "state", "empty"] {
+            fs::create_dir_all(dir.join(part)).with_context(place)?;
+        }
+        fs::write(dir.join("status"), "").with_context(place)?;
+        let source = |suite| format!("deb [signed-by={KEYRING}] {archive} {suite} main\n");
+        let sources = [RELEASE, BACKPORTS].map(source).concat();
+        fs::write(dir.join("sources.list"), sources).with_context(place)?;
+        let dir = dir.to_owned();
+        Ok(Self { dir })
+    }
+
+    fn run(&self, words: &[&str]) -> Result<()> {
+        let mut command = packages::apt_get();
+        for (option, place) in [
+            ("Dir::State", "state"),
+            ("Dir::State::lists", "lists"),
+            ("Dir::State::status", "status"),
+            ("Dir::Cache", ""),
+            ("Dir::Cache::archives", "archives"),
+            ("Dir::Etc::sourcelist", "sources.list"),
+            ("Dir::Etc::sourceparts", "empty"),
+            ("Dir::Etc::preferences", "empty/none"),
+            ("Dir::Etc::preferencesparts", "empty"),
+        ] {
+            let place = self.dir.join(place);
+            command
+                .arg("-o")
+                .arg(format!("{option}={}", place.display()));
+        }
+        // Whoever has no network hears of it within a minute.
+        for option in ["Acquire::http::Timeout=20", "Acquire::Retries=1"] {
+            command.args(["-o", option]);
+        }
+        // An update that got nothing is no failure for apt otherwise.
+        command.args(["-o", "APT::Update::Error-Mode=any"]);
+        let status = command.args(words).status()?;
+        ensure!(status.success(), "apt-get {} failed", words.join(" "));
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::packages::Missing;
 use crate::project::{Project, cargo};
 use crate::run::{KERNEL_ENV, build};
 use crate::tally::{Tally, headline};
-use crate::{fcopy_daemon, foreign, fuzz, kernel, lab, later_qemu, lint, loom, packages};
+use crate::{fcopy_daemon, fuzz, kernel, lab, later_qemu, lint, loom, packages, processors};
 
 /// Set for tests that have a short form.
 const QUICK_ENV: &str = "LINKSPAN_TEST_QUICK";
@@ -85,11 +85,11 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     if quick {
         tally.skip("loom", "left out by --quick");
         tally.skip("packages of the pure crates", "left out by --quick");
-        tally.skip("the program for arm64", "left out by --quick");
+        tally.skip("other processors", "left out by --quick");
     } else {
         loom::run(&project, &mut tally)?;
         pack(&project, &mut tally)?;
-        foreign::check(&project, &mut tally)?;
+        processors::run(&project, &mut tally)?;
     }
     fuzz::run(&project, &mut tally, quick)?;
 

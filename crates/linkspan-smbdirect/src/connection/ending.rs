@@ -99,7 +99,7 @@ impl Connection {
                     && let Some(message) = self.outbox.drop_behind(outbox::NEVER)
                 {
                     let behind = News::Sent { message, result };
-                    self.outputs.push_back(Output::Tell(behind));
+                    self.tasks.push_back(Task::Tell(behind));
                 }
                 let over = News::Transferred { transfer, result };
                 self.tasks.push_back(Task::Tell(over));
