@@ -257,7 +257,7 @@ fn sound_chains_before_one_that_is_wrong_are_served() {
             assert_eq!(device.retired(), None);
             let (served, rest) = chains.split_at_mut(taken.unwrap());
             device
-                .push_many(served.iter().map(|chain| (&*chain, 16)))
+                .push_many(served.iter().map(|chain| (chain, 16)))
                 .unwrap();
             device.publish().unwrap();
             driver.refresh().unwrap();
