@@ -27,13 +27,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 const ASLEEP: &str = "inner: asleep";
 
 /// QEMU's options, which are the same for whoever wakes it.
-pub(crate) fn options() -> [&'static str; 12] {
+pub(crate) fn options() -> [&'static str; 13] {
     [
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
         "-display none",
         "-accel tcg",
+        "-icount shift=5",
         "-cpu",
         CPU,
         "-machine pc,memory-backend=m",
