@@ -3,8 +3,8 @@
 # all three.
 #: about any vDPA device under QEMU's vhost-vdpa-device-pci: simulated, and ours
 #: pack linkspan later-qemu vdpa
-#: memory 640
-#: limit 400
+#: memory 768
+#: limit 600
 . /lab/functions.sh
 INNER_QEMU=/opt/later-qemu/qemu-system-x86_64
 
@@ -31,29 +31,41 @@ for name in disk0 card0; do
     eval "${name}_node=$node"
 done
 
-cat >/tmp/inner.sh <<'INNER'
+inner_init() {
+    cat <<'INIT'
+#!/lab/busybox sh
+/lab/busybox mkdir /bb
+/lab/busybox --install -s /bb
+export PATH=/bb
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
 one() { # FROM
     dd if=$1 bs=1M count=1 2>/dev/null
 }
 for disk in vda vdb; do
     echo "inner: $disk $(one /dev/$disk | sha256sum | cut -c1-64)"
-    read -r size </sys/block/$disk/size
-    echo "inner: $disk has $size sectors"
+    echo "inner: $disk has $(cat /sys/block/$disk/size) sectors"
 done
 one /dev/vda | dd of=/dev/vdb bs=1M seek=4 conv=fsync iflag=fullblock
 one /dev/vdb | dd of=/dev/vda bs=1M seek=4 conv=fsync iflag=fullblock
-read -r address </sys/class/net/eth0/address
-echo "inner: address $address"
+echo "inner: queues of vdb $(ls /sys/block/vdb/mq | wc -l)"
+echo "inner: address $(cat /sys/class/net/eth0/address)"
 ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
-ping -c 3 -s 1400 10.0.2.2 && echo "inner: answered"
-INNER
+ping -c 5 -s 1400 10.0.2.2 && echo "inner: answered"
+reboot -f
+INIT
+}
+inner_init >/tmp/init
+check "the inner guest's archive" inner_archive /tmp/inner.cpio /tmp/init
 
 # QEMU shares its memory by addresses of its own, which must be those of a file.
 through_qemu() {
-    inner_wake /tmp/inner.log /tmp/inner.sh "
-        vhost-vdpa-device-pci,vhostdev=$simulated_node
-        vhost-vdpa-device-pci,vhostdev=$disk0_node
-        vhost-vdpa-device-pci,vhostdev=$card0_node" && inner_end
+    INNER_APPEND=quiet inner_boot /tmp/inner.cpio -serial file:/tmp/inner.log \
+        -object memory-backend-memfd,id=m,size=192M,share=on -m 192M -machine memory-backend=m \
+        -device "vhost-vdpa-device-pci,vhostdev=$simulated_node" \
+        -device "vhost-vdpa-device-pci,vhostdev=$disk0_node" \
+        -device "vhost-vdpa-device-pci,vhostdev=$card0_node"
 }
 "$INNER_QEMU" --version
 check "QEMU takes all three devices" through_qemu

@@ -2,8 +2,8 @@
 # driver for vhost-vdpa, with a guest that uses it.
 #: about our VDUSE card under QEMU's vhost-vdpa, with a guest behind it
 #: pack linkspan qemu vdpa
-#: memory 640
-#: limit 400
+#: memory 768
+#: limit 600
 . /lab/functions.sh
 
 linkspan net --port vduse:card0,mac=52:54:00:12:34:56 --port responder 2>/tmp/net.log &
@@ -11,17 +11,25 @@ net=$!
 await 20 test -c /dev/vduse/card0 && vdpa_add card0 vduse || fatal "no card"
 vdpa_bind card0 vhost_vdpa && node=$(vdpa_char card0) || fatal "no character device"
 
-cat >/tmp/inner.sh <<'INNER'
-read -r address </sys/class/net/eth0/address
-echo "inner: address $address"
-ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
-ping -c 3 -s 1400 10.0.2.2 && echo "inner: answered"
-INNER
+inner_init() {
+    cat <<'INIT'
+#!/lab/busybox sh
+/lab/busybox mount -t proc proc /proc
+/lab/busybox mount -t sysfs sysfs /sys
+/lab/busybox echo "inner: address $(/lab/busybox cat /sys/class/net/eth0/address)"
+/lab/busybox ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
+/lab/busybox ping -c 5 -s 1400 10.0.2.2 && /lab/busybox echo "inner: answered"
+/lab/busybox reboot -f
+INIT
+}
+inner_init >/tmp/init
+check "the inner guest's archive" inner_archive /tmp/inner.cpio /tmp/init
 
 # QEMU shares its memory by addresses of its own, which VDUSE takes as files.
 through_qemu() {
-    inner_wake /tmp/inner.log /tmp/inner.sh virtio-net-pci,netdev=n,romfile= \
-        -netdev "vhost-vdpa,id=n,vhostdev=$node" && inner_end
+    INNER_APPEND=quiet inner_boot /tmp/inner.cpio -serial file:/tmp/inner.log \
+        -object memory-backend-memfd,id=m,size=192M,share=on -m 192M -machine memory-backend=m \
+        -netdev "vhost-vdpa,id=n,vhostdev=$node" -device virtio-net-pci,netdev=n,romfile=
 }
 check "QEMU takes the card" through_qemu
 cat /tmp/inner.log

@@ -12,7 +12,7 @@ use linkspan_guest::{Archive, busybox};
 use serde_json::Value;
 
 use super::guest::{Body, Guest};
-use super::{asleep, things};
+use super::things;
 use crate::packages::Missing;
 use crate::project::{Project, cargo};
 
@@ -64,14 +64,6 @@ pub(crate) fn pack(
     }
     if found.kernel {
         image.add("/lab/bzImage", Entry::Copy(kernel.to_owned()));
-    }
-    for (qemu, inner) in found.wakers {
-        let name = inner.trim_start_matches('/').replace('/', "-");
-        let asleep = to.with_file_name(name);
-        asleep::make(&qemu, kernel, &project.root.join("lab/inner.sh"), &asleep)?;
-        image.add(inner, Entry::Copy(asleep));
-        let options = asleep::options().join(" ");
-        image.add("/lab/inner.options", Entry::Text(options));
     }
     image.own(project, guest, found.program, arguments, build)?;
     image.system(project)?;

@@ -21,7 +21,7 @@ const LAST_LINES: usize = 40;
 
 /// All that QEMU can emulate, but not the strings that a processor is said to move fast:
 /// the kernel then copies to and from programs by them, which QEMU does byte by byte.
-pub(super) const CPU: &str = "max,-erms,-fsrm";
+const CPU: &str = "max,-erms,-fsrm";
 
 /// MiB of the kernel and its tables.
 const KERNEL_MIB: u64 = 96;

@@ -14,7 +14,6 @@ use crate::packages::{self, Missing};
 use crate::project::Project;
 use crate::tally::{Counted, Tally, headline};
 
-mod asleep;
 mod guest;
 mod image;
 pub(crate) mod kernel;

@@ -47,8 +47,8 @@ const THINGS: &[Thing] = &[
     program(&["mount.cifs"], "cifs-utils"),
     program(&["qemu-img"], "qemu-utils"),
     program(&["qemu-storage-daemon"], "qemu-system-common"),
-    // For an inner guest: the program, the part of it that executes code, firmware.
-    // The guest itself sleeps in /lab/asleep.
+    // An inner guest: the program, the part of it that executes code, firmware.
+    // The kernel is /lab/bzImage.
     Thing {
         name: "qemu",
         package: "qemu-system-x86",
@@ -135,10 +135,8 @@ pub(crate) struct Found {
     pub(crate) complete: Vec<(PathBuf, String)>,
     /// `linkspan` was named.
     pub(crate) program: bool,
-    /// `kernel` was named.
+    /// `kernel` was named, or what needs it.
     pub(crate) kernel: bool,
-    /// QEMUs that are to wake an inner guest, each with the place of that guest.
-    pub(crate) wakers: Vec<(PathBuf, &'static str)>,
 }
 
 /// Refuses what `find` would not know. Nothing is installed yet.
@@ -172,22 +170,17 @@ pub(crate) fn find(names: &[String]) -> Result<Found> {
     packages::ensure(&missing)?;
     let mut found = Found {
         program: names.iter().any(|name| name == "linkspan"),
-        kernel: names.iter().any(|name| name == "kernel"),
+        kernel: names
+            .iter()
+            .any(|name| ["kernel", "qemu", later_qemu::NAME].contains(&name.as_str())),
         ..Found::default()
     };
-    if names.iter().any(|name| name == "qemu") {
-        let program = PathBuf::from("qemu-system-x86_64");
-        found.wakers.push((program, "/lab/asleep"));
-    }
     if names.iter().any(|name| name == fcopy_daemon::NAME) {
         let place = format!("/usr/bin/{}", fcopy_daemon::NAME);
         found.files.push((fcopy_daemon::ensure()?, place));
     }
     if names.iter().any(|name| name == later_qemu::NAME) {
-        let root = later_qemu::ensure()?;
-        found.complete = later_qemu::files(&root)?;
-        let program = later_qemu::program(&root);
-        found.wakers.push((program, "/opt/later-qemu/asleep"));
+        found.complete = later_qemu::files(&later_qemu::ensure()?)?;
     }
     for path in names.iter().filter(|name| name.starts_with('/')) {
         found.files.push((path.into(), path.clone()));
