@@ -47,7 +47,13 @@ fn run(a: &mut Provider, b: &mut Provider) -> [Vec<(ConnectionId, Event)>; 2] {
     let mut events = [Vec::new(), Vec::new()];
     for (provider, events) in [a, b].into_iter().zip(&mut events) {
         provider.wait(Some(Duration::from_millis(1))).unwrap();
-        events.extend(std::iter::from_fn(|| provider.poll()));
+        while let Some((id, event)) = provider.poll() {
+            if let Event::Received(received) = event {
+                let mut connection = provider.connection(id).unwrap();
+                connection.release(received.buffer);
+            }
+            events.push((id, event));
+        }
     }
     events
 }

@@ -50,7 +50,8 @@ pub trait Carrier: AsFd {
         private_data: &[u8],
     ) -> Result<ConnectionId, ProviderError>;
 
-    /// The connection of that number; `None` when it is over and its last event was taken.
+    /// The connection of that number; `None` when it is over, its last event was taken, and its
+    /// messages were given back.
     fn connection(&mut self, id: ConnectionId) -> Option<Self::Handle<'_>>;
 
     /// Connections, those that are being made and those that end included.

@@ -353,7 +353,8 @@ impl Provider {
         Ok(id)
     }
 
-    /// The connection of that number; `None` when it is over and its last event was taken.
+    /// The connection of that number; `None` when it is over, its last event was taken, and its
+    /// messages were given back.
     pub fn connection(&mut self, id: ConnectionId) -> Option<Handle<'_>> {
         self.link(id)?;
         Some(Handle { provider: self, id })

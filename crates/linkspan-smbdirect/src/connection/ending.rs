@@ -91,11 +91,12 @@ impl Connection {
     }
 
     pub(super) fn tell_transfers(&mut self) {
-        for queue in [&mut self.writes, &mut self.reads] {
+        for (queue, are_writes) in [(&mut self.writes, true), (&mut self.reads, false)] {
             while let Some((transfer, refused)) = queue.finished() {
                 let result = refused.map_or(Ok(()), Err);
                 // What was sent behind it after it was given up.
-                while result.is_err()
+                while are_writes
+                    && result.is_err()
                     && let Some(message) = self.outbox.drop_behind(outbox::NEVER)
                 {
                     let behind = News::Sent { message, result };
