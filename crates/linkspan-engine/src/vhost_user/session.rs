@@ -187,11 +187,7 @@ impl BackendSession {
             Effect::AdoptInflight { inflight, fd } => self.adopt_inflight(inflight, fd)?,
             Effect::MoveState { direction, fd } => self.move_state(direction, fd)?,
             Effect::CheckState => return self.check_state(),
-            Effect::SetGpuSocket { fd } => {
-                let fd = self.talk.take_fd(fd)?;
-                let stream = Stream::check(fd).map_err(Reason::Socket)?;
-                self.device.set_gpu_socket(stream).map_err(Reason::System)?;
-            }
+            Effect::SetGpuSocket { fd } => self.set_gpu_socket(fd)?,
             Effect::SetRequestSocket { fd } => self.talk.set_request_socket(fd)?,
             Effect::SetMemory(regions) => {
                 let fds = self.talk.take_fds();
@@ -260,6 +256,11 @@ impl BackendSession {
         let area = InflightArea::adopt(inflight, fd, features, &self.wake)?;
         self.inflight = Some(area);
         Ok(())
+    }
+
+    fn set_gpu_socket(&mut self, fd: FdSlot) -> Result<(), Reason> {
+        let stream = Stream::check(self.talk.take_fd(fd)?).map_err(Reason::Socket)?;
+        self.device.set_gpu_socket(stream).map_err(Reason::System)
     }
 
     fn move_state(&mut self, direction: Direction, fd: FdSlot) -> Result<(), Reason> {
