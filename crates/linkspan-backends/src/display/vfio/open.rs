@@ -244,6 +244,5 @@ fn identify(sysfs: &Sysfs, pid: u32, fd: i32, link: &Path, held: &[Held]) -> Opt
         Held::Device { .. } => None,
     });
     let mut devices: Vec<Listed> = groups.flat_map(|group| sysfs.of_group(group)).collect();
-    let only = devices.pop().filter(|_| devices.is_empty());
-    only
+    devices.pop().filter(|_| devices.is_empty())
 }
