@@ -484,7 +484,7 @@ fn scattered_pages_become_one_dma_buf() {
         let mut bytes = [0; 4096];
         reading.read(page(number), &mut bytes).unwrap();
         let index = number + 8;
-        let high = u8::from(index % 3 == 0) << 7;
+        let high = u8::from(index.is_multiple_of(3)) << 7;
         let expected = u8::try_from(index * 37 % 64).unwrap() | high;
         assert_eq!(bytes, [expected; 4096], "page {number}");
     }
