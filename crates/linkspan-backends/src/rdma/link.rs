@@ -25,6 +25,9 @@ const DIRECT_MIN: u32 = 4096;
 const LARGE: u32 = 16 << 10;
 const BETWEEN: usize = 64;
 
+/// Small frames that do not end a run of large ones: a long piece of work ends with one.
+const BETWEEN_LARGE: u8 = 2;
+
 /// Bytes that one connection reads, or writes, before others have their turn.
 const TURN: usize = 1 << 20;
 
@@ -42,8 +45,8 @@ pub(super) struct Link {
     staged: Vec<u8>,
     /// How many of them are dealt with.
     fed: usize,
-    /// Whether frames have been large of late.
-    large: bool,
+    /// Small frames that may still come between large ones; none if those are past.
+    large: u8,
     blocked: bool,
     shut: bool,
     interest: Interest,
@@ -105,7 +108,7 @@ impl Link {
             batch: None,
             staged: Vec::new(),
             fed: 0,
-            large: false,
+            large: 0,
             blocked: false,
             shut: false,
             interest: Interest::NONE,
@@ -269,17 +272,24 @@ impl Link {
                 }
                 None => Ok(None),
             },
-            Wanted::Place { len, crc } if len >= DIRECT_MIN => self.read_direct(shared, len, crc),
+            Wanted::Place { len, crc } if len >= DIRECT_MIN || self.large > 0 => {
+                self.read_direct(shared, len, crc)
+            }
             Wanted::Place { .. } | Wanted::Bytes(_) => {
-                let room = ahead(shared, self.large);
+                let room = ahead(shared, self.large > 0);
                 shared.calls += 1;
                 let count = stream.read_bytes(&mut shared.staging[..room])?;
-                self.large = false;
                 if let Some(capture) = &mut shared.capture {
                     let parts = [&shared.staging[..count]];
                     capture.write(&mut self.trace, stream, Way::In, &parts);
                 }
                 self.take(shared, count)?;
+                self.large = match self.connection.wanted() {
+                    Wanted::Place { len, .. } if len >= LARGE => BETWEEN_LARGE,
+                    // Not even a header came.
+                    Wanted::Bytes(_) if count < room => self.large,
+                    _ => self.large.saturating_sub(1),
+                };
                 Ok(Some((count, count == room)))
             }
         }
@@ -310,7 +320,7 @@ impl Link {
             return Ok(Some((0, true)));
         }
         let placed_max = scatter.len();
-        let between = ahead(shared, len >= LARGE);
+        let between = ahead(shared, self.large > 0 || len >= LARGE);
         if whole {
             scatter.push(&mut shared.staging[..between]);
         }
@@ -339,7 +349,9 @@ impl Link {
             capture.write(&mut self.trace, stream, Way::In, &parts);
         }
         self.connection.placed(placed_len, sum);
-        self.large = len >= LARGE;
+        if len >= LARGE {
+            self.large = BETWEEN_LARGE;
+        }
         if count > placed {
             self.take(shared, count - placed)?;
         }
