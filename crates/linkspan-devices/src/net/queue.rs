@@ -225,17 +225,6 @@ impl<'a> Frame<'a> {
         match self.body {
             Body::Private(bytes) => rest.copy_from_slice(bytes),
             Body::Shared {
-                table,
-                spans: &[span],
-                skip,
-                ..
-            } => {
-                let bytes = table.slice(span).part(usize::try_from(skip).ok()?, len);
-                if bytes.read(rest) != rest.len() {
-                    return None;
-                }
-            }
-            Body::Shared {
                 table, spans, skip, ..
             } => table.gather(spans, skip, rest).ok()?,
         }
