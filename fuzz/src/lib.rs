@@ -7,13 +7,18 @@ pub mod net;
 pub mod rdma;
 pub mod ring_memory;
 pub mod seeds;
+pub mod smb2;
+pub mod smb2_gateway;
 pub mod smbdirect;
 pub mod smbdirect_hello;
+pub mod supervisor;
 pub mod uio;
 pub mod vdpa;
 pub mod vduse;
+pub mod vfio_user;
 pub mod vhost_user_replies;
 pub mod vhost_user_stream;
+pub mod virtio_pci;
 pub mod vmbus;
 
 /// A function that takes any bytes and panics upon a fault of ours.
@@ -26,21 +31,29 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("gpu_commands", display::gpu::commands_target),
     ("gpu_front", display::gpu::front_target),
     ("net", net::target),
+    ("qmp_replies", display::monitor::target),
     ("rdma_ddp", rdma::ddp),
     ("rdma_mpa", rdma::mpa),
     ("rfb_input", display::rfb::target),
     ("ring_memory", ring_memory::target),
+    ("smb2", smb2::target),
+    ("smb2_gateway", smb2_gateway::target),
     ("smbdirect", smbdirect::target),
     ("smbdirect_hello", smbdirect_hello::target),
     ("uio_file", uio::target),
+    ("supervisor", supervisor::target),
     ("vduse", vduse::target),
     ("vdpa", vdpa::target),
+    ("vfio_user_client", vfio_user::client_target),
+    ("vfio_user_server", vfio_user::server_target),
     ("vhost_user_replies", vhost_user_replies::target),
     ("vhost_user_stream", vhost_user_stream::target),
+    ("virtio_pci", virtio_pci::target),
     ("vmbus_channel", vmbus::channel::target),
     ("vmbus_link", vmbus::link::target),
     ("vmbus_ring", vmbus::ring::target),
     ("vmbus_services", vmbus::services::target),
+    ("web_input", display::web::target),
 ];
 
 /// The target of this name.

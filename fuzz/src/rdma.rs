@@ -5,14 +5,18 @@
 //! operations: pieces of the peer's stream, raw or as frames that are completed with
 //! length and checksum, and what the end's own upper layer and driver do meanwhile. In a
 //! frame the tags 0xFFFFFF01, 02 and 03 stand for what is exposed to be written and to
-//! be read, and for the sink of the latest read.
+//! be read, and for the sink of the latest read; 04 for what is long and exposed to be read.
+//!
+//! Whether a work is told to be done is compared with what was really written of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use linkspan_mem::{Region, crc32c};
 use linkspan_rdma::iwarp::{Batch, Connection, FrameSize, Options, Piece, Ready, feed};
-use linkspan_rdma::verbs::{Access, Depth, Event, Key, MemoryId, Post, Remote, Slice, Work};
+use linkspan_rdma::verbs::{
+    Access, Completion, Depth, Event, Key, MemoryId, Operation, Post, Remote, Slice, Work,
+};
 use linkspan_rdma::{Memories, Pool};
 
 use crate::input::Input;
@@ -50,6 +54,7 @@ pub fn run_ddp(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let kind = input.u8().unwrap_or(0) & !(REVISION_1 | READY | REJECTS);
     let mut end = End::new(kind);
+    end.unwritten = Some(VecDeque::new());
     end.transmit(usize::MAX);
     end.receive(if kind & INITIATOR == 0 {
         b"MPA ID Req Frame\x10\x02\x00\x04\x00\x10\x00\x04"
@@ -76,14 +81,24 @@ pub const SHORT: u8 = 16;
 /// Requests are rejected.
 pub const REJECTS: u8 = 32;
 
-const MEMORY: usize = 1536;
+const MEMORY: usize = 128 << 10;
 const WRITABLE: (u64, u32) = (512, 256);
 const READABLE: (u64, u32) = (768, 256);
 const SINK: u64 = 1024;
 const SINK_MAX: u32 = 255;
+/// Longer than what is copied to its header, and than what is summed when it is framed.
+const LONG: (u64, u32) = (4096, 120 << 10);
 
-/// The opcode of a read request.
-const READ_REQUEST: u8 = 1;
+/// Opcodes of frames: a write, a read request, and all kinds of sends.
+const WRITE: u16 = 0;
+const READ_REQUEST: u16 = 1;
+const SENDS: std::ops::RangeInclusive<u16> = 3..=6;
+
+/// Of the first 16 bits behind the length: the last frame of a message.
+const LAST: u16 = 0x4000;
+
+/// The tag of a write that nobody posted.
+const NUDGE: [u8; 4] = [0, 0, 0, 1];
 
 /// Bytes of a frame, or of the request or reply of a set-up.
 fn whole_len(bytes: &[u8]) -> usize {
@@ -106,10 +121,14 @@ struct End {
     now: Duration,
     crc: bool,
     rejects: bool,
-    exposed: [Option<Remote>; 2],
+    exposed: [Option<Remote>; 3],
     sink: u32,
-    /// Bytes that are not written of a frame that has begun.
-    rest: usize,
+    /// What is written of a frame that is not written to its end.
+    frame: Vec<u8>,
+    /// Sends and writes that are posted and not written, in order; and those that are written
+    /// and not told. Only where no frame can be there that nobody posted.
+    unwritten: Option<VecDeque<u64>>,
+    written: BTreeSet<u64>,
     held: Vec<Slice>,
     next_id: u64,
     posted: BTreeSet<u64>,
@@ -155,7 +174,7 @@ impl End {
         options.limits.receive_size = 200;
         options.limits.works = 20;
         options.limits.receives = 50;
-        options.limits.exposures = 3;
+        options.limits.exposures = 4;
         let connection = if has(INITIATOR) {
             Connection::initiator(options, [7; 32], b"fuzz", Duration::ZERO)
         } else {
@@ -171,14 +190,16 @@ impl End {
             memories,
             memory,
             pool: Pool::new(200, 64 << 10),
-            batch: Batch::new(1000),
+            batch: Batch::new(100_000),
             staged: Vec::new(),
             now: Duration::ZERO,
             crc: has(CRC),
             rejects: has(REJECTS),
-            exposed: [None; 2],
+            exposed: [None; 3],
             sink: 0,
-            rest: 0,
+            frame: Vec::new(),
+            unwritten: None,
+            written: BTreeSet::new(),
             held: Vec::new(),
             next_id: 0,
             posted: BTreeSet::new(),
@@ -239,7 +260,14 @@ impl End {
                 });
             }
             4 => {
-                let gather = [slice(0, input.u8()?)];
+                let gather = [match input.u8()? {
+                    255 => Slice {
+                        memory: self.memory,
+                        len: u32::from(input.u8()?) * 480,
+                        offset: LONG.0,
+                    },
+                    len => slice(0, len),
+                }];
                 self.post(Work::Write {
                     gather: &gather,
                     to: peer,
@@ -260,8 +288,10 @@ impl End {
             }
             7 => self.expose(),
             8 => {
-                let max = usize::from(input.u8()?) * 16;
-                self.transmit(max);
+                self.transmit(match input.u8()? {
+                    255 => usize::MAX,
+                    max => usize::from(max) * 16,
+                });
             }
             9 => {
                 if let Some(buffer) = self.held.pop() {
@@ -310,7 +340,7 @@ impl End {
         let restored = Connection::restore(self.options, self.now, &bytes);
         self.connection = restored.expect("it was saved");
         assert_eq!(self.connection.snapshot().as_ref(), Ok(&bytes));
-        self.exposed = [None; 2];
+        self.exposed = [None; 3];
     }
 
     /// A frame of which only what is between length and padding is given.
@@ -318,13 +348,14 @@ impl End {
         let len = u16::try_from(ulpdu.len()).expect("at most 255");
         let mut bytes = len.to_be_bytes().to_vec();
         bytes.extend_from_slice(ulpdu);
-        let [writable, readable] = self.exposed.map(|it| it.map_or(0, |remote| remote.key.0));
+        let [writable, readable, long] = self.exposed.map(|it| it.map_or(0, |remote| remote.key.0));
         let end = bytes.len().min(48);
         for at in (4..end.saturating_sub(3)).step_by(4) {
             let tag = match bytes[at..at + 4] {
                 [0xFF, 0xFF, 0xFF, 1] => writable,
                 [0xFF, 0xFF, 0xFF, 2] => readable,
                 [0xFF, 0xFF, 0xFF, 3] => self.sink,
+                [0xFF, 0xFF, 0xFF, 4] => long,
                 _ => continue,
             };
             bytes[at..at + 4].copy_from_slice(&tag.to_be_bytes());
@@ -347,14 +378,14 @@ impl End {
     }
 
     fn expose(&mut self) {
-        for (at, (offset, len)) in [WRITABLE, READABLE].into_iter().enumerate() {
+        for (at, (offset, len)) in [WRITABLE, READABLE, LONG].into_iter().enumerate() {
             let whole = Slice {
                 memory: self.memory,
                 len,
                 offset,
             };
             let list = [whole.part(0, 100), whole.part(100, len)];
-            let access = [Access::WRITE, Access::READ][at];
+            let access = [Access::WRITE, Access::READ, Access::READ][at];
             if let Ok(remote) = self.connection.expose(&list, access) {
                 self.exposed[at] = Some(remote);
             }
@@ -369,14 +400,38 @@ impl End {
             signalled: true,
             work,
         };
-        match self.connection.post(&post) {
-            Ok(()) => assert!(self.posted.insert(id)),
+        // Framed at once where that is possible, or with what waits.
+        let posted = if id.is_multiple_of(2) {
+            self.connection.post(&post)
+        } else {
+            self.connection
+                .post_to(&post, &mut self.batch, &self.memories)
+        };
+        match posted {
+            Ok(()) => {
+                assert!(self.posted.insert(id));
+                if let Some(unwritten) = &mut self.unwritten
+                    && matches!(work, Work::Send { .. } | Work::Write { .. })
+                {
+                    unwritten.push_back(id);
+                }
+            }
             Err(_) => self.outcome.refused += 1,
         }
     }
 
     fn transmit(&mut self, max: usize) {
         self.connection.fill(&mut self.batch, &self.memories);
+        let mut bytes = self.told();
+        assert_eq!(bytes.len(), self.batch.left());
+        bytes.truncate(max);
+        self.connection.written(&mut self.batch, bytes.len());
+        self.frame.extend(bytes);
+        self.read_frames();
+    }
+
+    /// The bytes that the batch tells.
+    fn told(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for piece in self.batch.pieces() {
             match piece {
@@ -389,19 +444,53 @@ impl End {
                 }
             }
         }
-        assert_eq!(bytes.len(), self.batch.left());
-        let written = bytes.len().min(max);
-        // Of the first one a part may be written; a longer one may have been cut to it.
-        let mut at = self.rest.min(bytes.len());
-        while at < written {
-            let frame = &bytes[at..];
-            if let (READ_REQUEST, Some(&[a, b, c, d])) = (frame[3] & 0xF, frame.get(20..24)) {
+        bytes
+    }
+
+    /// What was written to its end.
+    fn read_frames(&mut self) {
+        let mut bytes = std::mem::take(&mut self.frame);
+        let mut at = 0;
+        // The begin of a request or reply of the set-up says how long it is.
+        while bytes.len() - at >= 20 && bytes.len() - at >= whole_len(&bytes[at..]) {
+            let len = whole_len(&bytes[at..]);
+            let frame = &bytes[at..at + len];
+            at += len;
+            if frame.starts_with(b"MPA ID ") {
+                continue;
+            }
+            let control = u16::from_be_bytes([frame[2], frame[3]]);
+            let opcode = control & 0xF;
+            if let (READ_REQUEST, Some(&[a, b, c, d])) = (opcode, frame.get(20..24)) {
                 self.sink = u32::from_be_bytes([a, b, c, d]);
             }
-            at += whole_len(frame);
+            let posted = SENDS.contains(&opcode) || (opcode == WRITE && frame[4..8] != NUDGE);
+            if let Some(unwritten) = &mut self.unwritten
+                && posted
+                && control & LAST != 0
+            {
+                let id = unwritten.pop_front().expect("nobody posted it");
+                self.written.insert(id);
+            }
         }
-        self.rest = at - written;
-        self.connection.written(&mut self.batch, written);
+        bytes.drain(..at);
+        self.frame = bytes;
+    }
+
+    /// A work is done if it was written to its end, and only then.
+    fn completed(&mut self, completion: &Completion) {
+        assert!(self.posted.remove(&completion.id), "{completion:?}");
+        if completion.done {
+            self.outcome.done += 1;
+        } else {
+            self.outcome.refused += 1;
+        }
+        let written = self.written.remove(&completion.id);
+        if matches!(completion.operation, Operation::Send | Operation::Write)
+            && self.unwritten.is_some()
+        {
+            assert_eq!(written, completion.done, "{completion:?}");
+        }
     }
 
     /// What has happened: each work comes back once, and nothing after the end.
@@ -427,14 +516,7 @@ impl End {
                     self.held.push(received.buffer);
                     self.outcome.done += 1;
                 }
-                Event::Completed(completion) => {
-                    assert!(self.posted.remove(&completion.id), "{completion:?}");
-                    if completion.done {
-                        self.outcome.done += 1;
-                    } else {
-                        self.outcome.refused += 1;
-                    }
-                }
+                Event::Completed(completion) => self.completed(&completion),
                 Event::Ended(failure) => {
                     self.ended = true;
                     self.outcome.error = Some(failure.to_string());

@@ -3,23 +3,31 @@
 mod display;
 mod driver;
 mod gpu;
+mod monitor;
 mod net;
 mod packed;
 mod queue;
 mod rdma;
 mod replies;
+mod smb2;
+mod smb2_gateway;
 mod smbdirect;
 mod smbdirect_hello;
 mod stream;
+mod supervisor;
 mod uio;
 mod vdpa;
 mod vduse;
+mod vfio_user;
+mod virtio_pci;
 mod vmbus;
+mod web;
 
 use crate::{
     display as display_target, net as net_target, rdma as rdma_target, ring_memory,
-    uio as uio_target, vdpa as vdpa_target, vduse as vduse_target, vhost_user_replies,
-    vhost_user_stream, vmbus as vmbus_target,
+    smb2 as smb2_target, uio as uio_target, vdpa as vdpa_target, vduse as vduse_target,
+    vfio_user as vfio_user_target, vhost_user_replies, vhost_user_stream,
+    virtio_pci as virtio_pci_target, vmbus as vmbus_target,
 };
 
 /// One input of a corpus.
@@ -110,6 +118,15 @@ pub enum Expected {
         /// A part of why it ended, or nothing.
         error: Option<&'static str>,
     },
+    /// So many messages that were taken, or events, and an error that says this.
+    Smb2 {
+        /// Messages or events.
+        done: usize,
+        /// A part of the error, or nothing.
+        error: Option<&'static str>,
+    },
+    /// What came to a supervisor was this.
+    Told(&'static str),
     /// A first message is this.
     Hello(&'static str),
     /// So many pictures or updates and events, refusals, and an error that says this.
@@ -121,10 +138,21 @@ pub enum Expected {
         /// A part of the last error, or nothing.
         error: Option<&'static str>,
     },
+    /// So many answers and refusals, and an error that says this.
+    VfioUser {
+        /// Answers.
+        done: usize,
+        /// Refusals.
+        refused: usize,
+        /// A part of the last error, or nothing.
+        error: Option<&'static str>,
+    },
     /// What a program and its kernel asked of a device's file came to this.
     Uio(uio_target::Outcome),
     /// What a device and its kernel answered came to this.
     Vdpa(vdpa_target::Outcome),
+    /// What a driver wrote to a function came to this.
+    VirtioPci(virtio_pci_target::Outcome),
     /// So many replies and starts of rings; and whether the session ends itself.
     Stream {
         /// Messages to the front end.
@@ -149,11 +177,18 @@ pub fn all() -> Vec<Seed> {
         vmbus::seeds(),
         uio::seeds(),
         vdpa::seeds(),
+        virtio_pci::seeds(),
         rdma::seeds(),
+        smb2::seeds(),
+        smb2_gateway::seeds(),
         smbdirect::seeds(),
         smbdirect_hello::seeds(),
+        supervisor::seeds(),
         display::seeds(),
         gpu::seeds(),
+        vfio_user::seeds(),
+        web::seeds(),
+        monitor::seeds(),
     ]
     .concat()
 }
@@ -197,6 +232,16 @@ impl Seed {
                 assert_eq!(found, (done, refused), "{name}: {outcome:?}");
                 check_error(name, outcome.error, error);
             }
+            Expected::VfioUser {
+                done,
+                refused,
+                error,
+            } => {
+                let outcome = vfio_user_target::run(self.target, &self.bytes);
+                let found = (outcome.done, outcome.refused);
+                assert_eq!(found, (done, refused), "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
             Expected::Vduse {
                 done,
                 refused,
@@ -210,6 +255,18 @@ impl Seed {
                     restores,
                 };
                 assert_eq!(vduse_target::run(&self.bytes), expected, "{name}");
+            }
+            Expected::Smb2 { done, error } => {
+                let run = match self.target {
+                    "smb2_gateway" => crate::smb2_gateway::run,
+                    _ => smb2_target::run,
+                };
+                let outcome = run(&self.bytes);
+                assert_eq!(outcome.done, done, "{name}: {outcome:?}");
+                check_error(name, outcome.error, error);
+            }
+            Expected::Told(what) => {
+                assert_eq!(linkspan::outside::take(&self.bytes), what, "{name}");
             }
             Expected::Hello(what) => {
                 assert_eq!(crate::smbdirect_hello::run(&self.bytes), what, "{name}");
@@ -263,6 +320,9 @@ impl Seed {
             }
             Expected::Vdpa(expected) => {
                 assert_eq!(vdpa_target::run(&self.bytes), expected, "{name}");
+            }
+            Expected::VirtioPci(expected) => {
+                assert_eq!(virtio_pci_target::run(&self.bytes), expected, "{name}");
             }
             Expected::Stream {
                 replies,

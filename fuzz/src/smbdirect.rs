@@ -135,10 +135,12 @@ impl World {
         };
         let arena = add(ARENA);
         let core = Connection::new(role, &options, &LIMITS, 0).expect("good options");
+        let mut driver = Driver::new(core, headers);
+        driver.watch(true);
         Self {
             role,
             options,
-            driver: Driver::new(core, headers),
+            driver,
             end,
             arena,
             now: 0,
@@ -379,7 +381,9 @@ impl World {
                     assert!(self.sent.remove(&message), "{message:?} twice");
                     result
                 }
-                News::Transferred { transfer, result } => {
+                News::Transferred {
+                    transfer, result, ..
+                } => {
                     assert!(self.transfers.remove(&transfer), "{transfer:?} twice");
                     result
                 }
@@ -400,6 +404,10 @@ impl World {
             self.outcome.done += usize::from(result.is_ok());
             self.outcome.refused += usize::from(result.is_err());
         }
+        // Whatever goes by can be put into words.
+        for passing in self.driver.passing() {
+            assert!(!passing.text().is_empty());
+        }
     }
 
     /// Saved and restored, if it is quiet.
@@ -411,6 +419,7 @@ impl World {
         let core = core.expect("it was saved");
         assert_eq!(core.snapshot(self.now).as_ref(), Ok(&bytes));
         self.driver = Driver::new(core, self.driver.headers());
+        self.driver.watch(true);
         self.outcome.done += 1;
     }
 
@@ -418,7 +427,7 @@ impl World {
         let status = self.driver.core().status();
         let posted = status.receives_available + status.receives_granted;
         if status.state == State::Connected {
-            assert_eq!(self.end.receives(), posted.into(), "{status:?}");
+            assert_eq!(self.end.receives(), u32::from(posted), "{status:?}");
             assert_eq!(self.end.lent(), status.held_buffers, "{status:?}");
         }
         let error = self.outcome.error.take();

@@ -6,7 +6,9 @@
 //! stopped in turns, and a driver that behaves is served at the end.
 
 use linkspan_vhost::backend::Failure;
-use linkspan_vhost::vduse::{Answer, Effect, MESSAGE_BYTES, Offer, RingInfo, State, Vduse};
+use linkspan_vhost::vduse::{
+    Answer, Effect, MESSAGE_BYTES, Offer, RingInfo, State, Vduse, describe, describe_answer,
+};
 
 use crate::input::Input;
 
@@ -156,6 +158,7 @@ impl Script {
     fn raw(&mut self, input: &mut Input<'_>) -> Option<()> {
         let len = input.u8()?;
         let bytes = input.bytes(len.into());
+        assert!(!describe(bytes).is_empty());
         if bytes.len() != MESSAGE_BYTES {
             let _ = self.device.receive(bytes).unwrap_err();
             assert!(self.device.is_idle());
@@ -171,6 +174,7 @@ impl Script {
         bytes[..4].copy_from_slice(&kind.to_ne_bytes());
         bytes[4..8].copy_from_slice(&7_u32.to_ne_bytes());
         bytes[24..24 + body.len()].copy_from_slice(body);
+        assert!(!describe(&bytes).is_empty());
         if let Err(refusal) = self.device.receive(&bytes) {
             assert!(!refusal.to_string().is_empty());
         }
@@ -194,6 +198,7 @@ impl Script {
             };
             if let Effect::Send(bytes) = effect {
                 assert_eq!(bytes[8..24], [0; 16]);
+                assert!(!describe_answer(&bytes).is_empty());
                 assert_eq!(answer, None, "one answer to each request");
                 answer = Some(bytes[4..8] == [0; 4]);
             }

@@ -5,6 +5,7 @@
 //! From a restore on, original and successor run side by side and must agree.
 
 use linkspan_vhost::backend::{Answer, Effect, Failure, FdSlot};
+use linkspan_vhost::describe::Watcher;
 use linkspan_vhost::wire::{self, HEADER_BYTES, Header, MAX_BODY_BYTES};
 use linkspan_vhost::{Backend, Disposition, Error, FdId, Offer, VHOST_F_LOG_ALL};
 use zerocopy::FromBytes;
@@ -77,6 +78,7 @@ pub fn run(data: &[u8]) -> Outcome {
         next_answer: 0,
         ours: false,
         running: [false; RINGS as usize],
+        watchers: Default::default(),
         outcome: Outcome::default(),
     };
     script.play(&mut Input::new(data));
@@ -107,6 +109,8 @@ struct Script {
     /// Whether the last answer named a descriptor for the peer.
     ours: bool,
     running: [bool; RINGS as usize],
+    /// Of what the front end says, and of what it is told.
+    watchers: [Watcher; 2],
     outcome: Outcome,
 }
 
@@ -156,6 +160,7 @@ impl Script {
             if !self.backend.is_mid_message() {
                 self.fds = fds;
             }
+            self.watchers[0].take(now, fds, |text| assert!(!text.is_empty()));
             let result = self.both(|backend| backend.receive(now, fds));
             self.judge(result);
             (bytes, fds) = (later, 0);
@@ -173,6 +178,7 @@ impl Script {
             if let Effect::Send { bytes, fds } = &effect {
                 assert!(!effect.needs_answer());
                 assert!(fds.is_empty() || *fds == [OURS] && std::mem::take(&mut self.ours));
+                self.watchers[1].take(bytes, fds.len(), |text| assert!(!text.is_empty()));
                 self.outcome.replies += 1;
                 reply(bytes);
                 continue;

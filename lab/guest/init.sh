@@ -240,6 +240,23 @@ TEXT
 TEXT
 }
 
+# What is on the screen of a guest that has one, and what is said of it.
+show_screen() {
+    cat <<TEXT
+  The screen is served by linkspan gpu and shown on the page that was named above,
+  with a shell of its own: click there and type.
+
+  Try:    echo hello >/dev/tty1
+          cat /dev/urandom >/dev/fb0
+
+TEXT
+    { clear && cat /tmp/banner; } >/dev/tty1
+    # Who opens it first in a session of its own has it for a terminal.
+    while :; do
+        setsid sh -c 'exec sh -i <>/dev/tty1 >&0 2>&1'
+    done &
+}
+
 # Runs each line and reports its status after what it printed. The port stays open,
 # or what comes between two lines would be lost.
 remote() {
@@ -276,7 +293,9 @@ discard)
 *)
     load_modules
     await_disk || echo "There is no $disk: see dmesg."
-    banner
+    banner >/tmp/banner
+    cat /tmp/banner
+    [ -e /sys/class/graphics/fb0 ] && show_screen
     setsid cttyhack sh
     sync
     poweroff -f

@@ -4,13 +4,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use anyhow::{Context, Result};
 
 use crate::packages;
 use crate::project::{Project, cache_dir, cargo};
-use crate::tally::{Tally, headline, stream};
+use crate::tally::{Tally, headline};
 
 /// The one program of all targets, and the variable that chooses among them.
 const PROGRAM: &str = "linkspan-libfuzzer";
@@ -29,37 +32,89 @@ const RUSTFLAGS: &[&str] = &[
     "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
-    // One unit per crate, so that no coverage table is lost at link time.
-    "-Ccodegen-units=1",
     "-Cdebug-assertions=on",
     "-Coverflow-checks=on",
 ];
 
-/// Builds the targets, replays the corpora, and fuzzes unless `quick`.
-pub(crate) fn run(project: &Project, tally: &mut Tally, quick: bool) -> Result<()> {
-    let fuzz = project.root.join("fuzz");
-    let names = target_names(&fuzz);
-    if names.is_empty() {
-        tally.check("fuzz: there are targets", false);
-        return Ok(());
-    }
+/// `cargo xtask fuzz`.
+pub(crate) fn alone(quick: bool) -> Result<bool> {
+    let project = Project::load()?;
+    let mut tally = Tally::default();
+    build(&project, &mut tally)?;
+    run(&project, &mut tally, quick)?;
+    println!("\n{}", tally.summary());
+    Ok(tally.failed == 0)
+}
+
+/// Builds the targets.
+pub(crate) fn build(project: &Project, tally: &mut Tally) -> Result<()> {
     if !packages::runs("c++") && !packages::runs("g++") {
         tally.skip("fuzz", "libFuzzer needs a C++ compiler, Debian package g++");
         return Ok(());
     }
-    let target_dir = project.target.join("fuzz");
-    if !tally.step("fuzz build", &mut build(&fuzz, &target_dir))? {
+    let mut command = cargo();
+    command
+        .args([
+            "build",
+            "--release",
+            "--bins",
+            "--target",
+            TARGET,
+            "--manifest-path",
+        ])
+        .arg(project.root.join("fuzz/libfuzzer/Cargo.toml"))
+        .env("RUSTFLAGS", RUSTFLAGS.join(" "))
+        .env("CARGO_TARGET_DIR", project.target.join("fuzz"));
+    tally.step("fuzz build", &mut command)?;
+    Ok(())
+}
+
+/// Replays the corpora, and fuzzes unless `quick`: as many targets at a time as there are
+/// processors. Where the build has failed, or could not be, that is counted already.
+pub(crate) fn run(project: &Project, tally: &mut Tally, quick: bool) -> Result<()> {
+    let fuzz = project.root.join("fuzz");
+    let program = project.target.join("fuzz").join(TARGET).join("release");
+    let program = program.join(PROGRAM);
+    let names = target_names(&fuzz);
+    if names.is_empty() {
+        tally.check("fuzz: there are targets", false);
+    }
+    if !program.exists() {
         return Ok(());
     }
-    let seconds = (BUDGET_SECONDS / names.len() as u64).max(1);
-    for name in &names {
-        let session = Session::new(&fuzz, &target_dir, name)?;
-        session.replay(tally)?;
-        if !quick {
-            session.fuzz(tally, seconds)?;
+    let seconds = (BUDGET_SECONDS / names.len().max(1) as u64).max(1);
+    let next = AtomicUsize::new(0);
+    let (to_us, done) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            let (to_us, next, names, fuzz, program) =
+                (to_us.clone(), &next, &names, &fuzz, &program);
+            scope.spawn(move || {
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let runs = Session::new(fuzz, program, name).and_then(|session| {
+                        let replay = session.replay()?;
+                        Ok((replay, (!quick).then(|| session.fuzz(seconds)).transpose()?))
+                    });
+                    if to_us.send(runs).is_err() {
+                        return;
+                    }
+                }
+            });
         }
-    }
-    Ok(())
+        drop(to_us);
+        for runs in done {
+            let (replay, fuzzes) = runs?;
+            for run in [Some(replay), fuzzes].into_iter().flatten() {
+                headline(&run.name);
+                println!("{}", run.said);
+                match run.ok {
+                    Some(ok) => tally.check(&run.name, ok),
+                    None => tally.skip(&run.name, "it has no corpus"),
+                }
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Each target has a corpus of its name.
@@ -71,27 +126,18 @@ fn target_names(fuzz: &Path) -> Vec<String> {
     names
 }
 
-fn build(fuzz: &Path, target_dir: &Path) -> Command {
-    let mut command = cargo();
-    command
-        .args([
-            "build",
-            "--release",
-            "--bins",
-            "--target",
-            TARGET,
-            "--manifest-path",
-        ])
-        .arg(fuzz.join("libfuzzer/Cargo.toml"))
-        .env("RUSTFLAGS", RUSTFLAGS.join(" "))
-        .env("CARGO_TARGET_DIR", target_dir);
-    command
+/// A run of one target.
+struct Run {
+    name: String,
+    said: String,
+    /// `None` where there was nothing to run.
+    ok: Option<bool>,
 }
 
 /// One fuzz target and its folders.
 struct Session<'a> {
     name: &'a str,
-    program: PathBuf,
+    program: &'a Path,
     /// Inputs that are part of the source.
     seeds: PathBuf,
     /// Inputs that earlier runs on this machine found.
@@ -101,10 +147,10 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(fuzz: &Path, target_dir: &Path, name: &'a str) -> Result<Self> {
+    fn new(fuzz: &Path, program: &'a Path, name: &'a str) -> Result<Self> {
         let session = Self {
             name,
-            program: target_dir.join(TARGET).join("release").join(PROGRAM),
+            program,
             seeds: fuzz.join("corpus").join(name),
             finds: cache_dir().join("fuzz").join(name),
             failures: cache_dir().join("fuzz-failures").join(name),
@@ -116,7 +162,7 @@ impl<'a> Session<'a> {
     }
 
     /// Runs every seed, and what failed before, once.
-    fn replay(&self, tally: &mut Tally) -> Result<()> {
+    fn replay(&self) -> Result<Run> {
         let name = format!("fuzz {} replay", self.name);
         let mut seeds: Vec<PathBuf> = [&self.seeds, &self.failures]
             .into_iter()
@@ -126,19 +172,15 @@ impl<'a> Session<'a> {
             .map(|entry| entry.path())
             .collect();
         if seeds.is_empty() {
-            tally.skip(&name, "it has no corpus");
-            return Ok(());
+            let (said, ok) = (String::new(), None);
+            return Ok(Run { name, said, ok });
         }
         seeds.sort();
-        headline(&name);
-        let ok = self.watched(self.command().args(&seeds), false)?;
-        tally.check(&name, ok);
-        Ok(())
+        self.watched(name, self.command().args(&seeds), false)
     }
 
-    fn fuzz(&self, tally: &mut Tally, seconds: u64) -> Result<()> {
+    fn fuzz(&self, seconds: u64) -> Result<Run> {
         let name = format!("fuzz {} for {seconds} s", self.name);
-        headline(&name);
         let mut command = self.command();
         command
             .arg(format!("-max_total_time={seconds}"))
@@ -147,13 +189,11 @@ impl<'a> Session<'a> {
         if self.seeds.is_dir() {
             command.arg(&self.seeds);
         }
-        let ok = self.watched(&mut command, true)?;
-        tally.check(&name, ok);
-        Ok(())
+        self.watched(name, &mut command, true)
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(self.program);
         command
             .env(TARGET_ENV, self.name)
             .args(["-timeout=10", "-rss_limit_mb=2048"])
@@ -162,19 +202,20 @@ impl<'a> Session<'a> {
     }
 
     /// Runs the fuzzer; blind fuzzing, without coverage, counts as a failure.
-    fn watched(&self, command: &mut Command, needs_coverage: bool) -> Result<bool> {
-        let mut counters = 0;
-        let ok = stream(command, |line| {
-            counters = counters.max(coverage_counters(line).unwrap_or(0))
-        })
-        .with_context(|| format!("cannot run {}", self.program.display()))?;
+    fn watched(&self, name: String, command: &mut Command, needs_coverage: bool) -> Result<Run> {
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+        said += &String::from_utf8_lossy(&output.stderr);
+        let counters = said.lines().find_map(coverage_counters).unwrap_or(0);
         if needs_coverage && counters == 0 {
-            println!(
-                "{} was built without coverage counters, so it would fuzz blindly",
-                self.name
-            );
+            said += "it was built without coverage counters, so it would fuzz blindly\n";
         }
-        Ok(ok && (counters > 0 || !needs_coverage))
+        let ok = output.status.success() && (counters > 0 || !needs_coverage);
+        let ok = Some(ok);
+        Ok(Run { name, said, ok })
     }
 }
 

@@ -29,6 +29,19 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 const PACKAGES: [&str; 2] = ["qemu-system-x86", "seabios"];
 
+/// Its D-Bus display, which tells guests another size. Of what that depends on, drivers of
+/// GPUs are left out: 200 MB that nothing calls. The last one has the module, of QEMU's version.
+const DISPLAY: [&str; 5] = [
+    "libepoxy0",
+    "libgbm1",
+    "libdrm2",
+    "libexpat1",
+    "qemu-system-modules-opengl",
+];
+
+/// What is there of it.
+const DISPLAY_MODULE: &str = "usr/lib/x86_64-linux-gnu/qemu/ui-dbus.so";
+
 /// Where its libraries are, its loader among them.
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
@@ -84,10 +97,49 @@ pub(crate) fn ensure() -> Result<PathBuf> {
         .filter(|path| !path.file_name().is_some_and(hidden))
         .collect();
     cached.sort();
-    match cached.pop() {
-        Some(root) => Ok(root),
-        None => fetch(&cache).map_err(|error| Unavailable(format!("{error:#}")).into()),
+    let root = match cached.pop() {
+        Some(root) => root,
+        None => fetch(&cache).map_err(|error| Unavailable(format!("{error:#}")))?,
+    };
+    if !root.join(DISPLAY_MODULE).is_file()
+        && let Err(error) = add_display(&cache, &root)
+    {
+        eprintln!("xtask: QEMU without its D-Bus display: {error:#}");
     }
+    Ok(root)
+}
+
+/// Adds the D-Bus display to QEMU in this folder, which others may use meanwhile.
+fn add_display(cache: &Path, root: &Path) -> Result<()> {
+    let version = root.file_name().unwrap_or_default().to_string_lossy();
+    let version = version.trim_end_matches("_amd64").replacen('_', ":", 1);
+    let draft = Draft(cache.join(format!(".display.{}", std::process::id())));
+    let apt = Apt::new(&draft.0.join("apt"), &archive()?)?;
+    eprintln!("xtask: fetching the D-Bus display of QEMU {version} (1 MB, unpacked)");
+    apt.run(&["update"])?;
+    for package in DISPLAY {
+        let package = match package {
+            "qemu-system-modules-opengl" => format!("{package}={version}"),
+            package => package.to_owned(),
+        };
+        let folder = draft.0.join(&package);
+        fs::create_dir_all(&folder)?;
+        apt.run_in(&folder, &["download", &package])?;
+        for entry in fs::read_dir(&folder)?.flatten() {
+            extract(&entry.path(), root)?;
+        }
+    }
+    for place in USELESS {
+        drop(fs::remove_dir_all(root.join(place)));
+    }
+    Ok(())
+}
+
+fn extract(archive: &Path, root: &Path) -> Result<()> {
+    let mut command = Command::new("dpkg-deb");
+    let status = command.arg("-x").arg(archive).arg(root).status()?;
+    ensure!(status.success(), "dpkg-deb -x {} failed", archive.display());
+    Ok(())
 }
 
 fn hidden(name: &std::ffi::OsStr) -> bool {
@@ -214,7 +266,13 @@ impl Apt {
     }
 
     fn run(&self, words: &[&str]) -> Result<()> {
+        self.run_in(&self.dir, words)
+    }
+
+    /// The same with this folder as the one where it works.
+    fn run_in(&self, folder: &Path, words: &[&str]) -> Result<()> {
         let mut command = packages::apt_get();
+        command.current_dir(folder);
         for (option, place) in [
             ("Dir::State", "state"),
             ("Dir::State::lists", "lists"),
@@ -255,10 +313,7 @@ fn unpack(archives: &Path, root: &Path) -> Result<String> {
         if let Some(found) = name.strip_prefix(&prefix) {
             version = Some(found.replace("%3a", "_"));
         }
-        let archive = entry.path();
-        let mut command = Command::new("dpkg-deb");
-        let status = command.arg("-x").arg(&archive).arg(root).status()?;
-        ensure!(status.success(), "dpkg-deb -x {} failed", archive.display());
+        extract(&entry.path(), root)?;
     }
     let Some(version) = version else {
         bail!("apt-get left no {}", PACKAGES[0]);

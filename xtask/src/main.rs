@@ -1,4 +1,5 @@
-//! The project's tasks: `cargo xtask run`, `test`, `lab`, `lint`, `bench` and `long`.
+//! The project's tasks: `cargo xtask run`, `test`, `builds`, `fuzz`, `lab`, `lint`, `package`,
+//! `bench` and `long`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -6,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 mod bench;
+mod beside;
 mod debs;
 mod fcopy_daemon;
 mod fuzz;
@@ -15,6 +17,7 @@ mod later_qemu;
 mod lint;
 mod long;
 mod loom;
+mod package;
 mod packages;
 mod processors;
 mod project;
@@ -52,10 +55,25 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// What a test run builds beside its tests, alone: fuzzers, the program, the model checker,
+    /// packages, other processors
+    Builds {
+        /// Only what `test --quick` needs
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Build the fuzzers, replay all seeds, and fuzz for a minute
+    Fuzz {
+        /// Only replay
+        #[arg(long)]
+        quick: bool,
+    },
     /// Run scripts and tests in a guest whose kernel has every peer (docs/lab.md)
     Lab(lab::Args),
     /// Check format, clippy, and the project's own rules
     Lint,
+    /// Make a Debian package of the release program, or a static program
+    Package(package::Args),
     /// Measure against peers, in alternating runs; figures go to docs/PERFORMANCE.md
     #[command(after_help = format!("Benches:\n{}", bench::NAMES))]
     Bench {
@@ -102,8 +120,11 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Run(args) => run::run(&args.demo),
         Task::Test { quick } => test::run(quick),
+        Task::Builds { quick } => beside::run(quick),
+        Task::Fuzz { quick } => fuzz::alone(quick),
         Task::Lab(args) => lab::run(&args),
         Task::Lint => lint::run(),
+        Task::Package(args) => package::run(&args),
         Task::Bench { name, args } => bench::run(&name, &args),
         Task::Long { name, seeds } => long::run(&name, seeds),
     };
@@ -122,5 +143,64 @@ fn main() -> ExitCode {
                 },
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Lines between fences of a shell, and spans of code.
+    fn shown(page: &str) -> Vec<&str> {
+        let parts = page.split("```").enumerate();
+        let parts = parts.flat_map(|(at, part)| match at % 2 {
+            0 => part.split('`').skip(1).step_by(2).collect::<Vec<_>>(),
+            _ => part.lines().collect(),
+        });
+        parts
+            .filter(|line| line.starts_with("cargo xtask "))
+            .collect()
+    }
+
+    /// Tasks that pages show are tasks, and so are benches and runs.
+    #[test]
+    fn tasks_of_the_pages_exist() {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let docs = fs::read_dir(project.join("docs")).unwrap();
+        let docs = docs.map(|entry| entry.unwrap().path());
+        let pages = ["README.md", "ARCHITECTURE.md"].map(|page| project.join(page));
+        let is_page = |path: &std::path::PathBuf| path.extension().is_some_and(|it| it == "md");
+        let mut seen = 0;
+        for path in docs.filter(is_page).chain(pages) {
+            let page = fs::read_to_string(&path).unwrap();
+            for line in shown(&page) {
+                let line = line.split('#').next().unwrap_or_default();
+                // What is quoted is one word, and three dots stand for any.
+                let parts = line.split('"').enumerate();
+                let words = parts.flat_map(|(at, part)| match at % 2 {
+                    0 => part.split_whitespace().collect(),
+                    _ => vec![part],
+                });
+                let words: Vec<&str> = words.skip(1).filter(|word| *word != "…").collect();
+                let task = Cli::try_parse_from(&words);
+                let task =
+                    task.unwrap_or_else(|error| panic!("{}: {line}: {error}", path.display()));
+                let known = match &task.task {
+                    Task::Bench { name, .. } => bench::NAMES.contains(name.as_str()),
+                    Task::Long { name, .. } => long::names().contains(name.as_str()),
+                    _ => true,
+                };
+                assert!(
+                    known || words.contains(&"NAME"),
+                    "{}: {line}",
+                    path.display()
+                );
+                seen += 1;
+            }
+        }
+        assert!(seen > 20, "{seen} tasks");
     }
 }

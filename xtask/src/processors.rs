@@ -1,5 +1,5 @@
-//! Other processors than this machine's: the compiler checks for them what must not depend
-//! on ours. Nothing of it is run.
+//! Other processors than this machine's, and another C library: the compiler checks for them
+//! what must not depend on ours. Nothing of it is run.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +12,8 @@ use crate::tally::Tally;
 /// A target, and the packages that are checked for it with all that they stand on.
 const TARGETS: &[(&str, &[&str])] = &[
     ("aarch64-unknown-linux-gnu", &["linkspan"]),
+    // Another C library: static programs (`cargo xtask package --static`).
+    ("x86_64-unknown-linux-musl", &["linkspan"]),
     // The most significant byte comes first.
     ("s390x-unknown-linux-gnu", &["linkspan-vmbus"]),
     // A word has 32 bits.
@@ -21,7 +23,7 @@ const TARGETS: &[(&str, &[&str])] = &[
 pub(crate) fn run(project: &Project, tally: &mut Tally) -> Result<()> {
     for (target, packages) in TARGETS {
         let name = format!("{} for {target}", packages.join(", "));
-        if !has_library(target)? && !add_library(target) {
+        if !has_or_adds(target)? {
             tally.skip(
                 &name,
                 "Rust's library for it is missing and rustup has it not",
@@ -36,6 +38,11 @@ pub(crate) fn run(project: &Project, tally: &mut Tally) -> Result<()> {
         tally.step(&name, command.current_dir(&project.root))?;
     }
     Ok(())
+}
+
+/// Whether the compiler can build for this target, perhaps with what is fetched now.
+pub(crate) fn has_or_adds(target: &str) -> Result<bool> {
+    Ok(has_library(target)? || add_library(target))
 }
 
 /// Whether the compiler has a library for this target.

@@ -13,7 +13,8 @@ pub(crate) struct Tally {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
     pub(crate) skipped: u64,
-    /// What failed, for the end of a long output.
+    /// What failed, and what it said, for the end of a long output: often only that
+    /// end is at hand.
     names: Vec<String>,
 }
 
@@ -25,7 +26,13 @@ pub(crate) struct Counted {
     said_skip: u64,
     /// Tests that said LATER: they run in another step, and count there.
     said_later: u64,
+    /// The failed test whose words come now, by its place in `tests.names`.
+    telling: Option<usize>,
 }
+
+/// So much of what a failed test said is told again.
+const TOLD_LINES: usize = 24;
+const TOLD_CHARS: usize = 400;
 
 impl Tally {
     /// Counts one check of ours.
@@ -87,6 +94,38 @@ impl Tally {
         }
     }
 
+    /// Adds the counts of another run.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.names.extend(other.names);
+    }
+
+    /// What a run has counted that ended with [`Tally::summary`], by all that it said.
+    pub(crate) fn of_summary(said: &str) -> Option<Self> {
+        let mut lines = said.trim_end().lines().rev();
+        let mut counts = lines.next()?.split(", ");
+        let mut count = |what: &str| counts.next()?.strip_suffix(what)?.parse::<u64>().ok();
+        let (passed, failed, skipped) = (count(" passed")?, count(" failed")?, count(" skipped")?);
+        let (mut names, mut behind) = (Vec::new(), String::new());
+        for line in lines {
+            match line.strip_prefix("FAIL ") {
+                Some(name) => names.push(name.to_owned() + &std::mem::take(&mut behind)),
+                // What it said.
+                None if line.starts_with("    ") => behind = format!("\n{line}{behind}"),
+                None => break,
+            }
+        }
+        names.reverse();
+        Some(Self {
+            passed,
+            failed,
+            skipped,
+            names,
+        })
+    }
+
     /// The lines with which a test run ends: what failed, and the counts.
     pub(crate) fn summary(&self) -> String {
         let failed: String = self
@@ -104,6 +143,7 @@ impl Tally {
 impl Counted {
     fn take(&mut self, line: &str) {
         let line = without_colours(line);
+        self.tell(&line);
         if line.starts_with("SKIP ") {
             self.said_skip += 1;
         } else if line.starts_with("LATER ") {
@@ -122,6 +162,26 @@ impl Counted {
             self.tests.passed += count("passed").unwrap_or(0);
             self.tests.failed += count("failed").unwrap_or(0);
             self.tests.skipped += count("ignored").unwrap_or(0);
+        }
+    }
+
+    /// The harness repeats what each failed test said, behind a line with its name.
+    fn tell(&mut self, line: &str) {
+        let begins = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"));
+        if let Some(test) = begins {
+            self.telling = self.tests.names.iter().rposition(|name| name == test);
+        } else if line.starts_with("test result: ") || line == "failures:" {
+            self.telling = None;
+        } else if let Some(at) = self.telling
+            && !line.is_empty()
+        {
+            let told = &mut self.tests.names[at];
+            if told.lines().count() <= TOLD_LINES {
+                told.push_str("\n    ");
+                told.extend(line.chars().take(TOLD_CHARS));
+            }
         }
     }
 
@@ -149,6 +209,7 @@ impl Counted {
             tests,
             said_skip,
             said_later,
+            ..
         } = self;
         Tally {
             passed: tests.passed.saturating_sub(said_skip + said_later),
@@ -322,6 +383,29 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_is_told_again_with_what_it_said() {
+        let mut lines = vec![
+            "test a::b ... FAILED",
+            "test c ... FAILED",
+            "failures:",
+            "---- a::b stdout ----",
+            "thread 'a::b' panicked at src/a.rs:1:2:",
+            "",
+            "left: 1",
+            "---- c stdout ----",
+        ];
+        lines.extend(["more"; 2 * TOLD_LINES]);
+        lines.extend(["failures:", "    a::b", "    c"]);
+        lines.push("test result: FAILED. 0 passed; 2 failed; 0 ignored");
+        let names = counted(&lines).finish().names;
+        assert_eq!(
+            names[0],
+            "a::b\n    thread 'a::b' panicked at src/a.rs:1:2:\n    left: 1"
+        );
+        assert_eq!(names[1], "c".to_owned() + &"\n    more".repeat(TOLD_LINES));
+    }
+
+    #[test]
     fn both_outputs_are_seen_and_the_status_is_kept() {
         let mut seen = Vec::new();
         let script = "echo out; echo err >&2; exit 3";
@@ -346,5 +430,16 @@ mod tests {
         assert_eq!(tally.summary(), "12 passed, 0 failed, 3 skipped");
         tally.check("a", false);
         assert_eq!(tally.summary(), "FAIL a\n12 passed, 1 failed, 3 skipped");
+        // Which another run understands.
+        tally.check("b: c\n    one\n    two", false);
+        let said = format!("FAIL a\nmuch else\n\n{}\n", tally.summary());
+        assert_eq!(Tally::of_summary(&said), Some(tally.clone()));
+        for cut in ["", "FAIL a", "12 passed", "12 passed, x failed, 3 skipped"] {
+            assert_eq!(Tally::of_summary(cut), None, "{cut}");
+        }
+        let mut both = tally.clone();
+        both.merge(tally);
+        assert_eq!((both.passed, both.failed, both.skipped), (24, 4, 6));
+        assert_eq!(both.names[1..3], ["b: c\n    one\n    two", "a"]);
     }
 }

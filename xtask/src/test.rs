@@ -5,11 +5,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use crate::beside::Beside;
 use crate::packages::Missing;
 use crate::project::{Project, cargo};
-use crate::run::{KERNEL_ENV, build};
+use crate::run::{self, KERNEL_ENV, LATER_QEMU_ENV};
 use crate::tally::{Tally, headline};
-use crate::{fcopy_daemon, fuzz, kernel, lab, later_qemu, lint, loom, packages, processors};
+use crate::{fcopy_daemon, fuzz, kernel, lab, later_qemu, lint, package, packages};
 
 /// Set for tests that have a short form.
 const QUICK_ENV: &str = "LINKSPAN_TEST_QUICK";
@@ -20,22 +21,19 @@ const LAB_ENV: &str = "LINKSPAN_LAB";
 /// Where Linux's daemon of file copy is, for the tests that run it.
 const FCOPY_DAEMON_ENV: &str = "LINKSPAN_FCOPY_DAEMON";
 
-/// Where QEMU of a later Debian is, for the tests that run it.
-const LATER_QEMU_ENV: &str = "LINKSPAN_LATER_QEMU";
-
 /// The exit status of the program where something is missing on the machine.
 const MISSING: i32 = 5;
 
 pub(crate) fn run(quick: bool) -> Result<bool> {
     let project = Project::load()?;
     let mut tally = Tally::default();
-    // Somebody who may not install packages still gets the tests that can run.
+    // Who may not install packages, or cannot get one, still has the tests that can run.
     let lacking = match packages::ensure(packages::TESTS) {
-        Err(error) if packages::is_root() || !error.is::<Missing>() => return Err(error),
+        Err(error) if !error.is::<Missing>() => return Err(error),
         result => result.err(),
     };
     if let Some(error) = &lacking {
-        eprintln!("xtask: {error:#}");
+        tally.skip("Debian packages for tests", &format!("{error:#}"));
     }
     let kernel = kernel::ensure()
         .inspect_err(|error| eprintln!("xtask: {error:#}"))
@@ -49,6 +47,7 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     let lab_kernel = lab::prepare(&project, &mut tally, quick)?;
 
     lint::steps(&project, &mut tally)?;
+    let builds = Beside::start(&project, quick)?;
 
     let mut tests = cargo();
     tests
@@ -78,19 +77,12 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     }
     tally.tests("tests of the workspace", &mut tests)?;
 
-    demo(&project, &mut tally, kernel.as_deref(), quick)?;
     if let Some(kernel) = &lab_kernel {
         lab::steps(&project, &mut tally, kernel, quick)?;
     }
-    if quick {
-        tally.skip("loom", "left out by --quick");
-        tally.skip("packages of the pure crates", "left out by --quick");
-        tally.skip("other processors", "left out by --quick");
-    } else {
-        loom::run(&project, &mut tally)?;
-        pack(&project, &mut tally)?;
-        processors::run(&project, &mut tally)?;
-    }
+    builds.end(&mut tally)?;
+    demo(&project, &mut tally, kernel.as_deref(), quick)?;
+    package::test(&project, &package::place(&project), &mut tally)?;
     fuzz::run(&project, &mut tally, quick)?;
 
     if let Some(error) = &lacking {
@@ -100,39 +92,14 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// The pure crates, and the memory that they stand on, build from their packages
-/// alone, as whoever takes them from a registry gets them.
-fn pack(project: &Project, tally: &mut Tally) -> Result<()> {
-    // A folder of its own each time: cargo takes a version that it once saw of a crate for
-    // the same for ever, by the path of the folder.
-    let target = project.target.join(format!("pack.{}", std::process::id()));
-    let mut command = cargo();
-    command
-        .args(["package", "--allow-dirty", "-p", "linkspan-mem"])
-        .env("CARGO_TARGET_DIR", &target)
-        .current_dir(&project.root);
-    for package in &project.packages {
-        if lint::PURE.contains(&package.name.as_str()) {
-            command.args(["-p", &package.name]);
-        }
-    }
-    let done = tally.step("packages of the pure crates", &mut command);
-    let _ = std::fs::remove_dir_all(&target);
-    done.map(|_| ())
-}
-
 /// The README's second command, with several numbers of queues, packed rings, and
 /// each kind of network.
 fn demo(project: &Project, tally: &mut Tally, kernel: Option<&Path>, quick: bool) -> Result<()> {
-    headline("the program as a user gets it");
-    let program = match build(project) {
-        Ok(program) => program,
-        Err(error) => {
-            println!("{error:#}");
-            tally.check("build of the program", false);
-            return Ok(());
-        }
-    };
+    let program = run::program(project);
+    // Whose build has failed, which is counted.
+    if !program.exists() {
+        return Ok(());
+    }
     let all = [
         "--check --queues 4",
         "--check --queues 1 --net responder",

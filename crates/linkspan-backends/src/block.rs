@@ -13,13 +13,16 @@ use linkspan_devices::block::{
     SECTOR, Status,
 };
 use linkspan_engine::{
-    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, LogLimit, OpenQueueError,
-    Progress, QueueHandler, RateLimit,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, Histogram, LogLimit,
+    OpenQueueError, Progress, QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
 
 use crate::image::{self, Completion, Image, ImageQueue, ResizeError};
+use clock::Clock;
+
+mod clock;
 
 /// A block device on an image.
 pub struct BlockDevice {
@@ -30,6 +33,8 @@ pub struct BlockDevice {
     size: Arc<AtomicU64>,
     limit: Option<Arc<RateLimit>>,
     counters: Vec<Arc<BlockCounters>>,
+    /// Of each queue, if requests are timed.
+    latencies: Vec<Arc<Histogram>>,
 }
 
 /// How a disk is offered.
@@ -124,6 +129,7 @@ impl BlockDevice {
             image,
             limit: None,
             counters: (0..options.queues).map(|_| Arc::default()).collect(),
+            latencies: Vec::new(),
         })
     }
 
@@ -134,6 +140,20 @@ impl BlockDevice {
     pub fn with_limit(mut self, limit: RateLimit) -> Self {
         self.limit = Some(Arc::new(limit));
         self
+    }
+
+    /// Times each request from now on, from the pass that takes it to its answer. That costs
+    /// a look at the clock for each.
+    #[must_use]
+    pub fn with_latency(mut self) -> Self {
+        let queues = self.block.queues();
+        self.latencies = (0..queues).map(|_| Arc::default()).collect();
+        self
+    }
+
+    /// How long requests of each queue took, where they are timed.
+    pub fn latencies(&self) -> &[Arc<Histogram>] {
+        &self.latencies
     }
 
     /// Takes over the size of an image that somebody enlarged; the size in bytes
@@ -230,6 +250,7 @@ impl Device for BlockDevice {
             unshown: 0,
             limit: self.limit.clone(),
             counters: Arc::clone(&self.counters[usize::from(index)]),
+            clock: self.latencies.get(usize::from(index)).map(Clock::new),
             errors: LogLimit::default(),
         };
         // One slot is enough to make progress, whatever is refused later.
@@ -254,6 +275,8 @@ struct BlockQueue {
     unshown: u32,
     limit: Option<Arc<RateLimit>>,
     counters: Arc<BlockCounters>,
+    /// If requests are timed.
+    clock: Option<Clock>,
     errors: LogLimit,
 }
 
@@ -269,6 +292,8 @@ struct Moved {
 struct Slot {
     chain: Chain,
     request: Option<Request>,
+    /// When it was taken, if that is timed.
+    taken: Option<Instant>,
     /// What is left to do of a discard or a request for zeroes.
     ranges: Ranges,
 }
@@ -280,6 +305,7 @@ impl BlockQueue {
         self.slots.push(Slot {
             chain,
             request: None,
+            taken: None,
             ranges: Ranges::new(),
         });
         self.free.push(token);
@@ -305,6 +331,7 @@ impl BlockQueue {
         let request = Request::parse(&mut slot.chain, table, &self.geometry)
             .map_err(|error| ring.queue.retire(error))?;
         slot.request = Some(request);
+        slot.taken = self.clock.as_ref().map(Clock::now);
         let chain = &slot.chain;
         let (operation, bytes) = match request.operation {
             Operation::Read { offset } => {
@@ -497,6 +524,9 @@ impl BlockQueue {
             panic!("the image completed request {token}, which is not in flight");
         };
         self.counters.count(&request, &slot.chain, status);
+        if let (Some(clock), Some(taken)) = (&mut self.clock, slot.taken) {
+            clock.answered(taken);
+        }
         let written = request.complete(ring.memory.table(), status);
         if ring.logs_writes() {
             request.for_each_write(&slot.chain, status, |span| ring.log_write(span));
@@ -536,6 +566,9 @@ impl QueueHandler for BlockQueue {
     fn run(&mut self, ring: &mut ActiveRing, budget: Budget) -> Result<Progress, QueueError> {
         self.geometry.capacity_sectors = self.size.load(Ordering::Acquire) / SECTOR;
         self.unshown = 0;
+        if let Some(clock) = &mut self.clock {
+            clock.look();
+        }
         self.reap(ring);
         let progress = self.take_batch(ring, budget);
         self.image.launch();

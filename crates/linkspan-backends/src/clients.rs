@@ -9,6 +9,8 @@ use linkspan_sys::poll::Interest;
 use linkspan_sys::{Epoll, Listener};
 use linkspan_vmbus::link::Phase;
 
+use crate::door::Door;
+
 /// Connections at a time, of each kind.
 const CLIENTS_MAX: usize = 32;
 
@@ -49,12 +51,12 @@ impl<T> Clients<T> {
     pub(crate) fn accept(
         &mut self,
         epoll: &Epoll,
-        listener: &Listener,
+        door: &mut Door<Listener>,
         known: T,
         same: impl Fn(&T) -> bool,
     ) {
         // A client that left before is nobody's loss.
-        let Ok(stream) = listener.accept() else {
+        let Some(stream) = door.accept(epoll, Listener::accept) else {
             return;
         };
         if self.iter().filter(|client| same(&client.known)).count() >= CLIENTS_MAX {

@@ -147,6 +147,12 @@ impl DiskQueue {
         })
     }
 
+    /// Says how long [`wait`](Self::wait) looks for answers at most before it sleeps; not
+    /// at all for zero.
+    pub fn look_for(&mut self, time: Duration) {
+        self.spin = Spin::new(time);
+    }
+
     /// `len` bytes of the queue's buffers at distance `at`: for a command, and
     /// for the thread that drives the queue. `None` when they are not there.
     pub fn buffer(&self, at: u64, len: u32) -> Option<(Buffer<Gpa>, Span)> {

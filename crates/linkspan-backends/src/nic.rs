@@ -20,15 +20,15 @@ use linkspan_devices::net::features::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
 };
-use linkspan_devices::net::header::{HEADER_LEN_MAX, Offload};
-use linkspan_devices::net::{CONFIG_LEN, Frame};
+use linkspan_devices::net::header::{HEADER_LEN_MAX, HeaderLayout, Offload};
+use linkspan_devices::net::{CONFIG_LEN, Frame, NetInfo};
 use linkspan_engine::vdpa::{Opener, VdpaOptions};
 use linkspan_engine::vhost_user::{LinkOptions, Reach};
 use linkspan_engine::{DriverMemory, LinkEnded, QueueHandle, QueueLink, Resumed, queue_link};
 use linkspan_mem::{Gpa, Window};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_vhost::ProtocolFeatures;
-use linkspan_vhost::frontend::QueueUnit;
+use linkspan_vhost::frontend::{Negotiated, QueueUnit};
 use linkspan_virtio::{AddError, DriverQueue, Features, StartError, UsedError};
 
 pub use control::{NicControl, Wanted, control_ring};
@@ -45,6 +45,8 @@ pub const PAIRS_MAX: u16 = 128;
 pub struct NicOptions {
     /// Queue pairs, 1 to [`PAIRS_MAX`].
     pub pairs: u16,
+    /// What a back end counts when it says how many queues it has.
+    pub count: QueueUnit,
     /// Packed rings; the device must have them.
     pub packed: bool,
     /// Buffers used in order (virtio 1.3 2.7.9); the device must do so.
@@ -81,7 +83,7 @@ impl NicOptions {
             reach,
             connect_limit,
             queues: self.pairs.saturating_mul(2),
-            queue_unit: QueueUnit::Pairs,
+            queue_unit: self.count,
             features,
             required,
             // What is in flight when a device dies is lost, as frames may be, so
@@ -112,6 +114,21 @@ impl NicOptions {
     }
 }
 
+/// Queue pairs that a device has. Back ends do not agree on what they count, but where
+/// several pairs are offered, configuration space says how many (virtio 1.3 5.1.4), unless
+/// nobody has filled it in.
+pub fn pairs_of(negotiated: &Negotiated) -> u64 {
+    let answered = negotiated.queues_max / 2;
+    let offered = Features::from_bits_retain(negotiated.offered);
+    if !offered.contains(VIRTIO_NET_F_MQ) {
+        return answered;
+    }
+    match NetInfo::pairs_in(&negotiated.config) {
+        Some(pairs) => answered.min(pairs.into()),
+        None => answered,
+    }
+}
+
 /// How large the queues and buffers of a pair are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NicLayout {
@@ -138,20 +155,23 @@ impl NicLayout {
     }
 
     fn receive_area(&self) -> u64 {
-        u64::from(self.queue_size) * u64::from(self.receive_bytes)
+        u64::from(LINE) + u64::from(self.queue_size) * u64::from(self.receive_bytes)
     }
 
     fn transmit_area(&self) -> u64 {
-        u64::from(self.queue_size) * u64::from(self.transmit_bytes)
+        u64::from(LINE) + u64::from(self.queue_size) * u64::from(self.transmit_bytes)
     }
 }
+
+/// Bytes of a cache line.
+const LINE: u32 = 64;
 
 /// Bytes of a buffer for a frame with its header: an odd number of cache lines, so
 /// that the beginnings of buffers spread over all sets of a cache.
 fn slot_bytes(frame: u16) -> u32 {
     let header = u32::try_from(HEADER_LEN_MAX).expect("20");
-    let lines = (u32::from(frame) + header).div_ceil(64);
-    (lines | 1).max(3) * 64
+    let lines = (u32::from(frame) + header).div_ceil(LINE);
+    (lines | 1).max(3) * LINE
 }
 
 /// Why a pair cannot go on.
@@ -182,7 +202,7 @@ pub enum NicError {
         /// What was wanted.
         pairs: u16,
         /// What there is.
-        max: u16,
+        max: u64,
     },
     /// The device does not do what it is asked for.
     #[error("the device refuses a control command, {}", control::name(code))]
@@ -270,7 +290,7 @@ impl Nic {
     ) -> Result<Self, NicError> {
         let used = 2 * pairs;
         if let Some(ring) = control.filter(|ring| *ring < used) {
-            let max = ring / 2;
+            let max = u64::from(ring / 2);
             return Err(NicError::Pairs { pairs, max });
         }
         let rings = control.map_or(used, |ring| ring.saturating_add(1));
@@ -318,9 +338,14 @@ impl NicPair {
         (receive_link, transmit_link): (QueueLink, QueueLink),
     ) -> Result<Self, NicError> {
         let start = u64::from(number) * layout.bytes();
-        let slots = |at, area, bytes| {
+        // Headers end cache lines, so a frame has lines of its own. Most headers are alike,
+        // and their lines stay with both sides as long as neither writes something else.
+        let header = u32::try_from(HeaderLayout::of(features).len()).expect("at most 20");
+        let before = LINE - header;
+        let slots = |at: u64, area: u64, bytes| {
             let len = u32::try_from(area).map_err(|_| io::ErrorKind::InvalidInput)?;
-            let place = memory.rest(at, len).ok_or(io::ErrorKind::InvalidInput)?;
+            let place = memory.rest(at + u64::from(before), len - LINE);
+            let place = place.ok_or(io::ErrorKind::InvalidInput)?;
             Ok::<_, io::Error>(Slots {
                 address: place.0,
                 memory: place.1,
@@ -519,5 +544,33 @@ fn ring(pair: u16, side: Side) -> u16 {
     match side {
         Side::Receive => 2 * pair,
         Side::Transmit => 2 * pair + 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame has cache lines of its own then, and lines of headers stay with both sides.
+    #[test]
+    fn headers_end_cache_lines() {
+        let layout = NicLayout::new(64, 1514, 1514);
+        let features = Features::VIRTIO_F_VERSION_1 | VIRTIO_NET_F_MRG_RXBUF;
+        let nic = Nic::new(2, layout, features, None).unwrap();
+        let mut buffers = Vec::new();
+        for pair in 0..2 {
+            let ring = nic.memory.ring(ring(pair, Side::Receive));
+            for index in 0..64 {
+                let descriptor = ring.descriptor(index).unwrap();
+                assert_eq!((descriptor.address + 12) % 64, 0);
+                buffers.push((descriptor.address, u64::from(descriptor.len)));
+            }
+        }
+        buffers.sort_unstable();
+        for pair in buffers.windows(2) {
+            assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:?}");
+        }
+        let (last, len) = buffers[buffers.len() - 1];
+        assert!(last + len <= nic.memory.guest_base().0 + nic.memory.len());
     }
 }

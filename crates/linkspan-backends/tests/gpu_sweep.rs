@@ -11,11 +11,17 @@
 mod rig;
 
 use std::error::Error;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use linkspan_backends::display::{DisplayServer, GpuDevice, GpuOptions, GpuSource, Screen};
+use linkspan_backends::display::{
+    DisplayServer, GpuDevice, GpuOptions, GpuSource, Input, QmpError, Screen, Usher, WatchServer,
+};
 use linkspan_engine::Device as _;
 use linkspan_mem::fault;
+use linkspan_sys::tcp::TcpListener;
 use linkspan_sys::{Listener, Stream};
 use linkspan_testkit::census::{Census, start_reaper};
 use linkspan_testkit::sweep::sweep;
@@ -30,6 +36,29 @@ fn every_step_fails_in_turn_and_leaves_nothing() {
     println!("gpu: {report:?}");
     assert!(report.points >= 8, "{report:?}");
     resource();
+    input(&folder.path().join("qmp"));
+}
+
+/// The connection with QEMU's monitor.
+fn input(path: &Path) {
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        // Whoever connects is greeted, and each line has an answer, until it leaves.
+        while let Ok((mut stream, _)) = listener.accept() {
+            drop(stream.write_all(b"{\"QMP\": {}}\n"));
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            for _ in lines.map_while(Result::ok) {
+                drop(stream.write_all(b"{\"return\": {}}\n"));
+            }
+        }
+    });
+    let report = sweep(|| {
+        let input = Input::connect(path)?;
+        input.seat().keysym(true, 0x61);
+        Ok::<(), QmpError>(())
+    });
+    println!("input: {report:?}");
+    assert!(report.points >= 3, "{report:?}");
 }
 
 /// A resource whose memory cannot be had is refused by name, and counts for nothing.
@@ -69,7 +98,13 @@ fn gpu(socket: &Path) -> Result<(), Box<dyn Error>> {
     drop(ours);
     device.set_gpu_socket(theirs)?;
     device.front_end_is_gone();
-    drop(screen);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    drop(WatchServer::new(listener, screen)?);
+    // The same for those who were let in elsewhere.
+    let (usher, entrance) = Usher::new()?;
+    let screen = Screen::new(Box::new(GpuSource::connect(socket)?), 0)?;
+    drop(WatchServer::behind(entrance, screen)?);
+    drop(usher);
     drop(viewers);
     Ok(())
 }

@@ -10,6 +10,7 @@
 mod rdma_suite;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::process::{Child, Command, Stdio};
@@ -27,6 +28,7 @@ use linkspan_smbdirect::{Connection, Driver, News, Options, Role, State, private
 use linkspan_testkit::PATIENCE;
 use linkspan_testkit::lab::{self, Capture};
 use rdma_suite::{Side, established};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const PORT: u16 = 5445;
@@ -557,7 +559,7 @@ fn the_kernels_client_connects_to_us() {
     };
     ours.session(id).unwrap().send(&[message]).unwrap();
     let sent = served(&mut ours, "answer", |_, _, happening| match happening {
-        Happening::Sent(result) => Some(result),
+        Happening::Sent(1, result) => Some(result),
         _ => None,
     });
     assert_eq!(sent, Ok(()));
@@ -595,4 +597,95 @@ fn our_program_pings_ksmbd() {
         assert!(text.contains(part), "{part} in {text}");
     }
     capture.judge(6);
+}
+
+/// Bytes of which no two pieces are the same.
+fn content(len: u32) -> Vec<u8> {
+    let words = 0..len.div_ceil(4);
+    let mut bytes: Vec<u8> = words
+        .flat_map(|word| word.wrapping_mul(0x9E37_79B9).to_be_bytes())
+        .collect();
+    bytes.truncate(len as usize);
+    bytes
+}
+
+/// Files of our client: ksmbd moves their data by RDMA, both ways.
+#[test]
+fn our_program_copies_files_to_ksmbd_and_back() {
+    if !lab::guest("our_program_copies_files_to_ksmbd_and_back") {
+        return;
+    }
+    siw();
+    ksmbd();
+    enter();
+    let smb = |args: &[&str]| {
+        let mut command = Command::new("linkspan");
+        let text = lab::run(
+            command
+                .arg("smb")
+                .args(args)
+                .args(["--transport", "rdma", "--json"]),
+        );
+        println!("{text}");
+        text
+    };
+    let data = content(5_000_003);
+    fs::write("/tmp/data", &data).unwrap();
+    let (folder, file) = (
+        format!("smb://{KERNEL}/share/folder"),
+        format!("smb://{KERNEL}/share/folder/data"),
+    );
+    fs::create_dir_all("/tmp/share/folder").unwrap();
+    smb(&["put", "--hash", "/tmp/data", &file]);
+    assert!(fs::read("/tmp/share/folder/data").unwrap() == data);
+    assert!(smb(&["ls", &folder]).contains("\"folder/data\""));
+    smb(&["get", "--hash", &file, "/tmp/back"]);
+    assert!(fs::read("/tmp/back").unwrap() == data);
+    smb(&["rm", &file]);
+    assert!(!fs::exists("/tmp/share/folder/data").unwrap());
+}
+
+/// The kernel's client, before it our gateway, and behind that the kernel's server on TCP.
+#[test]
+fn the_kernels_client_mounts_a_share_through_our_gateway() {
+    if !lab::guest("the_kernels_client_mounts_a_share_through_our_gateway") {
+        return;
+    }
+    siw();
+    ksmbd();
+    fs::create_dir_all("/tmp/mnt").unwrap();
+    enter();
+    let (listen, to) = (HERE.to_string(), format!("{KERNEL}:445"));
+    let mut command = Command::new("linkspan");
+    command.args(["smb", "gateway", "--json", "--listen", &listen, "--to", &to]);
+    let mut gateway = Mount(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut said = BufReader::new(gateway.0.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("listening"), "{line}");
+    go_to("/proc/1/ns/net");
+    // Of 1 MiB that begins within a page siw cannot register the last one, and this kernel tries
+    // again for ever.
+    let options =
+        format!("rdma,ip={HERE},port={PORT},guest,vers=3.0,cache=none,rsize=262144,wsize=262144");
+    let mut mount = Command::new("mount.cifs");
+    lab::run(mount.args([&format!("//{HERE}/share"), "/tmp/mnt", "-o", &options]));
+    let data = content(3_000_001);
+    fs::write("/tmp/mnt/file", &data).unwrap();
+    assert!(fs::read("/tmp/share/file").unwrap() == data);
+    assert!(fs::read("/tmp/mnt/file").unwrap() == data);
+    fs::remove_file("/tmp/mnt/file").unwrap();
+    lab::run(Command::new("umount").arg("/tmp/mnt"));
+    let id = i32::try_from(gateway.0.id()).unwrap();
+    kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    println!("{rest}");
+    // Data went by RDMA, both ways.
+    let ended = rest
+        .lines()
+        .find(|line| line.contains("\"ended\""))
+        .unwrap();
+    assert!(ended.contains("\"rdma\":[3000001,"), "{ended}");
+    assert!(gateway.0.wait().unwrap().success());
 }

@@ -25,6 +25,7 @@ use linkspan_sys::EventFd;
 use linkspan_testkit::census::settled;
 use linkspan_testkit::net::{Card, CardOptions, Control, frame, station};
 use linkspan_testkit::{Options, Refused, Served};
+use linkspan_vhost::frontend::QueueUnit;
 use linkspan_vhost::message::Request;
 use linkspan_virtio::Features;
 
@@ -440,6 +441,7 @@ struct Driver {
 fn drive(socket: PathBuf, pairs: u16) -> Driver {
     let options = NicOptions {
         pairs,
+        count: QueueUnit::Pairs,
         packed: false,
         in_order: false,
         mergeable: true,

@@ -430,6 +430,51 @@ fn frames_that_cannot_be_are_counted_and_go_nowhere() {
     assert_eq!(b.expect().1, sound, "nothing else came before it");
 }
 
+/// Each is counted at the port that it came from, but for what the receiver lacks.
+#[test]
+fn frames_that_go_nowhere_are_counted_where_they_came_from() {
+    let net = Net::new(Mode::Switch, 2, 1, 1);
+    let small = CardOptions {
+        slot_bytes: 256,
+        front: Options {
+            without: VIRTIO_NET_F_MRG_RXBUF.bits(),
+            ..Options::default()
+        },
+        ..CardOptions::default()
+    };
+    let (mut a, mut b) = (net.card(0, &CardOptions::default()), net.card(1, &small));
+    let causes = [DropCause::SamePort, DropCause::SmallBuffers];
+    let mut expected = [[0; 2]; 2];
+    let here = frame(station(1), EVERYBODY, 1, 100);
+    a.send(0, &here);
+    assert_eq!(b.expect().1, here);
+    let there = frame(station(2), station(1), 1, 100);
+    b.send(0, &there);
+    assert_eq!(a.expect().1, there);
+    for (frame, port, cause) in [
+        // At home already, and to itself.
+        (frame(station(3), station(1), 1, 100), 0, 0),
+        (frame(station(1), station(1), 1, 100), 0, 0),
+        (frame(station(1), station(2), 1, 400), 1, 1),
+        (frame(station(3), EVERYBODY, 1, 400), 1, 1),
+    ] {
+        a.send(0, &frame);
+        expected[port][cause] += 1;
+        let now = || [0, 1].map(|port| causes.map(|cause| net.counts(port).dropped(cause)));
+        assert!(
+            settled(|| now() == expected),
+            "{:?} is not {expected:?}",
+            now()
+        );
+    }
+    a.send(0, &frame(station(1), station(2), 2, 200));
+    assert_eq!(
+        b.expect().1,
+        frame(station(1), station(2), 2, 200),
+        "it goes on"
+    );
+}
+
 #[test]
 fn a_ring_that_is_broken_ends_and_all_others_go_on() {
     let net = Net::new(Mode::Switch, 3, 1, 1);
@@ -758,6 +803,16 @@ fn a_host_that_is_not_there_answers() {
     assert_eq!(reply[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 2]);
     assert_eq!(reply[22..28], station(200).0);
     assert_eq!(Mac::destination(&reply), station(1));
+    // Nobody else is that host.
+    card.send(0, &frame(station(200), EVERYBODY, 0, 28));
+    card.send(0, &request);
+    let (_, reply) = card.expect();
+    assert_eq!(Mac::source(&reply), station(200));
+    assert!(settled(|| fabric
+        .counts(0)
+        .unwrap()
+        .dropped(DropCause::Spoofed)
+        == 1));
 }
 
 #[test]

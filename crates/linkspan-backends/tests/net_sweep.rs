@@ -21,10 +21,10 @@ const PAIRS: u16 = 2;
 fn every_step_fails_in_turn_and_leaves_nothing() {
     start_reaper();
     // Two workers with a mailbox each, which has an eventfd that is watched and room
-    // for frames, and a table of stations; an eventfd for each guest, and one for the
-    // carriers of interfaces.
+    // for frames in one piece, and a table of stations; an eventfd for each guest, and one
+    // for the carriers of interfaces.
     let report = sweep(|| join().map(drop));
-    expect("fabric", &report, 2 * (4 + 2 + 256 + 2) + 2 + 1);
+    expect("fabric", &report, 2 * (4 + 2 + 1 + 2) + 2 + 1);
     sessions();
     control_queue();
     capture();

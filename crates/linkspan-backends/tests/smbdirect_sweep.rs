@@ -1,8 +1,8 @@
 //! Each acquisition of a listener and of an initiator fails in turn, and everything is as
 //! it was before. One test, since a sweep is the process's.
 
-use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use linkspan_backends::smbdirect::{
     Classes, Config, Endpoint, HELLO_LEN, Happening, Hello, Id, Mode, Peer, Service,
@@ -10,6 +10,10 @@ use linkspan_backends::smbdirect::{
 use linkspan_mem::{Region, fault};
 use linkspan_rdma::verbs::{MemoryId, Slice};
 use linkspan_smbdirect::{Descriptor, Options, Role};
+use linkspan_testkit::PATIENCE;
+
+/// Bytes of a message of the other connection.
+const OTHER: usize = 3000;
 
 /// Sizes that leave little to allocate.
 fn config(role: Role) -> Config {
@@ -29,6 +33,14 @@ struct Ends {
     initiator: Endpoint,
     memory: MemoryId,
     id: Option<Id>,
+}
+
+/// Another connection of the same listener, which is there before and goes on.
+struct Other {
+    endpoint: Endpoint,
+    memory: MemoryId,
+    id: Id,
+    echoes: u64,
 }
 
 type Step<T> = Result<T, String>;
@@ -92,7 +104,7 @@ impl Ends {
 
     fn transferred(&mut self) -> Step<()> {
         let done = self.until(|_, happening| match happening {
-            Happening::Transferred(result) => Some(result),
+            Happening::Transferred(_, result) => Some(result),
             _ => None,
         });
         done?.map_err(text)
@@ -104,6 +116,19 @@ impl Ends {
             .service
             .listen((Ipv4Addr::LOCALHOST, 0).into())
             .map_err(text)?;
+        self.load(address)
+    }
+
+    /// The same of another initiator, with the listener as it is.
+    fn again(&mut self, address: SocketAddr) -> Step<()> {
+        let mut initiator = Endpoint::new(config(Role::Initiator)).map_err(text)?;
+        let region = Region::heap(1 << 16).map_err(text)?;
+        self.memory = initiator.add_memory(region).map_err(text)?;
+        self.initiator = initiator;
+        self.load(address)
+    }
+
+    fn load(&mut self, address: SocketAddr) -> Step<()> {
         let id = self.initiator.connect(address).map_err(text)?;
         self.id = Some(id);
         self.until(|_, happening| matches!(happening, Happening::Connected).then_some(()))?;
@@ -147,6 +172,108 @@ impl Ends {
     }
 }
 
+impl Other {
+    fn connect(service: &mut Service, address: SocketAddr) -> Self {
+        let mut endpoint = Endpoint::new(config(Role::Initiator)).unwrap();
+        let memory = endpoint.add_memory(Region::heap(OTHER).unwrap()).unwrap();
+        let mut this = Self {
+            id: endpoint.connect(address).unwrap(),
+            endpoint,
+            memory,
+            echoes: 0,
+        };
+        this.until(service, |_, _, happening| {
+            matches!(happening, Happening::Connected).then_some(())
+        });
+        this
+    }
+
+    fn until<T>(
+        &mut self,
+        service: &mut Service,
+        mut found: impl FnMut(&mut Endpoint, Id, Happening) -> Option<T>,
+    ) -> T {
+        let begin = Instant::now();
+        loop {
+            assert!(begin.elapsed() < PATIENCE, "nothing happens");
+            let moment = Some(Duration::from_millis(1));
+            service.turn_within(moment).unwrap();
+            while service.happened().is_some() {}
+            self.endpoint.wait(moment).unwrap();
+            while let Some((id, happening)) = self.endpoint.poll() {
+                if let Happening::Ended(gone) = happening {
+                    panic!("it is gone: {gone}");
+                }
+                if let Some(found) = found(&mut self.endpoint, id, happening) {
+                    return found;
+                }
+            }
+        }
+    }
+
+    /// A message goes there and comes back, and no other.
+    fn echo(&mut self, service: &mut Service) {
+        self.echoes += 1;
+        let word = self.echoes.to_le_bytes();
+        let bytes: Vec<u8> = word.iter().copied().cycle().take(OTHER).collect();
+        self.endpoint.fill(self.memory, 0, &bytes);
+        let slice = Slice {
+            memory: self.memory,
+            len: u32::try_from(OTHER).unwrap(),
+            offset: 0,
+        };
+        let mut session = self.endpoint.session(self.id).unwrap();
+        session.send(&[slice]).unwrap();
+        let echo = self.until(service, |endpoint, id, happening| match happening {
+            Happening::Received => endpoint.session(id)?.take(),
+            _ => None,
+        });
+        assert!(echo == bytes, "echo {} has other bytes", self.echoes);
+    }
+}
+
+/// Whoever else is connected to the listener goes on, unharmed, whatever step of a connection
+/// fails at either end of it.
+fn others_go_on() {
+    let mut ends = Ends::new().unwrap();
+    let address = ends
+        .service
+        .listen((Ipv4Addr::LOCALHOST, 0).into())
+        .unwrap();
+    let mut other = Other::connect(&mut ends.service, address);
+    other.echo(&mut ends.service);
+    let number = |service: &Service| {
+        let numbers: Vec<u64> = service.connections().map(|one| one.number).collect();
+        <[u64; 1]>::try_from(numbers).expect("one connection")
+    };
+    let (first, mut before) = (number(&ends.service), None);
+    let (mut failed, mut fired, mut nth) = (0, true, 0);
+    while fired {
+        // The first of all is whole.
+        let sweep = fault::arm(if nth == 0 { u64::MAX } else { nth });
+        let result = ends.again(address);
+        fired = nth == 0 || sweep.fired();
+        drop(sweep);
+        ends.initiator.stop().unwrap();
+        let begin = Instant::now();
+        while ends.service.connections().count() > 1 {
+            assert!(begin.elapsed() < PATIENCE, "step {nth}: it stays");
+            let moment = Some(Duration::from_millis(1));
+            ends.service.turn_within(moment).unwrap();
+            while ends.service.happened().is_some() {}
+        }
+        other.echo(&mut ends.service);
+        assert_eq!(number(&ends.service), first, "step {nth}");
+        let now = descriptors();
+        assert_eq!(now, *before.get_or_insert(now), "step {nth}: {result:?}");
+        failed += usize::from(result.is_err());
+        assert!(fired && nth > 0 || result.is_ok(), "{result:?}");
+        nth += 1;
+    }
+    assert_eq!(other.echoes, nth + 1);
+    assert!(failed > 15, "only {failed} steps failed");
+}
+
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -187,4 +314,5 @@ fn every_step_fails_in_turn_and_leaves_nothing() {
         assert!(fired || result.is_ok(), "{result:?}");
     }
     assert!(failed > 20, "only {failed} steps failed");
+    others_go_on();
 }

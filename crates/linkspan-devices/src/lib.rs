@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod block;
+pub mod bochs;
 pub mod gpu;
 pub mod net;
 

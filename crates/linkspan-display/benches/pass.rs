@@ -9,7 +9,10 @@ use std::convert::Infallible;
 use std::hint::black_box;
 use std::time::Instant;
 
-use linkspan_display::{FourCc, Frame, Layout, Surface, TILE_BYTES, Tiles, Tiling, untile};
+use linkspan_display::{
+    BAND_MAX, FourCc, Frame, Layout, Surface, TILE_BYTES, Tiles, Tiling, untile,
+};
+use linkspan_mem::past_caches;
 
 const ROUNDS: usize = 41;
 
@@ -43,7 +46,11 @@ fn row(width: u32, height: u32, format: FourCc, tiling: Tiling) {
     let layout = Layout::new(&surface, bytes as u64).expect("a picture");
     let first: Vec<u8> = (0..bytes).map(|at| (at * 7 / 5).to_le_bytes()[0]).collect();
     let second: Vec<u8> = first.iter().map(|byte| !byte).collect();
-    let mut copy = vec![0; bytes];
+    let mut copy = vec![0; bytes + 64];
+    // Lines begin where lines of a cache do, as those of pictures mostly do.
+    let copy = copy.as_mut_slice();
+    let start = copy.as_ptr().align_offset(64);
+    let copy = &mut copy[start..start + bytes];
     let mut frame = Frame::new(width, height).expect("memory");
     let mut damage = Tiles::new(width, height);
     let mut times: [Vec<f64>; 5] = Default::default();
@@ -52,7 +59,7 @@ fn row(width: u32, height: u32, format: FourCc, tiling: Tiling) {
         let mut measured = [
             time(|| copy.copy_from_slice(black_box(picture))),
             time(|| assert!(black_box(&copy[..]) == black_box(&picture[..]))),
-            time(|| lines_of(&layout, picture, &mut copy)),
+            time(|| lines_of(&layout, picture, copy)),
             time(|| pass(&layout, picture, &mut frame, &mut damage)),
             time(|| pass(&layout, picture, &mut frame, &mut damage)),
         ];
@@ -100,19 +107,23 @@ fn lines_of(layout: &Layout, picture: &[u8], out: &mut [u8]) {
     let tiling = layout.tiling();
     let stride = layout.surface().stride as usize;
     let (mut x, mut y) = (0, 0);
-    for band in layout.bands() {
-        let start = usize::try_from(band.offset).expect("memory is addressed");
-        let mut bytes = [0; TILE_BYTES];
-        bytes[..band.len].copy_from_slice(&picture[start..start + band.len]);
-        if tiling == Tiling::Linear {
-            out[start..start + band.len].copy_from_slice(&bytes[..band.len]);
-            continue;
+    let mut bytes = [0; BAND_MAX];
+    past_caches(out, |out| {
+        for band in layout.bands() {
+            let start = usize::try_from(band.offset).expect("memory is addressed");
+            let bytes = &mut bytes;
+            bytes[..band.len].copy_from_slice(&picture[start..start + band.len]);
+            if tiling == Tiling::Linear {
+                out.copy(start, &bytes[..band.len]);
+                continue;
+            }
+            let tiles = &bytes[..band.len];
+            untile(tiling, tiles, out, y * stride + x, stride);
+            x += tiling.width_bytes() * (tiles.len() / TILE_BYTES);
+            if x == stride {
+                x = 0;
+                y += tiling.height();
+            }
         }
-        untile(tiling, &bytes, &mut out[y * stride + x..], stride);
-        x += tiling.width_bytes();
-        if x == stride {
-            x = 0;
-            y += tiling.height();
-        }
-    }
+    });
 }

@@ -1,4 +1,4 @@
-//! The pointer, and what a viewer sees: a frame with it, or without.
+//! The pointer, sprites, and what a viewer sees: a frame with them, or without.
 
 use alloc::vec::Vec;
 
@@ -59,41 +59,72 @@ impl Cursor {
     /// What it covers of a screen when it is at `position`, which may be outside.
     #[must_use]
     pub fn covers(&self, position: Position, screen: Rectangle) -> Rectangle {
-        let side = |at: i32, length: u32, all: u32| {
-            let start = i64::from(at).clamp(0, all.into());
-            let end = (i64::from(at) + i64::from(length)).clamp(start, all.into());
-            let number = |n: i64| u32::try_from(n).unwrap_or(0);
-            (number(start), number(end - start))
-        };
-        let (x, width) = side(position.x, self.width, screen.width);
-        let (y, height) = side(position.y, self.height, screen.height);
         let area = Rectangle {
-            x,
-            y,
-            width,
-            height,
+            x: 0,
+            y: 0,
+            width: self.width,
+            height: self.height,
         };
-        area.intersection(screen)
+        moved(area, position, screen)
     }
+}
 
-    /// Draws what it has of line `y` from `x` on over `line`.
-    fn blend(&self, position: Position, x: u32, y: u32, line: &mut [u32]) {
-        let row = i64::from(y) - i64::from(position.y);
-        let Some(row) = usize::try_from(row)
-            .ok()
-            .filter(|&row| row < self.height as usize)
-        else {
-            return;
-        };
-        let width = self.width as usize;
-        let pixels = &self.pixels[row * width..][..width];
-        let left = i64::from(position.x) - i64::from(x);
-        // Pixels of it that are left of the line, and of the line that are left of it.
-        let skipped = usize::try_from(-left).unwrap_or(0).min(width);
-        let ahead = usize::try_from(left).unwrap_or(0).min(line.len());
-        for (under, &over) in line[ahead..].iter_mut().zip(&pixels[skipped..]) {
-            *under = over_under(over, *under);
-        }
+/// A plane between the picture and the pointer. Its colours are multiplied by their opacity
+/// already; one without opacity covers what is below.
+#[derive(Debug)]
+pub struct Sprite {
+    /// Its number, from 1: those with higher ones are above.
+    pub number: u8,
+    /// What it shows.
+    pub frame: Frame,
+    /// Where its upper left pixel is, as seen from that of the picture below.
+    pub position: Position,
+}
+
+impl Sprite {
+    /// What a part of it covers of a screen.
+    #[must_use]
+    pub fn covers(&self, part: Rectangle, screen: Rectangle) -> Rectangle {
+        moved(part, self.position, screen)
+    }
+}
+
+/// A rectangle as it is seen of something at `position`, as far as it is on the screen.
+fn moved(part: Rectangle, position: Position, screen: Rectangle) -> Rectangle {
+    let side = |at: i32, from: u32, length: u32, all: u32| {
+        let begin = i64::from(at) + i64::from(from);
+        let start = begin.clamp(0, all.into());
+        let end = (begin + i64::from(length)).clamp(start, all.into());
+        let number = |n: i64| u32::try_from(n).unwrap_or(0);
+        (number(start), number(end - start))
+    };
+    let (x, width) = side(position.x, part.x, part.width, screen.width);
+    let (y, height) = side(position.y, part.y, part.height, screen.height);
+    let area = Rectangle {
+        x,
+        y,
+        width,
+        height,
+    };
+    area.intersection(screen)
+}
+
+/// Draws what a picture at `position` has of line `y` from `x` on over `line`.
+fn blend((pixels, width): (&[u32], u32), position: Position, (x, y): (u32, u32), line: &mut [u32]) {
+    let width = width as usize;
+    let row = i64::from(y) - i64::from(position.y);
+    let row = usize::try_from(row)
+        .ok()
+        .and_then(|row| pixels.chunks_exact(width.max(1)).nth(row));
+    let Some(row) = row else {
+        return;
+    };
+    let left = i64::from(position.x) - i64::from(x);
+    // Pixels of it that are left of the line, and of the line that are left of it.
+    let skipped = usize::try_from(-left).unwrap_or(0).min(width);
+    let ahead = usize::try_from(left).unwrap_or(0).min(line.len());
+    for (under, &over) in line[ahead..].iter_mut().zip(&row[skipped..]) {
+        *under = over_under(over, *under);
     }
 }
 
@@ -109,12 +140,14 @@ fn over_under(over: u32, under: u32) -> u32 {
     0xFF00_0000 | channel(16) | channel(8) | channel(0)
 }
 
-/// A frame, and the pointer that is to be drawn over it.
+/// A frame, and what is to be drawn over it.
 #[derive(Clone, Copy, Debug)]
 pub struct Scene<'a> {
     /// The picture.
     pub frame: &'a Frame,
-    /// The pointer and where its upper left pixel is.
+    /// Planes above it, from the lowest to the highest.
+    pub sprites: &'a [Sprite],
+    /// The pointer, above all, and where its upper left pixel is.
     pub cursor: Option<(&'a Cursor, Position)>,
 }
 
@@ -124,7 +157,17 @@ impl<'a> Scene<'a> {
     pub const fn of(frame: &'a Frame) -> Self {
         Self {
             frame,
+            sprites: &[],
             cursor: None,
+        }
+    }
+
+    /// The same without the pointer.
+    #[must_use]
+    pub const fn without_cursor(self) -> Self {
+        Self {
+            cursor: None,
+            ..self
         }
     }
 
@@ -132,8 +175,13 @@ impl<'a> Scene<'a> {
     pub fn append(&self, y: u32, x: u32, width: u32, pixels: &mut Vec<u32>) {
         let start = pixels.len();
         pixels.extend_from_slice(self.frame.line(y, x, width));
+        let line = &mut pixels[start..];
+        for sprite in self.sprites {
+            let picture = (sprite.frame.pixels(), sprite.frame.width());
+            blend(picture, sprite.position, (x, y), line);
+        }
         if let Some((cursor, position)) = self.cursor {
-            cursor.blend(position, x, y, &mut pixels[start..]);
+            blend((cursor.pixels(), cursor.width), position, (x, y), line);
         }
     }
 }

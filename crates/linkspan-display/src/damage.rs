@@ -169,6 +169,23 @@ impl Tiles {
         })
     }
 
+    /// The first run of columns, from column `from` on, of which each is marked in one of
+    /// these rows at least.
+    pub(crate) fn run(&self, rows: Range<usize>, from: usize) -> Option<Range<usize>> {
+        let find = |from: usize, flip: u64| {
+            let mut mask = u64::MAX << (from % 64);
+            (from / 64..self.words).find_map(|index| {
+                let rows = rows.clone();
+                let any = rows.fold(0, |any, row| any | self.bits[row * self.words + index]);
+                let found = (any ^ flip) & mask;
+                mask = u64::MAX;
+                (found != 0).then(|| index * 64 + found.trailing_zeros() as usize)
+            })
+        };
+        let start = find(from, 0)?;
+        Some(start..find(start, u64::MAX).unwrap_or(self.words * 64))
+    }
+
     /// What is marked, as at most `max` rectangles, in pixels of the screen. Tiles in a row
     /// are one, and so are equal rows; if that is still too many, neighbours are joined.
     #[must_use]

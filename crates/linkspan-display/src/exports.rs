@@ -45,8 +45,9 @@ struct Entry<K, B> {
 /// its offsets too), `B` what keeps its memory.
 ///
 /// An id holds its buffer from the query that names it until others have pushed it out, so
-/// a get that follows its query finds it. Numbers are not used twice. The descriptor is made
-/// last, when nothing can fail after it: [`get`](Self::get) returns what `make` returned.
+/// a get that follows its query finds it; one that is still shown is not pushed out. Numbers
+/// are not used twice. The descriptor is made last, when nothing can fail after it:
+/// [`get`](Self::get) returns what `make` returned.
 #[derive(Debug)]
 pub struct Exports<K, B> {
     /// The latest shown comes first.
@@ -61,8 +62,8 @@ impl<K: PartialEq, B> Default for Exports<K, B> {
 }
 
 impl<K: PartialEq, B> Exports<K, B> {
-    /// Buffers that are held at a time: twice what a viewer holds, so that an id that it
-    /// was just told is not pushed out by its other planes.
+    /// Buffers that are held at a time, unless more than these are shown: twice what a viewer
+    /// holds, so that an id that it was just told is not pushed out by its other planes.
     pub const MAX: usize = 16;
 
     /// Nothing was shown.
@@ -75,11 +76,17 @@ impl<K: PartialEq, B> Exports<K, B> {
     }
 
     /// A picture is shown. The same one has the same id as long as it is held; `buffer` is
-    /// called for one that is new.
+    /// called for one that is new. It pushes out those that were shown longest ago, but for
+    /// what `is_shown` still.
     ///
     /// # Errors
     /// Numbers ran out.
-    pub fn query(&mut self, key: K, buffer: impl FnOnce() -> B) -> Result<BufferId, NoNumbers> {
+    pub fn query(
+        &mut self,
+        key: K,
+        is_shown: impl Fn(BufferId) -> bool,
+        buffer: impl FnOnce() -> B,
+    ) -> Result<BufferId, NoNumbers> {
         if let Some(at) = self.entries.iter().position(|entry| entry.key == key) {
             self.entries[..=at].rotate_right(1);
             return Ok(self.entries[0].id);
@@ -87,7 +94,13 @@ impl<K: PartialEq, B> Exports<K, B> {
         let id = BufferId(self.next);
         self.next = self.next.checked_add(1).ok_or(NoNumbers)?;
         let buffer = buffer();
-        self.entries.truncate(Self::MAX - 1);
+        while self.entries.len() >= Self::MAX {
+            let old = self.entries.iter().rposition(|entry| !is_shown(entry.id));
+            let Some(old) = old else {
+                break;
+            };
+            self.entries.remove(old);
+        }
         self.entries.insert(0, Entry { id, key, buffer });
         Ok(id)
     }
@@ -111,6 +124,11 @@ impl<K: PartialEq, B> Exports<K, B> {
     /// Buffers that are no more: their ids are retired.
     pub fn forget(&mut self, is: impl Fn(&B) -> bool) {
         self.entries.retain(|entry| !is(&entry.buffer));
+    }
+
+    /// What is not shown any more is let go of at once, with its id.
+    pub fn retire_hidden(&mut self, is_shown: impl Fn(BufferId) -> bool) {
+        self.entries.retain(|entry| is_shown(entry.id));
     }
 
     /// The device was reset: all ids are retired.

@@ -1,18 +1,19 @@
 //! Pixel formats that are shown, and how each becomes `0xAARRGGBB`.
 //!
-//! There is one kernel: it compares the pixels of a band with what is known of them and
+//! There is one kernel: it compares the pixels of bands with what is known of them and
 //! stores what differs. A line of a band is cut at columns of damage tiles, so that inner
 //! loops have a fixed length and the compiler makes vector code of them.
 
 use alloc::string::String;
 use core::fmt::Write as _;
 
-use linkspan_mem::Kernel;
+use linkspan_mem::{Kernel, ahead};
 
+use crate::bands::{BAND_MAX, Band, Line, TILES_Y};
 use crate::damage::{TILE, Tiles};
 use crate::fourcc::FourCc;
-use crate::layout::{Band, Layout};
-use crate::tiling::{TILE_BYTES, Tiling, untile_y};
+use crate::layout::Layout;
+use crate::tiling::{COLUMN, COLUMNS, TILE_BYTES, Tiling, WIDTH_Y, line_y, pieces_y};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +129,9 @@ pub fn markdown() -> String {
     page
 }
 
+/// The most pixels of a line that are read at once.
+const PIECE: usize = 4 * TILE;
+
 const OPAQUE: u32 = 0xFF00_0000;
 
 /// Exchanges red and blue.
@@ -179,14 +183,14 @@ impl Format {
     }
 }
 
-/// A band that is compared with what is known, which is brought up to date.
+/// Bands that are compared with what is known, which is brought up to date.
 pub(crate) struct Merge<'a> {
     pub(crate) layout: &'a Layout,
-    pub(crate) band: Band,
-    /// The bytes of the band.
-    pub(crate) bytes: &'a [u8],
-    /// Room for a tile.
-    pub(crate) scratch: &'a mut [u8; TILE_BYTES],
+    pub(crate) bands: &'a mut dyn Iterator<Item = Band>,
+    /// Copies bytes from an offset on; `false` is the end of it all.
+    pub(crate) read: &'a mut dyn FnMut(u64, &mut [u8]) -> bool,
+    /// Room for what is read at once.
+    pub(crate) room: &'a mut [u8; BAND_MAX],
     /// All that is known, `0xAARRGGBB` each.
     pub(crate) pixels: &'a mut [u32],
     /// Where tiles are marked in which something differs.
@@ -228,35 +232,140 @@ impl Merge<'_> {
     /// Does it for pixels of `N` bytes that `pixel` converts.
     #[inline(always)]
     fn with<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
-        let width = self.layout.surface().width as usize;
-        let pitch = self.layout.pitch(self.band);
-        let bytes = match (self.layout.tiling(), self.bytes.first_chunk()) {
-            // Not line by line: what was just stored in halves is slow to load as a whole.
-            (Tiling::Y, Some(tile)) => {
-                untile_y(tile, self.scratch, pitch);
-                &self.scratch[..]
-            }
-            _ => self.bytes,
-        };
-        for line in self.layout.lines::<N>(self.band) {
-            let start = line.row * pitch + line.start;
-            let src = &bytes[start..start + line.len];
-            let known = &mut self.pixels[line.y * width..][..width];
-            run(src, known, line.x, self.damage.row_mut(line.y), &pixel);
+        match self.layout.tiling() {
+            Tiling::Y => self.columns(pixel),
+            Tiling::Linear | Tiling::X => self.lines(pixel),
         }
     }
+
+    /// Where lines are in one piece. They are read in short pieces: then what is read and
+    /// what it is compared with come from memory at the same time.
+    #[inline(always)]
+    fn lines<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
+        let width = self.layout.surface().width as usize;
+        for band in self.bands {
+            let pitch = self.layout.pitch(band);
+            for line in self.layout.lines(band, N) {
+                let columns = self.damage.row_mut(line.y);
+                let mut offset = band.offset + (line.row * pitch + line.start) as u64;
+                let (mut x, end) = (line.x, line.x + line.len / N);
+                while x < end {
+                    let next = ((x + PIECE) / TILE * TILE).min(end);
+                    let bytes = &mut self.room[..(next - x) * N];
+                    if !(self.read)(offset, bytes) {
+                        return;
+                    }
+                    let (piece, _) = bytes.as_chunks();
+                    let at = line.y * width;
+                    let soon = at + x + PIECE;
+                    ahead(self.pixels.get(soon..soon + piece.len()).unwrap_or(&[]));
+                    run(piece, &mut self.pixels[at..][..width], x, columns, &pixel);
+                    offset += (piece.len() * N) as u64;
+                    x = next;
+                }
+            }
+        }
+    }
+
+    /// Where they are in columns.
+    #[inline(always)]
+    fn columns<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
+        let width = self.layout.surface().width as usize;
+        let mut bands = self.bands.peekable();
+        while let Some(band) = bands.next() {
+            let bytes = &mut self.room[..band.len];
+            if !(self.read)(band.offset, bytes) {
+                return;
+            }
+            let tiles = bytes.as_chunks().0;
+            let next = bands.peek().map(|next| self.layout.lines(*next, N));
+            let mut next = next.into_iter().flatten();
+            for line in self.layout.lines(band, N) {
+                // Its lines are too short for the processor to foresee, so a hint goes to each.
+                if let Some(Line { x, y, len, .. }) = next.next() {
+                    ahead(&self.pixels[y * width + x..][..len / N]);
+                }
+                let known = &mut self.pixels[line.y * width..][..width];
+                let columns = self.damage.row_mut(line.y);
+                run_y(tiles, line, known, columns, &pixel);
+            }
+        }
+    }
+}
+
+/// A line of Y tiles.
+#[inline(always)]
+fn run_y<const N: usize>(
+    tiles: &[[u8; TILE_BYTES]],
+    line: Line,
+    known: &mut [u32],
+    columns: &mut [u64],
+    pixel: &impl Fn([u8; N]) -> u32,
+) {
+    let (mut start, mut x, end) = (line.start, line.x, line.start + line.len);
+    // Columns of damage piece by piece, if they are whole ones of the tiles.
+    if start.is_multiple_of(TILE * N) && x.is_multiple_of(TILE) {
+        while start + TILE * N <= end
+            && let Some(known) = known[x..].first_chunk_mut()
+        {
+            let pieces = pieces_y(&tiles[start / WIDTH_Y], line.row);
+            let from = start % WIDTH_Y / COLUMN;
+            mark(columns, x / TILE, whole_y(pieces, from, known, pixel));
+            start += TILE * N;
+            x += TILE;
+        }
+    }
+    if start == end {
+        return;
+    }
+    let mut bytes = [[[0; COLUMN]; COLUMNS]; TILES_Y];
+    for (bytes, tile) in bytes.iter_mut().zip(tiles) {
+        *bytes = line_y(tile, line.row);
+    }
+    let (rest, _) = bytes.as_flattened().as_flattened()[start..end].as_chunks();
+    run(rest, known, x, columns, pixel);
+}
+
+/// A column of damage in a line of a Y tile, from piece `from` on; says whether anything in
+/// it differed. Pieces are compared where they are: what was just stored in pieces is slow
+/// to load as a whole.
+#[inline(always)]
+fn whole_y<const N: usize>(
+    pieces: impl Fn(usize) -> [u8; COLUMN],
+    from: usize,
+    known: &mut [u32; TILE],
+    pixel: &impl Fn([u8; N]) -> u32,
+) -> bool {
+    let count = COLUMN / N;
+    let mut differs = [0; COLUMN];
+    for (at, known) in known.chunks_exact(count).enumerate() {
+        let piece = pieces(from + at);
+        let pixels = piece.as_chunks::<N>().0.iter().zip(known);
+        for (differs, (bytes, known)) in differs.iter_mut().zip(pixels) {
+            *differs |= pixel(*bytes) ^ known;
+        }
+    }
+    if differs.iter().fold(0, |all, one| all | one) == 0 {
+        return false;
+    }
+    for (at, known) in known.chunks_exact_mut(count).enumerate() {
+        let piece = pieces(from + at);
+        for (bytes, known) in piece.as_chunks::<N>().0.iter().zip(known) {
+            *known = pixel(*bytes);
+        }
+    }
+    true
 }
 
 /// One line.
 #[inline(always)]
 fn run<const N: usize>(
-    src: &[u8],
+    pixels: &[[u8; N]],
     line: &mut [u32],
     x: usize,
     columns: &mut [u64],
     pixel: &impl Fn([u8; N]) -> u32,
 ) {
-    let (pixels, _) = src.as_chunks::<N>();
     let known = &mut line[x..x + pixels.len()];
     let mut column = x / TILE;
     let head = (x.next_multiple_of(TILE) - x).min(pixels.len());

@@ -8,10 +8,10 @@ use alloc::vec::Vec;
 use linkspan_mem::fault::{self, Injected};
 use linkspan_mem::wide;
 
+use crate::bands::{BAND_MAX, Band};
 use crate::damage::{Rectangle, Tiles};
 use crate::format::Merge;
-use crate::layout::{BAND_MAX, Layout};
-use crate::tiling::TILE_BYTES;
+use crate::layout::Layout;
 
 /// The pixels of a picture, `0xAARRGGBB` each, line by line. All viewers share it.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Frame {
     }
 
     /// Brings it up to date and marks what has changed. `read` copies bytes of the guest's
-    /// memory, from this offset on, into private memory; it is asked for each band once.
+    /// memory, from this offset on, into private memory; it is asked for each byte once.
     ///
     /// # Errors
     /// Of `read`. What was read until then counts.
@@ -98,25 +98,52 @@ impl Frame {
         &mut self,
         layout: &Layout,
         damage: &mut Tiles,
+        read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.merge(layout, layout.bands(), damage, read)
+    }
+
+    /// The same where nothing has changed but within the tiles that are `marked`: little
+    /// more than those is read.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    ///
+    /// # Panics
+    /// The same, and if what is marked is of another size.
+    pub fn update_within<E>(
+        &mut self,
+        layout: &Layout,
+        marked: &Tiles,
+        damage: &mut Tiles,
+        read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.merge(layout, layout.bands_within(marked), damage, read)
+    }
+
+    fn merge<E>(
+        &mut self,
+        layout: &Layout,
+        mut bands: impl Iterator<Item = Band>,
+        damage: &mut Tiles,
         mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let surface = layout.surface();
         assert_eq!((surface.width, surface.height), (self.width, self.height));
         assert_eq!(damage.screen(), self.area());
-        let (mut bytes, mut scratch) = ([0; BAND_MAX], [0; TILE_BYTES]);
-        for band in layout.bands() {
-            let bytes = &mut bytes[..band.len];
-            read(band.offset, bytes)?;
-            wide(Merge {
-                layout,
-                band,
-                bytes,
-                scratch: &mut scratch,
-                pixels: &mut self.pixels,
-                damage,
-            });
-        }
-        Ok(())
+        let mut failed = Ok(());
+        wide(Merge {
+            layout,
+            bands: &mut bands,
+            read: &mut |offset, bytes| {
+                failed = read(offset, bytes);
+                failed.is_ok()
+            },
+            room: &mut [0; BAND_MAX],
+            pixels: &mut self.pixels,
+            damage,
+        });
+        failed
     }
 }
 

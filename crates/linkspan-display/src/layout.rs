@@ -1,10 +1,9 @@
-//! How a picture lies in its memory, checked once; and the bands in which it is read.
+//! How a picture lies in its memory, checked once.
 
 use core::fmt;
 
 use thiserror::Error;
 
-use crate::damage::TILE;
 use crate::format::Format;
 use crate::fourcc::{FourCc, Modifier};
 use crate::tiling::{TILE_BYTES, Tiling};
@@ -15,9 +14,6 @@ pub const WIDTH_MAX: u32 = 16384;
 pub const HEIGHT_MAX: u32 = 16384;
 /// The largest picture, in pixels: 8K.
 pub const PIXELS_MAX: u32 = 7680 * 4320;
-/// The most bytes of a band, so that it stays in the first cache with what becomes of it.
-/// More is slower: while a band is copied the memory that it is compared with is idle.
-pub const BAND_MAX: usize = TILE_BYTES;
 
 /// A picture in memory, as its maker describes it. Nothing of it was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +68,14 @@ pub enum Refusal {
     #[error("compressed memory ({modifier}) is not supported")]
     Compressed {
         /// How.
+        modifier: Modifier,
+    },
+    /// Lines of its tiles are no whole pixels: some would lie across two, as on no hardware.
+    #[error("format {format} with tiling {modifier} is not supported: pixels would be cut")]
+    Cut {
+        /// Of three bytes.
+        format: FourCc,
+        /// With lines of 128 or 512.
         modifier: Modifier,
     },
     /// No size, or too large a one.
@@ -165,6 +169,12 @@ impl Layout {
         } = surface;
         let format = known_format(surface.format)?;
         let tiling = known_tiling(surface.modifier)?;
+        if !tiling.width_bytes().is_multiple_of(format.bytes) && tiling != Tiling::Linear {
+            return Err(Refusal::Cut {
+                format: surface.format,
+                modifier: surface.modifier,
+            });
+        }
         let sized = (1..=WIDTH_MAX).contains(&width) && (1..=HEIGHT_MAX).contains(&height);
         if !sized || width * height > PIXELS_MAX {
             return Err(Refusal::Size { width, height });
@@ -225,178 +235,13 @@ impl Layout {
         self.end
     }
 
-    /// The bands that are all of it, in the order of memory.
-    pub fn bands(&self) -> impl Iterator<Item = Band> + use<> {
-        let grid = self.grid();
-        let mut next = Some((grid.first_row, 0));
-        core::iter::from_fn(move || {
-            let (row, part) = next?;
-            let band = grid.band(row, part);
-            next = match (part + 1 < grid.parts, band.next_row) {
-                (true, _) => Some((row, part + 1)),
-                (false, row) if row < grid.last_row => Some((row, 0)),
-                _ => None,
-            };
-            Some(band)
-        })
-    }
-
     /// The bytes of a line that are the picture, from the first to behind the last.
     #[inline(always)]
-    fn line(&self) -> (usize, usize) {
+    pub(crate) fn line(&self) -> (usize, usize) {
         let start = self.surface.x as usize * self.format.bytes;
         (
             start,
             start + self.surface.width as usize * self.format.bytes,
         )
-    }
-
-    fn grid(&self) -> Grid {
-        let (start, end) = self.line();
-        let (width, height) = (self.tiling.width_bytes(), self.tiling.height());
-        let stride = self.surface.stride as usize;
-        let top = self.surface.y as usize;
-        let bytes = self.format.bytes;
-        let linear = self.tiling == Tiling::Linear;
-        // Parts of a line are whole columns of damage.
-        let piece = match linear {
-            true => BAND_MAX / bytes / TILE * TILE * bytes,
-            false => width,
-        };
-        let start = if linear { start } else { start / width * width };
-        let parts = (end - start).div_ceil(piece);
-        // As many lines as fit, if each is read whole.
-        let lines = match parts {
-            1 if linear => 1 + (BAND_MAX - (end - start)) / stride,
-            _ => 1,
-        };
-        Grid {
-            offset: self.surface.offset,
-            linear,
-            stride,
-            height,
-            start,
-            end,
-            piece,
-            parts,
-            lines,
-            first_row: top / height,
-            last_row: (top + self.surface.height as usize).div_ceil(height),
-        }
-    }
-}
-
-/// A layout cut into bands.
-#[derive(Clone, Copy)]
-struct Grid {
-    offset: u64,
-    linear: bool,
-    stride: usize,
-    /// Lines of a row: of one line, or of tiles.
-    height: usize,
-    /// The first byte of a line, or of its first tile.
-    start: usize,
-    /// The one behind its last.
-    end: usize,
-    /// Bytes of a line in a band.
-    piece: usize,
-    /// Bands side by side.
-    parts: usize,
-    /// Rows of a band.
-    lines: usize,
-    /// The line of the surface, or row of tiles, with which the picture begins.
-    first_row: usize,
-    /// The one behind its last.
-    last_row: usize,
-}
-
-impl Grid {
-    #[inline]
-    fn band(&self, row: usize, part: usize) -> Band {
-        let from = self.start + part * self.piece;
-        if self.linear {
-            let to = self.end.min(from + self.piece);
-            let lines = self.lines.min(self.last_row - row);
-            return Band {
-                offset: self.offset + (row * self.stride + from) as u64,
-                len: (lines - 1) * self.stride + (to - from),
-                row,
-                next_row: row + lines,
-                from,
-                to,
-            };
-        }
-        // So many lines of a tile are one tile.
-        let place = row * self.height * self.stride + from * self.height;
-        Band {
-            offset: self.offset + place as u64,
-            len: TILE_BYTES,
-            row,
-            next_row: row + 1,
-            from,
-            to: from + self.piece,
-        }
-    }
-}
-
-/// A piece of memory that is read at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Band {
-    /// Where it begins, in bytes.
-    pub offset: u64,
-    /// Its bytes, at most [`BAND_MAX`].
-    pub len: usize,
-    /// The line of the surface, or row of tiles, that is its first.
-    pub(crate) row: usize,
-    /// The one behind its last.
-    pub(crate) next_row: usize,
-    /// The bytes of a line that it has.
-    pub(crate) from: usize,
-    /// And the one behind them.
-    pub(crate) to: usize,
-}
-
-/// A line of the picture in a band.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Line {
-    /// Which line of the band.
-    pub(crate) row: usize,
-    /// The first byte of the picture in it.
-    pub(crate) start: usize,
-    /// How many.
-    pub(crate) len: usize,
-    /// The first pixel of the picture.
-    pub(crate) x: usize,
-    /// The line of the picture.
-    pub(crate) y: usize,
-}
-
-impl Layout {
-    /// Bytes from a line of a band to the next one.
-    #[inline(always)]
-    pub(crate) fn pitch(&self, band: Band) -> usize {
-        match self.tiling {
-            Tiling::Linear => self.surface.stride as usize,
-            // A tile is a band, and has its lines one after the other.
-            Tiling::X | Tiling::Y => band.to - band.from,
-        }
-    }
-
-    /// The lines of the picture in a band, of pixels of `N` bytes.
-    #[inline(always)]
-    pub(crate) fn lines<const N: usize>(&self, band: Band) -> impl Iterator<Item = Line> + use<N> {
-        let (start, end) = self.line();
-        let (from, to) = (band.from.max(start), band.to.min(end));
-        let top = self.surface.y as usize;
-        let first = band.row * self.tiling.height();
-        let lines = first.max(top)
-            ..(band.next_row * self.tiling.height()).min(top + self.surface.height as usize);
-        lines.map(move |line| Line {
-            row: line - first,
-            start: from - band.from,
-            len: to - from,
-            x: (from - start) / N,
-            y: line - top,
-        })
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A message is its kind and the length of its body, both `u32`, then the body; all
 //! numbers are little-endian. A viewer that connects is told [`Message::Hello`] and the
-//! planes that are shown, and from then on what changes. It asks for the memory of an id
+//! planes that are shown, and from then on what changes: a picture that is shown anew has
+//! changed as a whole, and where no damage is told none is. It asks for the memory of an id
 //! and gets a descriptor with the answer. It is only looked at: a viewer can write to no
 //! picture.
 
@@ -13,22 +14,26 @@ use thiserror::Error;
 use crate::damage::{RECTANGLES_MAX, Rectangle};
 use crate::fourcc::{FourCc, Modifier};
 use crate::layout::Surface;
-use crate::plane::{HotSpot, Kind, Loss, Plane, Position};
+use crate::plane::{HotSpot, Kind, Loss, Plane, Position, Reason, RefusedPlane, SPRITES_MAX};
 
 /// The version that is spoken.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// What a conversation begins with.
 const MAGIC: [u8; 8] = *b"LSDISPL\0";
 /// Bytes of a header.
 pub const HEADER: usize = 8;
-/// The most planes at a time: a picture and a pointer for each of 16 screens.
-pub const PLANES_MAX: usize = 32;
+/// The most planes at a time: a picture, its sprites and a pointer for each of 16 screens.
+pub const PLANES_MAX: usize = 16 * (2 + SPRITES_MAX as usize);
 /// Bytes of a plane.
 const PLANE: usize = 76;
+/// Bytes of a plane that is refused.
+const REFUSED: usize = 12 + Reason::MAX;
+/// Bytes in front of both lists of planes.
+const LISTS: usize = 12;
 /// Bytes of a rectangle.
 const RECTANGLE: usize = 16;
 /// The longest body.
-pub const BODY_MAX: usize = 8 + PLANES_MAX * PLANE;
+pub const BODY_MAX: usize = LISTS + PLANES_MAX * (PLANE + REFUSED);
 const NO_SPOT: u32 = u32::MAX;
 
 /// A plane, as it is told.
@@ -36,7 +41,7 @@ const NO_SPOT: u32 = u32::MAX;
 pub struct Told {
     /// Which screen.
     pub head: u8,
-    /// Which layer: a picture or a pointer.
+    /// Which layer.
     pub kind: Kind,
     /// The name of its memory.
     pub id: u32,
@@ -80,12 +85,16 @@ pub enum Message {
         /// The version that it speaks.
         version: u32,
     },
+    /// Pixels change without a word: a viewer looks as often as it likes.
+    Silent,
     /// All planes that are shown now.
     Planes {
         /// Why there are none, if all is gone.
         loss: Option<Loss>,
         /// They.
         planes: Vec<Told>,
+        /// Those that are on and not shown.
+        refused: Vec<RefusedPlane>,
     },
     /// Parts of a screen have changed.
     Damage {
@@ -160,6 +169,7 @@ const PLANES: u32 = 2;
 const DAMAGE: u32 = 3;
 const BUFFER: u32 = 4;
 const SIZE: u32 = 5;
+const SILENT: u32 = 6;
 const GET: u32 = 16;
 const RESIZE: u32 = 17;
 
@@ -174,9 +184,16 @@ impl Message {
                 out.0.extend(MAGIC);
                 out.numbers(&[*version]);
             }
-            Self::Planes { loss, planes } => {
-                out.numbers(&[loss_number(*loss), length(planes.len())]);
+            Self::Silent => {}
+            Self::Planes {
+                loss,
+                planes,
+                refused,
+            } => {
+                let counts = [planes.len(), refused.len()].map(length);
+                out.numbers(&[loss_number(*loss), counts[0], counts[1]]);
                 planes.iter().for_each(|told| out.plane(told));
+                refused.iter().for_each(|plane| out.refused(plane));
             }
             Self::Damage { head, parts } => {
                 out.numbers(&[(*head).into(), length(parts.len())]);
@@ -201,6 +218,7 @@ impl Message {
     const fn kind(&self) -> u32 {
         match self {
             Self::Hello { .. } => HELLO,
+            Self::Silent => SILENT,
             Self::Planes { .. } => PLANES,
             Self::Damage { .. } => DAMAGE,
             Self::Buffer { .. } => BUFFER,
@@ -218,10 +236,11 @@ impl Message {
         let [kind, len] = pair(header);
         let fits = match kind {
             HELLO | RESIZE => len == 12,
-            PLANES => len >= 8 && (len as usize - 8).is_multiple_of(PLANE),
+            PLANES => len as usize >= LISTS,
             DAMAGE => len >= 8 && (len as usize - 8).is_multiple_of(RECTANGLE),
             BUFFER | GET => len == 8,
             SIZE => len == 4,
+            SILENT => len == 0,
             _ => return Err(LinkError::Kind { kind }),
         };
         match fits && len as usize <= BODY_MAX {
@@ -248,13 +267,8 @@ impl Message {
                 let version = input.number();
                 Self::Hello { version }
             }
-            PLANES => {
-                let loss = known_loss(input.number())?;
-                let count = counted(&mut input, PLANE, PLANES_MAX)?;
-                let planes = (0..count).map(|_| input.plane());
-                let planes = planes.collect::<Result<_, _>>()?;
-                Self::Planes { loss, planes }
-            }
+            SILENT => Self::Silent,
+            PLANES => input.planes()?,
             DAMAGE => {
                 let head = head(input.number())?;
                 let count = counted(&mut input, RECTANGLE, RECTANGLES_MAX)?;
@@ -333,6 +347,7 @@ const fn loss_number(loss: Option<Loss>) -> u32 {
         Some(Loss::Removed) => 2,
         Some(Loss::Ended) => 3,
         Some(Loss::Off) => 4,
+        Some(Loss::Unused) => 5,
     }
 }
 
@@ -343,6 +358,7 @@ const fn known_loss(value: u32) -> Result<Option<Loss>, LinkError> {
         2 => Some(Loss::Removed),
         3 => Some(Loss::Ended),
         4 => Some(Loss::Off),
+        5 => Some(Loss::Unused),
         value => return Err(value_of("a loss", value)),
     })
 }
@@ -374,11 +390,7 @@ impl Out {
             position,
             hot_spot,
         } = &told.plane;
-        let kind = match told.kind {
-            Kind::Primary => 0,
-            Kind::Cursor => 1,
-            Kind::Sprite(number) => u32::from(number) + 1,
-        };
+        let kind = kind_number(told.kind);
         self.numbers(&[told.head.into(), kind, told.id, told.content]);
         self.numbers(&[
             surface.format.0,
@@ -393,6 +405,35 @@ impl Out {
         let (x, y) = hot_spot.map_or((NO_SPOT, NO_SPOT), |spot| (spot.x, spot.y));
         self.numbers(&[x, y, surface.x << 16 | surface.y & 0xFFFF]);
     }
+
+    fn refused(&mut self, plane: &RefusedPlane) {
+        let words = plane.why.as_str().as_bytes();
+        let len = length(words.len());
+        self.numbers(&[plane.head.into(), kind_number(plane.kind), len]);
+        let mut padded = [0; Reason::MAX];
+        padded[..words.len()].copy_from_slice(words);
+        self.0.extend(padded);
+    }
+}
+
+const fn kind_number(kind: Kind) -> u32 {
+    match kind {
+        Kind::Primary => 0,
+        Kind::Cursor => 1,
+        Kind::Sprite(number) => number as u32 + 1,
+    }
+}
+
+fn known_kind(value: u32) -> Result<Kind, LinkError> {
+    Ok(match value {
+        0 => Kind::Primary,
+        1 => Kind::Cursor,
+        value => {
+            let number = u8::try_from(value - 1).ok();
+            let number = number.filter(|number| *number <= SPRITES_MAX);
+            Kind::Sprite(number.ok_or(value_of("a layer", value))?)
+        }
+    })
 }
 
 /// Bytes that are known to be enough.
@@ -409,13 +450,39 @@ impl In<'_> {
         u32::from_le_bytes(self.bytes())
     }
 
+    fn planes(&mut self) -> Result<Message, LinkError> {
+        let loss = known_loss(self.number())?;
+        let counts = [self.number(), self.number()];
+        let [planes, refused] = counts.map(|count| count as usize);
+        let few = planes <= PLANES_MAX && refused <= PLANES_MAX;
+        if !few || self.0.len() != planes * PLANE + refused * REFUSED {
+            return Err(value_of("the count of a list", counts[0].max(counts[1])));
+        }
+        let planes = (0..planes).map(|_| self.plane());
+        let planes = planes.collect::<Result<_, _>>()?;
+        let refused = (0..refused).map(|_| self.refused());
+        let refused = refused.collect::<Result<_, _>>()?;
+        Ok(Message::Planes {
+            loss,
+            planes,
+            refused,
+        })
+    }
+
+    fn refused(&mut self) -> Result<RefusedPlane, LinkError> {
+        let head = head(self.number())?;
+        let kind = known_kind(self.number())?;
+        let len = self.number();
+        let words: [u8; Reason::MAX] = self.bytes();
+        let words = words.get(..len as usize);
+        let why = words.and_then(Reason::from_bytes);
+        let why = why.ok_or(value_of("the length of a reason, or a letter of it,", len))?;
+        Ok(RefusedPlane { head, kind, why })
+    }
+
     fn plane(&mut self) -> Result<Told, LinkError> {
         let head = head(self.number())?;
-        let kind = match self.number() {
-            0 => Kind::Primary,
-            1 => Kind::Cursor,
-            value => return Err(value_of("a layer", value)),
-        };
+        let kind = known_kind(self.number())?;
         let (id, content) = (self.number(), self.number());
         let [format, width, height, stride] = [(); 4].map(|()| self.number());
         let [modifier, offset, size] = [(); 3].map(|()| u64::from_le_bytes(self.bytes()));
@@ -449,104 +516,4 @@ impl In<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::vec;
-
-    fn told() -> Told {
-        Told {
-            head: 3,
-            kind: Kind::Cursor,
-            id: 7,
-            content: 9,
-            plane: Plane {
-                surface: Surface {
-                    format: FourCc::ARGB8888,
-                    modifier: Modifier::LINEAR,
-                    width: 64,
-                    height: 64,
-                    stride: 256,
-                    offset: 4096,
-                    x: 3,
-                    y: 5,
-                },
-                size: 16384,
-                position: Position { x: -3, y: 700 },
-                hot_spot: Some(HotSpot { x: 1, y: 2 }),
-            },
-        }
-    }
-
-    fn split(bytes: &[u8]) -> ([u8; HEADER], &[u8]) {
-        let (header, body) = bytes.split_first_chunk().unwrap();
-        (*header, body)
-    }
-
-    fn all() -> Vec<Message> {
-        let part = Rectangle {
-            x: 1,
-            y: 2,
-            width: 3,
-            height: 4,
-        };
-        vec![
-            Message::Hello { version: VERSION },
-            Message::Planes {
-                loss: None,
-                planes: vec![told(); PLANES_MAX],
-            },
-            Message::Planes {
-                loss: Some(Loss::Off),
-                planes: vec![],
-            },
-            Message::Damage {
-                head: 15,
-                parts: vec![part; RECTANGLES_MAX],
-            },
-            Message::Buffer {
-                id: 7,
-                got: Got::Retired,
-            },
-            Message::Size {
-                resized: Resized::NotOurs,
-            },
-            Message::Get {
-                id: 7,
-                dma_buf: true,
-            },
-            Message::Resize {
-                head: 0,
-                width: 1920,
-                height: 1080,
-            },
-        ]
-    }
-
-    #[test]
-    fn what_is_said_is_heard() {
-        for message in all() {
-            let bytes = message.to_bytes();
-            let (header, body) = split(&bytes);
-            assert_eq!(Message::body_len(header), Ok(body.len()));
-            assert_eq!(Message::parse(header, body), Ok(message));
-        }
-    }
-
-    #[test]
-    fn any_byte_may_be_another_one() {
-        for message in all() {
-            let bytes = message.to_bytes();
-            for at in 0..bytes.len() {
-                for value in [0, 1, 0x7F, 0xFF] {
-                    let mut bytes = bytes.clone();
-                    bytes[at] = value;
-                    let (header, body) = split(&bytes);
-                    // Whatever comes of it, it ends.
-                    if let Ok(message) = Message::parse(header, body) {
-                        assert_eq!(split(&message.to_bytes()).1.len(), body.len());
-                    }
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -2,16 +2,20 @@
 //! makes it. Ids and the memory behind them are in [`Held`](crate::Held) for who looks and
 //! in [`Exports`](crate::Exports) for who shows.
 
+use alloc::string::String;
 use core::fmt;
 
 use crate::layout::Surface;
 
-/// Which layer of a screen.
+/// The most sprites of one screen.
+pub const SPRITES_MAX: u8 = 2;
+
+/// Which layer of a screen, from the lowest to the highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// The picture below all others (DRM_PLANE_TYPE_PRIMARY).
     Primary,
-    /// One above it (DRM_PLANE_TYPE_OVERLAY), counted from 1.
+    /// One above it (DRM_PLANE_TYPE_OVERLAY), counted from 1 to [`SPRITES_MAX`].
     Sprite(u8),
     /// The pointer (DRM_PLANE_TYPE_CURSOR).
     Cursor,
@@ -83,6 +87,58 @@ pub struct Plane {
     pub hot_spot: Option<HotSpot>,
 }
 
+/// Why a plane is not shown, in words for people: short, and of letters that every terminal
+/// and card has, whoever says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason(String);
+
+impl Reason {
+    /// Letters of the longest.
+    pub const MAX: usize = 160;
+
+    /// These words, as far as they fit; other letters become question marks.
+    #[must_use]
+    pub fn new(words: &str) -> Self {
+        let plain = |letter: char| if is_plain(letter) { letter } else { '?' };
+        Self(words.chars().take(Self::MAX).map(plain).collect())
+    }
+
+    /// What somebody else says, if it is such words.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let right = !bytes.is_empty() && bytes.len() <= Self::MAX;
+        let right = right && bytes.iter().all(|byte| is_plain(char::from(*byte)));
+        right.then(|| Self::new(core::str::from_utf8(bytes).unwrap_or_default()))
+    }
+
+    /// The words.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+const fn is_plain(letter: char) -> bool {
+    matches!(letter, ' '..='~')
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A plane that is on and is not shown: it would be shown wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedPlane {
+    /// Of which screen.
+    pub head: u8,
+    /// Which layer.
+    pub kind: Kind,
+    /// Why.
+    pub why: Reason,
+}
+
 /// Why every id of a source is void and every picture of it gone. A viewer is told once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
@@ -94,6 +150,8 @@ pub enum Loss {
     Ended,
     /// The guest has switched its screen off.
     Off,
+    /// No guest uses the device: its virtual machine has not come, or has gone.
+    Unused,
 }
 
 impl fmt::Display for Loss {
@@ -103,6 +161,7 @@ impl fmt::Display for Loss {
             Self::Removed => "the device was removed",
             Self::Ended => "the process that has the device has ended",
             Self::Off => "the guest has switched its screen off",
+            Self::Unused => "no guest uses the device",
         })
     }
 }

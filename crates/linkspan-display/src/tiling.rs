@@ -6,6 +6,8 @@
 
 use core::fmt;
 
+use linkspan_mem::PastCaches;
+
 use crate::fourcc::Modifier;
 
 /// Bytes of a tile of any kind.
@@ -23,7 +25,7 @@ pub enum Tiling {
 }
 
 /// Bytes of a column of a Y tile.
-const COLUMN: usize = 16;
+pub(crate) const COLUMN: usize = 16;
 
 impl Tiling {
     /// What this modifier says, if it is one that is read.
@@ -74,36 +76,62 @@ impl fmt::Display for Tiling {
     }
 }
 
-/// Makes lines of a tile, `pitch` bytes from each other in `lines`.
+/// Makes lines of tiles that are side by side, from byte `at` of `lines` on and `pitch` bytes
+/// from each other. Nothing else is stored there.
+///
+/// ```
+/// use linkspan_display::{TILE_BYTES, Tiling, untile};
+///
+/// // Two tiles side by side.
+/// let tiles = [[1; TILE_BYTES], [2; TILE_BYTES]];
+/// let mut lines = vec![0; 1024 * 8];
+/// linkspan_mem::past_caches(&mut lines, |lines| {
+///     untile(Tiling::X, &tiles[0], lines, 0, 1024);
+///     untile(Tiling::X, &tiles[1], lines, 512, 1024);
+/// });
+/// assert_eq!((lines[1024 + 511], lines[1024 + 512]), (1, 2));
+/// ```
 ///
 /// # Panics
-/// If they do not fit there, or nothing is tiled.
-pub fn untile(tiling: Tiling, tile: &[u8; TILE_BYTES], lines: &mut [u8], pitch: usize) {
+/// If they do not fit there, or nothing is tiled. What is short of a tile is left out.
+#[inline]
+pub fn untile(tiling: Tiling, tiles: &[u8], lines: &mut PastCaches<'_>, at: usize, pitch: usize) {
     const WIDTH: usize = Tiling::X.width_bytes();
+    let (tiles, _) = tiles.as_chunks::<TILE_BYTES>();
     match tiling {
         Tiling::Linear => panic!("lines are no tiles"),
         Tiling::X => {
-            for (y, line) in tile.as_chunks::<WIDTH>().0.iter().enumerate() {
-                lines[y * pitch..][..WIDTH].copy_from_slice(line);
+            for (number, tile) in tiles.iter().enumerate() {
+                for (y, line) in tile.as_chunks::<WIDTH>().0.iter().enumerate() {
+                    lines.copy(at + y * pitch + number * WIDTH, line);
+                }
             }
         }
-        Tiling::Y => untile_y(tile, lines, pitch),
+        Tiling::Y => {
+            // Line by line over all of them: memory likes long runs.
+            for y in 0..HEIGHT_Y {
+                for (number, tile) in tiles.iter().enumerate() {
+                    let at = at + y * pitch + number * WIDTH_Y;
+                    lines.copy(at, line_y(tile, y).as_flattened());
+                }
+            }
+        }
     }
 }
 
+const HEIGHT_Y: usize = Tiling::Y.height();
+pub(crate) const WIDTH_Y: usize = Tiling::Y.width_bytes();
+pub(crate) const COLUMNS: usize = WIDTH_Y / COLUMN;
+
+/// Line `y` of a Y tile, piece by piece.
 #[inline(always)]
-pub(crate) fn untile_y(tile: &[u8; TILE_BYTES], lines: &mut [u8], pitch: usize) {
-    const HEIGHT: usize = Tiling::Y.height();
-    const COLUMNS: usize = Tiling::Y.width_bytes() / COLUMN;
+pub(crate) fn line_y(tile: &[u8; TILE_BYTES], y: usize) -> [[u8; COLUMN]; COLUMNS] {
+    core::array::from_fn(pieces_y(tile, y))
+}
+
+/// The pieces of line `y` of a Y tile.
+#[inline(always)]
+pub(crate) fn pieces_y(tile: &[u8; TILE_BYTES], y: usize) -> impl Fn(usize) -> [u8; COLUMN] {
     let (pieces, _) = tile.as_chunks::<COLUMN>();
-    let (columns, _) = pieces.as_chunks::<HEIGHT>();
-    let Some(columns) = columns.first_chunk::<COLUMNS>() else {
-        return;
-    };
-    for y in 0..HEIGHT {
-        let line = &mut lines[y * pitch..][..COLUMNS * COLUMN];
-        for (piece, column) in line.as_chunks_mut::<COLUMN>().0.iter_mut().zip(columns) {
-            *piece = column[y];
-        }
-    }
+    move |column| pieces[(column * HEIGHT_Y + y) % (TILE_BYTES / COLUMN)]
 }

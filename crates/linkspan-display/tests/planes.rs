@@ -133,17 +133,31 @@ fn a_loss_drops_every_id_and_is_news_once() {
     assert!(held.lose(Loss::Removed) && held.lose(Loss::Ended));
 }
 
+/// Nothing is shown any more.
+fn never(_: BufferId) -> bool {
+    false
+}
+
 #[test]
 fn an_id_holds_its_buffer_from_query_to_get() {
     let open = Rc::default();
     let mut exports: Exports<(u32, u32), Fd> = Exports::new();
-    let first = exports.query((1024, 4096), || Fd::new(&open)).unwrap();
-    let second = exports.query((1024, 8192), || Fd::new(&open)).unwrap();
+    let first = exports
+        .query((1024, 4096), never, || Fd::new(&open))
+        .unwrap();
+    let second = exports
+        .query((1024, 8192), never, || Fd::new(&open))
+        .unwrap();
     assert_ne!(first, second, "the stride is part of the key");
-    assert_eq!(exports.query((1024, 4096), || unreachable!()), Ok(first));
+    assert_eq!(
+        exports.query((1024, 4096), never, || unreachable!()),
+        Ok(first)
+    );
     // Others are shown before it is fetched.
     for number in 0..14 {
-        exports.query((number, 0), || Fd::new(&open)).unwrap();
+        exports
+            .query((number, 0), never, || Fd::new(&open))
+            .unwrap();
     }
     assert_eq!(open.get(), 16);
     let made = exports.get(first, |buffer| Ok::<_, ()>(Rc::clone(&buffer.0)));
@@ -156,9 +170,9 @@ fn an_id_holds_its_buffer_from_query_to_get() {
 fn an_id_that_is_retired_or_was_never_given_is_a_named_error() {
     let open = Rc::default();
     let mut exports: Exports<u32, Fd> = Exports::new();
-    let first = exports.query(0, || Fd::new(&open)).unwrap();
+    let first = exports.query(0, never, || Fd::new(&open)).unwrap();
     for key in 1..=16 {
-        exports.query(key, || Fd::new(&open)).unwrap();
+        exports.query(key, never, || Fd::new(&open)).unwrap();
     }
     assert_eq!(open.get(), 16, "no more are held, however many are shown");
     let get = |exports: &Exports<u32, Fd>, id| exports.get(id, |_| Ok::<_, ()>(())).unwrap_err();
@@ -166,11 +180,35 @@ fn an_id_that_is_retired_or_was_never_given_is_a_named_error() {
     for id in [BufferId(0), BufferId(18), BufferId(u32::MAX)] {
         assert_eq!(get(&exports, id), ExportError::Unknown { id });
     }
-    let again = exports.query(0, || Fd::new(&open)).unwrap();
+    let again = exports.query(0, never, || Fd::new(&open)).unwrap();
     assert_ne!(again, first, "numbers are not used twice");
     exports.retire();
     assert_eq!(open.get(), 0);
     assert_eq!(get(&exports, again), ExportError::Retired { id: again });
+}
+
+#[test]
+fn an_id_that_is_still_shown_is_not_pushed_out() {
+    let open = Rc::default();
+    let mut exports: Exports<u32, Fd> = Exports::new();
+    let first = exports.query(0, never, || Fd::new(&open)).unwrap();
+    for key in 1..100 {
+        let pushed = exports.query(key, |id| id == first, || Fd::new(&open));
+        pushed.unwrap();
+        assert!(exports.get(first, |_| Ok::<_, ()>(())).is_ok(), "{key}");
+    }
+    assert_eq!(open.get(), 16);
+    // More are shown than are held otherwise: all of them, and no more once they are not.
+    for key in 100..140 {
+        exports.query(key, |_| true, || Fd::new(&open)).unwrap();
+    }
+    assert_eq!(open.get(), 56);
+    let last = exports.query(140, never, || Fd::new(&open)).unwrap();
+    assert_eq!(open.get(), 16);
+    // Nor are they where all that is hidden goes at once.
+    exports.retire_hidden(|id| id == last);
+    assert_eq!(open.get(), 1);
+    assert!(exports.get(last, |_| Ok::<_, ()>(())).is_ok());
 }
 
 /// The first patch made a descriptor and then failed to say which: it leaked.
@@ -178,7 +216,7 @@ fn an_id_that_is_retired_or_was_never_given_is_a_named_error() {
 fn the_descriptor_is_made_last_and_a_failure_changes_nothing() {
     let open: Rc<Cell<i32>> = Rc::default();
     let mut exports: Exports<u32, Fd> = Exports::new();
-    let id = exports.query(0, || Fd::new(&open)).unwrap();
+    let id = exports.query(0, never, || Fd::new(&open)).unwrap();
     let failed: Result<(), _> = exports.get(id, |_| Err("no descriptors left"));
     assert_eq!(failed, Err(ExportError::Make("no descriptors left")));
     assert_eq!(open.get(), 1);

@@ -17,6 +17,12 @@ impl Counter {
         );
     }
 
+    /// Makes it this: for what is a place and no count.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The count.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
@@ -36,6 +42,12 @@ pub struct QueueCounters {
     pub notifications: Counter,
     /// Times that the ring was retired because the peer broke it.
     pub ring_errors: Counter,
+    /// The available index up to which requests were taken, after the last pass.
+    pub available: Counter,
+    /// The used index up to which they were answered, after the last pass.
+    pub used: Counter,
+    /// Requests that were taken and not answered, after the last pass.
+    pub in_flight: Counter,
 }
 
 /// What a worker counts of itself.

@@ -2,6 +2,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use linkspan_vhost::{MemoryRegion, ProtocolFeatures};
+
+use crate::counters::QueueCounters;
+use crate::messages::Messages;
 
 /// Where an endpoint is in its life. An end that is not wanted leads back to
 /// waiting: there is no dead end.
@@ -48,11 +54,46 @@ impl fmt::Display for Phase {
     }
 }
 
+/// What was agreed upon with a peer, as anybody may look at it.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// The features that the driver accepted, once it did.
+    pub features: Option<u64>,
+    /// What was agreed upon of the protocol.
+    pub protocol_features: ProtocolFeatures,
+    /// The peer's memory that is mapped.
+    pub regions: Vec<MemoryRegion>,
+    /// The rings that run.
+    pub rings: Vec<RingView>,
+}
+
+/// A ring that runs.
+#[derive(Clone, Debug)]
+pub struct RingView {
+    /// Index within its device.
+    pub index: u16,
+    /// Its entries.
+    pub size: u16,
+    /// Whether it takes requests.
+    pub enabled: bool,
+    /// What its worker counts; none if a device of the kernel has it.
+    pub counters: Option<Arc<QueueCounters>>,
+}
+
 /// An endpoint as anybody may look at it. One thread moves it on.
 #[derive(Debug)]
 pub struct Endpoint {
     phase: AtomicU8,
     generation: AtomicU32,
+    messages: Arc<Messages>,
+    /// Changed with the peer's messages, never with requests.
+    seen: Mutex<Seen>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    view: View,
+    last_error: Option<String>,
 }
 
 impl Default for Endpoint {
@@ -60,6 +101,8 @@ impl Default for Endpoint {
         Self {
             phase: AtomicU8::new(Phase::Idle as u8),
             generation: AtomicU32::new(0),
+            messages: Arc::default(),
+            seen: Mutex::default(),
         }
     }
 }
@@ -73,6 +116,56 @@ impl Endpoint {
     /// How many peers it has had: marks what belongs to an earlier life.
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// What was agreed upon with the peer that is there.
+    pub fn view(&self) -> View {
+        self.seen().view.clone()
+    }
+
+    /// Why the last life ended that ended by a fault.
+    pub fn last_error(&self) -> Option<String> {
+        self.seen().last_error.clone()
+    }
+
+    /// The messages that go by.
+    pub fn messages(&self) -> &Arc<Messages> {
+        &self.messages
+    }
+
+    /// Shows what was agreed upon, and enters the phase that goes with it.
+    pub(crate) fn show(&self, view: View) {
+        self.enter(match view.features {
+            _ if !view.rings.is_empty() => Phase::Running,
+            Some(_) => Phase::Ready,
+            None => Phase::Negotiating,
+        });
+        self.set_view(view);
+    }
+
+    /// Shows what was agreed upon; the phase is somebody else's business.
+    pub(crate) fn set_view(&self, view: View) {
+        self.seen().view = view;
+    }
+
+    /// Something went wrong: it is the last error until the next one.
+    pub fn fault(&self, fault: &str) {
+        self.seen().last_error = Some(fault.to_owned());
+    }
+
+    /// The peer is gone, by a fault perhaps, and with it what was agreed upon.
+    pub(crate) fn lose(&self, fault: Option<&str>) {
+        self.enter(Phase::Reconnecting);
+        let mut seen = self.seen();
+        seen.view = View::default();
+        if let Some(fault) = fault {
+            seen.last_error = Some(fault.to_owned());
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        // What is within is whole after each change.
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves on.

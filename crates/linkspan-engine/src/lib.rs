@@ -5,15 +5,18 @@
 #![forbid(unsafe_code)]
 
 mod config_space;
+mod connecting;
 mod counters;
 mod device;
 mod dirty;
 mod driver;
 mod endpoint;
+mod histogram;
 mod in_process;
 mod inflight;
 mod limit;
 mod link;
+mod messages;
 mod place;
 mod queues;
 mod rate;
@@ -23,6 +26,7 @@ pub mod session;
 mod spin;
 pub mod vdpa;
 pub mod vduse;
+pub mod vfio_user;
 pub mod vhost_user;
 pub mod vmbus;
 mod worker;
@@ -36,10 +40,12 @@ pub use dirty::RingLog;
 pub use driver::{
     DriverMemory, LinkEnded, QueueEvents, QueueHandle, QueueLink, Resumed, RingPlace, queue_link,
 };
-pub use endpoint::{Endpoint, Phase};
+pub use endpoint::{Endpoint, Phase, RingView, View};
+pub use histogram::{Histogram, Latency};
 pub use in_process::InProcess;
 pub use inflight::InflightAreaError;
 pub use limit::LogLimit;
+pub use messages::{Messages, Passed, Sights};
 pub use place::PlaceError;
 pub use rate::{Bucket, Rate, RateLimit};
 pub use rings::StartRingError;

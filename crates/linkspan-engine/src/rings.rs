@@ -13,6 +13,7 @@ use linkspan_virtio::Features;
 use crate::counters::QueueCounters;
 use crate::device::{ActiveRing, Device, NETWORK_DEVICE, OpenQueueError};
 use crate::dirty::RingLog;
+use crate::endpoint::RingView;
 use crate::inflight::InflightArea;
 use crate::place::{PlaceError, Start, place_queue};
 use crate::worker::{EventSink, Notify, Ring, RingEvent, RingKey, Workers};
@@ -93,6 +94,21 @@ impl Rings {
     pub(crate) fn running(&self) -> impl Iterator<Item = (u16, Run)> {
         let slots = (0..).zip(&self.slots);
         slots.filter_map(|(ring, slot)| Some((ring, slot.run?)))
+    }
+
+    /// The rings that run, for who looks at them.
+    pub(crate) fn views(&self, enabled: impl Fn(u16) -> bool) -> Vec<RingView> {
+        let slots = (0..).zip(&self.slots);
+        let views = slots.filter_map(|(index, slot)| {
+            let setup = slot.run?.setup;
+            Some(RingView {
+                index,
+                size: setup.size,
+                enabled: enabled(index),
+                counters: Some(Arc::clone(&slot.counters)),
+            })
+        });
+        views.collect()
     }
 
     /// Whether no ring runs.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, io, thread};
 
 use linkspan_sys::poll::{Epoll, Interest};
@@ -211,6 +211,7 @@ pub trait Task: Any + Send {
 enum Command {
     Start(Box<Ring>, EventSink),
     Add(Box<dyn Task>, Sender<io::Result<()>>),
+    Answer(Sender<()>),
     Stop,
     Enable(bool),
     Kick(Option<PeerEventFd>),
@@ -336,6 +337,23 @@ impl Workers {
         Ok(key)
     }
 
+    /// Whether each worker comes round within this time: none is held up by what it does.
+    /// Waits for them, so never call it on one.
+    pub fn come_round(&self, limit: Duration) -> bool {
+        let by = Instant::now() + limit;
+        let (sender, answers) = mpsc::channel();
+        for worker in 0..self.threads.len() {
+            // The number is no ring's.
+            let key = RingKey {
+                worker,
+                slot: u64::MAX,
+            };
+            self.send(key, Command::Answer(sender.clone()));
+        }
+        let left = || by.saturating_duration_since(Instant::now());
+        (0..self.threads.len()).all(|_| answers.recv_timeout(left()).is_ok())
+    }
+
     /// Takes a ring back once it is quiet: [`RingEvent::Stopped`] follows.
     pub fn stop(&self, key: RingKey) {
         self.send(key, Command::Stop);
@@ -441,6 +459,7 @@ impl Ring {
         let before = self.active.queue.state();
         let progress = self.work(drain, before.next_used, neighbours);
         let after = self.active.queue.state();
+        self.counters.in_flight.set(self.handler.in_flight() as u64);
         (after != before, progress.map_err(|error| self.fault(error)))
     }
 
@@ -473,7 +492,10 @@ impl Ring {
     /// Shows the driver what was pushed since the position `used`.
     fn publish(&mut self, used: u16) -> Result<(), RingFault> {
         let active = &mut self.active;
-        let now = active.queue.state().next_used;
+        let state = active.queue.state();
+        let now = state.next_used;
+        self.counters.available.set(state.next_available.into());
+        self.counters.used.set(now.into());
         if let Some(log) = &active.log {
             // What is logged has to be there.
             active.queue.end_run();

@@ -1,14 +1,17 @@
-//! Each call to the kernel fails in turn, with a driver of ours and with a front
-//! end that a device is passed on to: no descriptor, mapping, queue or thread
-//! stays. A census is of the whole process, so this is one test.
+//! Each call to the kernel fails in turn, with a driver of ours, with a front end that
+//! a device is passed on to, and with a client to whom it is a PCI function: no
+//! descriptor, mapping, queue or thread stays. A census is of the whole process, so this is one test.
 
+use linkspan_engine::vdpa::PciDevice;
 use linkspan_mem::Gpa;
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::vdpa::BackendFeatures;
 use linkspan_testkit::census::{settled, start_reaper};
 use linkspan_testkit::disk::room;
 use linkspan_testkit::vdpa::{Machine, Quirks};
-use linkspan_testkit::{Census, Disk, DiskRing, Driven, FrontEnd, Options, Served, SharedMemory};
+use linkspan_testkit::{
+    Census, Disk, DiskRing, Driven, FrontEnd, Options, Served, SharedMemory, VirtioPci,
+};
 
 const EIO: i32 = 5;
 
@@ -36,6 +39,8 @@ fn whichever_call_fails_nothing_is_left() {
         let calls = each_call(&machine, &before, || drive(&machine));
         assert!(calls > 30, "{calls}");
         let calls = each_call(&machine, &before, || pass_on(&machine));
+        assert!(calls > 60, "{calls}");
+        let calls = each_call(&machine, &before, || show(&machine));
         assert!(calls > 60, "{calls}");
     }
 }
@@ -68,6 +73,44 @@ fn drive(machine: &Machine) -> Result<(), String> {
 fn pass_on(machine: &Machine) -> Result<(), String> {
     let served = Served::bridge(machine).map_err(|error| error.to_string())?;
     let done = use_it(&served);
+    served.stop();
+    done
+}
+
+/// Shows it to a client whose driver starts it, lets it go on in other memory, and
+/// starts it anew. What fails there is a status.
+fn show(machine: &Machine) -> Result<(), String> {
+    let share = |device: &mut PciDevice| {
+        // It may be lost just then.
+        drop(device.share_doorbells());
+    };
+    let served = Served::function(machine, share).map_err(|error| error.to_string())?;
+    let text = |error: linkspan_testkit::pci::Refused| error.to_string();
+    let drive = || {
+        let mut driver = VirtioPci::connect(&served.socket()).map_err(text)?;
+        let memory = SharedMemory::new(room(2, 64), Gpa(0x10_0000), Sealing::Fixed);
+        for _ in 0..2 {
+            driver.client.map(&memory).map_err(text)?;
+            if !driver.negotiate() {
+                return Err("it does not agree".to_owned());
+            }
+            for ring in 0..2 {
+                let ring = DiskRing::new(&memory, ring, 4, driver.features());
+                driver.enable(&ring, 0xffff);
+            }
+            driver.start();
+            driver.client.unmap(&memory).map_err(text)?;
+            driver.client.map(&memory).map_err(text)?;
+            if driver.status() != 15 {
+                return Err("it does not run".to_owned());
+            }
+            driver.client.reset().map_err(text)?;
+            driver.use_memory(true);
+            driver.client.unmap(&memory).map_err(text)?;
+        }
+        Ok(())
+    };
+    let done = drive();
     served.stop();
     done
 }

@@ -666,3 +666,27 @@ fn without_an_address_space_of_its_own_control_queue_and_mq_are_hidden() {
     assert_eq!(card.commands(), Vec::<Vec<u8>>::new());
     drop(front);
 }
+
+/// What the front end says, and what becomes calls of the device, can be seen; so can what
+/// was agreed upon.
+#[test]
+fn messages_and_calls_are_said_in_order() {
+    let (_machine, served) = disk(1);
+    let disk = served.drive(1);
+    let endpoint = served.server().endpoint();
+    let view = endpoint.view();
+    assert!(view.features.is_some() && view.regions.len() == 1);
+    let ring = &view.rings[0];
+    assert!(ring.enabled && ring.counters.is_none());
+    let said = endpoint.messages().last(0);
+    let at = |text: &str| {
+        let place = said.iter().position(|it| it.text.contains(text));
+        place.unwrap_or_else(|| panic!("{text}: {said:#?}"))
+    };
+    assert!(at("VHOST_USER_SET_MEM_TABLE") < at("VHOST_IOTLB_UPDATE of"));
+    assert!(at("VHOST_IOTLB_UPDATE of") < at("VHOST_VDPA_SET_STATUS to 0xf"));
+    assert!(said[at("VHOST_USER_GET_FEATURES")].by_peer);
+    disk.shut_down();
+    served.next_end();
+    served.stop();
+}

@@ -617,3 +617,30 @@ fn memory_that_is_taken_back_breaks_its_rings_until_a_reset() {
             .any(|event| matches!(event, Event::Broken { .. }))
     );
 }
+
+/// What the kernel asks and hears, and what was agreed upon, can be seen.
+#[test]
+fn each_message_of_the_kernel_is_said() {
+    let rig = Rig::new();
+    let (server, _events) = rig.serve();
+    let mut driver = rig.drive();
+    assert_eq!(driver.read(1), content(1));
+    assert!(rig.kernel.update_memory(NAME));
+    let view = server.endpoint().view();
+    assert_eq!(view.features, Some(NEEDED));
+    assert_eq!(view.rings.len(), 1);
+    let said = server.endpoint().messages().last(0);
+    let texts: Vec<_> = said
+        .iter()
+        .map(|it| (it.by_peer, it.text.as_str()))
+        .collect();
+    for (by_peer, start) in [
+        (true, "VDUSE_SET_STATUS "),
+        (false, "answer "),
+        (true, "VDUSE_UPDATE_IOTLB "),
+    ] {
+        let is = |(by, text): &(bool, &str)| *by == by_peer && text.starts_with(start);
+        assert!(texts.iter().any(is), "{start}: {texts:?}");
+    }
+    server.stop().unwrap();
+}

@@ -314,6 +314,11 @@ mod fold {
                 "cmp {s}, {e}",
                 "jae 3f",
                 "2:",
+                // No fault wherever that is.
+                "prefetcht0 [{s} + 2048]",
+                "prefetcht0 [{s} + 2112]",
+                "prefetcht0 [{s} + 2176]",
+                "prefetcht0 [{s} + 2240]",
                 "vpclmulqdq zmm4, zmm0, zmm12, 0x00",
                 "vpclmulqdq zmm5, zmm1, zmm12, 0x00",
                 "vpclmulqdq zmm6, zmm2, zmm12, 0x00",

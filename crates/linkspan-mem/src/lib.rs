@@ -15,6 +15,7 @@ pub mod record;
 mod region;
 mod ring;
 mod space;
+mod stream;
 mod wide;
 
 pub use addr::{Address, Gpa, Iova, RegionOffset, UserVa};
@@ -30,4 +31,5 @@ pub use ring::{
     UsedElement, Window, WindowError,
 };
 pub use space::{AddressSpace, GuestMemory, RegionTable, Short, SpaceError, Span};
+pub use stream::{PastCaches, ahead, past_caches};
 pub use wide::{Kernel, wide};

@@ -216,7 +216,10 @@ impl SharedSlice<'_> {
         len
     }
 
-    /// Copies 12 bytes in; `false`, and nothing is written, when there is no room.
+    /// Makes the first 12 bytes these; `false`, and nothing is written, when there is no
+    /// room. Where they end a cache line, so that what follows them has lines of its own,
+    /// bytes that are there already are not written anew: the line stays with everybody
+    /// who reads it.
     #[inline]
     pub fn write_12(&self, bytes: [u8; 12]) -> bool {
         if self.len < 12 {
@@ -224,9 +227,21 @@ impl SharedSlice<'_> {
         }
         let [a, b, c, d, e, f, g, h, high @ ..] = bytes;
         let low = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        let value = (low, u32::from_ne_bytes(high));
+        let place = self.base.as_ptr();
         // SAFETY: 12 bytes are valid, which the borrow keeps mapped.
-        unsafe { store_12(self.base.as_ptr(), (low, u32::from_ne_bytes(high))) };
+        unsafe {
+            if !self.ends_line_after_12() || load_12(place) != value {
+                store_12(place, value);
+            }
+        }
         true
+    }
+
+    /// Whether a cache line ends behind the first 12 bytes.
+    #[inline]
+    fn ends_line_after_12(&self) -> bool {
+        (self.base.as_ptr().addr() + 12).is_multiple_of(CACHE_LINE)
     }
 
     /// The CRC32C of what `crc` stands for, followed by these bytes.
@@ -299,12 +314,14 @@ impl SharedSlice<'_> {
         }
     }
 
-    /// The same for bytes that are to be [written](Self::write).
+    /// The same for bytes that are to be [written](Self::write). A line of which only the
+    /// last 12 are these is not taken from others, as [`write_12`](Self::write_12) mostly
+    /// leaves it alone.
     #[inline]
     pub fn prefetch_to_write(&self) {
-        for place in self.two_lines() {
-            prefetch(place, true);
-        }
+        let [first, second] = self.two_lines();
+        prefetch(first, !self.ends_line_after_12());
+        prefetch(second, true);
     }
 
     /// Bytes in the first two cache lines, perhaps in one that these bytes only touch.
@@ -487,6 +504,24 @@ mod tests {
         assert_eq!(slice(7, 90).read_12().unwrap()[..], pattern(100)[7..19]);
         assert!(slice(88, 12).read_12().is_some());
         assert_eq!(slice(89, 11).read_12(), None);
+    }
+
+    #[test]
+    fn twelve_bytes_are_written_wherever_a_cache_line_ends() {
+        for at in 0..64 {
+            let region = region(&pattern(100));
+            let slice = region.slice(at, 12).unwrap();
+            let at = usize::try_from(at).unwrap();
+            for fill in [pattern(100)[at], 7, 7, 0] {
+                assert!(slice.write_12([fill; 12]));
+                assert_eq!(slice.read_12(), Some([fill; 12]), "at {at}");
+            }
+            assert_eq!(bytes(&region)[..at], pattern(100)[..at]);
+            assert_eq!(bytes(&region)[at + 12..], pattern(100)[at + 12..]);
+        }
+        let short = region(&[0; 100]);
+        assert!(!short.slice(89, 11).unwrap().write_12([1; 12]));
+        assert_eq!(bytes(&short), [0; 100]);
     }
 
     #[test]

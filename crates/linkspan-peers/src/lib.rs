@@ -13,6 +13,7 @@ pub mod rust_vmm_back_end;
 pub mod rust_vmm_driver;
 pub mod storage_daemon;
 pub mod testpmd;
+pub mod vfio_user_driver;
 pub mod virtio_driver_driver;
 
 pub use blkio_driver::Blkio;
@@ -22,4 +23,5 @@ pub use rust_vmm_back_end::{Manner, RustVmmBackEnd};
 pub use rust_vmm_driver::RustVmm;
 pub use storage_daemon::StorageDaemon;
 pub use testpmd::Testpmd;
+pub use vfio_user_driver::VfioUserDisk;
 pub use virtio_driver_driver::{SharedBytes, VirtioDriver};

@@ -40,8 +40,13 @@ pub enum Port {
         /// Frames may take several receive buffers.
         mergeable: bool,
     },
-    /// The same driver with split rings, and it listens at the path.
-    VirtioUserServer,
+    /// The same driver, and it listens at the path.
+    VirtioUserServer {
+        /// Packed rings.
+        packed: bool,
+        /// Buffers in order.
+        in_order: bool,
+    },
 }
 
 impl Port {
@@ -61,9 +66,11 @@ impl Port {
                 number(in_order),
                 number(mergeable)
             ),
-            Self::VirtioUserServer => {
-                format!("net_virtio_user0,path={path},queues={queues},queue_size=256,server=1")
-            }
+            Self::VirtioUserServer { packed, in_order } => format!(
+                "net_virtio_user0,path={path},queues={queues},queue_size=256,packed_vq={},in_order={},server=1",
+                number(packed),
+                number(in_order)
+            ),
         }
     }
 }
@@ -98,7 +105,7 @@ impl Testpmd {
     /// When it is not installed, or does not start.
     pub fn start(port: Port, path: &Path, queues: u16, mode: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        if matches!(port, Port::Vhost | Port::VirtioUserServer) {
+        if matches!(port, Port::Vhost | Port::VirtioUserServer { .. }) {
             // One that was killed leaves its socket, at which the next one fails.
             drop(fs::remove_file(path));
         }

@@ -90,6 +90,9 @@ pub struct Pool {
     free: Vec<Slice>,
     slabs: Vec<MemoryId>,
     lent: usize,
+    /// Which buffers of each slab somebody has: each comes back once.
+    #[cfg(debug_assertions)]
+    owned: Vec<Vec<bool>>,
     /// Buffers that may be taken until that is said again.
     allowed: usize,
 }
@@ -107,6 +110,8 @@ impl Pool {
             free: Vec::new(),
             slabs: Vec::new(),
             lent: 0,
+            #[cfg(debug_assertions)]
+            owned: Vec::new(),
             allowed: usize::MAX,
         }
     }
@@ -161,16 +166,16 @@ impl Pool {
         let buffer = self.free.pop()?;
         self.allowed = allowed;
         self.lent += 1;
+        #[cfg(debug_assertions)]
+        self.changes_owner(buffer, true);
         Some(buffer)
     }
 
     /// Takes back a buffer, of which any part from its begin on is given.
     #[inline]
     pub fn put(&mut self, buffer: Slice) {
-        debug_assert!(
-            self.slabs.contains(&buffer.memory),
-            "{buffer:?} is no buffer of these"
-        );
+        #[cfg(debug_assertions)]
+        self.changes_owner(buffer, false);
         assert!(self.lent > 0, "no buffer is lent: {buffer:?}");
         self.lent -= 1;
         self.free.push(Slice {
@@ -179,12 +184,30 @@ impl Pool {
         });
     }
 
+    /// Who gives a buffer back has it, and who is given one has not.
+    #[cfg(debug_assertions)]
+    fn changes_owner(&mut self, buffer: Slice, lent: bool) {
+        let slab = self.slabs.iter().position(|slab| *slab == buffer.memory);
+        let index = usize::try_from(buffer.offset / u64::from(self.size)).unwrap_or(usize::MAX);
+        let begins = buffer.offset.is_multiple_of(self.size.into());
+        let Some(owned) = slab
+            .and_then(|slab| self.owned[slab].get_mut(index))
+            .filter(|_| begins)
+        else {
+            panic!("{buffer:?} is no buffer of these");
+        };
+        assert_ne!(*owned, lent, "{buffer:?} is lent, or comes back, twice");
+        *owned = lent;
+    }
+
     /// Gives all memory back, that of buffers that are lent included.
     pub fn give_up(&mut self, memories: &mut Memories) {
         for slab in self.slabs.drain(..) {
             memories.remove(slab);
         }
         self.free.clear();
+        #[cfg(debug_assertions)]
+        self.owned.clear();
         (self.allocated, self.lent) = (0, 0);
     }
 
@@ -199,6 +222,8 @@ impl Pool {
         self.slabs.try_reserve(1).ok()?;
         let memory = add(region).ok()?;
         self.slabs.push(memory);
+        #[cfg(debug_assertions)]
+        self.owned.push(alloc::vec![false; count]);
         self.allocated += bytes;
         // The first one first.
         for at in (0..count).rev() {
@@ -268,6 +293,28 @@ mod tests {
             assert_eq!(pool.take(&mut memories).map(|it| it.len), Some(1408));
         }
         assert!(pool.take(&mut memories).is_none());
+    }
+
+    /// Two others are lent meanwhile, so that the number alone does not tell.
+    #[cfg(debug_assertions)]
+    #[test]
+    #[should_panic(expected = "is lent, or comes back, twice")]
+    fn a_buffer_that_comes_back_twice_is_found() {
+        let mut memories = Memories::new();
+        let mut pool = Pool::new(64, 1 << 20);
+        let lent = [(); 3].map(|()| pool.take(&mut memories).unwrap());
+        pool.put(lent[1].part(0, 7));
+        pool.put(lent[1].part(0, 9));
+    }
+
+    #[cfg(debug_assertions)]
+    #[test]
+    #[should_panic(expected = "is no buffer of these")]
+    fn the_middle_of_a_buffer_is_none() {
+        let mut memories = Memories::new();
+        let mut pool = Pool::new(64, 1 << 20);
+        let lent = pool.take(&mut memories).unwrap();
+        pool.put(lent.part(8, 7));
     }
 
     #[test]

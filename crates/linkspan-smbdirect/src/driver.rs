@@ -6,6 +6,8 @@
 //! ([`linkspan_rdma::Pool::take_by`]); the area of reassembly is private, and there while a
 //! message that a peer cut into very many pieces is.
 
+use alloc::vec::Vec;
+
 use linkspan_mem::{Region, SharedSlice};
 use linkspan_rdma::verbs::{
     Access, Depth, Event, Failure, Greeting, Post, PostError, Received, Remote, Slice, Verbs, Work,
@@ -15,6 +17,7 @@ use linkspan_rdma::{Memories, depth};
 use crate::connection::{
     Arrival, Connection, News, RegistrationId, Role, Staged, State, Task, WorkId,
 };
+use crate::describe::{PASSING_MAX, Passing};
 use crate::descriptor::Descriptor;
 use crate::error::Refusal;
 use crate::inbox::{Piece, Place};
@@ -49,6 +52,11 @@ pub struct Driver {
     /// A peer that wants to connect; it is answered when its first message has a receive.
     request: Option<Greeting>,
     failure: Option<Failure>,
+    /// Whether the negotiation may go on still.
+    negotiates: bool,
+    /// Whether somebody wants to see all messages.
+    watched: bool,
+    passing: Vec<Passing>,
 }
 
 impl Driver {
@@ -63,7 +71,48 @@ impl Driver {
             area: None,
             request: None,
             failure: None,
+            negotiates: true,
+            watched: false,
+            passing: Vec::new(),
         }
+    }
+
+    /// Whether somebody wants to see each message from now on. Those of the negotiation are
+    /// always to be seen.
+    pub fn watch(&mut self, watched: bool) {
+        self.watched = watched;
+    }
+
+    /// Messages that went by since, which are to be taken now and then: more than 1024 are
+    /// not kept.
+    pub fn passing(&mut self) -> Vec<Passing> {
+        core::mem::take(&mut self.passing)
+    }
+
+    fn pass(&mut self, passing: impl FnOnce() -> Passing) {
+        if self.watched && self.passing.len() < PASSING_MAX {
+            self.passing.push(passing());
+        }
+    }
+
+    /// A message of the negotiation.
+    fn negotiates(&mut self, by_peer: bool, head: &[u8]) {
+        let own = self.core.role();
+        let sender = match (own, by_peer) {
+            (Role::Initiator, false) | (Role::Listener, true) => Role::Initiator,
+            _ => Role::Listener,
+        };
+        if self.passing.len() < PASSING_MAX {
+            let passing = Passing::negotiation(by_peer, sender, head);
+            self.passing.push(passing);
+        }
+    }
+
+    /// Whether the next message is one of the negotiation.
+    fn is_negotiating(&mut self) -> bool {
+        let over = [State::Connected, State::Disconnecting, State::Disconnected];
+        self.negotiates = self.negotiates && !over.contains(&self.core.state());
+        self.negotiates
     }
 
     /// Bytes of memory for the headers of one connection, whatever the device takes off.
@@ -128,6 +177,11 @@ impl Driver {
         let mut head = [0; wire::HEAD_LEN];
         let first = memories.slice(buffer.part(0, HEADER_LEN));
         let len = first.map_or(0, |bytes| bytes.read(&mut head));
+        if self.is_negotiating() {
+            self.negotiates(true, &head[..len]);
+        } else {
+            self.pass(|| Passing::received(&head[..len]));
+        }
         let arrival = Arrival {
             buffer,
             len: buffer.len,
@@ -153,7 +207,7 @@ impl Driver {
     /// all is done. To be called until then after anything has happened.
     pub fn poll(&mut self, now_ms: u64, verbs: &mut impl Verbs) -> Option<News> {
         loop {
-            while let Some(task) = self.core.next_task(now_ms) {
+            while let Some(task) = self.next_task(now_ms) {
                 if let Task::Tell(news) = task {
                     return Some(news);
                 }
@@ -167,6 +221,37 @@ impl Driver {
                 self.answer(verbs, &greeting);
             }
         }
+    }
+
+    /// How many messages were sent, if that is what [`poll`](Self::poll) would tell next, one by
+    /// one: for upper layers that count them.
+    pub fn poll_sent(&mut self) -> Option<u32> {
+        self.core.sent_in_a_row()
+    }
+
+    fn next_task(&mut self, now_ms: u64) -> Option<Task> {
+        let negotiates = self.is_negotiating();
+        let task = self.core.next_task(now_ms)?;
+        match task {
+            Task::Send { .. } if negotiates => {
+                let header = self.core.staged().header;
+                self.negotiates(false, header.bytes());
+            }
+            Task::Send { .. } if self.watched => {
+                let header = self.core.staged().header;
+                self.pass(|| Passing::sent(&header));
+            }
+            Task::Write { remote, .. } if self.watched => {
+                let bytes = self.core.staged().data.len();
+                self.pass(|| Passing::write(remote, bytes));
+            }
+            Task::Read { remote, .. } if self.watched => {
+                let bytes = self.core.staged().data.len();
+                self.pass(|| Passing::read(remote, bytes));
+            }
+            _ => {}
+        }
+        Some(task)
     }
 
     fn carry_out(&mut self, now_ms: u64, verbs: &mut impl Verbs, task: Task) {
@@ -221,7 +306,7 @@ impl Driver {
                 }
             }
             Task::Disconnect => verbs.disconnect(),
-            Task::Tell(_) => {}
+            Task::Sent { .. } | Task::Tell(_) => {}
         }
     }
 
@@ -275,9 +360,11 @@ impl Driver {
         access: Access,
     ) -> Result<(RegistrationId, Descriptor), Refusal> {
         let bytes: u64 = slices.iter().map(|slice| u64::from(slice.len)).sum();
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let expose = || -> Result<Remote, PostError> { verbs.expose(slices, access) };
-        self.core
-            .register(u32::try_from(bytes).unwrap_or(u32::MAX), expose)
+        let (id, descriptor) = self.core.register(bytes, expose)?;
+        self.pass(|| Passing::exposure(descriptor.token, bytes));
+        Ok((id, descriptor))
     }
 
     /// What has arrived of the first message, in order and where it lies; what was used

@@ -7,6 +7,7 @@ use alloc::collections::VecDeque;
 
 use linkspan_mem::fault::{Injected, try_with_capacity};
 
+use crate::credits;
 use crate::error::Error;
 use crate::gather;
 use crate::wire::DataTransfer;
@@ -97,7 +98,7 @@ impl Inbox {
             // Between two buffers there is at most one piece of the area.
             pieces: try_with_capacity(2 * capacity + 2)?.into(),
             held: 0,
-            held_max: capacity.saturating_sub((capacity / 4).max(2)),
+            held_max: capacity.saturating_sub((capacity / 4).max(credits::REST_MIN)),
             area: None,
             next: 0,
         })

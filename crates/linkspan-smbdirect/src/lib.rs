@@ -6,6 +6,7 @@ extern crate alloc;
 
 mod connection;
 mod credits;
+mod describe;
 pub mod descriptor;
 mod driver;
 mod error;
@@ -21,6 +22,7 @@ pub use connection::{
     Arrival, Connection, Header, MessageId, News, NotQuiet, Output, RegistrationId, Role, State,
     Status, Traffic, TransferId, WorkId,
 };
+pub use describe::Passing;
 pub use descriptor::Descriptor;
 pub use driver::{Driver, HEADER_LEN, private_data};
 pub use error::{Blame, Error, Misuse, Refusal};

@@ -87,8 +87,7 @@ impl Outbox {
         for slice in data.iter().filter(|slice| slice.len > 0) {
             self.slices.push_back(*slice);
         }
-        let id = MessageId(self.next);
-        self.next += 1;
+        let id = self.name();
         self.messages.push_back(Waiting {
             id,
             left: len,
@@ -97,6 +96,13 @@ impl Outbox {
             after,
         });
         Ok(id)
+    }
+
+    /// A name for a message.
+    pub(crate) fn name(&mut self) -> MessageId {
+        let id = MessageId(self.next);
+        self.next += 1;
+        id
     }
 
     /// Whether a segment can follow, where so many writes were posted.

@@ -271,12 +271,14 @@ fn each_element_of_a_list_fails_in_turn() {
             core.read(&list, &[descriptor], 0).unwrap(),
         ];
         settle(&mut pair);
-        for transfer in transfers {
+        for (transfer, write) in transfers.into_iter().zip([true, false]) {
             let news = &pair.sides[0].news;
-            assert!(
-                news.contains(&News::Transferred { transfer, result }),
-                "{news:?}"
-            );
+            let told = News::Transferred {
+                transfer,
+                write,
+                result,
+            };
+            assert!(news.contains(&told), "{news:?}");
         }
         pair.sides[1].driver.core_mut().deregister(id).unwrap();
         settle(&mut pair);

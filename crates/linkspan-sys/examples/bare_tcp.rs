@@ -1,12 +1,15 @@
 //! What a machine can do at most with TCP on loopback: the ends that `cargo xtask bench
-//! smbdirect` holds ours against.
+//! smbdirect` holds ours against, and the relay of `cargo xtask bench smb`.
 //!
 //! ```text
-//! bare_tcp sink READ            listens, and reads so many bytes at a time
+//! bare_tcp sink READ MEMORY     listens, and reads so many bytes at a time
 //! bare_tcp echo                 listens, and returns what comes
-//! bare_tcp stream PORT WRITE SECONDS
+//! bare_tcp relay PORT READ      listens, and passes on to there and back, so many bytes at a time
+//! bare_tcp stream PORT WRITE SECONDS MEMORY
 //! bare_tcp ping PORT BYTES COUNT
 //! ```
+//!
+//! Reads and writes go through so many bytes of memory, round and round.
 //!
 //! Who listens prints the port. Who connects prints JSON: bytes a second until the last
 //! one was read, or the median time of a round trip, and its processor time.
@@ -20,24 +23,25 @@ use rustix::time::{ClockId, clock_gettime};
 
 type Failure = Box<dyn Error>;
 
-/// Bytes that writes and reads go through, as large as ours do.
-const MEMORY: usize = 4 << 20;
-
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["sink", read] => {
-            let read = read.parse()?;
-            serve(|stream| sink(stream, read))
+        ["sink", read, memory] => {
+            let (read, memory) = (read.parse()?, memory.parse()?);
+            serve(|stream| sink(stream, read, memory))
         }
         ["echo"] => serve(echo),
-        ["stream", port, write, seconds] => {
+        ["relay", port, read] => {
+            let read = read.parse()?;
+            serve(|client| relay(client, connect(port)?, read))
+        }
+        ["stream", port, write, seconds, memory] => {
             let time = Duration::from_secs_f64(seconds.parse()?);
-            stream(connect(port)?, write.parse()?, time)
+            stream(connect(port)?, write.parse()?, time, memory.parse()?)
         }
         ["ping", port, bytes, count] => ping(connect(port)?, bytes.parse()?, count.parse()?),
-        _ => Err("usage: bare_tcp sink|echo|stream|ping, see the source".into()),
+        _ => Err("usage: bare_tcp sink|echo|relay|stream|ping, see the source".into()),
     }
 }
 
@@ -57,11 +61,11 @@ fn serve(each: impl Fn(TcpStream) -> Result<(), Failure>) -> Result<(), Failure>
     }
 }
 
-fn sink(mut stream: TcpStream, read: usize) -> Result<(), Failure> {
-    let mut memory = vec![0; MEMORY];
+fn sink(mut stream: TcpStream, read: usize, memory: usize) -> Result<(), Failure> {
+    let mut memory = vec![0; memory.max(read)];
     let mut at = 0;
     loop {
-        if at + read > MEMORY {
+        if at + read > memory.len() {
             at = 0;
         }
         match stream.read(&mut memory[at..at + read])? {
@@ -81,14 +85,41 @@ fn echo(mut stream: TcpStream) -> Result<(), Failure> {
     }
 }
 
+/// Both directions, each on a thread and through memory of this process.
+fn relay(client: TcpStream, server: TcpStream, read: usize) -> Result<(), Failure> {
+    std::thread::scope(|scope| {
+        scope.spawn(|| pass(&client, &server, read));
+        pass(&server, &client, read);
+    });
+    Ok(())
+}
+
+/// An end of either is the other's.
+fn pass(mut from: &TcpStream, mut to: &TcpStream, read: usize) {
+    let mut bytes = vec![0; read];
+    while let Ok(len @ 1..) = from.read(&mut bytes) {
+        if to.write_all(&bytes[..len]).is_err() {
+            break;
+        }
+    }
+    // Whoever has closed it already wants nothing more.
+    let _ = to.shutdown(Shutdown::Write);
+    let _ = from.shutdown(Shutdown::Read);
+}
+
 /// Processor seconds of this process.
 fn cpu() -> f64 {
     Duration::try_from(clock_gettime(ClockId::ProcessCPUTime))
         .map_or(0.0, |time| time.as_secs_f64())
 }
 
-fn stream(mut stream: TcpStream, write: usize, time: Duration) -> Result<(), Failure> {
-    let memory = vec![1; MEMORY.max(write)];
+fn stream(
+    mut stream: TcpStream,
+    write: usize,
+    time: Duration,
+    memory: usize,
+) -> Result<(), Failure> {
+    let memory = vec![1; memory.max(write)];
     let (mut at, mut bytes, mut calls) = (0, 0_u64, 0_u64);
     let (begin, before) = (Instant::now(), cpu());
     // The clock is looked at now and then.

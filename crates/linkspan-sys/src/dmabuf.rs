@@ -4,7 +4,7 @@ use crate::mapping::Error;
 use crate::{View, view::OutsideView};
 use rustix::fs::{SeekFrom, seek};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `DMA_BUF_IOCTL_SYNC` of linux/dma-buf.h.
 const SYNC: libc::Ioctl = 0x4008_6200;
@@ -29,6 +29,20 @@ impl DmaBuf {
     /// It does not say.
     pub fn size(fd: &OwnedFd) -> io::Result<u64> {
         Ok(seek(fd, SeekFrom::End(0))?)
+    }
+
+    /// The same of one that a peer gave, which may have given anything.
+    ///
+    /// # Errors
+    /// [`Error::NotMemory`] for what is no dma-buf or has fewer bytes, and as
+    /// [`map`](Self::map).
+    pub fn of_peer(fd: OwnedFd, len: u64) -> Result<Self, (Error, OwnedFd)> {
+        use std::os::fd::AsFd as _;
+        // First: other files may hang whoever asks them anything.
+        if !is_dma_buf(fd.as_fd()) || !Self::size(&fd).is_ok_and(|size| len <= size) {
+            return Err((Error::NotMemory, fd));
+        }
+        Self::map(fd, len)
     }
 
     /// Maps its first `len` bytes. The descriptor stays open as long as this.
@@ -70,6 +84,13 @@ impl DmaBuf {
     }
 }
 
+/// Whether a descriptor is of a dma-buf, by what the kernel itself says of it: no file system
+/// is asked, nor can one say the same.
+fn is_dma_buf(fd: BorrowedFd<'_>) -> bool {
+    let said = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+    said.is_ok_and(|said| said.lines().any(|line| line.starts_with("exp_name:")))
+}
+
 impl Reading<'_> {
     /// Copies bytes out, from `offset` on.
     ///
@@ -85,5 +106,18 @@ impl Drop for Reading<'_> {
     fn drop(&mut self) {
         // What it fails with was told at the beginning, and is told the next time.
         let _ = self.0.sync(SYNC_READ | SYNC_END);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memfd::{self, Sealing};
+
+    #[test]
+    fn what_a_peer_gives_for_a_dma_buf_has_to_be_one() {
+        let file = memfd::create("exp_name: not one", 4096, Sealing::Fixed).unwrap();
+        let (error, _) = DmaBuf::of_peer(file, 4096).unwrap_err();
+        assert!(matches!(error, Error::NotMemory), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use crate::acquire;
 use linkspan_mem::fault::Site;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read, write};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount};
 use std::ffi::{CString, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -148,6 +148,19 @@ impl AsFd for Fuse {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Takes the mount at `at` away; with `lazily` its name at once, and itself when nobody uses it
+/// any more.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN, `EBUSY` if it is used, `EINVAL` if nothing is mounted there.
+pub fn unmount(at: &Path, lazily: bool) -> io::Result<()> {
+    let flags = match lazily {
+        true => UnmountFlags::DETACH,
+        false => UnmountFlags::empty(),
+    };
+    Ok(rustix::mount::unmount(at, flags | UnmountFlags::NOFOLLOW)?)
 }
 
 fn positive(result: c_int) -> io::Result<i32> {

@@ -143,6 +143,19 @@ impl PeerMemory {
         self.page_size
     }
 
+    /// Which file it is: no other one that is open or mapped has the same device and
+    /// number.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn file_id(&self) -> Result<(u64, u64), Error> {
+        let stat = fstat(&self.fd).map_err(|errno| Error::System {
+            what: "read the number of the memory file",
+            source: errno.into(),
+        })?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     /// Whether the file can never get shorter (`F_SEAL_SHRINK`). Memory without
     /// that seal is usable too: see [`Mapping::poisoned`].
     #[must_use]

@@ -49,6 +49,10 @@ pub struct ReadyEvent {
 /// A fixed buffer for what [`Epoll::wait`] finds.
 pub struct Ready(Vec<Event>);
 
+// SAFETY: events are numbers. What of them could be a pointer is a token of ours, which is one
+// too, and nothing is ever read through it.
+unsafe impl Send for Ready {}
+
 impl Ready {
     /// Room for `count` events of one wait; the rest comes with the next.
     #[must_use]

@@ -24,6 +24,13 @@ pub enum Access {
     /// Files and folders are made, written, given another name in their folder, and
     /// removed. No file is read.
     Fill,
+    /// Files are read and written, and devices controlled (ioctl).
+    Device,
+    /// Files and sockets are made beside each other, read, written, and removed. Folders
+    /// stay as they are.
+    Beside,
+    /// Everything that is no device and no program.
+    All,
 }
 
 /// Something that may still be done; all else is refused with `EACCES`.
@@ -86,6 +93,10 @@ const REMOVE_DIR: u64 = 1 << 4;
 const REMOVE_FILE: u64 = 1 << 5;
 const MAKE_DIR: u64 = 1 << 7;
 const MAKE_REG: u64 = 1 << 8;
+const MAKE_SOCK: u64 = 1 << 9;
+const MAKE_FIFO: u64 = 1 << 10;
+const MAKE_SYM: u64 = 1 << 12;
+const REFER: u64 = 1 << 13;
 const TRUNCATE: u64 = 1 << 14;
 const IOCTL_DEV: u64 = 1 << 15;
 
@@ -125,11 +136,12 @@ struct PathBeneath {
 
 impl Handled {
     /// All that a kernel with this version can refuse.
-    fn of(version: i32) -> Self {
+    fn of(version: i32, network: Network) -> Self {
         let known = usize::try_from(version).unwrap_or(0).min(FS.len());
+        let without = version >= 4 && network == Network::Without;
         Self {
             fs: FS[..known].iter().fold(0, |all, rights| all | rights),
-            net: if version >= 4 { NET } else { 0 },
+            net: if without { NET } else { 0 },
             scopes: if version >= 6 { SCOPES } else { 0 },
         }
     }
@@ -141,27 +153,45 @@ impl Access {
             Self::Read => READ_FILE | READ_DIR,
             Self::ReadWrite => READ_FILE | READ_DIR | WRITE_FILE,
             Self::Fill => WRITE_FILE | READ_DIR | MAKE_DIR | MAKE_REG | REMOVE_DIR | REMOVE_FILE,
+            Self::Device => Self::ReadWrite.rights() | TRUNCATE | IOCTL_DEV,
+            Self::Beside => {
+                let made = MAKE_REG | MAKE_SOCK | REMOVE_FILE;
+                Self::ReadWrite.rights() | TRUNCATE | made
+            }
+            Self::All => {
+                let made = MAKE_FIFO | MAKE_SYM | MAKE_DIR | REMOVE_DIR;
+                Self::Beside.rights() | made | REFER
+            }
         }
     }
 }
 
-/// Gives up new privileges, and every file but `rules`; executing programs, TCP, and
-/// signals to others as well where the kernel can do that. For good, and for all
-/// threads and programs that this process starts from now on.
+/// Whether new connections of TCP are still made and taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// They are.
+    With,
+    /// They are not.
+    Without,
+}
+
+/// Gives up new privileges, and every file but `rules`; executing programs, the network if
+/// that is said, and signals to others as well where the kernel can do that. For good, and
+/// for all threads and programs that this process starts from now on.
 ///
 /// # Errors
 /// [`Error`]. New privileges may be gone then, and nothing else.
-pub fn enter(rules: &[Rule]) -> Result<Sandbox, Error> {
+pub fn enter(rules: &[Rule], network: Network) -> Result<Sandbox, Error> {
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads > 1 {
         return Err(Error::Threads(threads));
     }
     rustix::thread::set_no_new_privs(true)
         .map_err(|errno| system("give up new privileges")(errno.into()))?;
-    let Some(version) = version().map_err(system("ask for Landlock"))? else {
+    let Some(version) = landlock().map_err(system("ask for Landlock"))? else {
         return Ok(Sandbox::PrivilegesOnly);
     };
-    let handled = Handled::of(version);
+    let handled = Handled::of(version, network);
     let set = create(&handled).map_err(system("make a set of rules"))?;
     for rule in rules {
         let rights = rule.access.rights() & handled.fs;
@@ -178,8 +208,11 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { what, source }
 }
 
-/// `None` where there is no Landlock.
-fn version() -> io::Result<Option<i32>> {
+/// The version of Landlock; `None` where the kernel has none, or it is switched off.
+///
+/// # Errors
+/// What else the kernel answers.
+pub fn landlock() -> io::Result<Option<i32>> {
     let none: *const Handled = null();
     // SAFETY: the version is asked for without a structure.
     let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0, VERSION) };
@@ -236,6 +269,9 @@ mod tests {
     use super::*;
     use crate::testing::{alone, in_child, in_child_alone};
     use std::fs::File;
+    use std::net::TcpListener;
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::process::Command;
 
     fn denied<T>(done: io::Result<T>) {
@@ -244,7 +280,7 @@ mod tests {
     }
 
     fn landlocked(rules: &[Rule]) -> bool {
-        match enter(rules).unwrap() {
+        match enter(rules, Network::Without).unwrap() {
             Sandbox::Landlock(version) => {
                 assert!(version > 0);
                 true
@@ -296,6 +332,58 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_made_and_taken_away_where_that_is_said() {
+        let test = "sandbox::tests::sockets_are_made_and_taken_away_where_that_is_said";
+        in_child_alone(test, || {
+            let dir = tempfile::tempdir().unwrap();
+            let path = |name: &str| dir.path().join(name);
+            for name in ["beside", "all", "other"] {
+                fs::create_dir(path(name)).unwrap();
+            }
+            fs::write(path("disk"), "disk").unwrap();
+            let rules = [
+                Rule::new(path("beside"), Access::Beside),
+                Rule::new(path("all"), Access::All),
+                Rule::new(path("disk"), Access::Device),
+                Rule::new("/dev/null", Access::Device),
+            ];
+            let Sandbox::Landlock(_) = enter(&rules, Network::With).unwrap() else {
+                println!("SKIP: no Landlock here");
+                return;
+            };
+            UnixListener::bind(path("beside/socket")).unwrap();
+            UnixStream::connect(path("beside/socket")).unwrap_err();
+            fs::remove_file(path("beside/socket")).unwrap();
+            fs::write(path("beside/log"), "").unwrap();
+            denied(fs::create_dir(path("beside/folder")));
+            fs::create_dir(path("all/folder")).unwrap();
+            fs::write(path("all/file"), "").unwrap();
+            symlink("file", path("all/folder/link")).unwrap();
+            // From one folder to another.
+            match fs::rename(path("all/file"), path("all/folder/file")) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+                renamed => renamed.unwrap(),
+            }
+            fs::write(path("disk"), "cut off and written").unwrap();
+            fs::write("/dev/null", "").unwrap();
+            denied(UnixListener::bind(path("other/socket")));
+            denied(fs::read("/etc/passwd"));
+            TcpListener::bind("127.0.0.1:0").unwrap();
+        })
+        .assert_success();
+    }
+
+    #[test]
+    fn connections_of_tcp_are_refused_where_that_is_said() {
+        let test = "sandbox::tests::connections_of_tcp_are_refused_where_that_is_said";
+        in_child_alone(test, || match enter(&[], Network::Without).unwrap() {
+            Sandbox::Landlock(4..) => denied(TcpListener::bind("127.0.0.1:0")),
+            _ => println!("SKIP: no Landlock for networks here"),
+        })
+        .assert_success();
+    }
+
+    #[test]
     fn new_privileges_are_gone_for_good() {
         in_child_alone("sandbox::tests::new_privileges_are_gone_for_good", || {
             let status = || fs::read_to_string("/proc/thread-self/status").unwrap();
@@ -315,7 +403,10 @@ mod tests {
     fn a_path_that_is_not_there_is_named() {
         in_child_alone(
             "sandbox::tests::a_path_that_is_not_there_is_named",
-            || match enter(&[Rule::new("/nonexistent/path", Access::Read)]) {
+            || match enter(
+                &[Rule::new("/nonexistent/path", Access::Read)],
+                Network::With,
+            ) {
                 Err(Error::Path { path, .. }) => {
                     assert_eq!(path, Path::new("/nonexistent/path"));
                 }
@@ -332,7 +423,10 @@ mod tests {
         in_child(name, || {
             let (send, wait) = std::sync::mpsc::channel::<()>();
             let other = std::thread::spawn(move || wait.recv().is_err());
-            assert!(matches!(enter(&[]), Err(Error::Threads(2..))));
+            assert!(matches!(
+                enter(&[], Network::With),
+                Err(Error::Threads(2..))
+            ));
             drop(send);
             assert!(other.join().unwrap());
         })
@@ -343,7 +437,7 @@ mod tests {
     fn each_step_fails_in_turn_and_restricts_nothing() {
         let name = "sandbox::tests::each_step_fails_in_turn_and_restricts_nothing";
         in_child(name, || {
-            if version().unwrap().is_none() {
+            if landlock().unwrap().is_none() {
                 println!("SKIP: no Landlock here");
                 return;
             }
@@ -352,7 +446,7 @@ mod tests {
             for nth in 1..=4 {
                 alone(|| {
                     let sweep = linkspan_mem::fault::arm(nth);
-                    let entered = enter(&rules);
+                    let entered = enter(&rules, Network::With);
                     assert_eq!(entered.is_err(), sweep.fired());
                     assert_eq!(sweep.fired(), nth < 4);
                     let passwd = File::open("/etc/passwd");
@@ -366,7 +460,7 @@ mod tests {
     #[test]
     fn each_version_has_its_own_rights() {
         let all = |version| {
-            let handled = Handled::of(version);
+            let handled = Handled::of(version, Network::Without);
             (handled.fs, handled.net, handled.scopes)
         };
         assert_eq!(all(1), (0x1fff, 0, 0));

@@ -307,7 +307,7 @@ const FLAGS: c_short =
     short(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE);
 
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
+const TUNGETIFF: libc::Ioctl = 0x8004_54d2_u32 as libc::Ioctl;
 const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const TUNSETVNETLE: libc::Ioctl = 0x4004_54dc;

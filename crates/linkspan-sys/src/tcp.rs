@@ -86,7 +86,8 @@ impl Pieces {
         // SAFETY: a structure of numbers and pointers, for which zero is none.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.list.as_mut_ptr();
-        message.msg_iovlen = self.count;
+        // Which type it has depends on the C library; there are few.
+        message.msg_iovlen = self.count as _;
         message
     }
 }

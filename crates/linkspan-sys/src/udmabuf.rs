@@ -5,8 +5,10 @@ use linkspan_mem::fault::Site;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+const DEVICE: &str = "/dev/udmabuf";
+
 /// `UDMABUF_CREATE` of linux/udmabuf.h.
-const UDMABUF_CREATE: libc::c_ulong = 0x4018_7542;
+const UDMABUF_CREATE: libc::Ioctl = 0x4018_7542;
 const UDMABUF_FLAGS_CLOEXEC: u32 = 1;
 
 /// struct udmabuf_create.
@@ -19,7 +21,7 @@ struct Create {
 }
 
 /// `UDMABUF_CREATE_LIST` of linux/udmabuf.h.
-const UDMABUF_CREATE_LIST: libc::c_ulong = 0x4008_7543;
+const UDMABUF_CREATE_LIST: libc::Ioctl = 0x4008_7543;
 /// The most pieces of a dma-buf: the kernel's limit, unless its module was told another.
 pub const PIECES_MAX: usize = 1024;
 
@@ -84,10 +86,24 @@ pub fn export_list(pieces: &[Piece<'_>]) -> io::Result<OwnedFd> {
     owned(made)
 }
 
+/// Whether this machine makes such dma-bufs, as far as can be told without one.
+///
+/// # Errors
+/// `NotFound` where the kernel has no `/dev/udmabuf`, or why it cannot be opened.
+pub fn available() -> io::Result<()> {
+    device().map(drop)
+}
+
+/// Whether this machine has the device, which a permission may be missing for.
+#[must_use]
+pub fn exists() -> bool {
+    std::path::Path::new(DEVICE).exists()
+}
+
 fn device() -> io::Result<std::fs::File> {
     acquire(Site::Fd)?;
     let mut options = std::fs::File::options();
-    options.read(true).write(true).open("/dev/udmabuf")
+    options.read(true).write(true).open(DEVICE)
 }
 
 /// What a call that makes a descriptor returned.

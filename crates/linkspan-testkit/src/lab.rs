@@ -17,6 +17,11 @@ const ENV: &str = "LINKSPAN_LAB";
 /// Time between two looks at what the kernel makes.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Whether this is the lab guest.
+pub(crate) fn is_here() -> bool {
+    std::env::var(ENV).is_ok_and(|here| here == "1")
+}
+
 /// Whether this is the lab guest. Elsewhere it says that the test is skipped.
 ///
 /// ```no_run

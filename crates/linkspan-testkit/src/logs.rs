@@ -19,21 +19,26 @@ pub fn capture() {
     });
 }
 
+/// All lines so far.
+fn logged() -> String {
+    let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    String::from_utf8_lossy(&lines).into_owned()
+}
+
+/// The lines so far that contain all of `parts`.
+pub fn lines(parts: &[&str]) -> Vec<String> {
+    let there = |line: &&str| parts.iter().all(|part| line.contains(part));
+    let logged = logged();
+    logged.lines().filter(there).map(str::to_owned).collect()
+}
+
 /// Waits for a line that contains all of `parts`.
 ///
 /// # Panics
 /// When none comes.
 #[track_caller]
 pub fn expect_line(parts: &[&str]) {
-    let logged = || {
-        let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&lines).into_owned()
-    };
-    let there = |text: &str| {
-        text.lines()
-            .any(|line| parts.iter().all(|part| line.contains(part)))
-    };
-    if !settled(|| there(&logged())) {
+    if !settled(|| !lines(parts).is_empty()) {
         panic!("no line with {parts:?} was logged:\n{}", logged());
     }
 }

@@ -8,9 +8,9 @@ use std::sync::mpsc::{self, Receiver};
 
 use linkspan_backends::block::BlockDevice;
 use linkspan_backends::image::{Image, OpenOptions, RawImage, ResizeError};
-use linkspan_engine::vdpa::{BridgedDevice, VdpaError};
+use linkspan_engine::vdpa::{BridgedDevice, PciDevice, VdpaError};
 use linkspan_engine::vhost_user::{self, Event};
-use linkspan_engine::{Device, Server, Workers};
+use linkspan_engine::{Device, Server, Workers, vfio_user};
 use linkspan_sys::Listener;
 use linkspan_sys::socket::Inherited;
 use tempfile::TempDir;
@@ -134,6 +134,38 @@ impl Served {
         };
         let source = Inherited::Listener(listener);
         let server = vhost_user::bridge(source, device, report).expect("a server");
+        let served = Self {
+            server: Some(server),
+            disk: None,
+            events,
+            folder,
+        };
+        assert_eq!(served.next_event(), Event::Listening);
+        Ok(served)
+    }
+
+    /// Shows a vDPA device as a function on a PCI bus at that path, as `changed`.
+    ///
+    /// # Errors
+    /// When the device cannot be had.
+    ///
+    /// # Panics
+    /// When anything else cannot be had.
+    pub fn function(
+        machine: &Machine,
+        changed: impl FnOnce(&mut PciDevice),
+    ) -> Result<Self, VdpaError> {
+        let mut device = PciDevice::open(machine.opener(), 0)?;
+        changed(&mut device);
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = Listener::bind(&folder.path().join("socket")).expect("a socket");
+        let (sender, events) = mpsc::channel();
+        let report = move |event| {
+            // Nobody has to listen.
+            let _ = sender.send(event);
+        };
+        let source = Inherited::Listener(listener);
+        let server = vfio_user::serve(source, device, report).expect("a server");
         let served = Self {
             server: Some(server),
             disk: None,

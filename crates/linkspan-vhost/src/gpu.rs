@@ -2,6 +2,8 @@
 //! (QEMU: docs/interop/vhost-user-gpu.rst). The GPU asks and tells, the front end answers
 //! what it was asked, in order. Numbers are the machine's own.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use thiserror::Error;
@@ -22,15 +24,26 @@ pub const QUESTIONS_MAX: usize = 16;
 
 const REPLY: u32 = 1 << 2;
 
-const GET_PROTOCOL_FEATURES: u32 = 1;
-const SET_PROTOCOL_FEATURES: u32 = 2;
-const GET_DISPLAY_INFO: u32 = 3;
-const CURSOR_POS: u32 = 4;
-const CURSOR_POS_HIDE: u32 = 5;
-const CURSOR_UPDATE: u32 = 6;
-const SCANOUT: u32 = 7;
-const UPDATE: u32 = 8;
-const GET_EDID: u32 = 11;
+macro_rules! requests {
+    ($($name:ident = $code:literal;)*) => {
+        $(const $name: u32 = $code;)*
+
+        /// All messages by their names in the specification, less what they begin with.
+        const REQUESTS: &[(u32, &str)] = &[$(($code, stringify!($name)),)*];
+    };
+}
+
+requests! {
+    GET_PROTOCOL_FEATURES = 1;
+    SET_PROTOCOL_FEATURES = 2;
+    GET_DISPLAY_INFO = 3;
+    CURSOR_POS = 4;
+    CURSOR_POS_HIDE = 5;
+    CURSOR_UPDATE = 6;
+    SCANOUT = 7;
+    UPDATE = 8;
+    GET_EDID = 11;
+}
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -327,6 +340,104 @@ impl Answers {
     }
 }
 
+/// Bytes of a body that are looked at.
+const BODY_SEEN: usize = 32;
+
+/// Messages cut out of the socket's bytes of one direction as they go by, for people who
+/// watch.
+#[derive(Debug, Default)]
+pub struct Watcher {
+    /// The header, and what is looked at of the body.
+    seen: Vec<u8>,
+    /// Bytes of the body that are to come.
+    left: usize,
+}
+
+/// A message that went by, in words once somebody wants them.
+#[derive(Clone, Copy)]
+pub struct Said<'a> {
+    header: Header,
+    body: &'a [u8],
+}
+
+impl Watcher {
+    /// Takes bytes, and says each message that is whole by now.
+    pub fn take(&mut self, mut bytes: &[u8], mut each: impl FnMut(Said<'_>)) {
+        while !bytes.is_empty() {
+            if self.seen.len() < HEADER {
+                let (now, later) = bytes.split_at(bytes.len().min(HEADER - self.seen.len()));
+                self.seen.extend_from_slice(now);
+                bytes = later;
+                let Ok(header) = Header::read_from_bytes(&self.seen) else {
+                    return;
+                };
+                self.left = usize::try_from(header.size).unwrap_or(usize::MAX);
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.left));
+            let room = (HEADER + BODY_SEEN).saturating_sub(self.seen.len());
+            self.seen.extend_from_slice(&now[..now.len().min(room)]);
+            self.left -= now.len();
+            bytes = later;
+            if self.left > 0 {
+                return;
+            }
+            if let Ok((header, body)) = Header::read_from_prefix(&self.seen) {
+                each(Said { header, body });
+            }
+            self.seen.clear();
+        }
+    }
+}
+
+impl Said<'_> {
+    /// Whether it is one of those that come with each change of the picture.
+    #[must_use]
+    pub fn is_picture(&self) -> bool {
+        matches!(
+            self.header.request,
+            UPDATE | CURSOR_POS | CURSOR_POS_HIDE | CURSOR_UPDATE
+        )
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let Header {
+            request,
+            flags,
+            size,
+        } = self.header;
+        let known = REQUESTS.iter().find(|(code, _)| *code == request);
+        let name = known.map_or_else(
+            || format!("message {request}"),
+            |(_, name)| format!("VHOST_USER_GPU_{name}"),
+        );
+        let reply = if flags & REPLY != 0 { " reply" } else { "" };
+        let words: Vec<u32> = self.body.as_chunks::<4>().0.iter().map(word).collect();
+        let said = match (request, words.as_slice()) {
+            (GET_PROTOCOL_FEATURES | SET_PROTOCOL_FEATURES, [low, high]) => {
+                format!(": {:#x}", u64::from(*high) << 32 | u64::from(*low))
+            }
+            (SCANOUT, [head, width, height]) => format!(": screen {head}, {width} by {height}"),
+            (UPDATE, [head, x, y, width, height, ..]) => {
+                format!(": screen {head}, {width} by {height} at {x}, {y}")
+            }
+            (CURSOR_POS | CURSOR_POS_HIDE | CURSOR_UPDATE, [head, x, y, ..]) => {
+                format!(": screen {head}, at {x}, {y}")
+            }
+            (GET_EDID, [head]) => format!(": screen {head}"),
+            _ if size == 0 => String::new(),
+            _ => format!(": {size} bytes"),
+        };
+        name + reply + &said
+    }
+}
+
+fn word(bytes: &[u8; 4]) -> u32 {
+    // The first word of a number of 64 bits is its low one where this runs.
+    u32::from_ne_bytes(*bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,5 +536,45 @@ mod tests {
             visible: false,
         };
         assert_eq!(words(&hide.to_bytes()), [5, 0, 12, 0, 1, 2]);
+    }
+
+    #[test]
+    fn messages_say_what_they_hold_wherever_they_come_apart() {
+        let scanout = Tell::Scanout {
+            head: 1,
+            width: 640,
+            height: 480,
+        };
+        let pixels = vec![7; 4 * 100];
+        let bytes = [
+            message(GET_PROTOCOL_FEATURES, &[]),
+            reply(1, REPLY, &3u64.to_ne_bytes()),
+            scanout.to_bytes(),
+            update(0, 1, 2, 10, 10),
+            pixels,
+            message(99, &[0; 5]),
+            reply(3, REPLY, &[0; DISPLAY_INFO_LEN]),
+        ]
+        .concat();
+        for cut in 0..=bytes.len() {
+            let (mut watcher, mut said) = (Watcher::default(), Vec::new());
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                watcher.take(part, |it| said.push((it.is_picture(), it.text())));
+            }
+            let texts: Vec<_> = said.iter().map(|(_, text)| text.as_str()).collect();
+            assert_eq!(
+                texts,
+                [
+                    "VHOST_USER_GPU_GET_PROTOCOL_FEATURES",
+                    "VHOST_USER_GPU_GET_PROTOCOL_FEATURES reply: 0x3",
+                    "VHOST_USER_GPU_SCANOUT: screen 1, 640 by 480",
+                    "VHOST_USER_GPU_UPDATE: screen 0, 10 by 10 at 1, 2",
+                    "message 99: 5 bytes",
+                    "VHOST_USER_GPU_GET_DISPLAY_INFO reply: 408 bytes",
+                ],
+                "{cut}"
+            );
+            assert!(said[3].0 && !said[2].0);
+        }
     }
 }

@@ -6,6 +6,7 @@ extern crate alloc;
 
 mod area;
 pub mod backend;
+pub mod describe;
 mod error;
 mod fd;
 mod features;

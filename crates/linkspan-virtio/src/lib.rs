@@ -13,6 +13,7 @@ mod layout;
 pub mod limits;
 mod order;
 pub mod packed;
+pub mod pci;
 mod queue;
 mod saved;
 pub mod split;

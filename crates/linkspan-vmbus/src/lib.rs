@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod channel;
+pub mod describe;
 pub mod fcopy;
 mod guid;
 pub mod ic;

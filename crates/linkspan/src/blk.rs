@@ -11,20 +11,26 @@ use linkspan_backends::block::{BlockDevice, DiskOptions};
 use linkspan_backends::image::{self, Format, Image, ImageOptions, Spec, parse_size};
 use linkspan_devices::block::ID_BYTES;
 use linkspan_engine::vhost_user;
-use linkspan_engine::{Device, Server};
+use linkspan_engine::{BLOCK_DEVICE, Device, Histogram, Server};
 use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
 use linkspan_sys::vduse::Name;
+use serde::Serialize;
 
 use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
+use crate::plane::{Use, Used};
 use crate::serving;
+use crate::tether;
 use crate::vduse::{self, VduseArgs};
+use crate::vm::{Offer, Plug};
 use crate::workers::WorkerArgs;
+use share::Disk;
 
 mod io;
+mod share;
 
 /// Options of `linkspan blk`.
 #[derive(Debug, clap::Args)]
@@ -43,7 +49,8 @@ mod io;
         Other images:\n  \
         linkspan blk --socket-path S --image disk.qcow2 --format qcow2 --allow-backing /srv/base\n  \
         linkspan blk --socket-path S --image mem:4G\n  \
-        linkspan blk --socket-path S --image null:1T\n\n\
+        linkspan blk --socket-path S --image null:1T\n  \
+        linkspan blk --socket-path S --image smb://me@server/share/disk.img\n\n\
         A disk of this machine's own kernel, with the module vduse:\n  \
         linkspan blk --vduse disk0 --image disk.img &\n  \
         vdpa dev add name disk0 mgmtdev vduse",
@@ -64,16 +71,17 @@ pub struct Args {
     vduse: Option<Name>,
 
     /// The disk: a file or a block device by its path, or by file:PATH if the path
-    /// has a colon; mem:SIZE for memory that is gone at the end; null:SIZE for
+    /// has a colon; smb://[[domain;]user@]host[:port]/share/path for a file on a share;
+    /// mem:SIZE for memory that is gone at the end; null:SIZE for
     /// nothing, whose reads leave buffers as they are, or null:SIZE,read-zeroes
     #[arg(
         long,
         visible_alias = "blk-file",
         value_name = "IMAGE",
         required_unless_present = "print_capabilities",
-        value_parser = OsStringValueParser::new().try_map(|text| Spec::parse(&text))
+        value_parser = OsStringValueParser::new().try_map(|text| Disk::parse(&text))
     )]
-    image: Option<Spec>,
+    image: Option<Disk>,
 
     /// What the bytes of the file mean: raw or qcow2. Never guessed; raw if not given
     #[arg(long, value_name = "FORMAT")]
@@ -107,6 +115,9 @@ pub struct Args {
     #[command(flatten)]
     io: io::IoArgs,
 
+    #[command(flatten)]
+    share: share::ShareArgs,
+
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
     #[arg(long)]
@@ -121,6 +132,11 @@ pub struct Args {
 
     #[command(flatten)]
     limits: LimitArgs,
+
+    /// Time each request: `linkspan inspect` and the metrics show how long they take. It
+    /// costs some percent of what a disk that is in memory does in a second
+    #[arg(long)]
+    latency: bool,
 
     #[command(flatten)]
     vduse_args: VduseArgs,
@@ -166,9 +182,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let image = open_image(args)?;
     let device = BlockDevice::with_options(Arc::clone(&image), &args.disk_options())
         .context("the image makes no block device")?;
-    let device = Arc::new(match args.limits.limit() {
+    let device = match args.limits.limit() {
         Some(limit) => device.with_limit(limit),
         None => device,
+    };
+    let device = Arc::new(if args.latency {
+        device.with_latency()
+    } else {
+        device
     });
     let shared = Arc::clone(&device) as Arc<dyn Device>;
     let server = match &args.vduse {
@@ -182,6 +203,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             vduse.serve(name, shared, workers, None, args.json)?
         }
     };
+    show(&device, &server);
     while let Wake::Cancelled =
         wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
             .context("cannot wait for a signal")?
@@ -189,17 +211,96 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let came = signals.take().context("cannot take a signal")?;
         if came.contains(&Signal::Hangup) {
             resize(&device, &server);
+            counts(&device, args.json);
         }
         if came.iter().any(|signal| *signal != Signal::Hangup) {
             break;
         }
     }
     tracing::info!("ending: finishing what is in flight");
+    image.hurry();
     server.stop()?;
+    counts(&device, args.json);
     image
         .sync()
         .context("the image could not be made durable")?;
     Ok(())
+}
+
+/// What was counted of all queues until now.
+#[derive(Default, Serialize)]
+struct Counts {
+    event: &'static str,
+    reads: u64,
+    read_bytes: u64,
+    writes: u64,
+    written_bytes: u64,
+    flushes: u64,
+    discards: u64,
+    write_zeroes: u64,
+    /// Requests that were answered with an error.
+    errors: u64,
+}
+
+/// All that was counted until now.
+fn counted(device: &BlockDevice) -> Counts {
+    let mut sum = Counts {
+        event: "counts",
+        ..Counts::default()
+    };
+    for queue in device.counters() {
+        sum.reads += queue.reads.value();
+        sum.read_bytes += queue.read_bytes.value();
+        sum.writes += queue.writes.value();
+        sum.written_bytes += queue.written_bytes.value();
+        sum.flushes += queue.flushes.value();
+        sum.discards += queue.discards.value();
+        sum.write_zeroes += queue.write_zeroes.value();
+        sum.errors += queue.errors.value();
+    }
+    sum
+}
+
+/// Says what was counted until now.
+fn counts(device: &BlockDevice, json: bool) {
+    let sum = counted(device);
+    if json {
+        serving::print(&sum);
+    }
+    tracing::info!(
+        "{} reads of {} bytes, {} writes of {}, {} flushes, {} discards, {} times zeroes, {} errors",
+        sum.reads,
+        sum.read_bytes,
+        sum.writes,
+        sum.written_bytes,
+        sum.flushes,
+        sum.discards,
+        sum.write_zeroes,
+        sum.errors,
+    );
+}
+
+/// What there is to see of the disk while it is served.
+fn show(device: &Arc<BlockDevice>, server: &Server) {
+    let (device, endpoint) = (Arc::downgrade(device), Arc::clone(server.endpoint()));
+    tether::watch("disk", endpoint.messages());
+    tether::show(move || {
+        let device = device.upgrade()?;
+        let seen = tether::endpoint("disk", BLOCK_DEVICE, &endpoint);
+        let counts = serde_json::to_value(counted(&device)).ok()?;
+        let latencies = device.latencies().iter();
+        let queues: Vec<_> = latencies.map(|it| tether::latency(&it.latency())).collect();
+        let all = Histogram::of(device.latencies().iter().map(|it| &**it));
+        let timed = !queues.is_empty();
+        Some(tether::with(
+            seen,
+            serde_json::json!({
+                "requests": counts,
+                "latency": timed.then(|| tether::latency(&all)),
+                "latency_of_queues": timed.then_some(queues),
+            }),
+        ))
+    });
 }
 
 /// Looks again how large the image is, and tells the driver.
@@ -215,6 +316,41 @@ fn resize(device: &BlockDevice, server: &Server) {
 }
 
 impl Args {
+    /// What it takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        let socket = self.socket_path.clone();
+        let device = self.vduse.as_ref().map(|name| name.as_str().to_owned());
+        let image = match &self.image {
+            Some(Disk::Spec(Spec::File(path))) if self.read_only => Some(Use::Reads(path.clone())),
+            Some(Disk::Spec(Spec::File(path))) => Some(Use::Writes(path.clone())),
+            _ => None,
+        };
+        let backing = self.allow_backing.iter().cloned().map(Use::Folder);
+        socket
+            .map(|path| ("socket-path", Use::Socket(path)))
+            .into_iter()
+            .chain(device.map(|name| ("vduse", Use::Vduse(name))))
+            .chain(image.map(|image| ("image", image)))
+            .chain(backing.map(|folder| ("allow-backing", folder)))
+            .collect()
+    }
+
+    /// Whether its bytes are on this machine.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self.image, Some(Disk::Spec(_)))
+    }
+
+    /// What it gives to virtual machines.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        let queues = self.queues;
+        let socket = self.socket_path.clone();
+        let offer = socket.map(|socket| Offer {
+            plug: Plug::Disk { queues },
+            socket,
+        });
+        offer.into_iter().collect()
+    }
+
     fn disk_options(&self) -> DiskOptions {
         DiskOptions {
             block_size: self.block_size,
@@ -233,11 +369,13 @@ impl Args {
 }
 
 fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
-    let Some(spec) = &args.image else {
-        return Err(Failure::new(
-            Status::Usage,
-            anyhow::anyhow!("--image is missing"),
-        ));
+    let spec = match &args.image {
+        Some(Disk::Spec(spec)) => spec,
+        Some(Disk::Share(url)) => return share::open(url, &args.share, &args.image_options()),
+        None => {
+            let error = anyhow::anyhow!("--image is missing");
+            return Err(Failure::new(Status::Usage, error));
+        }
     };
     image::open(spec, &args.image_options()).map_err(|error| {
         let hint = if error.permission_denied().is_some() {

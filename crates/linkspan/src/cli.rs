@@ -1,11 +1,49 @@
 //! The command line: nouns, verbs and what they share.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 
-use crate::{blk, demo, display, driver, exit, fcopy, gpu, ic, log, net, smbdirect, vdpa};
+use crate::exit::Failure;
+use crate::plane::{Shows, Use, Used};
+use crate::sandbox::Needs;
+use crate::vm::{Machine, Offer};
+use crate::{
+    blk, demo, display, doctor, driver, exit, fcopy, gpu, ic, inspect, log, net, page, pages,
+    plane, sandbox, smb, smbdirect, supervisor, tether, vdpa, vm,
+};
+
+/// How commands end.
+const STATUS: &str = "Data goes to standard output, talk to standard error.\n\
+    Exit status: 0 done, 1 failed, 2 wrong usage, 3 peer unreachable,\n\
+    4 peer broke the protocol, 5 a permission or kernel feature is missing.";
+
+/// The help of the program itself, which fits a screen.
+const OVERVIEW: &str = "\
+Data paths between virtual machines and the world.
+
+Usage: linkspan [-v] COMMAND …; COMMAND --help has its options and examples
+
+  blk                  serve a disk image to a virtual machine or this kernel
+  net                  join virtual machines and interfaces into a network
+  gpu, display         a screen for a virtual machine without a GPU; see it
+  vdpa                 show vDPA devices of the kernel, and pass them on
+  fcopy, ic            files into a guest of Hyper-V; its life and its clock
+  smb, smbdirect       files on SMB shares; SMB Direct, without an RDMA card
+  driver               use a disk or a network device without a guest
+  up, link, plane      run links from one file; start, end, check them
+  vm                   run virtual machines on links
+  inspect, top, trace  what links agreed upon, do, and say
+  doctor               what this machine can do, and how to get the rest
+  demo                 boot a Linux guest whose disk is served here
+  man, completions     pages of the manual, and command lines for shells
+
+-v says more, -vv all; LINKSPAN_LOG takes a filter, linkspan_engine=trace say.
+--version says which one it is. Exit status: 0 done, 1 failed, 2 wrong usage,
+3 peer unreachable, 4 peer broke the protocol, 5 permission or feature missing.
+";
 
 /// Data paths between virtual machines and the world.
 #[derive(Debug, Parser)]
@@ -13,15 +51,22 @@ use crate::{blk, demo, display, driver, exit, fcopy, gpu, ic, log, net, smbdirec
     name = "linkspan",
     version,
     about,
-    after_help = "Data goes to standard output, talk to standard error.\n\
-        Exit status: 0 done, 1 failed, 2 wrong usage, 3 peer unreachable,\n\
-        4 peer broke the protocol, 5 a permission or kernel feature is missing."
+    override_help = OVERVIEW,
+    after_help = STATUS
 )]
 struct Cli {
     /// Says more; twice for everything. LINKSPAN_LOG takes a filter such as
     /// `linkspan_engine=trace`
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+
+    /// The process that this one is a link of
+    #[arg(long, hide = true, value_name = "PID")]
+    supervisor: Option<i32>,
+
+    /// What the plane calls this link
+    #[arg(long, hide = true, value_name = "NAME", requires = "supervisor")]
+    link_name: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -30,7 +75,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serves a disk image to a virtual machine over vhost-user
-    Blk(blk::Args),
+    Blk(Box<blk::Args>),
     /// Joins virtual machines and interfaces of this machine into a network
     Net(net::Args),
     /// Serves a virtual GPU to a virtual machine over vhost-user; no GPU is needed
@@ -43,22 +88,78 @@ enum Command {
     Fcopy(fcopy::Args),
     /// Asks a guest over VMBus whether it lives, to shut down, and tells it the time
     Ic(ic::Args),
+    /// Reads and writes files on an SMB share
+    Smb(smb::Args),
     /// Carries messages and memory by SMB Direct, over RDMA without a card
     Smbdirect(smbdirect::Args),
     /// Shows vDPA devices of the kernel, and passes them on to virtual machines
     Vdpa(vdpa::Args),
+    /// Runs the links of a plane, each in a process of its own
+    Up(supervisor::up::Args),
+    /// Shows, starts and ends links of a plane that runs
+    Link(supervisor::link::Args),
+    /// Runs virtual machines on links, and says what to start them with
+    Vm(vm::Args),
+    /// Shows all that there is to see of the links of a plane that runs
+    Inspect(inspect::Args),
+    /// Shows what the links of a plane do, again and again
+    Top(inspect::top::Args),
+    /// Shows the protocol messages of a link as they go by
+    Trace(inspect::trace::Args),
+    /// Checks files that declare links
+    Plane(plane::Args),
+    /// Serves the page of a plane: what `linkspan up --page` starts
+    #[command(hide = true)]
+    Page(page::Args),
+    /// Says what this machine can do, and how to get the rest
+    Doctor(doctor::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
     Demo(demo::Args),
+    /// Prints a page of the manual, or writes all of them
+    Man(pages::ManArgs),
+    /// Prints what a shell completes command lines with
+    Completions(pages::CompletionsArgs),
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     end_on_panic();
+    let code = run();
+    log::finish();
+    code
+}
+
+fn run() -> ExitCode {
     if fcopy::drop_in::is_called() {
         return fcopy::drop_in::main();
     }
     let cli = Cli::parse();
+    if let Some(name) = cli.link_name {
+        log::speak_as(name);
+    }
     log::to_stderr(cli.verbose);
+    let is_up = cli.supervisor.is_none() && matches!(cli.command, Command::Up(_));
+    if is_up && let Err(error) = log::wait_for_nobody() {
+        return exit::code(Err(error.into()));
+    }
+    if let Some(pid) = cli.supervisor
+        && let Err(error) = supervisor::follow(pid)
+    {
+        return exit::code(Err(error.into()));
+    }
+    if cli.supervisor.is_some() {
+        tether::give();
+        if let Err(failure) = confine(&cli.command) {
+            return exit::code(Err(failure));
+        }
+    }
+    // What enters a sandbox holds the line from within, as a thread of before would stay outside;
+    // with the line comes the thread of the log.
+    if !confines_itself(&cli.command)
+        && let Err(error) = tether::hold()
+    {
+        return exit::code(Err(error.into()));
+    }
     exit::code(match cli.command {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
@@ -70,10 +171,123 @@ pub fn main() -> ExitCode {
             Err(failure) => Err(failure),
         },
         Command::Ic(args) => ic::run(&args),
+        Command::Smb(args) => smb::run(&args),
         Command::Smbdirect(args) => smbdirect::run(&args),
         Command::Vdpa(args) => vdpa::run(&args),
+        Command::Up(args) => supervisor::up::run(&args),
+        Command::Link(args) => supervisor::link::run(&args),
+        Command::Vm(args) => vm::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Top(args) => inspect::top::run(&args),
+        Command::Trace(args) => inspect::trace::run(&args),
+        Command::Plane(args) => plane::run(&args),
+        Command::Page(args) => page::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => return demo_code(&args),
+        Command::Man(args) => pages::man(&args),
+        Command::Completions(args) => pages::completions(&args),
     })
+}
+
+/// The definition of the command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// What the link of a command line takes of this machine.
+///
+/// # Errors
+/// The arguments are no command line.
+pub(crate) fn uses(matches: &ArgMatches) -> Result<Vec<Used>, clap::Error> {
+    Ok(used(&Cli::from_arg_matches(matches)?.command))
+}
+
+fn used(command: &Command) -> Vec<Used> {
+    match command {
+        Command::Blk(args) => args.uses(),
+        Command::Net(args) => args.uses(),
+        Command::Gpu(args) => args.uses(),
+        Command::Display(args) => args.uses(),
+        Command::Vdpa(args) => args.uses(),
+        Command::Fcopy(args) => args.uses(),
+        Command::Ic(args) => args.uses(),
+        Command::Smb(args) => args.uses(),
+        Command::Smbdirect(args) => args.uses(),
+        Command::Vm(args) => args.uses(),
+        Command::Driver(_)
+        | Command::Up(_)
+        | Command::Link(_)
+        | Command::Inspect(_)
+        | Command::Top(_)
+        | Command::Trace(_)
+        | Command::Plane(_)
+        | Command::Page(_)
+        | Command::Doctor(_)
+        | Command::Demo(_)
+        | Command::Man(_)
+        | Command::Completions(_) => Vec::new(),
+    }
+}
+
+/// What the link of a command line gives to virtual machines.
+///
+/// # Errors
+/// The arguments are no command line.
+pub(crate) fn offers(matches: &ArgMatches) -> Result<Vec<Offer>, clap::Error> {
+    Ok(match Cli::from_arg_matches(matches)?.command {
+        Command::Blk(args) => args.offers(),
+        Command::Net(args) => args.offers(),
+        Command::Gpu(args) => args.offers(),
+        Command::Display(args) => args.offers(),
+        Command::Vdpa(args) => args.offers(),
+        _ => Vec::new(),
+    })
+}
+
+/// The virtual machine that these arguments run.
+pub(crate) fn machine(arguments: &[OsString]) -> Option<Machine> {
+    match parsed(arguments)? {
+        Command::Vm(args) => args.machine(),
+        _ => None,
+    }
+}
+
+/// Has the process of a link enter the sandbox of its kind.
+fn confine(command: &Command) -> Result<(), Failure> {
+    let used = used(command);
+    let needs = match command {
+        // Where the kernel's half of the device leaves its state.
+        _ if used.iter().any(|(_, it)| matches!(it, Use::Vduse(_))) => Needs::Files,
+        Command::Blk(args) if args.is_local() => Needs::Devices(&[]),
+        Command::Net(_) => Needs::Devices(&["/dev/net/tun"]),
+        Command::Gpu(_) => Needs::Devices(&["/dev/udmabuf"]),
+        it if confines_itself(it) => return Ok(()),
+        // QEMU has a sandbox of its own, and is told of files by the user's options.
+        Command::Vm(_) => return Ok(()),
+        _ => Needs::Machine,
+    };
+    sandbox::enter(needs, &used)
+}
+
+/// Whether a command enters a sandbox later, which is to have all threads of the process.
+fn confines_itself(command: &Command) -> bool {
+    matches!(command, Command::Fcopy(args) if args.is_guest())
+}
+
+/// What these arguments have shown to viewers.
+pub(crate) fn shows(arguments: &[OsString]) -> Option<Shows> {
+    match parsed(arguments)? {
+        Command::Gpu(args) => args.shows(),
+        Command::Display(args) => args.shows(),
+        _ => None,
+    }
+}
+
+fn parsed(arguments: &[OsString]) -> Option<Command> {
+    let name = OsString::from("linkspan");
+    let line = [name].into_iter().chain(arguments.iter().cloned());
+    Some(Cli::try_parse_from(line).ok()?.command)
 }
 
 /// A panic is a bug of ours, and a process without one of its threads is worse than
@@ -85,6 +299,7 @@ fn end_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
         if !contains_panics() {
+            log::finish();
             std::process::abort();
         }
     }));
@@ -97,5 +312,33 @@ fn demo_code(args: &demo::Args) -> ExitCode {
             eprintln!("linkspan: {error}");
             ExitCode::from(error.exit_status())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a terminal of 24 lines with 80 columns, a line of which is the next prompt's.
+    #[test]
+    fn help_fits_a_screen_and_names_every_command() {
+        let lines: Vec<&str> = OVERVIEW.lines().collect();
+        let columns = lines.iter().map(|line| line.chars().count()).max();
+        assert!(lines.len() < 24 && columns <= Some(80), "{lines:#?}");
+        let named: Vec<&str> = lines
+            .iter()
+            .filter_map(|line| line.strip_prefix("  "))
+            .filter_map(|line| line.split("  ").next())
+            .flat_map(|names| names.split(", "))
+            .collect();
+        let mut commands: Vec<String> = Cli::command()
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+            .map(|command| command.get_name().to_owned())
+            .collect();
+        let mut sorted = named;
+        sorted.sort_unstable();
+        commands.sort_unstable();
+        assert_eq!(sorted, commands);
     }
 }

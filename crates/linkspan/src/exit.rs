@@ -1,8 +1,10 @@
 //! How the program ends: one status per kind of failure, and messages that say
 //! what, why, and what to try.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::process::ExitCode;
+
+use crate::log;
 
 /// The exit status of every command. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +59,26 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)?;
+        shown(f, &format!("{:#}", self.error))?;
         if let Some(hint) = &self.hint {
-            write!(f, "\n  try: {hint}")?;
+            f.write_str("\n  try: ")?;
+            shown(f, hint)?;
         }
         Ok(())
     }
+}
+
+/// Peers name files and say why: what they say goes to a terminal, without control
+/// characters, which move its cursor and more.
+fn shown(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    for c in text.chars() {
+        match c {
+            '\n' => f.write_char(c)?,
+            c if c.is_control() => write!(f, "{}", c.escape_default())?,
+            c => f.write_char(c)?,
+        }
+    }
+    Ok(())
 }
 
 /// The exit code of a finished command; a failure is told on standard error.
@@ -70,8 +86,22 @@ pub fn code(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("linkspan: {failure}");
+            log::say(format_args!("{}: {failure}", log::speaker()));
             ExitCode::from(failure.status as u8)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ours: a server's name of a file cleared the terminal.
+    #[test]
+    fn what_a_peer_says_does_nothing_to_the_terminal() {
+        let error = anyhow::anyhow!("a\x1b[2Jb\r\u{9b}1m: denied");
+        let failure = Failure::new(Status::Failed, error).hint("c\x07");
+        let text = failure.to_string();
+        assert_eq!(text, "a\\u{1b}[2Jb\\r\\u{9b}1m: denied\n  try: c\\u{7}");
     }
 }

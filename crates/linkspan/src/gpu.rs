@@ -9,14 +9,17 @@ use clap::ArgGroup;
 use linkspan_backends::display::{DisplayServer, GpuDevice, GpuOptions};
 use linkspan_backends::image::parse_size;
 use linkspan_engine::vhost_user::{self, Event};
-use linkspan_engine::{Device, WorkerOptions, Workers};
+use linkspan_engine::{Device, GPU_DEVICE, WorkerOptions, Workers};
 use linkspan_sys::Listener;
 use linkspan_sys::poll::{Direction, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
 
 use crate::exit::{Failure, Status};
+use crate::plane::{Shows, Use, Used};
 use crate::serving;
+use crate::tether;
+use crate::vm::{Offer, Plug};
 
 /// Options of `linkspan gpu`.
 #[derive(Debug, clap::Args)]
@@ -69,8 +72,37 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    /// What it takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        let makes = |path: &PathBuf| Use::Socket(path.clone());
+        let socket = self.socket_path.as_ref().map(makes);
+        let display = self.display.as_ref().map(makes);
+        let socket = socket.map(|used| ("socket-path", used));
+        let display = display.map(|used| ("display", used));
+        socket.into_iter().chain(display).collect()
+    }
+
+    /// What it shows to viewers.
+    pub(crate) fn shows(&self) -> Option<Shows> {
+        Some(Shows {
+            display: self.display.clone()?,
+            heads: self.heads,
+            socket: self.socket_path.clone(),
+        })
+    }
+
+    /// What it gives to virtual machines.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        let socket = self.socket_path.clone();
+        let plug = Plug::Gpu;
+        let offer = socket.map(|socket| Offer { plug, socket });
+        offer.into_iter().collect()
+    }
+}
+
 /// A size as WIDTHxHEIGHT.
-fn mode(text: &str) -> Result<(u32, u32), String> {
+pub(crate) fn mode(text: &str) -> Result<(u32, u32), String> {
     let sides = text
         .split_once('x')
         .and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
@@ -99,6 +131,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         ..WorkerOptions::default()
     });
     let workers = Arc::new(workers.context("cannot start the worker thread")?);
+    tether::depend_on(&workers);
     let viewers = match &args.display {
         Some(path) => {
             let listener = Listener::bind(path);
@@ -124,6 +157,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         report,
     );
     let server = server.context("cannot start serving")?;
+    let endpoint = Arc::clone(server.endpoint());
+    tether::watch("screen", endpoint.messages());
+    tether::watch("front end", device.messages());
+    tether::show(move || Some(tether::endpoint("screen", GPU_DEVICE, &endpoint)));
     wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
         .context("cannot wait for a signal")?;
     tracing::info!("ending");

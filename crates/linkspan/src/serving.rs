@@ -1,12 +1,11 @@
 //! What commands that serve have in common: what they say of a link, and of
 //! themselves.
 
-use std::io::Write as _;
-
 use linkspan_engine::vhost_user::Event;
 use serde::Serialize;
 
 use crate::exit::Failure;
+use crate::log;
 
 /// What management software reads (docs/interop/vhost-user.json of QEMU).
 #[derive(Serialize)]
@@ -77,7 +76,6 @@ pub(crate) fn reporter(port: Option<String>, json: bool) -> impl Fn(Event) + Sen
 /// Prints a line of JSON.
 pub(crate) fn print(line: &impl Serialize) {
     if let Ok(line) = serde_json::to_string(line) {
-        // Whoever read it may have left, and who serves goes on.
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        log::print(line);
     }
 }

@@ -9,6 +9,7 @@ use linkspan_engine::{WorkerOptions, Workers};
 use linkspan_sys::thread::{allowed_cpus, available_cpus};
 
 use crate::exit::{Failure, Status};
+use crate::tether;
 
 /// No machine has more processors.
 const CPU_MAX: u32 = 8191;
@@ -94,7 +95,9 @@ impl WorkerArgs {
             busy: self.busy,
         };
         let workers = Workers::with(&options).context("cannot start the worker threads")?;
-        Ok(Arc::new(workers))
+        let workers = Arc::new(workers);
+        tether::depend_on(&workers);
+        Ok(workers)
     }
 }
 

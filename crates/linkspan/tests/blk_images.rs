@@ -182,9 +182,11 @@ fn wrong_images_and_options_are_wrong_usage() {
     write_image(&image);
     let image = image.to_str().unwrap();
     for (args, why) in [
+        (&["--image", "smb://server"][..], "it names no share"),
+        (&["--image", "smb://server/share"], "it names no file"),
         (
-            &["--image", "smb://server/share/disk"][..],
-            "smb:// is reserved",
+            &["--image", "smb://me:secret@server/share/disk"],
+            "seen by others",
         ),
         (&["--image", "memory:1G"], "file:memory:"),
         (&["--image", "mem:1000"], "512"),
@@ -309,7 +311,8 @@ fn full_image_fails_the_request_and_goes_on() {
     // Files of this process may have 4 MiB, in units of 512 bytes; its log is small.
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!(
-        "trap '' XFSZ; ulimit -f 8192; exec {LINKSPAN} blk --socket-path socket --image disk"
+        "trap '' XFSZ; ulimit -f 8192; \
+         exec {LINKSPAN} blk --socket-path socket --image disk --json >said"
     ));
     let disk = Disk::spawn(command, folder);
     disk.write((4 << 20) - 512, &content(7));
@@ -330,5 +333,86 @@ fn full_image_fails_the_request_and_goes_on() {
         disk.read((4 << 20) - 512, 1024),
         [content(7), vec![0; 512]].concat()
     );
+    let folder = disk.end();
+    let said = fs::read_to_string(folder.path().join("said")).unwrap();
+    let counts: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(counts["event"], "counts");
+    assert_eq!(counts["errors"], 1, "{counts}");
+    assert_eq!(counts["written_bytes"], content(7).len(), "{counts}");
+}
+
+/// Who came first keeps the image, be it QEMU or we.
+#[test]
+fn an_image_that_qemu_uses_is_refused_until_it_is_free() {
+    let folder = folder();
+    fs::write(folder.path().join("disk"), content(7)).unwrap();
+    let mut qemu = Command::new("qemu-storage-daemon");
+    qemu.args(["--blockdev", "driver=file,node-name=f,filename=disk"])
+        .args([
+            "--export",
+            "type=vhost-user-blk,id=e,node-name=f,writable=on,addr.type=unix,addr.path=theirs",
+        ])
+        .current_dir(folder.path());
+    let Ok(mut qemu) = qemu.spawn() else {
+        let line = "SKIP an_image_that_qemu_uses_is_refused_until_it_is_free: there is no qemu-storage-daemon";
+        // Not by `eprintln`, which the test harness captures.
+        drop(writeln!(std::io::stderr().lock(), "{line}"));
+        return;
+    };
+    let theirs = folder.path().join("theirs");
+    let there = settled(|| UnixStream::connect(&theirs).is_ok());
+    let mut ours = program(LINKSPAN);
+    ours.args([
+        "blk",
+        "--lock-wait",
+        "0",
+        "--socket-path",
+        "socket",
+        "--image",
+        "disk",
+    ]);
+    let refused = ours.current_dir(folder.path()).output().unwrap();
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    assert!(there, "QEMU does not listen");
+    assert_eq!(refused.status.code(), Some(1), "{}", talk(&refused));
+    assert!(talk(&refused).contains("disk"), "{}", talk(&refused));
+    assert!(
+        talk(&refused).contains("another process"),
+        "{}",
+        talk(&refused)
+    );
+    let disk = Disk::start(folder, &["--image", "disk"]);
+    assert_eq!(disk.read(0, 512), content(7));
+    disk.end();
+}
+
+/// Pages that a process has for itself, and its page tables, after a load on 4 queues.
+#[test]
+fn a_disk_with_4_queues_takes_less_than_8_mib() {
+    let folder = folder();
+    fs::File::create(folder.path().join("disk"))
+        .and_then(|file| file.set_len(64 << 20))
+        .unwrap();
+    let disk = Disk::start(folder, &["--image", "disk"]);
+    disk.drive(&[
+        "bench",
+        "--queues",
+        "4",
+        "--depth",
+        "32",
+        "--seconds",
+        "0.2",
+    ]);
+    let about = format!("/proc/{}", disk.child.id());
+    let sum = |file: &str, name: &str| {
+        let text = fs::read_to_string(format!("{about}/{file}")).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        lines
+            .map(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap())
+            .sum::<u64>()
+    };
+    let kib = sum("smaps_rollup", "Private_Dirty:") + sum("status", "VmPTE:");
+    assert!((100..8 << 10).contains(&kib), "{kib} KiB");
     disk.end();
 }

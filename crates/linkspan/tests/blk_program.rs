@@ -289,6 +289,20 @@ fn limits_are_of_the_whole_disk_and_let_a_large_request_pass() {
     }
 }
 
+/// One request, and not another one for a second.
+#[test]
+fn requests_are_limited_by_their_number_too() {
+    let program = Program::start(&["--iops", "1", "--iops-burst", "1"]);
+    let mut disk = program.drive();
+    let before = std::time::Instant::now();
+    for ring in &mut disk.rings {
+        assert_eq!(ring.read(0, SECTOR), content(0));
+    }
+    // No clock makes this come true but the limit: a second passes before the second one.
+    assert!(before.elapsed().as_millis() > 900);
+    disk.shut_down();
+}
+
 #[test]
 fn image_that_cannot_be_has_status_1_and_its_name() {
     let folder = tempfile::tempdir().unwrap();

@@ -268,7 +268,7 @@ fn as_many_pairs_as_there_are_and_not_one_more() {
 /// The device dies with frames on the way, and another one takes its place. All
 /// pairs of the driver go on.
 #[track_caller]
-fn outlives_its_device(place: &Place, port: Port, server: &[&str]) {
+fn outlives_its_device(place: &Place, port: Port, more: &[&str]) {
     let bench = [
         "bench",
         "--mode",
@@ -283,11 +283,12 @@ fn outlives_its_device(place: &Place, port: Port, server: &[&str]) {
     ];
     let first = || Testpmd::start(port, &place.socket(), 2, "macswap");
     // A client connects while the driver waits for it.
-    let (mut driver, mut device) = if server.is_empty() {
+    let bench = [more, &bench].concat();
+    let (mut driver, mut device) = if port == Port::Vhost {
         let device = first();
         (place.driver(&bench), device)
     } else {
-        let driver = place.driver(&[server, &bench].concat());
+        let driver = place.driver(&bench);
         (driver, first())
     };
     let mut sent = 0;
@@ -308,6 +309,7 @@ fn outlives_its_device(place: &Place, port: Port, server: &[&str]) {
     assert_eq!(figures["disordered"], 0);
     assert_eq!(figures["reconnects"], 2);
     assert!(number(&figures, "received") >= 20_000 + sent, "{figures}");
+    assert_both_pairs(&figures);
     // Each time no more than the rings of both pairs hold: what a device does not
     // send back for a while is written off, and more is sent.
     assert!(number(&figures, "lost") <= 2 * 2 * 1024, "{figures}");
@@ -321,10 +323,65 @@ fn a_device_that_dies_is_replaced_under_the_traffic() {
 }
 
 #[test]
+fn a_device_that_dies_is_replaced_under_the_traffic_of_packed_rings() {
+    if let Some(place) = place("a_device_that_dies_is_replaced_under_the_traffic_of_packed_rings") {
+        for manner in [&["--packed"][..], &["--packed", "--in-order"]] {
+            outlives_its_device(&place, Port::Vhost, manner);
+        }
+    }
+}
+
+#[test]
 fn a_device_that_connects_to_the_driver_is_replaced_under_the_traffic() {
     if let Some(place) = place("a_device_that_connects_to_the_driver_is_replaced_under_the_traffic")
     {
         outlives_its_device(&place, Port::VhostClient, &["--server"]);
         assert!(!place.socket().exists(), "the socket went with the driver");
+    }
+}
+
+/// Each pair has sent frames and has got some back.
+#[track_caller]
+fn assert_both_pairs(figures: &Value) {
+    let pairs = figures["pairs"].as_array().unwrap();
+    assert_eq!(pairs.len(), 2);
+    for pair in pairs {
+        let (sent, received) = (number(pair, "sent"), number(pair, "received"));
+        assert!(sent >= received && received > 1000, "{figures}");
+    }
+    for way in ["sent", "received"] {
+        let sum: u64 = pairs.iter().map(|pair| number(pair, way)).sum();
+        assert_eq!(sum, number(figures, way));
+    }
+}
+
+/// Our driver is killed with frames on the way, and the device serves the next one.
+#[test]
+fn a_driver_that_dies_is_followed_by_the_next() {
+    let Some(place) = place("a_driver_that_dies_is_followed_by_the_next") else {
+        return;
+    };
+    let mut device = Testpmd::start(Port::Vhost, &place.socket(), 2, "macswap");
+    let bench = [
+        "bench", "--mode", "loop", "--json", "--queues", "2", "--window", "128",
+    ];
+    for manner in [
+        &[][..],
+        &["--packed"],
+        &["--in-order"],
+        &["--packed", "--in-order"],
+    ] {
+        let before = device.counts().sent;
+        let driver = place.driver(&[&bench[..], manner, &["--seconds", "600"]].concat());
+        let mut moved = || device.counts().sent > before + 10_000;
+        assert!((0..6).any(|_| settled(&mut moved)), "no frames go round");
+        // It is killed here.
+        drop(driver);
+        let next = [&bench[..], manner, &["--seconds", "0.5"]].concat();
+        let figures = place.driver(&next).figures();
+        for none in ["lost", "damaged", "disordered", "reconnects"] {
+            assert_eq!(figures[none], 0, "{figures}");
+        }
+        assert_both_pairs(&figures);
     }
 }

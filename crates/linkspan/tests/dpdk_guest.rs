@@ -2,7 +2,7 @@
 //! either of them dies under the traffic.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use linkspan_peers::testpmd::{self, Counts, Port, Testpmd};
@@ -46,8 +46,14 @@ impl Place {
     /// Our program with one guest's port.
     #[track_caller]
     fn serve(&self, mode: &str, options: &str) -> Program {
+        self.serve_with(mode, options, &[])
+    }
+
+    #[track_caller]
+    fn serve_with(&self, mode: &str, options: &str, more: &[&str]) -> Program {
         let port = format!("vhost-user:{},{options}", self.socket().display());
-        let program = Program::start("net", ["--json", "--mode", mode, "--port", &port]);
+        let args = ["--json", "--mode", mode, "--port", &port];
+        let program = Program::start("net", args.iter().chain(more));
         let listens = options.contains("client") || settled(|| self.socket().exists());
         assert!(listens, "it does not listen");
         program
@@ -177,6 +183,94 @@ fn frames_of_a_dpdk_guest_come_back() {
     }
 }
 
+/// A frame in a capture.
+struct Captured {
+    /// From the guest.
+    inbound: bool,
+    bytes: Vec<u8>,
+}
+
+/// The frames of a capture (pcapng: enhanced packet blocks with their flags).
+fn captured(file: &Path) -> Vec<Captured> {
+    const PACKET: u32 = 6;
+    let bytes = std::fs::read(file).unwrap();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let len = word(at + 4) as usize;
+        assert_eq!(word(at + len - 4) as usize, len, "the block at {at}");
+        if word(at) == PACKET {
+            let held = word(at + 20) as usize;
+            assert_eq!(held, word(at + 24) as usize, "whole");
+            // The one option: 2, of 4 bytes.
+            let flags = at + 28 + held.next_multiple_of(4);
+            assert_eq!(word(flags), 2 | 4 << 16);
+            frames.push(Captured {
+                inbound: word(flags + 4) & 3 == 1,
+                bytes: bytes[at + 28..at + 28 + held].to_vec(),
+            });
+        }
+        at += len;
+    }
+    frames
+}
+
+/// Few enough for all of them to be captured.
+#[test]
+fn frames_of_a_dpdk_guest_come_back_byte_for_byte() {
+    let Some(place) = place("frames_of_a_dpdk_guest_come_back_byte_for_byte") else {
+        return;
+    };
+    let file = place.folder.path().join("capture");
+    for manner in manners() {
+        let options = ["--capture", file.to_str().unwrap()];
+        let program = place.serve_with("echo", "queues=2,packets-per-second=2000", &options);
+        let mut guest = place.guest(manner, "flowgen");
+        counts_when(&mut guest, |counts| counts.received > 1000);
+        guest.stop();
+        drop(guest);
+        let counts = end(program);
+        assert_eq!(counts["not_captured"], 0, "{counts}");
+        let (mut came, mut went) = (Vec::new(), Vec::new());
+        for mut frame in captured(&file) {
+            // What it makes is UDP in IPv4, and each header adds up.
+            assert_eq!(frame.bytes.len(), 60);
+            assert_eq!(frame.bytes[12..15], [8, 0, 0x45]);
+            assert_eq!(frame.bytes[23], 17);
+            let header = frame.bytes[14..34].as_chunks::<2>().0.iter();
+            let sum: u32 = header
+                .map(|word| u32::from(u16::from_be_bytes(*word)))
+                .sum();
+            assert_eq!((sum & 0xFFFF) + (sum >> 16), 0xFFFF, "{:x?}", frame.bytes);
+            if frame.inbound {
+                came.push(frame.bytes);
+            } else {
+                let (to, from) = frame.bytes[..12].split_at_mut(6);
+                to.swap_with_slice(from);
+                went.push(frame.bytes);
+            }
+        }
+        let numbers = [&came, &went].map(|frames| frames.len() as u64);
+        assert_eq!(
+            numbers,
+            ["frames_in", "frames_out"].map(|way| number(&counts, way))
+        );
+        assert!(numbers[1] > 1000, "{manner:?}: {counts}");
+        // The pairs have no order among each other.
+        came.sort_unstable();
+        went.sort_unstable();
+        let mut came = came.into_iter();
+        for frame in went {
+            // One in between had no room at the guest.
+            assert!(
+                came.any(|sent| sent == frame),
+                "{manner:?}: not sent: {frame:x?}"
+            );
+        }
+    }
+}
+
 /// A guest is killed with frames on the way, and the next one is served.
 #[test]
 fn a_dpdk_guest_that_dies_is_followed_by_the_next() {
@@ -193,25 +287,62 @@ fn a_dpdk_guest_that_dies_is_followed_by_the_next() {
 }
 
 /// The guest listens and stays; our program dies under its traffic, and another one
-/// connects to it.
-#[test]
-fn a_dpdk_guest_outlives_its_device() {
-    let Some(place) = place("a_dpdk_guest_outlives_its_device") else {
-        return;
-    };
-    let mut program = place.serve("sink", "queues=2,client");
-    let mut guest = place.guest((2, Port::VirtioUserServer), "txonly");
-    let mut sent = 0;
+/// connects to it. Each of them gets frames of both pairs.
+#[track_caller]
+fn outlives_its_device(place: &Place, port: Port) {
+    let serve = || place.serve("sink", "queues=2,client");
+    let mut program = serve();
+    let mut guest = place.guest((2, port), "txonly");
     for _ in 0..3 {
-        sent = counts_when(&mut guest, |counts| counts.sent > sent + 10_000).sent;
+        await_both_pairs(&program);
         program.signal(Signal::KILL);
         drop(program.end());
-        program = place.serve("sink", "queues=2,client");
-        // What was in the rings is not looked at again by the guest.
-        sent = guest.counts().sent.max(sent);
+        program = serve();
     }
-    counts_when(&mut guest, |counts| counts.sent > sent + 10_000);
+    await_both_pairs(&program);
     guest.stop();
     drop(guest);
-    assert!(number(&end(program), "frames_in") > 10_000 - 2 * 256);
+    let counts = end(program);
+    let dropped = counts["dropped"].as_object().unwrap();
+    assert!(dropped.values().all(|count| *count == 0), "{counts}");
+}
+
+/// Waits until the program has frames of each pair of its guest.
+#[track_caller]
+fn await_both_pairs(program: &Program) {
+    // Before it has begun SIGHUP would end it.
+    let connected = || program.said().contains("\"connected\"");
+    assert!((0..6).any(|_| settled(connected)), "it does not connect");
+    let mut counts = Value::Null;
+    let mut both = || {
+        counts = program.counts("");
+        let pairs = counts["pairs"].as_array().unwrap();
+        pairs.len() == 2 && pairs.iter().all(|pair| number(pair, "frames_in") > 5_000)
+    };
+    let both = (0..6).any(|_| settled(&mut both));
+    assert!(both, "not both pairs: {counts}");
+}
+
+#[test]
+fn a_dpdk_guest_outlives_its_device() {
+    if let Some(place) = place("a_dpdk_guest_outlives_its_device") {
+        let port = Port::VirtioUserServer {
+            packed: false,
+            in_order: false,
+        };
+        outlives_its_device(&place, port);
+    }
+}
+
+#[test]
+fn a_dpdk_guest_with_packed_rings_outlives_its_device() {
+    if let Some(place) = place("a_dpdk_guest_with_packed_rings_outlives_its_device") {
+        for in_order in [false, true] {
+            let port = Port::VirtioUserServer {
+                packed: true,
+                in_order,
+            };
+            outlives_its_device(&place, port);
+        }
+    }
 }

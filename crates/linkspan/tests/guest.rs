@@ -16,6 +16,7 @@ use linkspan::demo::kernel::Kernel;
 use linkspan::demo::machine::{Accel, Devices, Disk, Event, Hardware, Machine, Mode};
 use linkspan::demo::process::{Process, Stop, await_socket, find_program, supervised};
 use linkspan::demo::report::{self, Report};
+use rustix::process::{Pid, Signal, kill_process};
 
 const BYTES: u64 = 8 << 20;
 const LIMIT: Duration = Duration::from_secs(240);
@@ -98,6 +99,11 @@ impl Setup {
     }
 
     fn serve(&self, queues: u16) -> Process {
+        self.serve_with(queues, &[])
+    }
+
+    /// The same with more options.
+    fn serve_with(&self, queues: u16, options: &[&str]) -> Process {
         let log = self.path("back-end.log");
         let output = File::create(&log).unwrap();
         let (image, socket) = (self.path("disk.img"), self.path("s"));
@@ -119,6 +125,7 @@ impl Setup {
                 )),
         };
         command
+            .args(options)
             .stdin(Stdio::null())
             .stdout(output.try_clone().unwrap())
             .stderr(output);
@@ -330,6 +337,85 @@ fn guest_that_discards_gives_storage_back() {
     want[1 << 20..6 << 20].fill(0);
     assert!(std::fs::read(&image).unwrap() == want);
     assert_eq!(held(), before - (5 << 20));
+}
+
+/// Tells the guest a line of shell, and gives what that printed; it has to work.
+#[track_caller]
+fn told(machine: &mut Machine, line: &str) -> String {
+    machine.tell(line).unwrap();
+    let mut said = Vec::new();
+    loop {
+        match machine.next_event(Instant::now() + LIMIT, &Stop::default()) {
+            Ok(Event::Line(text)) => match report::parse(&text) {
+                Some(("status", status)) => {
+                    assert_eq!(status, "0", "{line}\n{said:#?}");
+                    return said.join("\n");
+                }
+                Some(_) => {}
+                None => said.push(text),
+            },
+            end => panic!("{line}: {end:?}\n{}", machine.console_tail()),
+        }
+    }
+}
+
+/// The disk is what `linkspan blk` was told, for Linux as well; it grows while it is in use,
+/// and what is written behind its old end is in the image.
+#[test]
+fn a_guest_sees_serial_and_block_size_and_its_disk_grow() {
+    let Some(setup) = setup("guest_sees_its_disk_grow", BackEnd::Linkspan) else {
+        return;
+    };
+    let options = ["--serial", "grows-7", "--block-size", "4096"];
+    let mut server = setup.serve_with(1, &options);
+    let archive = setup.path("initramfs.cpio");
+    let built = initramfs::build(&setup.hardware.kernel, &[]).unwrap();
+    initramfs::store(&built, &archive).unwrap();
+    let devices = Devices {
+        disk: Some(Disk {
+            socket: &setup.path("s"),
+            queues: 1,
+            packed: false,
+        }),
+        ..Devices::default()
+    };
+    let console = setup.path("console.log");
+    let mode = Mode::Remote;
+    let mut machine = Machine::start(&setup.hardware, devices, mode, &archive, &console).unwrap();
+    let far = Instant::now() + LIMIT;
+    while !matches!(machine.next_event(far, &Stop::default()).unwrap(),
+        Event::Line(line) if line.contains("remote=ready"))
+    {}
+    let there = told(
+        &mut machine,
+        "await_disk && echo $(cat /sys/block/vda/serial)",
+    );
+    assert_eq!(there, "grows-7");
+    let block = told(
+        &mut machine,
+        "cat /sys/block/vda/queue/logical_block_size /sys/block/vda/size",
+    );
+    assert_eq!(block, format!("4096\n{}", BYTES / 512));
+    let image = setup.path("disk.img");
+    let file = File::options().write(true).open(&image).unwrap();
+    file.set_len(2 * BYTES).unwrap();
+    let id = server.id().try_into().unwrap();
+    kill_process(Pid::from_raw(id).unwrap(), Signal::HUP).unwrap();
+    let sectors = 2 * BYTES / 512;
+    told(
+        &mut machine,
+        &format!("until [ $(cat /sys/block/vda/size) = {sectors} ]; do usleep 10000; done"),
+    );
+    let last = 2 * BYTES / 4096 - 1;
+    told(
+        &mut machine,
+        &format!("echo behind the old end | dd of=/dev/vda bs=4096 seek={last} conv=sync,fsync"),
+    );
+    let bytes = std::fs::read(&image).unwrap();
+    let at = usize::try_from(last * 4096).unwrap();
+    assert!(bytes[at..].starts_with(b"behind the old end\n"));
+    machine.kill().unwrap();
+    server.stop().unwrap();
 }
 
 /// The check passes on a back end that we did not write.

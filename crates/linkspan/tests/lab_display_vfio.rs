@@ -5,34 +5,27 @@
 //: memory 384
 //: limit 240
 
-use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufReader, Cursor};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::Arc;
 
 use linkspan_backends::display::{
-    GuestFile, Memory, PagesError, Screen, Shown, Source, SourceError, Sysfs, Verdict, VfioError,
-    VfioOptions, VfioSource, VfioSpec, Way, export_pages,
+    Memory, Screen, Shown, Source, SourceError, Sysfs, Verdict, VfioError, VfioOptions, VfioSource,
+    VfioSpec, Way,
 };
 use linkspan_display::edid;
 use linkspan_display::{FourCc, Kind, Loss};
-use linkspan_mem::Gpa;
-use linkspan_sys::dmabuf::DmaBuf;
-use linkspan_sys::memfd::{self, Sealing};
-use linkspan_sys::vfio::{
-    Call, DRM_PRIMARY, Kernel, Linux, PLANE_DMABUF, PlaneInfo, RegionInfo, TYPE1_V2,
-};
+use linkspan_sys::vfio::{Call, Kernel as _, Linux};
 use linkspan_testkit::lab::{self, Mdev};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
+mod mdevs;
 
-fn kernel() -> Arc<dyn Kernel> {
-    Arc::new(Linux)
-}
+use mdevs::{Machine, gradient, kernel};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
 fn open(spec: &VfioSpec) -> Result<VfioSource, VfioError> {
     VfioSource::open(&kernel(), &Sysfs::default(), spec, VfioOptions::default())
@@ -61,97 +54,6 @@ fn shot(arguments: &[&str]) -> (u32, u32, Vec<u32>) {
     let pixels = bytes[..info.buffer_size()].chunks_exact(3);
     let pixels = pixels.map(|rgb| u32::from_be_bytes([0, rgb[0], rgb[1], rgb[2]]));
     (info.width, info.height, pixels.collect())
-}
-
-/// What mdpy makes: each line has one grey.
-fn gradient() -> Vec<u32> {
-    let lines = (0..480_u32).map(|y| y * 255 / 480);
-    let lines = lines.flat_map(|grey| std::iter::repeat_n(grey << 16 | grey << 8 | grey, 640));
-    lines.collect()
-}
-
-/// A device that this process has, as a virtual machine's monitor has one.
-struct Machine {
-    device: File,
-    _through: [OwnedFd; 2],
-}
-
-impl Machine {
-    fn new(mdev: &Mdev) -> Self {
-        let group = Linux.open(&mdev.group()).unwrap();
-        let container = Linux.open(Path::new("/dev/vfio/vfio")).unwrap();
-        let set = Call::SetContainer(container.as_fd());
-        Linux.call(group.as_fd(), set).unwrap();
-        Linux
-            .call(container.as_fd(), Call::SetIommu(TYPE1_V2))
-            .unwrap();
-        let name = CString::new(mdev.uuid()).unwrap();
-        let device = Linux.call(group.as_fd(), Call::DeviceFd(&name)).unwrap();
-        Self {
-            device: device.unwrap().into(),
-            _through: [group, container],
-        }
-    }
-
-    /// Another descriptor of the same open file.
-    fn pass(&self) -> OwnedFd {
-        self.device.try_clone().unwrap().into()
-    }
-
-    fn source(&self, way: Option<Way>) -> VfioSource {
-        let force = false;
-        VfioSource::passed(&kernel(), self.pass(), VfioOptions { force, way }).unwrap()
-    }
-
-    fn offset(&self, index: u32) -> u64 {
-        let mut bytes = [0; RegionInfo::BYTES];
-        let call = Call::RegionInfo(index, &mut bytes);
-        Linux.call(self.device.as_fd(), call).unwrap();
-        RegionInfo::from_bytes(&bytes).unwrap().offset
-    }
-
-    /// Writes a register of mbochs as its guest's driver does.
-    fn register(&self, index: u64, value: u16) {
-        let at = self.offset(2) + 0x500 + 2 * index;
-        self.device.write_all_at(&value.to_le_bytes(), at).unwrap();
-    }
-
-    /// Shows 64x64 pixels that begin at line `line` of video memory.
-    fn show(&self, line: u16) {
-        let (width, height, bpp, enable) = (1, 2, 3, 4);
-        self.register(enable, 0);
-        self.register(width, 64);
-        self.register(height, 64);
-        self.register(bpp, 32);
-        self.register(6, 64);
-        self.register(9, line);
-        self.register(enable, 0x41);
-    }
-
-    /// Fills these lines of video memory and gives what they are to show.
-    fn paint(&self, line: u32, seed: u32) -> Vec<u32> {
-        let pixels = (0..64 * 64).map(|at: u32| (at ^ seed).wrapping_mul(0x9E_3779) & 0xFF_FFFF);
-        let pixels: Vec<u32> = pixels.collect();
-        let bytes: Vec<u8> = pixels
-            .iter()
-            .flat_map(|pixel| pixel.to_le_bytes())
-            .collect();
-        // mbochs takes what is written by calls 0x2000 bytes further on.
-        let at = self.offset(0) + u64::from(line) * 256 - 0x2000;
-        self.device.write_all_at(&bytes, at).unwrap();
-        pixels
-    }
-
-    fn query(&self) -> std::io::Result<PlaneInfo> {
-        let mut info = PlaneInfo {
-            argsz: 64,
-            flags: PLANE_DMABUF,
-            drm_plane_type: DRM_PRIMARY,
-            ..PlaneInfo::default()
-        };
-        let call = Call::QueryPlane(&mut info);
-        Linux.call(self.device.as_fd(), call).map(|_| info)
-    }
 }
 
 /// The pixels of a plane, 64 by 64.
@@ -444,50 +346,4 @@ fn a_reset_is_told_once_and_the_picture_comes_back() {
     assert!(matches!(error, SourceError::Lost(Loss::Reset)), "{error}");
     assert_eq!(source.planes().unwrap(), [shown]);
     source.memory(&shown).unwrap();
-}
-
-/// A guest's picture whose pages lie anywhere in two files, in any order.
-#[test]
-fn scattered_pages_become_one_dma_buf() {
-    if !lab::guest("scattered_pages_become_one_dma_buf") {
-        return;
-    }
-    let page = |number: u64| number * 4096;
-    let files = ["low", "high"].map(|name| {
-        let file = memfd::create(name, page(64), Sealing::Fixed).unwrap();
-        for number in 0..64 {
-            let byte = u8::try_from(number).unwrap() | u8::from(name == "high") << 7;
-            rustix::io::pwrite(&file, &[byte; 4096], page(number)).unwrap();
-        }
-        file
-    });
-    // The guest's memory: 64 pages at 0, and 64 at 4 GiB.
-    let guest = [(&files[0], 0), (&files[1], 4 << 30)];
-    let guest = guest.map(|(file, start)| GuestFile {
-        file: file.as_fd(),
-        start: Gpa(start),
-        len: page(64),
-        offset: 0,
-    });
-    let entry = |index: u64| {
-        let number = index * 37 % 64;
-        let high = if index.is_multiple_of(3) { 4 << 30 } else { 0 };
-        (high + page(number)) | 1
-    };
-    let buffer = export_pages(&guest, page(8), page(48), 64, entry).unwrap();
-    assert_eq!(DmaBuf::size(&buffer).unwrap(), page(48));
-    let buffer = DmaBuf::map(buffer, page(48))
-        .map_err(|(error, _)| error)
-        .unwrap();
-    let reading = buffer.reading().unwrap();
-    for number in 0..48_u64 {
-        let mut bytes = [0; 4096];
-        reading.read(page(number), &mut bytes).unwrap();
-        let index = number + 8;
-        let high = u8::from(index.is_multiple_of(3)) << 7;
-        let expected = u8::try_from(index * 37 % 64).unwrap() | high;
-        assert_eq!(bytes, [expected; 4096], "page {number}");
-    }
-    let nowhere = export_pages(&guest, 0, page(1), 64, |_| page(9999) | 1);
-    assert!(matches!(nowhere, Err(PagesError::Table(_))));
 }

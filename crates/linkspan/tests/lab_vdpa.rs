@@ -11,13 +11,14 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use linkspan_peers::{Blkio, CHUNK, Driver as _};
 use linkspan_sys::EventFd;
 use linkspan_testkit::census::settled;
 use linkspan_testkit::disk::SECTOR;
 use linkspan_testkit::lab::{self, Vdpa};
-use linkspan_testkit::{Disk as TestDisk, DiskRing, FrontEnd, Io, Options};
+use linkspan_testkit::{Disk as TestDisk, DiskRing, FrontEnd, Io, Options, VirtioPci};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -134,6 +135,8 @@ fn queue_sizes_and_counts_are_refused_with_both_numbers() {
     let serve = ["vdpa", "serve", text(&node), "--socket-path", "/tmp/none"];
     let said = fails(&[&serve[..], &["--queue-size", "512"]].concat(), 1);
     assert!(said.contains("512") && said.contains("256"), "{said}");
+    // Nobody could connect before that was known.
+    assert!(!Path::new("/tmp/none").exists());
     let said = fails(
         &["driver", "blk", "--vdpa", "/dev/vhost-vdpa-99", "info"],
         3,
@@ -379,6 +382,58 @@ fn rings_of_a_simulated_disk_stop_under_load_and_go_on() {
     assert!(under_way > 0, "it never stopped under load");
     disk.shut_down();
     assert!(!bridge.log().contains("WARN"), "{}", bridge.log());
+}
+
+/// The same disk as a PCI device, under a driver that finds it on its bus: its rings lose
+/// their memory for a moment under load, it is reset, and the next client has it.
+#[test]
+fn a_simulated_disk_is_a_pci_device_again_and_again() {
+    if !lab::guest("a_simulated_disk_is_a_pci_device_again_and_again") {
+        return;
+    }
+    let vdpa = Vdpa::simulated_disk();
+    let node = vdpa.char_device();
+    let serve = ["vdpa", "serve", text(&node), "--vfio-user"];
+    let bridge = Bridge::start(linkspan(&serve));
+    let content = |sector: u64| [sector.to_le_bytes()[0] + 1; SECTOR];
+    for _ in 0..3 {
+        let mut driver = VirtioPci::connect(&bridge.socket()).unwrap();
+        assert_eq!(driver.config(0, 8), (128_u64 << 11).to_le_bytes());
+        let mut rings = driver.bring_up(1);
+        let memory = Arc::clone(rings[0].memory());
+        let ring = &mut rings[0];
+        for sector in 0..8 {
+            let data = &content(sector);
+            ring.add(Io::Write { sector, data });
+            driver.kick(0);
+        }
+        // Under requests that nobody waits for.
+        driver.client.unmap(&memory).unwrap();
+        driver.client.map(&memory).unwrap();
+        for _ in 0..8 {
+            assert_eq!(rings[0].wait().status, 0);
+        }
+        for sector in 0..8 {
+            let len = SECTOR;
+            rings[0].add(Io::Read { sector, len });
+            driver.kick(0);
+            assert_eq!(rings[0].wait().data, content(sector));
+        }
+        let mut rings = driver.bring_up_again(rings);
+        rings[0].add(Io::Flush);
+        driver.kick(0);
+        assert_eq!(rings[0].wait().status, 0);
+    }
+    println!("{}", bridge.log());
+    assert!(!bridge.log().contains("WARN"));
+    drop(bridge);
+    let disk = File::open(vdpa.disk()).unwrap();
+    for sector in 0..8 {
+        let mut read = [0; SECTOR];
+        disk.read_exact_at(&mut read, sector * SECTOR as u64)
+            .unwrap();
+        assert!(read == content(sector));
+    }
 }
 
 /// The data path goes from the driver to the kernel and back.

@@ -18,17 +18,17 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
-use linkspan_engine::vdpa::{BridgedDevice, Opener, VdpaError};
-use linkspan_engine::vhost_user;
+use linkspan_engine::vdpa::{BridgedDevice, Opener, PciDevice, VdpaError};
+use linkspan_engine::{vfio_user, vhost_user};
 use linkspan_mem::Gpa;
 use linkspan_sys::Listener;
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::socket::Inherited;
-use linkspan_sys::vdpa::{KernelVdpa, Vdpa};
+use linkspan_sys::vdpa::{Doorbell, KernelVdpa, Vdpa};
 use linkspan_testkit::disk::room;
 use linkspan_testkit::driven::{answered, ask};
 use linkspan_testkit::lab;
-use linkspan_testkit::{DiskRing, Driven, FrontEnd, Io, Options, SharedMemory};
+use linkspan_testkit::{DiskRing, Driven, FrontEnd, Io, Options, SharedMemory, VirtioPci};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
@@ -103,6 +103,38 @@ fn a_disk_of_four_queues_whose_memory_is_pinned() {
     println!("{}", linkspan(&[&blk[..], &bench].concat()));
     println!("{}", linkspan(&[&blk[..], &["--packed", "info"]].concat()));
     rings_are_kicked_on_pages_of_the_device(node);
+    rings_are_kicked_by_a_client_on_pages_of_the_device(node);
+}
+
+/// What was a PCI device is one again, and its own pages for kicks are in the client: a
+/// virtual machine would have them in its guest.
+fn rings_are_kicked_by_a_client_on_pages_of_the_device(node: &str) {
+    let path = PathBuf::from(node);
+    let open: Opener =
+        Arc::new(move || Ok::<_, VdpaError>(Box::new(KernelVdpa::open(&path)?) as Box<dyn Vdpa>));
+    let mut device = PciDevice::open(open, 64).unwrap();
+    assert!(device.share_doorbells().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let listener = Listener::bind(&socket).unwrap();
+    let server = vfio_user::serve(Inherited::Listener(listener), device, |event| {
+        println!("{event:?}");
+    });
+    let server = server.unwrap();
+    let mut driver = VirtioPci::connect(&socket).unwrap();
+    let (_, _, files) = driver.client.region(2).unwrap();
+    let mut rings = driver.bring_up(4);
+    for ring in &mut rings {
+        let page = Doorbell::map(&files[0], ring.index()).unwrap();
+        for sector in 0..100 {
+            let len = 512;
+            ring.add(Io::Read { sector, len });
+            page.kick();
+            assert_eq!(ring.wait().data, [0; 512]);
+        }
+    }
+    drop((driver, files));
+    server.stop().unwrap();
 }
 
 /// No call of the kernel is made for a kick, and none of the pages outlives its device.

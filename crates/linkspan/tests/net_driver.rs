@@ -69,6 +69,67 @@ fn as_many_pairs_as_the_device_has_or_fewer_and_not_one_more() {
     assert!(refused.values().all(|count| *count == 0), "{counts}");
 }
 
+/// Whatever the back end counts, as many pairs as it has work, and one more is refused
+/// with both numbers before a ring is set up.
+#[test]
+fn queues_are_counted_either_way_and_not_one_more_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    for (port, switch, pairs) in [
+        // Several pairs are offered, so configuration space says how many.
+        ("queues=2,count=rings", &[][..], 2_u16),
+        ("queues=2,count=pairs", &[], 2),
+        ("queues=2,count=rings,control-queue", &[], 2),
+        ("queues=2,count=rings", &["--count", "rings"], 2),
+        (
+            "queues=2,count=rings,control-queue",
+            &["--count", "rings"],
+            2,
+        ),
+        // Here only the answer does.
+        ("queues=1,count=rings", &["--count", "rings"], 1),
+        ("queues=1,count=pairs", &["--count", "pairs"], 1),
+        // Two pairs, taken for two rings.
+        ("queues=2,count=pairs", &["--count", "rings"], 1),
+    ] {
+        let what = format!("{port} {switch:?}");
+        let program = serve(&socket, port);
+        let [all, more] = [pairs, pairs + 1].map(|pairs| pairs.to_string());
+        let info = |queues: &str| {
+            let args = [switch, &["--queues", queues, "info", "--json"]].concat();
+            driver(&socket, &args).end()
+        };
+        let (status, lines, errors) = info(&all);
+        assert_eq!(status, Some(0), "{what}: {errors}");
+        assert_eq!(lines[0]["queue_pairs_max"], pairs, "{what}");
+        let bench = ["--seconds", "0.2", "--queues", &all];
+        let args = [switch, &BENCH, &bench].concat();
+        let (status, lines, errors) = driver(&socket, &args).end();
+        assert_eq!(status, Some(0), "{what}: {errors}");
+        assert!(lines[0]["received"].as_u64() > Some(0), "{what}");
+        let args = [switch, &BENCH, &["--queues", &more]].concat();
+        for (status, lines, errors) in [info(&more), driver(&socket, &args).end()] {
+            assert_eq!((status, lines.len()), (Some(4), 0), "{what}: {errors}");
+            for word in [
+                format!("{more} queue pairs were wanted"),
+                format!("has {pairs}"),
+            ] {
+                assert!(errors.contains(&word), "{what}: no {word:?} in {errors}");
+            }
+        }
+        assert_eq!(counts(program)["dropped"]["header"], 0, "{what}");
+    }
+    let kernel = [
+        "net",
+        "--vdpa",
+        "/dev/vhost-vdpa-0",
+        "--count",
+        "rings",
+        "info",
+    ];
+    assert_eq!(Program::start("driver", kernel).end().0, Some(2));
+}
+
 #[test]
 fn a_device_that_dies_under_the_traffic_is_told_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,41 +2,38 @@
 //! one with the kernel of this machine behind a tap interface. The network code at
 //! both ends is not ours.
 
-use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use linkspan::demo::initramfs::{self, GuestFile};
 use linkspan::demo::kernel::Kernel;
-use linkspan::demo::machine::{self, Accel, Devices, Event, Hardware, Machine, Mode, Nic, Place};
-use linkspan::demo::process::{Process, Stop, find_program, tail};
-use linkspan::demo::report;
+use linkspan::demo::machine::{Accel, Devices, Hardware, Machine, Mode, Nic, Place};
+use linkspan::demo::process::{Process, find_program, tail};
+use linkspan_devices::net::Mac;
 use linkspan_testkit::Namespace;
-use linkspan_testkit::census::settled;
+use linkspan_testkit::net::{Card, CardOptions, frame, station};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-const LIMIT: Duration = Duration::from_secs(240);
+mod machines;
+
+use machines::{LIMIT, Monitor, Told, answered, eventually, skip, with_libraries};
 
 /// Bytes that a flow carries.
 const FLOW_BYTES: usize = 1 << 20;
 
+/// How often a bulk transfer carries as much: 64 MiB.
+const BULK_PARTS: usize = 64;
+
 /// Set for the short form: each kind of thing once.
 fn quick() -> bool {
     std::env::var_os("LINKSPAN_TEST_QUICK").is_some()
-}
-
-fn skip(test: &str, why: &str) {
-    // Not by `eprintln`, which the test harness captures: the summary of
-    // `cargo xtask test` counts this line.
-    drop(writeln!(std::io::stderr().lock(), "SKIP {test}: {why}"));
 }
 
 /// What the guests need beside busybox.
@@ -108,23 +105,6 @@ fn noise(count: usize) -> Vec<u8> {
 fn sha256(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A program of this machine and what it is linked with.
-fn with_libraries(program: &Path) -> Vec<GuestFile> {
-    let listed = Command::new("ldd").arg(program).output().unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    let libraries = listed
-        .split_whitespace()
-        .filter(|word| word.starts_with('/'));
-    let file = |from: &Path, path: &str| GuestFile {
-        path: path.to_owned(),
-        data: std::fs::read(from).unwrap(),
-    };
-    let name = program.file_name().and_then(OsStr::to_str).unwrap();
-    let mut files = vec![file(program, &format!("bin/{name}"))];
-    files.extend(libraries.map(|path| file(Path::new(path), path.trim_start_matches('/'))));
-    files
 }
 
 /// `linkspan net` with its sockets.
@@ -222,39 +202,6 @@ impl Switch {
     }
 }
 
-/// QEMU's monitor.
-struct Monitor(BufReader<UnixStream>);
-
-impl Monitor {
-    fn connect(console: &Path) -> Self {
-        let stream = UnixStream::connect(machine::monitor(console)).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        let mut monitor = Self(BufReader::new(stream));
-        monitor.command(&json!({"execute": "qmp_capabilities"}), answered);
-        monitor
-    }
-
-    /// Gives a command and reads until what is waited for. An error is none of that.
-    #[track_caller]
-    fn command(&mut self, command: &Value, awaited: impl Fn(&Value) -> bool) {
-        writeln!(self.0.get_mut(), "{command}").unwrap();
-        loop {
-            let mut line = String::new();
-            assert!(self.0.read_line(&mut line).unwrap() > 0, "QEMU is gone");
-            let said: Value = serde_json::from_str(&line).unwrap();
-            assert!(said.get("error").is_none(), "{command}: {line}");
-            if awaited(&said) {
-                return;
-            }
-        }
-    }
-}
-
-/// The end of a command, as far as QEMU's monitor knows.
-fn answered(said: &Value) -> bool {
-    said.get("return").is_some()
-}
-
 /// The driver has let go of the card, and QEMU as well.
 fn card_is_gone(said: &Value) -> bool {
     said["event"] == "DEVICE_DELETED" && said["data"]["device"] == "card"
@@ -262,18 +209,24 @@ fn card_is_gone(said: &Value) -> bool {
 
 /// A guest that does what it is told.
 struct Guest {
-    name: &'static str,
-    machine: Machine,
+    told: Told,
     console: PathBuf,
     /// The last part of its addresses.
     number: u8,
     packed: bool,
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // QEMU would first wait for a switch that is gone.
-        let _ = self.machine.kill();
+impl Deref for Guest {
+    type Target = Told;
+
+    fn deref(&self) -> &Told {
+        &self.told
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Told {
+        &mut self.told
     }
 }
 
@@ -302,49 +255,11 @@ impl Guest {
         );
         let machine = machine.unwrap();
         Self {
-            name,
-            machine,
+            told: Told { name, machine },
             console,
             number,
             packed,
         }
-    }
-
-    /// Waits for a report: its value, and the lines before it.
-    #[track_caller]
-    fn report(&mut self, key: &str) -> (String, Vec<String>) {
-        let deadline = Instant::now() + LIMIT;
-        let mut lines = Vec::new();
-        loop {
-            match self.machine.next_event(deadline, &Stop::default()).unwrap() {
-                Event::Line(line) => match report::parse(&line) {
-                    Some((found, value)) if found == key => return (value.to_owned(), lines),
-                    Some(("problem", what)) => panic!("{}: {what}", self.name),
-                    _ => lines.push(line),
-                },
-                end => panic!(
-                    "{} does not report {key}: {end:?}\n{lines:#?}\n{}",
-                    self.name,
-                    self.machine.console_tail()
-                ),
-            }
-        }
-    }
-
-    /// Runs a line of shell: its status and what it printed.
-    #[track_caller]
-    fn try_run(&mut self, line: &str) -> (u8, String) {
-        self.machine.tell(line).unwrap();
-        let (status, lines) = self.report("status");
-        (status.parse().unwrap(), lines.join("\n"))
-    }
-
-    /// Runs a line of shell that works: what it printed.
-    #[track_caller]
-    fn run(&mut self, line: &str) -> String {
-        let (status, said) = self.try_run(line);
-        assert_eq!(status, 0, "{}: {line}\n{said}", self.name);
-        said
     }
 
     /// Waits until it has booted, and has it answer on its network: 10.9.0.NUMBER.
@@ -364,17 +279,6 @@ impl Guest {
         assert_eq!(self.pairs(), [2, 2], "at most, and now");
     }
 
-    /// Queue pairs that it can have, and has.
-    #[track_caller]
-    fn pairs(&mut self) -> [u32; 2] {
-        let said = self.run("ethtool -l eth0");
-        let mut combined = said
-            .lines()
-            .filter_map(|line| line.strip_prefix("Combined:"))
-            .map(|value| value.trim().parse().unwrap());
-        [combined.next().unwrap(), combined.next().unwrap()]
-    }
-
     /// Sends flows from both of its processors at once, two from each: busybox's nc keeps
     /// no more than three callers waiting. What arrives is what was sent.
     #[track_caller]
@@ -392,13 +296,14 @@ impl Guest {
         assert_eq!(hashes, [want.as_str(); 4], "{}: {said}", self.name);
     }
 
-    /// Waits until its driver sees a link, or none.
+    /// Sends so much in one flow that rings and windows fill many times over.
     #[track_caller]
-    fn await_carrier(&mut self, there: bool) {
-        let there = u8::from(there);
-        self.run(&format!(
-            "until [ \"$(cat /sys/class/net/eth0/carrier)\" = {there} ]; do usleep 10000; done"
+    fn send_bulk(&mut self, to: u8, bench: &Bench) {
+        let said = self.run(&format!(
+            "for part in $(seq {BULK_PARTS}); do cat /check/payload; done | nc 10.9.0.{to} 7000"
         ));
+        let want = sha256(&bench.payload.repeat(BULK_PARTS));
+        assert_eq!(said.split(' ').next(), Some(want.as_str()));
     }
 
     /// Waits until a ping is answered.
@@ -408,11 +313,6 @@ impl Guest {
             "until ping -c 1 -W 1 10.9.0.{to} >/dev/null; do :; done"
         ));
     }
-}
-
-/// Whether it comes true; one of these waits for ten seconds or more.
-fn eventually(mut condition: impl FnMut() -> bool) -> bool {
-    (0..6).any(|_| settled(&mut condition))
 }
 
 /// Flows go until both pairs of a guest at this port have carried some both ways: which
@@ -503,25 +403,39 @@ fn driver_leaves_and_returns(guest: &mut Guest, number: u8, other: &mut Guest) {
     other.ping_until_answered(number);
 }
 
+#[track_caller]
+fn unplug(monitor: &mut Monitor, guest: &mut Guest) {
+    let unplug = json!({"execute": "device_del", "arguments": {"id": "card"}});
+    monitor.command(&unplug, card_is_gone);
+    guest.run("! ip link show eth0");
+}
+
+/// Puts the card in with these options more.
+#[track_caller]
+fn plug(monitor: &mut Monitor, guest: &mut Guest, more: &Value) {
+    let number = guest.number;
+    let mut card = json!({
+        "driver": "virtio-net-pci", "id": "card", "netdev": "network", "mq": true, "vectors": 0,
+        "packed": guest.packed, "romfile": "", "mac": format!("52:54:00:00:00:{number:02x}"),
+    });
+    let options = card.as_object_mut().unwrap();
+    options.extend(more.as_object().unwrap().clone());
+    let plug = json!({"execute": "device_add", "arguments": card});
+    monitor.command(&plug, answered);
+    guest.run("until ip link show eth0; do usleep 50000; done 2>/dev/null");
+    guest.join(number);
+}
+
 /// The card itself is taken out of a running machine, and put in again.
 #[track_caller]
 fn card_is_unplugged_and_returns(switch: &mut Switch, guest: &mut Guest, other: &mut Guest) {
     let number = guest.number;
     let mut monitor = Monitor::connect(&guest.console);
-    let unplug = json!({"execute": "device_del", "arguments": {"id": "card"}});
-    monitor.command(&unplug, card_is_gone);
-    guest.run("! ip link show eth0");
+    unplug(&mut monitor, guest);
     let (status, said) = other.try_run(&format!("ping -c 1 -W 1 10.9.0.{number}"));
     assert_eq!(status, 1, "{said}");
     let before = switch.counts().swap_remove(usize::from(number - 1));
-    let card = json!({
-        "driver": "virtio-net-pci", "id": "card", "netdev": "network", "mq": true, "vectors": 0,
-        "packed": guest.packed, "romfile": "", "mac": format!("52:54:00:00:00:{number:02x}"),
-    });
-    let plug = json!({"execute": "device_add", "arguments": card});
-    monitor.command(&plug, answered);
-    guest.run("until ip link show eth0; do usleep 50000; done 2>/dev/null");
-    guest.join(number);
+    plug(&mut monitor, guest, &json!({}));
     other.ping_until_answered(number);
     let after = switch.counts().swap_remove(usize::from(number - 1));
     assert!(after.number("frames_in") > before.number("frames_in"));
@@ -549,6 +463,10 @@ fn two_guests(test: &str, packed: [bool; 2]) {
     until_both_pairs(&mut switch, 0, || a.send_flows(2, &bench));
     until_both_pairs(&mut switch, 1, || b.send_flows(1, &bench));
     said("flows");
+    if !quick() {
+        a.send_bulk(2, &bench);
+        said("bulk");
+    }
     pairs_change_under_traffic(&mut switch, &mut a, &mut b);
     said("a's pairs changed");
     if !quick() {
@@ -607,6 +525,51 @@ fn two_guests_with_split_and_packed_rings_talk_change_their_pairs_leave_and_retu
     two_guests("two_guests_split_and_packed", [false, true]);
 }
 
+/// QEMU says what the MTU is (`VHOST_USER_NET_SET_MTU`), and that the guest has arrived
+/// (`VHOST_USER_SEND_RARP`), as after a migration: it does so for a card whose driver
+/// cannot announce itself.
+#[test]
+fn qemu_sets_the_mtu_and_asks_for_an_announcement() {
+    let test = "qemu_sets_the_mtu_and_asks_for_an_announcement";
+    let Some(bench) = bench(test) else { return };
+    let [first, second] = ["a", "b"].map(|name| bench.dir.path().join(name));
+    let mut switch = Switch::start(&bench, &[&first, &second], &[], None);
+    let mut card = Card::bring_up(&second, &CardOptions::default()).unwrap();
+    let mut guest = Guest::boot(&bench, "a", &first, 1, false);
+    guest.report("remote");
+    let mut monitor = Monitor::connect(&guest.console);
+    unplug(&mut monitor, &mut guest);
+    let more = json!({"host_mtu": 1400, "guest_announce": false});
+    plug(&mut monitor, &mut guest, &more);
+    assert_eq!(guest.run("cat /sys/class/net/eth0/mtu"), "1400");
+    let own = Mac([0x52, 0x54, 0, 0, 0, 1]);
+    for (payload, too_long) in [(1400, 0), (1401, 1)] {
+        let before = switch.counts().swap_remove(0);
+        card.send(0, &frame(station(9), own, 1, payload));
+        let told = eventually(|| {
+            let now = switch.counts().swap_remove(0);
+            now.number("frames_out") + now.dropped("too_long")
+                > before.number("frames_out") + before.dropped("too_long")
+        });
+        let now = switch.counts().swap_remove(0);
+        assert!(
+            told && now.dropped("too_long") == too_long,
+            "{payload}: {now:?}"
+        );
+    }
+    // What the guest itself has to say is not that.
+    let mut announced = || {
+        let frames = std::iter::from_fn(|| card.poll());
+        let mut rarp = frames.filter(|(_, frame)| frame[12..14] == [0x80, 0x35]);
+        rarp.any(|(_, frame)| Mac::source(&frame) == own)
+    };
+    assert!(!announced());
+    let rounds = json!({"initial": 50, "max": 550, "rounds": 1, "step": 50});
+    let announce = json!({"execute": "announce-self", "arguments": rounds});
+    monitor.command(&announce, answered);
+    assert!(eventually(announced), "{:?}", switch.counts());
+}
+
 /// A guest and the kernel of this machine.
 fn guest_and_tap(test: &str, packed: bool) {
     let (Some(bench), Some(here)) = (bench(test), Namespace::new(test)) else {
@@ -622,16 +585,15 @@ fn guest_and_tap(test: &str, packed: bool) {
     here.run("ping -c 3 -i 0.1 -W 20 10.9.0.1");
     here.run("ping -c 2 -i 0.1 -W 20 -s 9000 10.9.0.1");
     // From there to the guest: the kernel puts flows on the queues of its interface.
+    // Two at a time, as `send_flows` says.
     let want = sha256(&bench.payload);
     until_both_pairs(&mut switch, 0, || {
-        let flows: Vec<_> = (0..4)
-            .map(|_| {
-                let payload = bench.payload.clone();
-                here.spawn(move || hash_of_guest(&payload))
-            })
-            .collect();
-        let hashes: HashSet<_> = flows.into_iter().map(|flow| flow.join().unwrap()).collect();
-        assert_eq!(hashes, HashSet::from([want.clone()]));
+        let flows = [(); 2].map(|()| {
+            let payload = bench.payload.clone();
+            here.spawn(move || [(); 2].map(|()| hash_of_guest(&payload)))
+        });
+        let hashes = flows.map(|flow| flow.join().unwrap());
+        assert_eq!(hashes.as_flattened(), [want.as_str(); 4]);
     });
 }
 

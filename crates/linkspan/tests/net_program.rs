@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use linkspan_devices::net::Mac;
 use linkspan_sys::Listener;
 use linkspan_testkit::FrontEnd;
 use linkspan_testkit::census::settled;
@@ -180,6 +182,85 @@ fn a_front_end_that_listens_is_connected_to_again_and_again() {
     }
     program.signal(Signal::INT);
     assert_eq!(program.end().0, Some(0));
+}
+
+/// A socket that we were started with: one that listens, and one that is connected.
+#[test]
+fn a_port_is_served_on_an_inherited_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let serve = |given: OwnedFd| {
+        let mut command = linkspan_testkit::program("sh");
+        command
+            .args(["-c", "exec \"$0\" \"$@\" 3<&0 </dev/null"])
+            .arg(env!("CARGO_BIN_EXE_linkspan"))
+            .args([
+                "net",
+                "--json",
+                "--mode",
+                "echo",
+                "--port",
+                "vhost-user-fd:3",
+            ])
+            .stdin(Stdio::from(given))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Program {
+            child: command.spawn().unwrap(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    };
+    let echoes = |card: &mut Card| {
+        card.send(0, &frame(station(1), station(2), 1, 100));
+        assert_eq!(card.expect().1, frame(station(2), station(1), 1, 100));
+    };
+    let counted = |lines: &[serde_json::Value]| {
+        let counts = counts_of(lines, "vhost-user-fd:3");
+        counts["frames_in"].as_u64().unwrap()
+    };
+    let program = serve(UnixListener::bind(&socket).unwrap().into());
+    for _ in 0..2 {
+        echoes(&mut Card::bring_up(&socket, &CardOptions::default()).unwrap());
+    }
+    program.signal(Signal::TERM);
+    let (status, lines) = program.end();
+    assert_eq!((status, counted(&lines)), (Some(0), 2));
+
+    let (ours, theirs) = linkspan_sys::Stream::pair().unwrap();
+    let program = serve(theirs.into());
+    let mut card = Card::over(FrontEnd::over(ours), &CardOptions::default()).unwrap();
+    echoes(&mut card);
+    // Nobody can come after it, so the program ends with it.
+    drop(card);
+    let (status, lines) = program.end();
+    assert_eq!((status, counted(&lines)), (Some(0), 1));
+}
+
+/// A station that is silent is forgotten, and what is for it goes to all again.
+#[test]
+fn a_silent_station_is_forgotten_in_the_time_that_was_asked_for() {
+    let ports = ["a", "b", "c"].map(|name| format!("vhost-user:FOLDER/{name}"));
+    let [a, b, c] = ports.each_ref().map(String::as_str);
+    let ports = ["--json", "--port", a, "--port", b, "--port", c];
+    let program = Program::start(&[&["--ageing", "1"], &ports[..]].concat());
+    let [mut a, mut b, mut c] = ["a", "b", "c"].map(|name| program.card(name));
+    let here = frame(station(2), Mac::BROADCAST, 0, 100);
+    b.send(0, &here);
+    assert_eq!((a.expect().1, c.expect().1), (here.clone(), here));
+    let there = frame(station(1), station(2), 1, 100);
+    let forgotten = settled(|| {
+        a.send(0, &there);
+        assert_eq!(b.expect().1, there);
+        c.poll().is_some_and(|(_, got)| got == there)
+    });
+    assert!(forgotten, "it is remembered for ever");
+    drop((a, b, c));
+    program.signal(Signal::TERM);
+    let (status, lines) = program.end();
+    assert_eq!(status, Some(0));
+    // All but the last were for its port alone.
+    assert_eq!(counts_of(&lines, "/a")["flooded"], 1);
+    assert!(counts_of(&lines, "/b")["frames_out"].as_u64() > Some(1));
 }
 
 #[test]

@@ -38,11 +38,10 @@ fn analyze(words: &[&str]) -> Option<Output> {
     command.args(words).stdin(Stdio::null()).output().ok()
 }
 
-/// The unit, with the program that was built in place of the one that is installed.
-fn unit(dir: &Path) -> PathBuf {
-    let path = dir.join("linkspan-fcopy.service");
-    let text = read("linkspan-fcopy.service").replace("/usr/bin/linkspan", PROGRAM);
-    fs::write(&path, text).unwrap();
+/// A unit, with the program that was built in place of the one that is installed.
+fn unit(dir: &Path, name: &str) -> PathBuf {
+    let path = dir.join(name);
+    fs::write(&path, read(name).replace("/usr/bin/linkspan", PROGRAM)).unwrap();
     path
 }
 
@@ -64,6 +63,11 @@ fn unit_rule_and_settings_fit_each_other() {
     let class = format!("ATTR{{class_id}}==\"{{{}}}\"", FILE_COPY.interface);
     assert!(rule.contains(&class), "{rule}");
     assert!(rule.contains("ENV{SYSTEMD_WANTS}+=\"linkspan-fcopy.service\""));
+    // A service that is skipped has ended Linux's daemon all the same.
+    assert!(
+        rule.contains(&format!("TEST==\"{}\"", conditions[1])),
+        "{rule}"
+    );
     // Where the settings say that files go is where the unit lets them.
     let state = values(&unit, "StateDirectory").remove(0);
     let settings = read("fcopy.toml");
@@ -125,11 +129,75 @@ fn the_settings_are_read_as_they_are() {
     assert!(said.contains("cannot open the folder"), "{said}");
 }
 
+/// The settings of planes lie where the unit looks, and sockets where it makes room.
+#[test]
+fn unit_of_planes_and_its_settings_fit_each_other() {
+    let unit = read("linkspan.service");
+    let start = values(&unit, "ExecStart").remove(0);
+    let (_, file) = start.split_once("/usr/bin/linkspan up ").unwrap();
+    assert_eq!(values(&unit, "ConditionPathExists"), [file]);
+    let folders = ["RuntimeDirectory", "StateDirectory"];
+    let folders = folders.map(|key| values(&unit, key).remove(0));
+    let settings = read("plane.toml");
+    let control = format!("\ncontrol = \"/run/{}/control.sock\"\n", folders[0]);
+    assert!(settings.contains(&control));
+    assert!(settings.contains(&format!("/var/lib/{}/disk.img", folders[1])));
+}
+
+/// The settings as they are have no link and nothing else that is wrong; with all that is
+/// commented out they have two.
+#[test]
+fn settings_of_planes_and_their_examples_make_sense() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let check = |name: &str, text: &str, status: i32| {
+        let file = dir.path().join(name);
+        let text = text.replace("/var/lib/linkspan", folder);
+        fs::write(&file, text.replace("/run/linkspan", folder)).unwrap();
+        let mut command = Command::new(PROGRAM);
+        let output = command.args(["plane", "check"]).arg(&file).output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        let said = said + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{name}: {said}");
+        said
+    };
+    let text = read("plane.toml");
+    let said = check("as-it-is", &text, 2);
+    assert!(said.contains("there is no link in it") && said.contains(" 1 thing is wrong"));
+    fs::write(dir.path().join("disk.img"), vec![0; 512]).unwrap();
+    let (head, examples) = text.split_once("\n[plane]").unwrap();
+    let example = |line: &str| {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        (line.contains(" = ") || line.starts_with('[')).then(|| line.to_owned())
+    };
+    let lines: Vec<String> = examples.lines().filter_map(example).collect();
+    let all = format!("{head}\n[plane]\n{}\n", lines.join("\n"));
+    let all = check("all", &all, 0);
+    assert!(
+        all.contains("[link.\"disk\"]") && all.contains("[link.\"lan\"]"),
+        "{all}"
+    );
+}
+
+#[test]
+fn systemd_takes_the_unit_of_planes() {
+    let dir = tempfile::tempdir().unwrap();
+    let unit = unit(dir.path(), "linkspan.service");
+    let Some(verified) = analyze(&["verify", "--man=no", unit.to_str().unwrap()]) else {
+        let why = "there is no systemd-analyze, Debian package systemd";
+        return skip("systemd_takes_the_unit_of_planes", why);
+    };
+    let said = String::from_utf8_lossy(&verified.stderr);
+    assert!(verified.status.success(), "{said}");
+    assert!(!said.contains("linkspan"), "{said}");
+}
+
 #[test]
 fn systemd_takes_the_unit_and_finds_little_exposed() {
     let test = "systemd_takes_the_unit_and_finds_little_exposed";
     let dir = tempfile::tempdir().unwrap();
-    let unit = unit(dir.path());
+    let unit = unit(dir.path(), "linkspan-fcopy.service");
     let unit = unit.to_str().unwrap();
     let Some(verified) = analyze(&["verify", "--man=no", unit]) else {
         return skip(test, "there is no systemd-analyze, Debian package systemd");
@@ -287,4 +355,33 @@ fn no_part_of_file_copy_depends_on_the_processor() {
         processors(&crates.join(part), &mut found);
     }
     assert!(found.is_empty(), "{found:#?}");
+}
+
+#[test]
+fn pages_and_completions_are_printed() {
+    let run = |words: &[&str]| {
+        let output = Command::new(PROGRAM).args(words).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    };
+    let (code, page) = run(&["man", "driver", "blk"]);
+    assert_eq!(code, Some(0));
+    assert!(page.contains(".TH linkspan-driver-blk 1"), "{page}");
+    assert!(page.contains("\\-\\-socket\\-path"), "{page}");
+    assert_eq!(run(&["man", "nothing"]), (Some(2), String::new()));
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("man1");
+    assert_eq!(run(&["man", "--out", out.to_str().unwrap()]).0, Some(0));
+    assert!(fs::read_to_string(out.join("linkspan-driver-blk.1")).unwrap() == page);
+    for (shell, word) in [
+        ("bash", "complete -F _linkspan"),
+        ("zsh", "#compdef linkspan"),
+        ("fish", "complete -c linkspan"),
+    ] {
+        let (code, text) = run(&["completions", shell]);
+        assert!(code == Some(0) && text.contains(word), "{shell}: {text}");
+        assert!(text.contains("smbdirect"), "{shell}");
+    }
 }

@@ -1,10 +1,13 @@
 //! What a guest says to a virtual GPU (`gpu_commands`), what a front end answers it
 //! (`gpu_front`), and what its viewers and it say to each other (`display_link`).
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use linkspan_devices::gpu::{ANSWER_MAX, Answer, Code, Command, Event, Gpu, Outcome as Asked};
 use linkspan_display::link::{BODY_MAX, HEADER, Message};
 use linkspan_mem::{Gpa, GuestMemory, Region, UserVa};
-use linkspan_vhost::gpu::{Answers, EDID_LEN, Question};
+use linkspan_vhost::gpu::{Answers, EDID_LEN, Question, Watcher};
 use linkspan_virtio::{Buffer, Chain, DeviceQueue, DriverQueue, Features, QueueLayout};
 
 use super::Outcome;
@@ -48,6 +51,8 @@ struct Guest {
     driver: DriverQueue<linkspan_mem::Window>,
     device: DeviceQueue<linkspan_mem::Window>,
     chain: Chain,
+    /// What lists of guest memory take.
+    purse: Rc<Cell<u64>>,
 }
 
 impl Guest {
@@ -71,11 +76,12 @@ impl Guest {
             chain: Chain::new(16).expect("a chain"),
             memory,
             region,
+            purse: Rc::default(),
         }
     }
 
     /// Carries out a command; its answer's type.
-    fn say(&mut self, gpu: &mut Gpu<u64>, command: &[u8]) -> Option<u32> {
+    fn say(&mut self, gpu: &mut Gpu<u64, Share>, command: &[u8]) -> Option<u32> {
         let slice = self.region.slice(COMMAND, command.len() as u64);
         slice.expect("it is short").write(command);
         let buffer = |at: u64, len: usize| Buffer {
@@ -102,7 +108,9 @@ impl Guest {
                 Ok((Region::heap(len)?, bytes))
             };
             let mut each = check;
-            let (outcome, _) = gpu.execute(&mut command, &self.memory.guest, make, &mut each);
+            let charge = |bytes| Share::take(&self.purse, bytes);
+            let guest = &self.memory.guest;
+            let (outcome, _) = gpu.execute(&mut command, guest, make, charge, &mut each);
             let said = match outcome {
                 Asked::Answer(answer) => answer,
                 Asked::DisplayInfo => Answer::DisplayInfo([(640, 480); 16]),
@@ -119,6 +127,33 @@ impl Guest {
         let used = self.driver.pop().expect("a queue").expect("it came back");
         assert_eq!(used.written, written);
         kind
+    }
+}
+
+/// What lists of guest memory may take.
+const LISTS_MAX: u64 = 4096;
+
+/// What one takes, until it is gone.
+struct Share {
+    purse: Rc<Cell<u64>>,
+    bytes: u64,
+}
+
+impl Share {
+    fn take(purse: &Rc<Cell<u64>>, bytes: u64) -> Result<Self, Code> {
+        let all = purse.get() + bytes;
+        if all > LISTS_MAX {
+            return Err(Code::OutOfMemory);
+        }
+        purse.set(all);
+        let purse = Rc::clone(purse);
+        Ok(Self { purse, bytes })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.purse.set(self.purse.get() - self.bytes);
     }
 }
 
@@ -174,6 +209,8 @@ pub fn commands(bytes: &[u8]) -> Outcome {
         }
         assert!(gpu.resources() <= 256);
     }
+    gpu.reset();
+    assert_eq!(guest.purse.get(), 0, "all of it comes back");
     outcome
 }
 
@@ -191,6 +228,7 @@ pub fn front(bytes: &[u8]) -> Outcome {
     let mut input = Input::new(bytes);
     let mut outcome = Outcome::default();
     let mut answers = Answers::default();
+    let mut watcher = Watcher::default();
     while let Some(step) = input.u8() {
         let question = match step {
             0 => Question::ProtocolFeatures,
@@ -206,6 +244,7 @@ pub fn front(bytes: &[u8]) -> Outcome {
                     assert!(wanted > 0 && wanted <= 12 + EDID_LEN);
                     let (first, more) = rest.split_at(wanted.min(rest.len()));
                     rest = more;
+                    watcher.take(first, |said| assert!(!said.text().is_empty()));
                     match answers.receive(first) {
                         Ok(Some(_)) => outcome.done += 1,
                         Ok(None) => {}

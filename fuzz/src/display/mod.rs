@@ -1,9 +1,12 @@
 //! A guest's screen: registers that describe planes (`display_planes`), and what a VNC
-//! client says (`rfb_input`); the virtual GPU ([`gpu`]).
+//! client says (`rfb_input`); the virtual GPU ([`gpu`]); QEMU's monitor (`qmp_replies`);
+//! its page ([`web`]).
 
 pub mod gpu;
+pub mod monitor;
 pub mod planes;
 pub mod rfb;
+pub mod web;
 
 /// What came of a script.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,7 +26,9 @@ pub fn run(target: &str, bytes: &[u8]) -> Outcome {
         "display_link" => gpu::link(bytes),
         "gpu_commands" => gpu::commands(bytes),
         "gpu_front" => gpu::front(bytes),
+        "qmp_replies" => monitor::run(bytes),
         "rfb_input" => rfb::run(bytes),
+        "web_input" => web::run(bytes),
         _ => planes::run(bytes),
     }
 }

@@ -7,8 +7,8 @@
 use linkspan_display::decode::intel::{self, Generation};
 use linkspan_display::decode::{bochs, fixed};
 use linkspan_display::{
-    Cursor, FORMATS, FourCc, Frame, Layout, Modifier, Position, RECTANGLES_MAX, Scene, Surface,
-    Tiles, edid, region,
+    Cursor, FORMATS, FourCc, Frame, Layout, Modifier, Position, RECTANGLES_MAX, Scene, Sprite,
+    Surface, Tiles, edid, region,
 };
 use linkspan_mem::Gpa;
 
@@ -162,8 +162,16 @@ fn show(layout: &Layout, outcome: &mut Outcome) {
             x: -(width.cast_signed() / 2),
             y: 1,
         };
+        let mut above = Frame::new(width, height).expect("it is small");
+        above.pixels_mut().copy_from_slice(frame.pixels());
+        let sprites = [Sprite {
+            number: 1,
+            frame: above,
+            position,
+        }];
         let scene = Scene {
             frame: &frame,
+            sprites: &sprites,
             cursor: Some((&cursor, position)),
         };
         let mut line = Vec::new();

@@ -95,6 +95,7 @@ impl Screen {
                 let wanted = self.viewer.wants_update();
                 let scene = Scene {
                     frame: &self.frame,
+                    sprites: &[],
                     cursor: Some((&self.cursor, self.place)),
                 };
                 assert_eq!(self.viewer.update(&scene), wanted);

@@ -1,7 +1,7 @@
 //! Seeds of `gpu_commands`, `gpu_front` and `display_link`.
 
 use linkspan_display::link::{Got, Message, Resized, VERSION};
-use linkspan_display::{Loss, Rectangle};
+use linkspan_display::{Kind, Loss, Reason, Rectangle, RefusedPlane};
 
 use super::Seed;
 use super::display::seed;
@@ -209,12 +209,40 @@ fn link() -> Vec<Seed> {
             0,
         ]
     };
-    let planes = [vec![2, 8 + 152, 0, 2], plane(0).to_vec(), plane(1).to_vec()].concat();
+    let planes = [
+        vec![2, 12 + 228, 0, 3, 0],
+        plane(0).to_vec(),
+        plane(1).to_vec(),
+        plane(3).to_vec(),
+    ]
+    .concat();
+    let layer = [vec![2, 12 + 76, 0, 1, 0], plane(4).to_vec()].concat();
     let loss = Some(Loss::Reset);
     let planes_of = |loss| Message::Planes {
         loss,
         planes: vec![],
+        refused: vec![],
     };
+    let refused = |kind| RefusedPlane {
+        head: 2,
+        kind,
+        why: Reason::new("scaling is not supported"),
+    };
+    let not_shown = Message::Planes {
+        loss: None,
+        planes: vec![],
+        refused: vec![refused(Kind::Primary), refused(Kind::Sprite(2))],
+    };
+    // A reason that would write to a terminal, and one that is longer than its room.
+    let told = |word: u32| {
+        let mut bytes = words(&[2, 12 + 172, 0, 0, 1, 0, 0, 4]);
+        bytes.extend(word.to_le_bytes());
+        bytes.resize(8 + 12 + 172, 0);
+        bytes
+    };
+    let escape = told(u32::from_le_bytes(*b"\x1B[2J"));
+    let mut endless = told(0x2020_2020);
+    endless[28] = 0xFF;
     let damage = Message::Damage {
         head: 0,
         parts: vec![part; 64],
@@ -228,6 +256,10 @@ fn link() -> Vec<Seed> {
         ),
         of("planes", words(&planes), (1, 0), None),
         of("lost", one(planes_of(loss)), (1, 0), None),
+        of("refused", one(not_shown), (1, 0), None),
+        of("layer", words(&layer), (0, 1), Some("a layer is 4")),
+        of("escape", escape, (0, 1), Some("the length of a reason")),
+        of("endless", endless, (0, 1), Some("the length of a reason")),
         of("damage", one(damage), (1, 0), None),
         of(
             "get",
@@ -293,6 +325,11 @@ fn link() -> Vec<Seed> {
             (0, 1),
             Some("no display socket"),
         ),
-        of("loss", words(&[2, 8, 9, 0]), (0, 1), Some("a loss is 9")),
+        of(
+            "loss",
+            words(&[2, 12, 9, 0, 0]),
+            (0, 1),
+            Some("a loss is 9"),
+        ),
     ]
 }

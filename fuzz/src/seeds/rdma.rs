@@ -16,6 +16,7 @@ const TERMINATE: u16 = 0x4147;
 const WRITABLE: u32 = 0xFFFF_FF01;
 const READABLE: u32 = 0xFFFF_FF02;
 const SINK: u32 = 0xFFFF_FF03;
+const LONG: u32 = 0xFFFF_FF04;
 const BASE: u64 = 1 << 16;
 
 const LOST: u8 = 13;
@@ -77,7 +78,8 @@ fn seed(target: &'static str, row: Row) -> Seed {
 pub(super) fn seeds() -> Vec<Seed> {
     let mpa = mpa().into_iter().map(|row| seed("rdma_mpa", row));
     let ddp = ddp().into_iter().map(|row| seed("rdma_ddp", row));
-    mpa.chain(ddp).collect()
+    let long = long().into_iter().map(|row| seed("rdma_ddp", row));
+    mpa.chain(ddp).chain(long).collect()
 }
 
 fn mpa() -> Vec<Row> {
@@ -607,6 +609,72 @@ fn ddp() -> Vec<Row> {
             0,
             "RDMAP version 2",
             vec![raw(b"\0\x12\x41\x83"), t()],
+        ),
+    ]
+}
+
+/// Payload that is written from where it is, and summed when it is; and works that the end
+/// cuts off.
+fn long() -> Vec<Row> {
+    let begin = || untagged(SEND, 0, [0, 1, 0], b"");
+    let t = || TRANSMIT.to_vec();
+    let write = |len| vec![4, 255, len];
+    let unknown = || raw(b"\0\x12\x41\x49");
+    let wrong = "unknown opcode 9";
+    let cut = |name, done, refused, parts: &[Vec<u8>]| {
+        let all = [&[begin()], parts, &[unknown(), t()]].concat();
+        (name, 0, done, refused, wrong, all)
+    };
+    vec![
+        ("long_write", CRC, 2, 0, "", vec![begin(), write(200), t()]),
+        (
+            "long_write_in_parts",
+            CRC,
+            3,
+            0,
+            "",
+            vec![
+                begin(),
+                write(255),
+                vec![3, 9],
+                vec![8, 1],
+                vec![8, 200],
+                t(),
+                t(),
+            ],
+        ),
+        (
+            "write_by_reference",
+            INITIATOR | CRC,
+            2,
+            0,
+            "",
+            vec![write(4), write(40), vec![8, 3], t()],
+        ),
+        (
+            "long_read",
+            CRC,
+            0,
+            0,
+            "",
+            vec![
+                read_request(1, 100_000, LONG, BASE + 7),
+                vec![8, 254],
+                vec![8, 1],
+                t(),
+            ],
+        ),
+        cut(
+            "sends_cut_off",
+            2,
+            2,
+            &[vec![3, 40], vec![3, 41], vec![3, 42], vec![8, 1]],
+        ),
+        cut(
+            "long_write_cut_off",
+            1,
+            2,
+            &[write(255), vec![3, 41], vec![8, 1]],
         ),
     ]
 }

@@ -5,6 +5,7 @@
 //! that has a header, in its own buffer; what is written of a file lies in what was
 //! received and within the file; a sender ends each file with one word.
 
+use linkspan_vmbus::describe::{describe, is_setup};
 use linkspan_vmbus::fcopy::{
     self, Effect, Failure, Job, Options, Output, Policy, Receiver, Roots, Sender,
 };
@@ -113,6 +114,12 @@ pub fn run(data: &[u8]) -> Outcome {
     }
 }
 
+/// Whatever goes by can be put into words.
+fn watch(payload: &[u8]) {
+    assert!(!describe(payload).is_empty());
+    assert!(!is_setup(payload) || payload.len() >= HEADER_BYTES);
+}
+
 /// `size` is that of the file that is open.
 fn check_effect(effect: &Effect, len: usize, size: &mut u64) {
     match effect {
@@ -206,6 +213,7 @@ fn guest<S: GuestService>(
                 }
             };
             let len = payload.len();
+            watch(&payload);
             let Some(mut reaction) = outcome.count(guest.receive(&mut payload)) else {
                 assert!(len < HEADER_BYTES || payload[25] & 4 != 0);
                 continue;
@@ -218,6 +226,7 @@ fn guest<S: GuestService>(
                 assert!(effects <= 3, "one request has an end");
                 reaction = guest.answer(answer, &mut payload);
             }
+            watch(&payload);
             assert!(matches!(reaction, Reaction::Reply(sent) if sent == len));
             assert_eq!(payload[25], 5);
             let status = u32::from_le_bytes(payload[20..24].try_into().expect("4 bytes"));
@@ -268,12 +277,16 @@ fn sender(input: &mut Input<'_>) -> Outcome {
                             continue;
                         }
                     };
+                    watch(&payload);
                     reply(&mut payload, status, at, change);
+                    watch(&payload);
                     sender.receive(&payload);
                 }
                 host_step::RAW => {
                     let len = input.u16()?;
-                    sender.receive(input.bytes(len.into()));
+                    let payload = input.bytes(len.into());
+                    watch(payload);
+                    sender.receive(payload);
                 }
                 host_step::SEND => {
                     let job = Job {
@@ -376,6 +389,7 @@ fn hosts(input: &mut Input<'_>) -> Outcome {
                     continue;
                 }
             }
+            given.iter().for_each(|payload| watch(payload));
             outcome.count(monitor.receive(&given[0]));
             outcome.count(requester.receive(&given[1]));
             outcome.count(clock.receive(&given[2]));

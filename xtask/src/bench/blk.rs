@@ -126,6 +126,7 @@ pub(super) fn run(project: &Project, args: &Args) -> Result<String> {
     let mut text = page(args, &results);
     if args.only.is_none() {
         text += &bench.costs()?;
+        text += &bench.commands();
     }
     Ok(text)
 }
@@ -223,8 +224,44 @@ impl Bench<'_> {
         }
     }
 
+    /// The programs of a row of each kind, as they are called.
+    fn commands(&self) -> String {
+        let row = &ROWS[2];
+        let (file, socket) = (Path::new("FILE"), Path::new("SOCKET"));
+        let servers = [Contestant::Linkspan(&[]), QSD, Contestant::RustVmm];
+        let mut all: Vec<Command> = servers
+            .into_iter()
+            .map(|who| self.command(row, who, file, socket))
+            .collect();
+        all.push(self.driver(row, socket, self.args.seconds));
+        all.push(self.bare_command(row, Contestant::Preadv, file));
+        let mut text = format!(
+            "\nThe programs of the row `{}`, the third being that of null images:\n\n```sh\n",
+            row.name
+        );
+        for command in all {
+            let words = std::iter::once(command.get_program()).chain(command.get_args());
+            let words: Vec<_> = words
+                .map(|word| {
+                    Path::new(word)
+                        .file_name()
+                        .unwrap_or(word)
+                        .to_string_lossy()
+                })
+                .collect();
+            text += &words.join(" ");
+            text.push('\n');
+        }
+        text + "```\n"
+    }
+
     /// Operations a second, and how many there were.
     fn drive(&self, row: &Row, socket: &Path, seconds: f64) -> Result<(f64, f64)> {
+        let report = answer(self.driver(row, socket, seconds))?;
+        Ok((number(&report, "iops")?, number(&report, "operations")?))
+    }
+
+    fn driver(&self, row: &Row, socket: &Path, seconds: f64) -> Command {
         let mut command = pinned(1, &self.linkspan);
         command
             .args(["driver", "blk", "--socket-path"])
@@ -237,14 +274,24 @@ impl Bench<'_> {
                 &row.queues.to_string(),
             ])
             .args(["--seconds", &seconds.to_string()]);
-        if !row.sleeps {
+        if row.sleeps {
+            command.args(["--poll-us", "0"]);
+        } else {
             command.arg("--poll");
         }
-        let report = answer(command)?;
-        Ok((number(&report, "iops")?, number(&report, "operations")?))
+        command
     }
 
     fn bare(&self, row: &Row, who: Contestant, file: &Path) -> Result<Turn> {
+        let report = answer(self.bare_command(row, who, file))?;
+        let rate = number(&report, "iops")?;
+        Ok(Turn {
+            rate,
+            cpu: 1e6 / rate,
+        })
+    }
+
+    fn bare_command(&self, row: &Row, who: Contestant, file: &Path) -> Command {
         let mut command = pinned(0, &self.bare_loop);
         let mode = if matches!(who, Contestant::Uring) {
             "uring"
@@ -255,12 +302,7 @@ impl Bench<'_> {
             .arg(mode)
             .arg(file)
             .args([row.depth.to_string(), self.args.seconds.to_string()]);
-        let report = answer(command)?;
-        let rate = number(&report, "iops")?;
-        Ok(Turn {
-            rate,
-            cpu: 1e6 / rate,
-        })
+        command
     }
 
     /// What it costs to have a device at all.
@@ -287,7 +329,7 @@ impl Bench<'_> {
             &socket,
         )?;
         self.drive(row, &socket, 1.0)?;
-        let private = server.private_bytes(&file)?;
+        let (private, of_files) = server.memory_bytes(&file)?;
         // Idle with a driver that is there and asks for nothing.
         let mut driver = pinned(1, &self.linkspan);
         driver
@@ -322,10 +364,16 @@ impl Bench<'_> {
             median(times)
         )?;
         #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-        let mib = private as f64 / f64::from(1 << 20);
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(
             text,
-            "| private memory after a load, page tables included | {mib:.1} MiB | 8 MiB |"
+            "| private memory after a load, page tables included | {:.1} MiB | 8 MiB |",
+            mib(private)
+        )?;
+        writeln!(
+            text,
+            "| pages of the program and its libraries beside that, which all devices share | {:.1} MiB | |",
+            mib(of_files)
         )?;
         writeln!(
             text,
@@ -407,7 +455,7 @@ fn page(args: &Args, results: &[(&Row, Vec<Series>)]) -> String {
     let mut text = format!(
         "`cargo xtask bench blk --rounds {} --seconds {}` on {}. 4 KiB random reads of a cached\n\
          raw file of 1 GiB; a server has one processor and the driver the other; the driver polls unless it\n\
-         says otherwise. Thousands of operations a second and the server's processor seconds per million\n\
+         says otherwise: a sleeping one sleeps whenever no answer is there (`--poll-us 0`). Thousands of operations a second and the server's processor seconds per million\n\
          operations: medians. The ratio is that of the medians, and in parentheses the lowest and highest of a round.\n\n\
          | row | ours | CPU | peer | its rate | its CPU | ratio | target |\n|---|---|---|---|---|---|---|---|\n",
         args.rounds,
@@ -440,17 +488,23 @@ fn split(results: &[(&Row, Vec<Series>)]) -> String {
         let bare = against("tmpfs, depth 32", |who| matches!(who, Contestant::Preadv))?;
         let sleeping = time("tmpfs, depth 1, sleeping driver")?;
         let polling = time("tmpfs, depth 1")?;
+        // Whoever sleeps cannot be the faster one, unless the machine was busy meanwhile.
+        let wakes = sleeping - polling;
+        let wakes = if wakes > 0.0 {
+            format!("{wakes:.0}")
+        } else {
+            "not seen".to_owned()
+        };
         Some(format!(
             "\nWhere the time of a request goes, as differences of rows (nanoseconds): ring and request, with a null image,\n\
              {ring:.0}; the copy, from a memory image, {:.0}; the mapping of a file, tmpfs {:.0} and ext4 {:.0}; in its\n\
              place, with `--no-map`, the system call and the page cache, tmpfs {:.0} and ext4 {:.0} (a bare `preadv` with its\n\
-             copy takes {bare:.0} on tmpfs); two wake-ups, at depth 1 with a driver that sleeps, {:.0}.\n",
+             copy takes {bare:.0} on tmpfs); two wake-ups, at depth 1 with a driver that sleeps, {wakes}.\n",
             copied - ring,
             time("tmpfs, depth 32")? - copied,
             time("ext4, depth 32")? - copied,
             by_calls("tmpfs, depth 32")? - copied,
             by_calls("ext4, depth 32")? - copied,
-            sleeping - polling,
         ))
     };
     parts().unwrap_or_default()

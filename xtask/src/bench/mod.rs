@@ -15,9 +15,11 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::project::Project;
 
 mod blk;
+mod display;
 mod fcopy;
 mod namespaces;
 mod net;
+mod smb;
 mod smbdirect;
 mod vdpa;
 
@@ -37,8 +39,10 @@ pub(crate) struct Args {
 
 /// The benches, for the help.
 pub(crate) const NAMES: &str = "  blk          disks: against qemu-storage-daemon, vhost-user-backend and bare loops\n  \
+     display      screens: passes over pictures, the page, VNC against QEMU's own server\n  \
      net          network devices and their driver: against DPDK's net_vhost and virtio-user, and a bridge\n  \
      fcopy        files into a guest: our guest against Linux's daemon, both ends of ours against cp\n  \
+     smb          files: SMB Direct against SMB over TCP, our gateway against a relay of TCP, a disk on a share\n  \
      smbdirect    SMB Direct over user-space iWARP on loopback: against TCP alone\n  \
      vdpa         in the lab: our driver and our VDUSE disk against the kernel's driver and qemu-storage-daemon";
 
@@ -46,8 +50,10 @@ pub(crate) fn run(name: &str, args: &Args) -> Result<bool> {
     let project = Project::load()?;
     let text = match name {
         "blk" => blk::run(&project, args)?,
+        "display" => display::run(&project, args)?,
         "fcopy" => fcopy::run(&project, args)?,
         "net" => net::run(&project, args)?,
+        "smb" => smb::run(&project, args)?,
         "smbdirect" => smbdirect::run(&project, args)?,
         "vdpa" => vdpa::run(&project, args)?,
         _ => bail!("there is no bench `{name}`; there are:\n{NAMES}"),
@@ -179,26 +185,27 @@ impl Server {
         Ok((field(14)? + field(15)?) / 100.0)
     }
 
-    /// Bytes of memory that would not be there without it: what no other process
-    /// shares, page tables included, and without the page cache of `image`.
-    fn private_bytes(&self, image: &Path) -> Result<u64> {
+    /// Bytes of memory of its own, page tables included; and those that hold unchanged
+    /// pages of its program and libraries, which belong to the page cache: all devices of
+    /// a machine have them together. The page cache of `image` is in neither.
+    fn memory_bytes(&self, image: &Path) -> Result<(u64, u64)> {
         let folder = format!("/proc/{}", self.child.id());
         let image = image.to_str().context("the path is text")?;
         let kib = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
-        let (mut of_image, mut sum) = (false, 0);
+        let (mut of_image, mut own, mut of_files) = (false, 0, 0);
         for line in fs::read_to_string(format!("{folder}/smaps"))?.lines() {
             match line.split_whitespace().next() {
                 // The first line of a mapping begins with its addresses.
                 Some(word) if !word.ends_with(':') => of_image = line.ends_with(image),
-                Some(word) if word.starts_with("Private_") && !of_image => {
-                    sum += kib(line).unwrap_or(0);
-                }
+                Some("Private_Dirty:") if !of_image => own += kib(line).unwrap_or(0),
+                Some("Private_Clean:") if !of_image => of_files += kib(line).unwrap_or(0),
                 _ => {}
             }
         }
         let status = fs::read_to_string(format!("{folder}/status"))?;
         let tables = status.lines().find(|line| line.starts_with("VmPTE:"));
-        Ok((sum + tables.and_then(kib).unwrap_or(0)) * 1024)
+        own += tables.and_then(kib).unwrap_or(0);
+        Ok((own * 1024, of_files * 1024))
     }
 }
 

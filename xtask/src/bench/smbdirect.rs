@@ -21,19 +21,41 @@ enum Contestant {
     Bench(&'static [&'static str]),
     /// Our round trip.
     Ping,
-    /// TCP: bytes of a write, and of a read.
-    Tcp { write: u32, read: u32 },
+    /// TCP: bytes of a write and of a read, and of the memory that writes are from and reads
+    /// go to.
+    Tcp {
+        write: u32,
+        read: u32,
+        memory: [u32; 2],
+    },
     /// A round trip of TCP.
     TcpPing,
 }
 
 use Contestant::{Bench, Ping, Tcp, TcpPing};
 
-/// Writes and reads as large as ours are.
-const BATCHED: Contestant = Tcp {
-    write: 512 << 10,
-    read: 64 << 10,
-};
+/// Writes and reads as large as ours are, and as much memory at either end.
+const fn batched(memory: [u32; 2]) -> Contestant {
+    Tcp {
+        write: 512 << 10,
+        read: 64 << 10,
+        memory,
+    }
+}
+
+/// Writes of so many bytes, where ours are messages.
+const fn messages(write: u32) -> Contestant {
+    Tcp {
+        write,
+        read: 64 << 10,
+        memory: [4 << 20; 2],
+    }
+}
+
+/// Of writes of 1 MiB four are under way, from as many places to one; reads the other way.
+const WRITES: [u32; 2] = [4 << 20, 1 << 20];
+const READS: [u32; 2] = [1 << 20, 4 << 20];
+const LONG_WRITES: [u32; 2] = [32 << 20, 8 << 20];
 
 struct Row {
     name: &'static str,
@@ -51,16 +73,16 @@ const ROUND_TRIP: f64 = 1.0 / 1.3;
 
 #[rustfmt::skip]
 const ROWS: &[Row] = &[
-    Row { name: "RDMA write, 1 MiB", ours: Bench(&["--mode", "write"]), against: &[(BATCHED, "TCP, batched alike", Some(0.9))] },
-    Row { name: "RDMA write, 1 MiB, CRC", ours: Bench(&["--mode", "write", "--crc"]), against: &[(BATCHED, "TCP, batched alike", Some(0.85))] },
-    Row { name: "RDMA read, 1 MiB", ours: Bench(&["--mode", "read", "--ord", "8"]), against: &[(BATCHED, "TCP, batched alike", Some(0.9))] },
-    Row { name: "RDMA read, 1 MiB, CRC", ours: Bench(&["--mode", "read", "--ord", "8", "--crc"]), against: &[(BATCHED, "TCP, batched alike", Some(0.85))] },
-    Row { name: "RDMA write, 8 MiB", ours: Bench(&["--mode", "write", "--size", "8M"]), against: &[(BATCHED, "TCP, batched alike", Some(0.9))] },
+    Row { name: "RDMA write, 1 MiB", ours: Bench(&["--mode", "write"]), against: &[(batched(WRITES), "TCP, batched alike", Some(0.9))] },
+    Row { name: "RDMA write, 1 MiB, CRC", ours: Bench(&["--mode", "write", "--crc"]), against: &[(batched(WRITES), "TCP, batched alike", Some(0.85))] },
+    Row { name: "RDMA read, 1 MiB", ours: Bench(&["--mode", "read", "--ord", "8"]), against: &[(batched(READS), "TCP, batched alike", Some(0.9))] },
+    Row { name: "RDMA read, 1 MiB, CRC", ours: Bench(&["--mode", "read", "--ord", "8", "--crc"]), against: &[(batched(READS), "TCP, batched alike", Some(0.85))] },
+    Row { name: "RDMA write, 8 MiB", ours: Bench(&["--mode", "write", "--size", "8M"]), against: &[(batched(LONG_WRITES), "TCP, batched alike", Some(0.9))] },
     Row { name: "sends of 1364 bytes", ours: Bench(&["--mode", "send"]), against: &[
-        (Tcp { write: 1364, read: 64 << 10 }, "TCP, a write for each message", Some(3.0)),
-        (Tcp { write: 64 << 10, read: 64 << 10 }, "TCP, writes of 64 KiB", Some(0.5)),
+        (messages(1364), "TCP, a write for each message", Some(3.0)),
+        (messages(64 << 10), "TCP, writes of 64 KiB", Some(0.5)),
     ] },
-    Row { name: "sends of 1364 bytes, 4 connections", ours: Bench(&["--mode", "send", "--connections", "4"]), against: &[(Tcp { write: 64 << 10, read: 64 << 10 }, "TCP, writes of 64 KiB", None)] },
+    Row { name: "sends of 1364 bytes, 4 connections", ours: Bench(&["--mode", "send", "--connections", "4"]), against: &[(messages(64 << 10), "TCP, writes of 64 KiB", None)] },
     Row { name: "round trip of 64 bytes", ours: Ping, against: &[(TcpPing, "TCP", Some(ROUND_TRIP))] },
 ];
 
@@ -171,11 +193,16 @@ impl Rig {
                 let rate = 1e6 / number(&value["rtt_us"], "median")?;
                 Ok(Turn { rate, cpu: 0.0 })
             }
-            Tcp { write, read } => {
-                let sink = self.bare(&["sink", &read.to_string()])?;
+            Tcp {
+                write,
+                read,
+                memory: [from, to],
+            } => {
+                let sink = self.bare(&["sink", &read.to_string(), &to.to_string()])?;
                 let mut command = pinned(1, &self.bare_tcp);
                 let (write, seconds) = (write.to_string(), self.seconds.to_string());
-                command.args(["stream", &sink.address, &write, &seconds]);
+                let from = from.to_string();
+                command.args(["stream", &sink.address, &write, &seconds, &from]);
                 let value = answer(command)?;
                 let cpu = number(&value, "cpu_seconds")? + sink.cpu_seconds()?;
                 Ok(Turn {
@@ -251,13 +278,16 @@ impl Rig {
 }
 
 /// The end that listens; it ends with the value.
-struct Other {
+pub(super) struct Other {
     child: Child,
-    address: String,
+    pub(super) address: String,
 }
 
 impl Other {
-    fn start(mut command: Command, address: impl Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(super) fn start(
+        mut command: Command,
+        address: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self> {
         let mut child = command
             .env("LINKSPAN_LOG", "off")
             .stdin(Stdio::piped())
@@ -280,17 +310,25 @@ impl Other {
         Ok(kib.context("no RssAnon")?.parse::<f64>()? * 1024.0)
     }
 
-    /// Processor seconds so far, to a nanosecond: those of all its threads.
-    fn cpu_seconds(&self) -> Result<f64> {
-        let folder = format!("/proc/{}/task", self.child.id());
-        let mut nanoseconds = 0.0;
-        for thread in std::fs::read_dir(Path::new(&folder))? {
-            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            let first = text.split_whitespace().next().context("no time")?;
-            nanoseconds += first.parse::<f64>()?;
-        }
-        Ok(nanoseconds / 1e9)
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
     }
+
+    fn cpu_seconds(&self) -> Result<f64> {
+        cpu_seconds(self.id())
+    }
+}
+
+/// Processor seconds of a process so far, to a nanosecond: those of all its threads.
+pub(super) fn cpu_seconds(process: u32) -> Result<f64> {
+    let folder = format!("/proc/{process}/task");
+    let mut nanoseconds = 0.0;
+    for thread in std::fs::read_dir(Path::new(&folder))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let first = text.split_whitespace().next().context("no time")?;
+        nanoseconds += first.parse::<f64>()?;
+    }
+    Ok(nanoseconds / 1e9)
 }
 
 impl Drop for Other {

@@ -45,6 +45,21 @@ pub(crate) struct Build {
     pub(crate) release: bool,
 }
 
+impl Build {
+    /// What builds our program.
+    fn program(self) -> Command {
+        let mut command = cargo();
+        if self.release {
+            command.args(["build", "--package", "linkspan", "--bin", "linkspan"]);
+        } else {
+            // With a test of it, out of the whole workspace: it and all that it stands on are
+            // built already, for the tests of the workspace, whose features differ.
+            command.args(["test", "--no-run", "--workspace", "--test", "lab_program"]);
+        }
+        command
+    }
+}
+
 /// Packs `guest` into a file and gives the size. `arguments` go to its tests.
 pub(crate) fn pack(
     project: &Project,
@@ -94,37 +109,34 @@ impl Image {
         arguments: &[String],
         build: Build,
     ) -> Result<()> {
-        let mut command = cargo();
-        let mut others = None;
+        let mut builds = Vec::new();
         let run = match &guest.body {
-            Body::Script(path) => {
-                command.args(["build", "--package", "linkspan", "--bin", "linkspan"]);
-                Entry::Copy(path.clone())
-            }
-            Body::Tests { package } => {
-                command.args(["test", "--no-run", "--package", package, "--test"]);
-                command.arg(&guest.name);
-                if program && package != "linkspan" {
-                    let mut build = cargo();
-                    build.args(["build", "--package", "linkspan", "--bin", "linkspan"]);
-                    others = Some(build);
-                }
+            Body::Script(path) => Entry::Copy(path.clone()),
+            Body::Tests { .. } => {
+                let mut command = cargo();
+                command.args(["test", "--no-run", "--workspace", "--test", &guest.name]);
+                builds.push((command, true));
                 let words = arguments.iter().map(|word| quoted(word));
                 let words = words.collect::<Vec<_>>().join(" ");
                 // One at a time: they share one kernel.
-                Entry::Text(format!("exec /lab/tests --test-threads=1 {words}\n"))
+                let run = format!("exec /lab/tests --test-threads=1 {words}\n");
+                Entry::Text(run)
             }
         };
         self.add(RUN, run);
-        let tests = matches!(guest.body, Body::Tests { .. });
-        if !tests && !program {
-            return Ok(());
+        // It comes with its own tests.
+        let comes = matches!(&guest.body, Body::Tests { package } if package == "linkspan");
+        if program && !comes {
+            builds.push((build.program(), false));
         }
-        for mut command in [Some(command), others].into_iter().flatten() {
+        for (mut command, tests) in builds {
             if build.release {
                 command.arg("--release");
             }
             for made in executables(command.current_dir(&project.root))? {
+                if made.test && !tests {
+                    continue;
+                }
                 let slim = slim(project, &made.path)?;
                 if made.test {
                     self.add("/lab/tests", Entry::Copy(slim));

@@ -58,6 +58,8 @@ impl Machine<'_> {
         };
         let needs = self.needs;
         command
+            // Files of the workspace that its devices have are named from there.
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none", "-machine", &needs.machine])
             .args(["-accel", "tcg,thread=multi", "-cpu", CPU])

@@ -1,8 +1,10 @@
 //! `cargo xtask lab`: scripts and tests that run in a guest of its own, whose kernel
 //! carries every peer that a kernel can be: vDPA, VDUSE, RDMA, SMB, VFIO displays.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -106,9 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             packages::ensure(packages::GUEST)?;
             let kernel = kernel::ensure(&project)?;
             let mut tally = Tally::default();
-            for guest in guests {
-                one(&project, &kernel, guest, args, &mut tally)?;
-            }
+            all(&project, &kernel, guests, args, &mut tally)?;
             println!("\n{}", tally.summary());
             Ok(tally.failed == 0)
         }
@@ -179,81 +179,157 @@ pub(crate) fn steps(
     kernel: &Path,
     quick: bool,
 ) -> Result<()> {
-    let args = RunArgs::default();
-    for guest in guest::all(project)? {
-        if !quick || guest.needs.quick {
-            one(project, kernel, guest, &args, tally)?;
-        }
-    }
-    Ok(())
+    let mut guests = guest::all(project)?;
+    guests.retain(|guest| !quick || guest.needs.quick);
+    all(project, kernel, guests, &RunArgs::default(), tally)
 }
 
-/// Packs and runs one guest, and counts what it says.
-fn one(
+/// Guests that run at a time: an emulated one mostly keeps one processor busy, or waits.
+const AT_A_TIME: usize = 2;
+
+/// Packs and runs guests, and counts what they say. What one says comes when it is done,
+/// unless it is the only one.
+fn all(
     project: &Project,
     kernel: &Path,
-    mut guest: Guest,
+    guests: Vec<Guest>,
     args: &RunArgs,
     tally: &mut Tally,
 ) -> Result<()> {
-    let name = format!("lab {}", guest.name);
-    headline(&name);
-    if let Some(limit) = args.limit {
-        guest.needs.limit = Duration::from_secs(limit);
-    }
-    let dir = project.target.join("lab").join(&guest.name);
-    drop(fs::remove_dir_all(&dir));
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let image = dir.join("image.cpio");
-    let build = Build {
-        release: args.release,
-    };
-    let started = Instant::now();
-    let image_bytes = match image::pack(project, &guest, kernel, &args.arguments, build, &image) {
-        // Root can have every package, but not one that nobody serves.
-        Err(error)
-            if error.is::<Unavailable>() || error.is::<Missing>() && !packages::is_root() =>
-        {
-            tally.skip(&name, &format!("{error:#}"));
-            return Ok(());
+    let alone = guests.len() == 1;
+    thread::scope(|scope| {
+        let mut running = VecDeque::new();
+        for guest in guests {
+            let name = format!("lab {}", guest.name);
+            if alone {
+                headline(&name);
+            }
+            let packed = match Packed::new(project, kernel, guest, args) {
+                // Root can have every package, but not one that nobody serves.
+                Err(error)
+                    if error.is::<Unavailable>()
+                        || error.is::<Missing>() && !packages::is_root() =>
+                {
+                    tally.skip(&name, &format!("{error:#}"));
+                    continue;
+                }
+                Err(error) => {
+                    println!("{name}: {error:#}");
+                    tally.check(&name, false);
+                    continue;
+                }
+                Ok(packed) => packed,
+            };
+            if running.len() == AT_A_TIME {
+                running.pop_front().map_or(Ok(()), |run| end(run, tally))?;
+            }
+            running.push_back(scope.spawn(move || packed.run(kernel, args, alone)));
         }
-        Err(error) => {
-            println!("{error:#}");
-            tally.check(&name, false);
-            return Ok(());
-        }
-        Ok(bytes) => bytes,
-    };
-    let packed = started.elapsed();
-    let machine = Machine {
-        kernel,
-        image: &image,
-        image_bytes,
-        needs: &guest.needs,
-    };
-    let started = Instant::now();
-    let mut counted = Counted::default();
-    let end = machine.run(&dir, |line| {
-        if counted.take_check(line) || args.verbose {
-            println!("{line}");
-        }
-    })?;
-    println!(
-        "{name}: {:.1} s, and {:.1} s to build and pack {} MiB",
-        started.elapsed().as_secs_f64(),
-        packed.as_secs_f64(),
-        image_bytes >> 20
-    );
-    let problem = problem(end, &counted, &guest);
-    if let Some(problem) = &problem {
-        explain(problem, &dir, end, args.verbose);
-    }
-    let success = problem.is_none();
-    tally.add(&name, success, &counted);
-    if success && !args.keep {
-        drop(fs::remove_dir_all(&dir));
-    }
+        running.into_iter().try_for_each(|run| end(run, tally))
+    })
+}
+
+/// Waits for a guest, says what it said, and counts it.
+fn end(run: ScopedJoinHandle<'_, Result<Report>>, tally: &mut Tally) -> Result<()> {
+    let report = run.join().expect("a run does not panic")?;
+    print!("{}", report.said);
+    tally.add(&report.name, report.success, &report.counted);
     Ok(())
+}
+
+/// A guest that can run.
+struct Packed {
+    guest: Guest,
+    dir: PathBuf,
+    image: PathBuf,
+    image_bytes: u64,
+    took: Duration,
+}
+
+/// What a guest said.
+struct Report {
+    name: String,
+    /// Its lines, unless they were shown at once.
+    said: String,
+    success: bool,
+    counted: Counted,
+}
+
+impl Packed {
+    fn new(project: &Project, kernel: &Path, mut guest: Guest, args: &RunArgs) -> Result<Self> {
+        if let Some(limit) = args.limit {
+            guest.needs.limit = Duration::from_secs(limit);
+        }
+        let dir = project.target.join("lab").join(&guest.name);
+        drop(fs::remove_dir_all(&dir));
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let image = dir.join("image.cpio");
+        let build = Build {
+            release: args.release,
+        };
+        let started = Instant::now();
+        let image_bytes = image::pack(project, &guest, kernel, &args.arguments, build, &image)?;
+        Ok(Self {
+            guest,
+            dir,
+            image,
+            image_bytes,
+            took: started.elapsed(),
+        })
+    }
+
+    fn run(self, kernel: &Path, args: &RunArgs, alone: bool) -> Result<Report> {
+        let Self {
+            guest, dir, image, ..
+        } = &self;
+        let name = format!("lab {}", guest.name);
+        let mut said = if alone {
+            String::new()
+        } else {
+            format!("\n== {name}\n")
+        };
+        let mut say = |line: &str| {
+            if alone {
+                println!("{line}");
+            } else {
+                said += line;
+                said.push('\n');
+            }
+        };
+        let machine = Machine {
+            kernel,
+            image,
+            image_bytes: self.image_bytes,
+            needs: &guest.needs,
+        };
+        let started = Instant::now();
+        let mut counted = Counted::default();
+        let end = machine.run(dir, |line| {
+            if counted.take_check(line) || args.verbose {
+                say(line);
+            }
+        })?;
+        say(&format!(
+            "{name}: {:.1} s, and {:.1} s to build and pack {} MiB",
+            started.elapsed().as_secs_f64(),
+            self.took.as_secs_f64(),
+            self.image_bytes >> 20
+        ));
+        let problem = problem(end, &counted, guest);
+        if let Some(problem) = &problem {
+            explain(problem, dir, end, args.verbose, &mut say);
+        }
+        let success = problem.is_none();
+        if success && !args.keep {
+            drop(fs::remove_dir_all(dir));
+        }
+        Ok(Report {
+            name,
+            said,
+            success,
+            counted,
+        })
+    }
 }
 
 /// Runs a script that measures, with release builds of ours and the kernel's words
@@ -288,7 +364,7 @@ pub(crate) fn measure(
     })?;
     drop(fs::remove_file(&image));
     if let Some(problem) = problem(end, &counted, &guest) {
-        explain(&problem, &dir, end, false);
+        explain(&problem, &dir, end, false, &mut |line| println!("{line}"));
         bail!("{} measured nothing: {problem}", script.display());
     }
     Ok(())
@@ -313,12 +389,12 @@ fn problem(end: End, counted: &Counted, guest: &Guest) -> Option<String> {
 }
 
 /// Shows what helps to find out why.
-fn explain(problem: &str, dir: &Path, end: End, verbose: bool) {
-    let show = |what: &str, file: &str| {
+fn explain(problem: &str, dir: &Path, end: End, verbose: bool, say: &mut impl FnMut(&str)) {
+    let mut show = |what: &str, file: &str| {
         let lines = machine::tail(&dir.join(file));
         if !lines.is_empty() {
-            println!("--- the last lines of its {what}");
-            lines.iter().for_each(|line| println!("    {line}"));
+            say(&format!("--- the last lines of its {what}"));
+            lines.iter().for_each(|line| say(&format!("    {line}")));
         }
     };
     if !verbose {
@@ -328,7 +404,10 @@ fn explain(problem: &str, dir: &Path, end: End, verbose: bool) {
         show("console", "console.log");
         show("QEMU", "qemu.log");
     }
-    println!("--- {problem}; everything is in {}", dir.display());
+    say(&format!(
+        "--- {problem}; everything is in {}",
+        dir.display()
+    ));
 }
 
 fn shell(project: &Project, name: Option<&str>, pack: &[String], build: Build) -> Result<bool> {

@@ -2,19 +2,33 @@
 
 mod card;
 mod gpu;
+mod hub;
+mod input;
+mod memory;
 mod pace;
+mod pci;
+mod picture;
 mod screen;
+mod serve;
 mod socket;
 mod source;
 mod vfio;
+mod vfio_user;
 mod vnc;
+mod watch;
 
-pub use gpu::{DisplayServer, GpuDevice, GpuOptions};
+pub use gpu::{GpuDevice, GpuOptions};
+pub use input::{Input, QmpError, Replies, Reply, Seat};
+pub use pci::{DisplayError, DisplayOptions, Model, PciDisplay, Script, ScriptError};
+pub use picture::png;
 pub use screen::{NoSignal, Screen, Update};
+pub use serve::DisplayServer;
 pub use socket::GpuSource;
 pub use source::{Change, Memory, Reading, Shown, Source, SourceError};
 pub use vfio::{
-    EdidScreen, GuestFile, Listed, Owner, PagesError, Region, Sysfs, Verdict, VfioError,
-    VfioOptions, VfioSource, VfioSpec, Way, export_pages, gpus, owners,
+    EdidScreen, Listed, Owner, Region, Sysfs, Verdict, VfioError, VfioOptions, VfioSource,
+    VfioSpec, Way, gpus, owners,
 };
+pub use vfio_user::VfioUserSource;
 pub use vnc::{ServeError, VncServer};
+pub use watch::{Entrance, SCREEN_SCRIPT, SCREEN_STYLE, Said, Usher, WatchServer};

@@ -1,11 +1,20 @@
 //! How often a screen is looked at.
 
+use std::io;
 use std::time::{Duration, Instant};
+
+use linkspan_sys::Epoll;
+use linkspan_sys::poll::Interest;
+
+use super::screen::{Screen, Update};
+use super::source::SourceError;
 
 /// From one look to the next while there is something to see: 60 a second.
 const LOOK: Duration = Duration::from_micros(16_600);
-/// The same when nothing has changed for a while.
-const REST: Duration = Duration::from_millis(250);
+/// The same when nothing has changed for a while, or when the last look failed.
+pub(super) const REST: Duration = Duration::from_millis(250);
+/// From one check to the next while nobody looks.
+const CHECK: Duration = Duration::from_secs(1);
 /// For how long.
 const CALM_AFTER: Duration = Duration::from_secs(2);
 
@@ -17,16 +26,30 @@ pub(super) struct Pace {
     looked: Instant,
     changed: Instant,
     told: bool,
+    /// The last look failed, and nobody may say when another one would not.
+    failed: bool,
 }
 
 impl Pace {
+    /// That of this screen. A source that tells is watched with this token, and to be
+    /// [told](Self::tell) of.
+    pub(super) fn of(screen: &Screen, epoll: &Epoll, token: u64) -> io::Result<Self> {
+        let wake = screen.source().wake_fd();
+        if let Some(wake) = wake {
+            // Told once for each change: one that has ended stays readable for ever.
+            epoll.add(wake, token, Interest::READ.edge())?;
+        }
+        Ok(Self::new(wake.is_some(), Instant::now()))
+    }
+
     /// The first look is due now.
-    pub(super) fn new(tells: bool, now: Instant) -> Self {
+    fn new(tells: bool, now: Instant) -> Self {
         Self {
             tells,
             looked: now.checked_sub(LOOK).unwrap_or(now),
             changed: now,
             told: true,
+            failed: false,
         }
     }
 
@@ -35,15 +58,48 @@ impl Pace {
         self.told = true;
     }
 
-    /// Whether a change was told that was not looked at.
-    pub(super) fn is_told(&self) -> bool {
-        self.told
+    /// Looks, if that is due.
+    ///
+    /// # Errors
+    /// As [`Screen::look`].
+    pub(super) fn look(
+        &mut self,
+        screen: &mut Screen,
+        now: Instant,
+    ) -> Result<Option<Update>, SourceError> {
+        if self.due().is_none_or(|due| due > now) {
+            return Ok(None);
+        }
+        let update = screen.look()?;
+        self.looked(now, !update.is_empty());
+        // What was heard meanwhile is not told again, and a failure may pass.
+        self.told = screen.source().has_news();
+        self.failed = screen.has_failed();
+        Ok(Some(update))
+    }
+
+    /// Has the source checked, if that is due: while nobody looks.
+    ///
+    /// # Errors
+    /// As [`Screen::check`].
+    pub(super) fn check(&mut self, screen: &mut Screen, now: Instant) -> Result<(), SourceError> {
+        if self.check_due(screen).is_some_and(|due| due <= now) {
+            self.looked = now;
+            screen.check()?;
+        }
+        Ok(())
+    }
+
+    /// When that is due; `None`: never.
+    pub(super) fn check_due(&self, screen: &Screen) -> Option<Instant> {
+        screen.source().needs_checks().then(|| self.looked + CHECK)
     }
 
     /// The source was looked at.
-    pub(super) fn looked(&mut self, now: Instant, changed: bool) {
+    fn looked(&mut self, now: Instant, changed: bool) {
         self.looked = now;
         self.told = false;
+        self.failed = false;
         if changed {
             self.changed = now;
         }
@@ -52,6 +108,7 @@ impl Pace {
     /// When the next look is due; `None`: when the source says so.
     pub(super) fn due(&self) -> Option<Instant> {
         let pause = match (self.tells, self.told) {
+            (true, false) if self.failed => REST,
             (true, false) => return None,
             (true, true) => LOOK,
             (false, _) if self.looked.duration_since(self.changed) > CALM_AFTER => REST,
@@ -63,7 +120,129 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use linkspan_display::{FourCc, Kind, Modifier, Plane, Position, Surface};
+    use linkspan_sys::memfd::{self, Sealing};
+    use linkspan_sys::{EventFd, PeerMemory, View};
+
     use super::*;
+    use crate::display::source::{Change, Memory, Shown, Source};
+
+    /// A screen that never changes, and how often it was asked.
+    struct Still {
+        memory: Memory,
+        asked: Arc<AtomicU32>,
+        /// Of one that says when something changes.
+        wake: Option<EventFd>,
+        fresh: bool,
+    }
+
+    impl Source for Still {
+        fn name(&self) -> String {
+            "still".into()
+        }
+
+        fn planes(&mut self) -> Result<Vec<Shown>, SourceError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let surface = Surface {
+                format: FourCc::XRGB8888,
+                modifier: Modifier::LINEAR,
+                width: 32,
+                height: 32,
+                stride: 128,
+                offset: 0,
+                x: 0,
+                y: 0,
+            };
+            let plane = Plane {
+                surface,
+                size: 4096,
+                position: Position::default(),
+                hot_spot: None,
+            };
+            Ok(vec![Shown {
+                head: 0,
+                kind: Kind::Primary,
+                id: 1,
+                plane,
+                content: 0,
+            }])
+        }
+
+        fn memory(&mut self, _: &Shown) -> Result<Memory, SourceError> {
+            Ok(self.memory.clone())
+        }
+
+        fn change(&mut self) -> Change {
+            match (&self.wake, std::mem::take(&mut self.fresh)) {
+                (Some(_), false) => Change::None,
+                _ => Change::Compare,
+            }
+        }
+
+        fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+            use std::os::fd::AsFd as _;
+            self.wake.as_ref().map(EventFd::as_fd)
+        }
+
+        fn needs_checks(&self) -> bool {
+            self.wake.is_none()
+        }
+
+        fn check(&mut self) -> Result<(), SourceError> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn resize(&mut self, _: u8, _: u32, _: u32) -> Result<(), SourceError> {
+            Err(SourceError::Unsupported("it is still".into()))
+        }
+    }
+
+    /// How often the picture is compared in ten seconds, by a clock that is turned; or the
+    /// source checked, when nobody looks.
+    fn looks(wake: Option<EventFd>, seen: bool) -> u32 {
+        let file = memfd::create("still", 4096, Sealing::Fixed).unwrap();
+        let file = PeerMemory::check(file).unwrap();
+        let asked = Arc::new(AtomicU32::new(0));
+        let tells = wake.is_some();
+        let source = Still {
+            memory: View::of_peer(&file, 0, 4096).unwrap().into(),
+            asked: Arc::clone(&asked),
+            wake,
+            fresh: true,
+        };
+        let mut screen = Screen::new(Box::new(source), 0).unwrap();
+        let start = Instant::now();
+        let mut pace = Pace::new(tells, start);
+        for millisecond in 0..10_000 {
+            let now = start + Duration::from_millis(millisecond);
+            if !seen {
+                pace.check(&mut screen, now).unwrap();
+                continue;
+            }
+            let update = pace.look(&mut screen, now).unwrap();
+            assert!(millisecond == 0 || update.is_none_or(Update::is_empty));
+        }
+        asked.load(Ordering::Relaxed)
+    }
+
+    /// 60 a second for two seconds and then four, of one that does not tell; one look of one
+    /// that does.
+    #[test]
+    fn a_screen_that_does_not_change_is_hardly_looked_at() {
+        let silent = looks(None, true);
+        assert!((120..=160).contains(&silent), "{silent}");
+        let telling = looks(Some(EventFd::new().unwrap()), true);
+        assert_eq!(telling, 1);
+        // While nobody looks a device is asked once a second whether it is there.
+        let checked = looks(None, false);
+        assert!((9..=10).contains(&checked), "{checked}");
+        assert_eq!(looks(Some(EventFd::new().unwrap()), false), 0);
+    }
 
     #[test]
     fn who_tells_is_not_asked() {
@@ -74,6 +253,12 @@ mod tests {
         assert_eq!(pace.due(), None);
         pace.tell();
         assert_eq!(pace.due(), Some(start + LOOK));
+        // But for a look that failed, once more after a rest.
+        pace.looked(start, true);
+        pace.failed = true;
+        assert_eq!(pace.due(), Some(start + REST));
+        pace.looked(start, true);
+        assert_eq!(pace.due(), None);
     }
 
     #[test]

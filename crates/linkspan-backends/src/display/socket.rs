@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linkspan_display::link::{Got, HEADER, LinkError, Message, Resized, Told, VERSION};
-use linkspan_display::{Loss, Rectangle};
+use linkspan_display::{Loss, Rectangle, RefusedPlane};
+use linkspan_sys::dmabuf::DmaBuf;
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::{PeerMemory, Stream, View, reaper};
 
@@ -13,6 +14,8 @@ use super::source::{Change, Memory, Shown, Source, SourceError};
 
 /// How long the GPU may take for an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Messages that are heard in a row: one that never stops holds up nobody.
+const TURN: usize = 256;
 
 /// A virtual GPU of ours.
 #[derive(Debug)]
@@ -21,10 +24,17 @@ pub struct GpuSource {
     stream: Stream,
     incoming: Incoming,
     planes: Vec<Told>,
+    refused: Vec<RefusedPlane>,
     loss: Option<Loss>,
-    /// The planes were told anew, or parts of them have changed, since that was asked.
+    /// Nobody says when pixels change.
+    silent: bool,
+    /// Whether the planes were told anew since that was asked.
     fresh: bool,
+    /// What of them has changed; or more of it than is kept has.
     parts: Vec<(u8, Rectangle)>,
+    all: bool,
+    /// There may be more than was heard.
+    more: bool,
     gone: bool,
 }
 
@@ -57,9 +67,13 @@ impl GpuSource {
             stream,
             incoming: Incoming::default(),
             planes: Vec::new(),
+            refused: Vec::new(),
             loss: None,
-            fresh: true,
+            silent: false,
+            fresh: false,
             parts: Vec::new(),
+            all: false,
+            more: false,
             gone: false,
         };
         let deadline = Instant::now() + ANSWER_LIMIT;
@@ -71,8 +85,11 @@ impl GpuSource {
             }
             other => return Err(unexpected(&other)),
         }
-        let (message, fds) = source.await_message(deadline)?;
-        source.take_in(message, fds)?;
+        while !source.fresh {
+            let (message, fds) = source.await_message(deadline)?;
+            source.take_in(message, fds)?;
+            in_time(deadline)?;
+        }
         Ok(source)
     }
 
@@ -119,7 +136,7 @@ impl GpuSource {
             }
             let waited = wait_for(self.stream.as_fd(), Direction::Read, None, Some(deadline));
             if waited.map_err(system("cannot wait for the GPU"))? == Wake::Deadline {
-                return Err(SourceError::Broken("it does not answer".into()));
+                return Err(late());
             }
         }
     }
@@ -133,16 +150,21 @@ impl GpuSource {
             ));
         }
         match message {
-            Message::Planes { loss, planes } => {
-                (self.loss, self.planes) = (loss, planes);
+            Message::Planes {
+                loss,
+                planes,
+                refused,
+            } => {
+                (self.loss, self.planes, self.refused) = (loss, planes, refused);
                 self.fresh = true;
             }
+            Message::Silent => self.silent = true,
             Message::Damage { head, parts } => {
                 let parts = parts.into_iter().map(|part| (head, part));
-                // One whole screen says as much as very many parts.
+                // Nobody has looked for long: all may have changed.
                 if self.parts.len() > 1024 {
                     self.parts.clear();
-                    self.fresh = true;
+                    self.all = true;
                 }
                 self.parts.extend(parts);
             }
@@ -151,11 +173,16 @@ impl GpuSource {
         Ok(())
     }
 
-    /// Takes in all that is there.
+    /// Takes in what is there, as far as one may say in a row.
     fn hear(&mut self) -> Result<(), SourceError> {
-        while let Some((message, fds)) = self.next_message()? {
+        self.more = false;
+        for _ in 0..TURN {
+            let Some((message, fds)) = self.next_message()? else {
+                return Ok(());
+            };
             self.take_in(message, fds)?;
         }
+        self.more = true;
         Ok(())
     }
 
@@ -174,28 +201,37 @@ impl GpuSource {
                 Some(answer) => return Ok((answer, fds)),
                 None => self.take_in(message, fds)?,
             }
+            in_time(deadline)?;
         }
     }
 
-    /// The memory of an id as a descriptor of its own: a memory file or a dma-buf.
+    /// The memory of an id as a descriptor of its own: a memory file or a dma-buf. It is not
+    /// checked.
     ///
     /// # Errors
     /// It cannot be had.
     pub fn descriptor(&mut self, id: u32, dma_buf: bool) -> Result<OwnedFd, SourceError> {
+        Ok(self.get(id, dma_buf)?.1)
+    }
+
+    /// The same, and which of them it is.
+    fn get(&mut self, id: u32, dma_buf: bool) -> Result<(Got, OwnedFd), SourceError> {
         let question = Message::Get { id, dma_buf };
         let (got, mut fds) = self.ask(&question, |message| match message {
             Message::Buffer { id: asked, got } if *asked == id => Some(*got),
             _ => None,
         })?;
         match (got, fds.pop()) {
-            (Got::Memory | Got::DmaBuf, Some(fd)) => Ok(fd),
+            (Got::Memory | Got::DmaBuf, Some(fd)) => Ok((got, fd)),
             (Got::Unknown | Got::Retired, None) => Err(SourceError::Retired { id }),
-            (Got::Failed, None) if dma_buf => Err(SourceError::Unsupported(
-                "the GPU's machine makes no dma-buf of it".into(),
-            )),
-            (Got::Failed, None) => Err(SourceError::Unsupported(
-                "the GPU has no descriptors left".into(),
-            )),
+            (Got::Failed, None) => {
+                // What is scattered has a dma-buf or nothing.
+                let why = match dma_buf {
+                    true => "its machine makes no dma-buf of it",
+                    false => "its machine makes no descriptor of it",
+                };
+                Err(SourceError::Unsupported(why.into()))
+            }
             (_, fd) => {
                 fd.into_iter().for_each(reaper::dispose);
                 Err(SourceError::Broken(
@@ -203,6 +239,29 @@ impl GpuSource {
                 ))
             }
         }
+    }
+}
+
+/// A dma-buf that a peer gave.
+pub(super) fn peer_dma_buf(fd: OwnedFd, len: u64) -> Result<Memory, SourceError> {
+    match DmaBuf::of_peer(fd, len) {
+        Ok(memory) => Ok(Memory::DmaBuf(memory.into())),
+        Err((error, fd)) => {
+            reaper::dispose(fd);
+            Err(error.into())
+        }
+    }
+}
+
+fn late() -> SourceError {
+    SourceError::Broken("it does not answer".into())
+}
+
+/// One that says much else does not answer either.
+fn in_time(deadline: Instant) -> Result<(), SourceError> {
+    match Instant::now() < deadline {
+        true => Ok(()),
+        false => Err(late()),
     }
 }
 
@@ -232,8 +291,15 @@ impl Source for GpuSource {
         }
     }
 
+    fn refused(&self) -> &[RefusedPlane] {
+        &self.refused
+    }
+
     fn memory(&mut self, shown: &Shown) -> Result<Memory, SourceError> {
-        let fd = self.descriptor(shown.id, false)?;
+        let (got, fd) = self.get(shown.id, false)?;
+        if got == Got::DmaBuf {
+            return peer_dma_buf(fd, shown.plane.size);
+        }
         let memory = PeerMemory::check(fd)?;
         let view = View::of_peer(&memory, 0, memory.file_len())?;
         Ok(view.into())
@@ -241,18 +307,25 @@ impl Source for GpuSource {
 
     fn change(&mut self) -> Change {
         // An error is told by `planes`, which is asked unless nothing has changed.
-        if self.gone || self.hear().is_err() || std::mem::take(&mut self.fresh) {
+        let heard = !self.gone && self.hear().is_ok();
+        if !heard || std::mem::take(&mut self.all) || self.silent {
+            self.fresh = false;
             self.parts.clear();
             return Change::Compare;
         }
-        match self.parts.is_empty() {
+        let fresh = std::mem::take(&mut self.fresh);
+        match !fresh && self.parts.is_empty() {
             true => Change::None,
             false => Change::Parts(std::mem::take(&mut self.parts)),
         }
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.stream.as_fd())
+        (!self.silent).then(|| self.stream.as_fd())
+    }
+
+    fn has_news(&self) -> bool {
+        !self.gone && (self.more || self.fresh || self.all || !self.parts.is_empty())
     }
 
     fn resize(&mut self, head: u8, width: u32, height: u32) -> Result<(), SourceError> {

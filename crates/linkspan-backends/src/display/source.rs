@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use linkspan_display::{Kind, Loss, Plane, Rectangle};
+use linkspan_display::{Kind, Loss, Plane, Rectangle, RefusedPlane};
 use linkspan_sys::dmabuf::{self, DmaBuf};
 use linkspan_sys::{OutsideView, View};
 
@@ -30,7 +30,8 @@ pub enum Change {
     None,
     /// Nobody knows: compare.
     Compare,
-    /// These parts of these screens, and perhaps which planes are shown.
+    /// These parts of these screens and nothing else of them, and perhaps which planes are
+    /// shown, and pointers.
     Parts(Vec<(u8, Rectangle)>),
 }
 
@@ -133,6 +134,11 @@ pub trait Source: Send {
     /// [`SourceError::Lost`] when none are, with the reason; all ids are void then.
     fn planes(&mut self) -> Result<Vec<Shown>, SourceError>;
 
+    /// Planes that are on and not shown, as [`planes`](Self::planes) found last.
+    fn refused(&self) -> &[RefusedPlane] {
+        &[]
+    }
+
     /// The memory of an id that [`planes`](Self::planes) named last. It is asked for once
     /// for each id that is held ([`Held`](linkspan_display::Held)).
     ///
@@ -149,6 +155,26 @@ pub trait Source: Send {
     /// is asked again and again.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// Whether something has changed since [`change`](Self::change) was asked last that was
+    /// heard meanwhile, so that [`wake_fd`](Self::wake_fd) does not tell of it any more.
+    fn has_news(&self) -> bool {
+        false
+    }
+
+    /// Whether [`check`](Self::check) is to be called now and then while nobody looks: who has
+    /// a device open holds up its removal.
+    fn needs_checks(&self) -> bool {
+        false
+    }
+
+    /// Lets go of what is not there any more.
+    ///
+    /// # Errors
+    /// [`SourceError::Lost`]: whatever is held of it is to be let go too.
+    fn check(&mut self) -> Result<(), SourceError> {
+        Ok(())
     }
 
     /// Asks the guest for another size of a screen.

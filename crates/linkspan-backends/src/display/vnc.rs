@@ -7,22 +7,29 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use linkspan_display::rfb::{self, Event, Options, Security, SizeAnswer};
+use linkspan_engine::LogLimit;
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::tcp::{Gather, TcpListener, TcpStream};
 
+use super::input::{Input, Seat};
 use super::pace::Pace;
 use super::screen::{Screen, Update};
 use super::source::SourceError;
+use crate::door::Door;
 
 /// Viewers at a time.
 const VIEWERS_MAX: usize = 16;
+/// Connections at a time that have not said what they are. The one that came first makes room.
+const STRANGERS_MAX: usize = 16;
 /// How long a guest has to take a size that a viewer asked for.
 const RESIZE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a client has to say what it is.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes that are read of a client in a row.
 const TURN: usize = 64 << 10;
+/// How often in a row a client is sent all that there is for it, and heard again.
+const ROUNDS: usize = 4;
 
 const CANCEL: u64 = 0;
 const LISTENER: u64 = 1;
@@ -45,6 +52,8 @@ struct Client {
     stream: TcpStream,
     peer: String,
     viewer: rfb::Viewer,
+    /// Where its keys and pointer go, if anywhere.
+    seat: Option<Seat>,
     /// Bytes of it that were not taken.
     pending: Vec<u8>,
     came: Instant,
@@ -55,13 +64,18 @@ struct Client {
 /// A VNC server.
 pub struct VncServer {
     epoll: Epoll,
-    listener: TcpListener,
+    door: Door<TcpListener>,
     screen: Screen,
+    input: Option<Input>,
     clients: BTreeMap<u64, Client>,
     next: u64,
     pace: Pace,
     /// Who waits for another size, and until when.
     asked: Option<(u64, Instant)>,
+    /// Somebody was heard who may want more than he was sent.
+    more: bool,
+    /// Sizes that were refused.
+    refused: LogLimit,
 }
 
 impl std::fmt::Debug for VncServer {
@@ -80,21 +94,25 @@ impl VncServer {
     /// The system refused.
     pub fn new(listener: TcpListener, screen: Screen) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        epoll.add(&listener, LISTENER, Interest::READ)?;
-        let wake = screen.source().wake_fd();
-        if let Some(wake) = wake {
-            epoll.add(wake, SOURCE, Interest::READ)?;
-        }
-        let pace = Pace::new(wake.is_some(), Instant::now());
+        let door = Door::new(listener, LISTENER, &epoll)?;
+        let pace = Pace::of(&screen, &epoll, SOURCE)?;
         Ok(Self {
             epoll,
-            listener,
+            door,
             screen,
+            input: None,
             clients: BTreeMap::new(),
             next: FIRST,
             pace,
             asked: None,
+            more: false,
+            refused: LogLimit::default(),
         })
+    }
+
+    /// Passes keys and the pointer of viewers that come from now on to a guest.
+    pub fn set_input(&mut self, input: Input) {
+        self.input = Some(input);
     }
 
     /// Where it listens.
@@ -102,7 +120,7 @@ impl VncServer {
     /// # Errors
     /// What the system says.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.address()
+        self.door.listener().address()
     }
 
     /// Serves until `cancel` becomes readable.
@@ -113,7 +131,6 @@ impl VncServer {
         self.epoll.add(cancel, CANCEL, Interest::READ)?;
         let mut ready = Ready::with_capacity(32);
         loop {
-            self.watch_source()?;
             self.epoll.wait(&mut ready, self.pause())?;
             for event in ready.iter() {
                 match event.token {
@@ -124,13 +141,14 @@ impl VncServer {
                 }
             }
             let now = Instant::now();
-            let due = self.pace.due().is_some_and(|due| due <= now);
-            if due && !self.clients.is_empty() {
-                let update = self.screen.look()?;
-                self.pace.looked(now, !update.is_empty());
+            if self.clients.is_empty() {
+                self.pace.check(&mut self.screen, now)?;
+            } else if let Some(update) = self.pace.look(&mut self.screen, now)? {
                 self.spread(update);
             }
+            self.door.open(&self.epoll, now);
             self.expire(now);
+            self.more = false;
             let tokens: Vec<u64> = self.clients.keys().copied().collect();
             for token in tokens {
                 self.send(token);
@@ -138,43 +156,42 @@ impl VncServer {
         }
     }
 
-    /// A source that has told something is not watched until it was looked at.
-    fn watch_source(&self) -> io::Result<()> {
-        let Some(wake) = self.screen.source().wake_fd() else {
-            return Ok(());
-        };
-        let interest = match self.pace.is_told() {
-            true => Interest::NONE,
-            false => Interest::READ,
-        };
-        self.epoll.modify(wake, SOURCE, interest)
-    }
-
     fn pause(&self) -> Option<Duration> {
-        // Nobody looks, so there is nothing to look at.
-        let look = self.pace.due().filter(|_| !self.clients.is_empty());
+        if self.more {
+            return Some(Duration::ZERO);
+        }
+        // If nobody looks there is nothing to look at.
+        let look = match self.clients.is_empty() {
+            true => self.pace.check_due(&self.screen),
+            false => self.pace.due(),
+        };
         let fresh = self.clients.values();
         let fresh = fresh.filter(|client| !client.viewer.is_running());
         let hello = fresh.map(|client| client.came + HELLO_LIMIT).min();
         let asked = self.asked.map(|(_, until)| until);
-        let first = look.into_iter().chain(hello).chain(asked).min()?;
+        let all = look.into_iter().chain(hello).chain(asked);
+        let first = all.chain(self.door.due()).min()?;
         let left = first.saturating_duration_since(Instant::now());
         // Not before it: the system counts whole milliseconds.
         Some(left + Duration::from_micros(100))
     }
 
     fn accept(&mut self) {
-        let Ok(stream) = self.listener.accept() else {
+        let Some(stream) = self.door.accept(&self.epoll, TcpListener::accept) else {
             return;
         };
         let peer = stream
             .peer()
             .map_or_else(|_| "?".into(), |it| it.to_string());
-        let full = self.clients.len() >= VIEWERS_MAX;
-        if full && self.clients.len() >= 2 * VIEWERS_MAX {
-            return;
+        let strangers = self.clients.iter();
+        let mut strangers = strangers.filter(|(_, client)| !client.viewer.is_running());
+        let first = strangers.next().map(|(token, _)| *token);
+        if let Some(first) = first
+            && strangers.count() + 1 >= STRANGERS_MAX
+        {
+            self.remove(first, "others come, and it says nothing");
         }
-        let security = match full {
+        let security = match self.running() >= VIEWERS_MAX {
             true => Security::Refused(format!("{VIEWERS_MAX} viewers look already")),
             false => Security::None,
         };
@@ -194,12 +211,19 @@ impl VncServer {
                 stream,
                 peer,
                 viewer,
+                seat: self.input.as_ref().map(Input::seat),
                 pending: Vec::new(),
                 came: Instant::now(),
                 interest: Interest::READ,
             };
             self.clients.insert(token, client);
         }
+    }
+
+    /// How many look.
+    fn running(&self) -> usize {
+        let clients = self.clients.values();
+        clients.filter(|client| client.viewer.is_running()).count()
     }
 
     fn remove(&mut self, token: u64, why: &str) {
@@ -232,11 +256,25 @@ impl VncServer {
     }
 
     fn event(&mut self, token: u64, event: Event) {
-        // Keys and pointers are not for a screen that is only looked at.
-        let Event::Resize { width, height } = event else {
-            return;
-        };
         let frame = self.screen.view().frame;
+        let (width, height) = match event {
+            Event::Resize { width, height } => (width, height),
+            Event::Joined { .. } => {
+                // Others may have been quicker since it came.
+                if self.running() > VIEWERS_MAX {
+                    self.remove(token, "too many look already");
+                }
+                return;
+            }
+            Event::Key { .. } | Event::Pointer { .. } => {
+                let client = self.clients.get_mut(&token);
+                // Without a seat it only looks.
+                if let Some(seat) = client.and_then(|client| client.seat.as_mut()) {
+                    feel(seat, event, (frame.width(), frame.height()));
+                }
+                return;
+            }
+        };
         let same = (frame.width(), frame.height()) == (width, height);
         let (head, busy) = (self.screen.head(), self.asked.is_some());
         let answer = if same {
@@ -244,10 +282,25 @@ impl VncServer {
         } else if busy {
             Some(SizeAnswer::NoResources)
         } else {
-            match self.screen.source_mut().resize(head, width, height) {
+            let resized = self.screen.source_mut().resize(head, width, height);
+            // What was said before the answer is not told any more.
+            if self.screen.source().has_news() {
+                self.pace.tell();
+            }
+            match resized {
                 Ok(()) => None,
+                // Whoever has the say is asked.
+                Err(SourceError::Unsupported(_))
+                    if let Some(input) = &self.input
+                        && input.resize(head, width, height) =>
+                {
+                    None
+                }
                 Err(error) => {
-                    tracing::info!("a viewer does not get {width}x{height}: {error}");
+                    // It may ask as often as it likes.
+                    if let Some(left_out) = self.refused.allow() {
+                        tracing::info!(left_out, "a viewer does not get {width}x{height}: {error}");
+                    }
                     Some(SizeAnswer::Prohibited)
                 }
             }
@@ -303,48 +356,75 @@ impl VncServer {
         }
     }
 
-    /// Sends a viewer what it wants, as far as there is room.
+    /// Sends a viewer what it wants, as far as there is room. What it said while there was
+    /// none is carried out after that, and may want to be sent something too.
     fn send(&mut self, token: u64) {
-        let Some(client) = self.clients.get_mut(&token) else {
-            return;
-        };
-        let sent = loop {
-            if client.viewer.wants_update() {
-                client.viewer.update(&self.screen.view());
+        for _ in 0..ROUNDS {
+            if !self.empty(token) {
+                return;
             }
-            if client.viewer.output().is_empty() {
-                break Ok(false);
-            }
-            let mut gather = Gather::new();
-            gather.push(client.viewer.output());
-            match client.stream.write(&mut gather) {
-                Ok(len) => client.viewer.sent(len),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(true),
-                Err(error) => break Err(error),
-            }
-        };
-        match sent {
-            Ok(full) => {
-                // One that does not take its answers is not heard.
-                let interest = match (full, client.pending.is_empty()) {
-                    (false, _) => Interest::READ,
-                    (true, true) => Interest::READ_WRITE,
-                    (true, false) => Interest::WRITE,
-                };
-                if interest != client.interest {
-                    let _ = self.epoll.modify(&client.stream, token, interest);
-                    client.interest = interest;
-                }
-                if !full && !client.pending.is_empty() {
-                    self.hear(token);
-                }
-            }
-            Err(error) => self.remove(token, &error.to_string()),
+            self.hear(token);
         }
+        // The others come first.
+        self.more = true;
+    }
+
+    /// Sends a viewer what there is for it; whether all is gone, and it has said something
+    /// that was not carried out.
+    fn empty(&mut self, token: u64) -> bool {
+        let Some(client) = self.clients.get_mut(&token) else {
+            return false;
+        };
+        let full = match client.empty(&self.screen) {
+            Ok(full) => full,
+            Err(error) => {
+                self.remove(token, &error.to_string());
+                return false;
+            }
+        };
+        // One that does not take its answers is not heard.
+        let interest = match (full, client.pending.is_empty()) {
+            (false, _) => Interest::READ,
+            (true, true) => Interest::READ_WRITE,
+            (true, false) => Interest::WRITE,
+        };
+        if interest != client.interest {
+            let _ = self.epoll.modify(&client.stream, token, interest);
+            client.interest = interest;
+        }
+        !full && !client.pending.is_empty()
+    }
+}
+
+/// Passes a key or the pointer on to the guest, whose screen has this size.
+fn feel(seat: &mut Seat, event: Event, size: (u32, u32)) {
+    match event {
+        Event::Key { down, keysym } => seat.keysym(down, keysym),
+        Event::Pointer { buttons, x, y } => seat.pointer(buttons.into(), (x, y), size),
+        Event::Joined { .. } | Event::Resize { .. } => {}
     }
 }
 
 impl Client {
+    /// Writes what it wants; whether there is no room for more.
+    fn empty(&mut self, screen: &Screen) -> io::Result<bool> {
+        loop {
+            if self.viewer.wants_update() {
+                self.viewer.update(&screen.view());
+            }
+            if self.viewer.output().is_empty() {
+                return Ok(false);
+            }
+            let mut gather = Gather::new();
+            gather.push(self.viewer.output());
+            match self.stream.write(&mut gather) {
+                Ok(len) => self.viewer.sent(len),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Takes in what it says; an error is its end.
     fn hear(&mut self, events: &mut Vec<Event>) -> Result<(), String> {
         let mut buffer = [0; 4096];

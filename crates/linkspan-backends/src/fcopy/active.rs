@@ -1,9 +1,12 @@
 //! The host's end on one channel: what a guest is sent, and how long it has to answer.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use linkspan_engine::Sights;
 use linkspan_engine::vmbus::{Channel, ChannelError, FlushError};
 use linkspan_mem::fault;
 use linkspan_vmbus::fcopy::{
@@ -15,6 +18,8 @@ use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
 use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, pread};
+
+use super::guest::pass;
 
 /// Passes at a time before others have their turn.
 const PASSES: usize = 64;
@@ -31,6 +36,9 @@ const GROUP: usize = 8;
 
 /// What a message ends with, and what it has where the file could not be read.
 const ZEROES: [u8; WRITE_LEN] = [0; WRITE_LEN];
+
+/// Messages that are timed at a time; a guest that never answers is given up.
+const ASKED_MAX: usize = 1024;
 
 /// Bytes after which a sender hears how far its file is.
 const STEP: u64 = 4 << 20;
@@ -91,10 +99,17 @@ pub(super) struct Active {
     deadline: Option<Instant>,
     /// That time is over.
     expired: bool,
+    sights: Arc<Sights>,
+    /// When what is not answered was sent: it is answered in order.
+    asked: VecDeque<Instant>,
 }
 
 impl Active {
-    pub(super) fn new(channel: Channel, outstanding: usize) -> Result<Self, ChannelError> {
+    pub(super) fn new(
+        channel: Channel,
+        outstanding: usize,
+        sights: &Arc<Sights>,
+    ) -> Result<Self, ChannelError> {
         let options = Options { outstanding };
         // For one, the bytes of the next are read in the time that the guest takes.
         let writes = if outstanding == 1 { 1 } else { AHEAD };
@@ -111,6 +126,8 @@ impl Active {
             patience: PATIENCE,
             deadline: None,
             expired: false,
+            sights: Arc::clone(sights),
+            asked: VecDeque::new(),
         })
     }
 
@@ -217,6 +234,10 @@ impl Active {
         while self.channel.incoming.receive(&mut self.packet)? {
             // What is no message is no answer, and the guest's time goes on.
             if let Ok(Contents::InBand { payload }) = self.packet.contents() {
+                pass(&self.sights.messages, true, payload);
+                if let Some(asked) = self.asked.pop_front() {
+                    self.sights.latency.record(asked.elapsed());
+                }
                 self.sender.receive(payload);
             }
         }
@@ -234,13 +255,17 @@ impl Active {
             };
             let header = Header::in_band(1);
             match output {
-                Output::Send(message) => self.channel.outgoing.send(header, &[&message]),
+                Output::Send(message) => {
+                    pass(&self.sights.messages, false, &message);
+                    self.channel.outgoing.send(header, &[&message])
+                }
                 Output::Write {
                     head,
                     offset,
                     len,
                     padding,
                 } => {
+                    pass(&self.sights.messages, false, &head);
                     let found = self.found(offset, len);
                     if found.is_none() {
                         // What was begun is sent, and then taken back.
@@ -268,6 +293,9 @@ impl Active {
                 }
             }
             .map_err(GuestFault::Send)?;
+            if self.asked.len() < ASKED_MAX {
+                self.asked.push_back(Instant::now());
+            }
             sent += 1;
             if sent.is_multiple_of(GROUP) {
                 self.channel.flush()?;

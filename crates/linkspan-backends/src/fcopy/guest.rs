@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_engine::LogLimit;
 use linkspan_engine::vmbus::{Channel, ChannelError, FlushError, Framed, FramedError};
+use linkspan_engine::{LogLimit, Messages};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, Ready};
+use linkspan_vmbus::describe::{describe, is_setup};
 use linkspan_vmbus::fcopy::{self, Policy, Receiver};
 use linkspan_vmbus::ic::{Echo, Reaction};
 use linkspan_vmbus::link::{ASKS, Frame};
@@ -79,6 +81,7 @@ pub struct Guest {
     files: u64,
     dropped: LogLimit,
     refused: LogLimit,
+    messages: Arc<Messages>,
 }
 
 impl Guest {
@@ -91,7 +94,14 @@ impl Guest {
             files: 0,
             dropped: LogLimit::default(),
             refused: LogLimit::default(),
+            messages: Arc::default(),
         }
+    }
+
+    /// What goes over its channels.
+    #[must_use]
+    pub fn messages(&self) -> &Arc<Messages> {
+        &self.messages
     }
 
     /// How many files were finished.
@@ -146,6 +156,7 @@ impl Guest {
             let mut taken: usize = 0;
             while taken < TAKEN_MAX && channel.incoming.receive(&mut packet)? {
                 if let Some(len) = self.request(&mut packet) {
+                    pass(&self.messages, false, &packet.payload()[..len]);
                     reply(&mut channel, &packet, len, &mut waiter)?;
                 }
                 taken += 1;
@@ -205,6 +216,7 @@ impl Guest {
             return None;
         }
         let payload = packet.payload_mut();
+        pass(&self.messages, true, payload);
         let mut reaction = match self.service.receive(payload) {
             Ok(reaction) => reaction,
             Err(error) => {
@@ -248,6 +260,15 @@ impl Guest {
         if let Some(left_out) = self.refused.allow() {
             tracing::warn!(left_out, "a request was refused: {why}");
         }
+    }
+}
+
+/// A message goes by; what is about requests is of interest to who watches alone.
+pub(crate) fn pass(messages: &Messages, by_host: bool, message: &[u8]) {
+    if is_setup(message) {
+        messages.pass(by_host, describe(message));
+    } else {
+        messages.pass_watched(by_host, || describe(message));
     }
 }
 

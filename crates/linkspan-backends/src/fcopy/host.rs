@@ -7,10 +7,11 @@ mod jobs;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use linkspan_engine::LogLimit;
 use linkspan_engine::vmbus::{ChannelError, FramedError, Offer};
+use linkspan_engine::{LogLimit, Sights};
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::{Epoll, Listener, reaper};
 use linkspan_vmbus::ic::FILE_COPY;
@@ -19,6 +20,7 @@ use linkspan_vmbus::link::{self, Frame, Outcome, Reason, Request, Role};
 use self::asking::Asking;
 use super::active::{Active, GuestFault, Turn};
 use crate::clients::{Clients, until};
+use crate::door::Door;
 
 /// The least bytes of a ring with room for every message: a page of control fields,
 /// and two pages.
@@ -109,7 +111,7 @@ struct Job {
 /// A host.
 pub struct Host {
     epoll: Epoll,
-    listeners: Vec<(Listener, Accepts)>,
+    doors: Vec<(Door<Listener>, Accepts)>,
     clients: Clients<Known>,
     options: HostOptions,
     guest: Option<(u64, Active)>,
@@ -121,6 +123,7 @@ pub struct Host {
     asking: Option<Asking>,
     events: Box<dyn FnMut(HostEvent) + Send>,
     broken: LogLimit,
+    sights: Arc<Sights>,
 }
 
 impl Host {
@@ -139,12 +142,13 @@ impl Host {
         // Better now than when a guest comes.
         drop(Offer::new(options.ring)?);
         let epoll = Epoll::new()?;
-        for (token, (listener, _)) in (FIRST_LISTENER..).zip(&listeners) {
-            epoll.add(listener, token, Interest::READ)?;
+        let mut doors = Vec::new();
+        for (token, (listener, accepts)) in (FIRST_LISTENER..).zip(listeners) {
+            doors.push((Door::new(listener, token, &epoll)?, accepts));
         }
         Ok(Self {
             epoll,
-            listeners,
+            doors,
             clients: Clients::new(FIRST_CLIENT),
             options,
             guest: None,
@@ -153,7 +157,14 @@ impl Host {
             asking: None,
             events: Box::new(events),
             broken: LogLimit::default(),
+            sights: Arc::default(),
         })
+    }
+
+    /// What goes over the guest's channel, and how long the guest takes for its answers.
+    #[must_use]
+    pub fn sights(&self) -> &Arc<Sights> {
+        &self.sights
     }
 
     /// Serves until `cancel` becomes readable.
@@ -179,6 +190,10 @@ impl Host {
                     token => self.hear(token),
                 }
             }
+            let now = Instant::now();
+            self.doors
+                .iter_mut()
+                .for_each(|(door, _)| door.open(&self.epoll, now));
             self.expire();
             self.begin();
             // A guest may have become ready, and somebody have waited for that.
@@ -196,7 +211,9 @@ impl Host {
         let guest = self.guest.as_ref().and_then(|(_, guest)| guest.deadline());
         let asking = self.asking.as_ref().map(Asking::deadline);
         let hello = self.clients.deadline().into_iter();
-        until(hello.chain(waiting).chain(guest).chain(asking).min())
+        let doors = self.doors.iter().filter_map(|(door, _)| door.due());
+        let all = hello.chain(waiting).chain(guest).chain(asking);
+        until(all.chain(doors).min())
     }
 
     /// Whether there is no guest that could be sent anything: neither one that is ready
@@ -211,13 +228,13 @@ impl Host {
 
     fn accept(&mut self, token: u64) {
         let index = usize::try_from(token - FIRST_LISTENER).unwrap_or(usize::MAX);
-        let Some((listener, accepts)) = self.listeners.get(index) else {
+        let Some((door, accepts)) = self.doors.get_mut(index) else {
             return;
         };
         let accepts = *accepts;
         let known = Known { accepts, job: None };
         let same = |other: &Known| other.accepts == accepts;
-        self.clients.accept(&self.epoll, listener, known, same);
+        self.clients.accept(&self.epoll, door, known, same);
     }
 
     fn hear(&mut self, token: u64) {
@@ -309,7 +326,8 @@ impl Host {
         }
         let offer = Offer::new(self.options.ring).map_err(io::Error::other)?;
         let channel = offer.host().map_err(io::Error::other)?;
-        let active = Active::new(channel, self.options.outstanding).map_err(io::Error::other)?;
+        let active = Active::new(channel, self.options.outstanding, &self.sights);
+        let active = active.map_err(io::Error::other)?;
         let frame = Frame::Channel {
             version,
             interface: FILE_COPY.interface,
@@ -423,8 +441,13 @@ impl Host {
             reason: reason.to_owned(),
             fault,
         });
-        self.asking = None;
+        let reads_back = self.asking.take().is_some_and(|asking| asking.is_of_file());
         if let Some(current) = self.current.take() {
+            // A guest that has it, and left while it read it back, has not lost it.
+            let outcome = match (reads_back, fault) {
+                (true, false) => Outcome::Done,
+                _ => outcome,
+            };
             self.done(current, outcome);
         }
     }

@@ -8,6 +8,6 @@ mod host;
 mod tree;
 
 pub use guest::{Guest, GuestEnd};
-pub(crate) use guest::{Waiter, reply};
+pub(crate) use guest::{Waiter, pass, reply};
 pub use host::{Accepts, Host, HostEvent, HostOptions, OUTSTANDING, RING_MIN};
 pub use tree::{FileError, Temporary, Tree, TreeOptions};

@@ -3,21 +3,23 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use linkspan_engine::LogLimit;
 use linkspan_engine::vmbus::{Channel, Framed};
+use linkspan_engine::{LogLimit, Messages};
 use linkspan_vmbus::Packet;
 use linkspan_vmbus::ic::{self, Echo, GuestService, Reaction, Status};
 use linkspan_vmbus::packet::Contents;
 
-use crate::fcopy::{GuestEnd, Waiter, reply};
+use crate::fcopy::{GuestEnd, Waiter, pass, reply};
 
 /// The guest's end of a service, over one channel after the other.
 #[derive(Debug)]
 pub struct Guest<S> {
     service: ic::Guest<S>,
     dropped: LogLimit,
+    messages: Arc<Messages>,
 }
 
 impl<S: GuestService> Guest<S> {
@@ -26,7 +28,13 @@ impl<S: GuestService> Guest<S> {
         Self {
             service: ic::Guest::new(service, Echo::Full),
             dropped: LogLimit::default(),
+            messages: Arc::default(),
         }
+    }
+
+    /// What goes over its channels.
+    pub fn messages(&self) -> &Arc<Messages> {
+        &self.messages
     }
 
     /// Serves a channel to its end. `socket` is where the channel came from, which says
@@ -66,6 +74,7 @@ impl<S: GuestService> Guest<S> {
             channel.incoming.refresh()?;
             while channel.incoming.receive(&mut packet)? {
                 if let Some(len) = self.request(&mut packet, act) {
+                    pass(&self.messages, false, &packet.payload()[..len]);
                     reply(&mut channel, &packet, len, &mut waiter)?;
                 }
             }
@@ -87,6 +96,7 @@ impl<S: GuestService> Guest<S> {
             return None;
         }
         let payload = packet.payload_mut();
+        pass(&self.messages, true, payload);
         let mut reaction = match self.service.receive(payload) {
             Ok(reaction) => reaction,
             Err(error) => {

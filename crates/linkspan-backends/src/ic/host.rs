@@ -3,8 +3,10 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use linkspan_engine::Messages;
 use linkspan_engine::vmbus::{ChannelError, FramedError, Offer};
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::{Epoll, Listener, reaper};
@@ -13,6 +15,7 @@ use linkspan_vmbus::ic::Service;
 use linkspan_vmbus::link::{self, Frame, Reason, Role};
 
 use crate::clients::{Clients, until};
+use crate::door::Door;
 
 use super::talk::{HostEvent, HostOptions, Parting, Talk};
 
@@ -29,12 +32,14 @@ const FIRST_CLIENT: u64 = 64;
 struct Line {
     service: &'static Service,
     guest: Option<(u64, Talk)>,
+    /// What goes over its channels.
+    messages: Arc<Messages>,
 }
 
 /// A host.
 pub struct Host {
     epoll: Epoll,
-    listener: Listener,
+    door: Door<Listener>,
     options: HostOptions,
     clients: Clients<()>,
     lines: Vec<Line>,
@@ -54,19 +59,25 @@ impl Host {
         // Better now than when a guest comes.
         drop(Offer::new(RING)?);
         let epoll = Epoll::new()?;
-        epoll.add(&listener, LISTENER, Interest::READ)?;
+        let door = Door::new(listener, LISTENER, &epoll)?;
         let line = |service: &&'static Service| Line {
             service,
             guest: None,
+            messages: Arc::default(),
         };
         Ok(Self {
             epoll,
-            listener,
+            door,
             lines: options.services.iter().map(line).collect(),
             options,
             clients: Clients::new(FIRST_CLIENT),
             events: Box::new(events),
         })
+    }
+
+    /// What goes over the channels of each service.
+    pub fn messages(&self) -> impl Iterator<Item = (&'static Service, &Arc<Messages>)> {
+        self.lines.iter().map(|line| (line.service, &line.messages))
     }
 
     /// Serves until `cancel` becomes readable.
@@ -89,13 +100,14 @@ impl Host {
                     CANCEL => return self.epoll.delete(cancel),
                     LISTENER => {
                         let same = |(): &()| true;
-                        self.clients.accept(&self.epoll, &self.listener, (), same);
+                        self.clients.accept(&self.epoll, &mut self.door, (), same);
                     }
                     // Every line has its turn below.
                     token if token < FIRST_CLIENT => {}
                     token => self.hear(token),
                 }
             }
+            self.door.open(&self.epoll, Instant::now());
             self.expire();
             more = self.turn();
         }
@@ -106,7 +118,8 @@ impl Host {
             .lines
             .iter()
             .filter_map(|line| line.guest.as_ref()?.1.deadline());
-        until(self.clients.deadline().into_iter().chain(lines).min())
+        let hello = self.clients.deadline();
+        until(hello.into_iter().chain(lines).chain(self.door.due()).min())
     }
 
     fn hear(&mut self, token: u64) {
@@ -188,7 +201,8 @@ impl Host {
         };
         // Its first message is there before the guest is, so that nothing but the guest's
         // leaving ends what was told to have begun.
-        let talk = Talk::new(service, channel, &self.options).map_err(io::Error::other)?;
+        let talk = Talk::new(service, channel, &self.options, &self.lines[at].messages);
+        let talk = talk.map_err(io::Error::other)?;
         client.framed.say(&frame, &offer.descriptors())?;
         let line = FIRST_LINE + at as u64;
         self.epoll.add(&talk.channel, line, Interest::READ.edge())?;
@@ -209,7 +223,7 @@ impl Host {
     fn turn(&mut self) -> bool {
         let (now, mut more) = (Instant::now(), false);
         for at in 0..self.lines.len() {
-            let Line { service, guest } = &mut self.lines[at];
+            let Line { service, guest, .. } = &mut self.lines[at];
             let (service, Some((_, talk))) = (*service, guest) else {
                 continue;
             };

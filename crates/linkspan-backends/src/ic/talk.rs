@@ -1,7 +1,9 @@
 //! A host's conversation with one guest about one service, on one channel.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use linkspan_engine::Messages;
 use linkspan_engine::vmbus::{Channel, ChannelError, FlushError};
 use linkspan_vmbus::ic::heartbeat::{self, Health, Monitor};
 use linkspan_vmbus::ic::shutdown::{self, Requester};
@@ -10,6 +12,8 @@ use linkspan_vmbus::ic::{HEARTBEAT, HostError, SHUTDOWN, Service, Status, TIME_S
 use linkspan_vmbus::packet::{Contents, Header};
 use linkspan_vmbus::{Outgoing, Packet, RingError, SendError};
 use rustix::time::{ClockId, clock_gettime};
+
+use crate::fcopy::pass;
 
 /// Messages of a guest at a time before others have their turn.
 const MESSAGES_MAX: usize = 64;
@@ -129,6 +133,7 @@ pub(super) struct Talk {
     next: Option<Instant>,
     /// By when the guest has to have answered.
     until: Option<Instant>,
+    messages: Arc<Messages>,
 }
 
 impl Talk {
@@ -137,6 +142,7 @@ impl Talk {
         service: &'static Service,
         channel: Channel,
         options: &HostOptions,
+        messages: &Arc<Messages>,
     ) -> Result<Self, Fault> {
         let end = match service.kind {
             kind if kind == HEARTBEAT.kind => End::Heartbeat(Monitor::default()),
@@ -154,6 +160,7 @@ impl Talk {
             telling: false,
             next: None,
             until: Some(Instant::now() + options.patience),
+            messages: Arc::clone(messages),
         };
         let start = match &mut talk.end {
             End::Heartbeat(monitor) => monitor.start(),
@@ -203,6 +210,7 @@ impl Talk {
         let Ok(Contents::InBand { payload }) = self.packet.contents() else {
             return Ok(());
         };
+        pass(&self.messages, true, payload);
         let agreed = match &mut self.end {
             End::Heartbeat(monitor) => match monitor.receive(payload)? {
                 heartbeat::Event::Ready(agreed) => agreed,
@@ -295,6 +303,7 @@ impl Talk {
         if (free as usize) < room {
             return Ok(());
         }
+        pass(&self.messages, false, message);
         match self.channel.outgoing.send(Header::in_band(1), &[message]) {
             Ok(()) => Ok(()),
             Err(SendError::Ring(error)) => Err(error.into()),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use linkspan_mem::{RegionTable, Span};
 
+pub(crate) mod handed;
 mod memory;
 mod open;
 mod options;
@@ -67,6 +68,9 @@ pub trait Image: Send + Sync + 'static {
     /// # Errors
     /// When the system could not, now or at any time before: a failed sync stays failed.
     fn sync(&self) -> io::Result<()>;
+
+    /// The disk is to be closed: what waits for somebody who is away fails soon from now on.
+    fn hurry(&self) {}
 }
 
 /// Why an image does not have a new size.
@@ -82,6 +86,11 @@ pub enum ResizeError {
          end this process, `qemu-img resize` it, and start anew"
     )]
     Fixed,
+    /// It is measured when it is opened.
+    #[error(
+        "the size of a disk on a share is that of when it was opened; end this process, enlarge the file, and start anew"
+    )]
+    Share,
     /// It got smaller: a driver that still uses the end of it would lose data.
     #[error(
         "the image got smaller, from {from} to {to} bytes, which a disk in use cannot; enlarge it again or start anew"

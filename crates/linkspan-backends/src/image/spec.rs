@@ -42,9 +42,6 @@ pub enum SpecError {
     /// Nothing was given.
     #[error("an image without a name; give a path, mem:SIZE or null:SIZE")]
     Empty,
-    /// A beginning that is reserved.
-    #[error("smb:// is reserved for disks on SMB shares, which cannot be served yet")]
-    Smb,
     /// A beginning that means nothing.
     #[error(
         "`{kind}:` is no kind of image; there are file:PATH, mem:SIZE and null:SIZE, and a file of this name is file:{kind}:…"
@@ -156,7 +153,6 @@ impl Spec {
                     read_zeroes: option.is_some(),
                 })
             }
-            b"smb" => Err(SpecError::Smb),
             kind => Err(SpecError::Kind {
                 kind: String::from_utf8_lossy(kind).into_owned(),
             }),
@@ -263,7 +259,6 @@ mod tests {
     fn what_is_no_image_says_what_there_is() {
         assert_eq!(parse(""), Err(SpecError::Empty));
         assert_eq!(parse("file:"), Err(SpecError::Empty));
-        assert_eq!(parse("smb://server/share/disk.img"), Err(SpecError::Smb));
         let error = parse("memory:1G").unwrap_err();
         assert!(error.to_string().contains("file:memory:"), "{error}");
         assert!(matches!(parse("C:disk"), Err(SpecError::Kind { .. })));

@@ -331,6 +331,15 @@ impl Fabric {
                 let port = port.name.clone();
                 return Err(FabricError::Vlans { port });
             }
+            if let Side::Responder(responder) = &port.kind {
+                let vlan = match port.vlans {
+                    PortVlans::Access(vlan) => vlan,
+                    PortVlans::Unaware | PortVlans::Trunk { .. } => 0,
+                };
+                // Guests rely on it, and who says to be it is not believed. An address that
+                // cannot be a station's is nobody's.
+                switch.add_static(number, vlan, responder.mac);
+            }
         }
         Ok(switch)
     }

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use bytes::BytesMut;
 use crossbeam_queue::ArrayQueue;
 use linkspan_devices::net::header::{FRAME_LEN_MAX, Offload};
 use linkspan_devices::net::{Frame, HEAD_LEN, Mac};
@@ -33,7 +34,7 @@ pub(super) enum Address {
 pub(super) struct Parcel {
     pub(super) address: Address,
     pub(super) offload: Offload,
-    bytes: Vec<u8>,
+    bytes: BytesMut,
     len: usize,
 }
 
@@ -81,9 +82,21 @@ impl Mailbox {
             wake: EventFd::new()?,
             asleep: AtomicBool::new(false),
         };
-        for _ in 0..parcels {
-            let parcel = Parcel::new().map_err(io::Error::other)?;
-            mailbox.give_back(Box::new(parcel));
+        let all = || -> Result<BytesMut, Injected> {
+            const { assert!(BYTES_MAX >= FRAME_LEN_MAX as usize) };
+            fault::point(fault::Site::Alloc)?;
+            Ok(BytesMut::zeroed(parcels * BYTES_MAX))
+        };
+        // In one piece: the system gives so large a one as it is touched, and many small
+        // ones at once.
+        let mut all = all().map_err(io::Error::other)?;
+        while !all.is_empty() {
+            mailbox.give_back(Box::new(Parcel {
+                address: Address::From(0),
+                offload: Offload::NONE,
+                bytes: all.split_to(BYTES_MAX),
+                len: 0,
+            }));
         }
         Ok(mailbox)
     }
@@ -159,19 +172,5 @@ impl Mailbox {
         {
             panic!("our own eventfd cannot be signalled: {error}");
         }
-    }
-}
-
-impl Parcel {
-    fn new() -> Result<Self, Injected> {
-        const { assert!(BYTES_MAX >= FRAME_LEN_MAX as usize) };
-        fault::point(fault::Site::Alloc)?;
-        Ok(Self {
-            address: Address::From(0),
-            offload: Offload::NONE,
-            // Zeroes come from the system as they are touched.
-            bytes: vec![0; BYTES_MAX],
-            len: 0,
-        })
     }
 }

@@ -56,6 +56,8 @@ struct Address {
 pub(super) struct Guests {
     addresses: BTreeMap<IpAddr, Address>,
     pub(super) half_open: usize,
+    /// Connections that wait for buffers of their addresses.
+    waiting: usize,
     /// The listener is left alone, since too many are half open.
     pub(super) full: bool,
     pub(super) turned_away: u64,
@@ -84,17 +86,20 @@ impl Guests {
     pub(super) fn wait(&mut self, address: IpAddr, id: ConnectionId) {
         if let Some(address) = self.addresses.get_mut(&address) {
             address.waiting.push_back(id);
+            self.waiting += 1;
         }
     }
 
     /// Who has waited the longest for buffers of an address.
     pub(super) fn next(&mut self, address: IpAddr) -> Option<ConnectionId> {
-        self.addresses.get_mut(&address)?.waiting.pop_front()
+        let next = self.addresses.get_mut(&address)?.waiting.pop_front()?;
+        self.waiting -= 1;
+        Some(next)
     }
 
     /// Connections that wait for buffers of their addresses.
     pub(super) fn short(&self) -> usize {
-        self.addresses.values().map(|it| it.waiting.len()).sum()
+        self.waiting
     }
 
     /// Whether one more of an address finds room, where each may have so many, and all together
@@ -126,6 +131,8 @@ impl Guests {
         if let Some(address) = self.addresses.get_mut(&guest.address) {
             address.connections -= 1;
             if address.connections == 0 {
+                // Those that wait are gone as well.
+                self.waiting -= address.waiting.len();
                 self.addresses.remove(&guest.address);
             }
         }

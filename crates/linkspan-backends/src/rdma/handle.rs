@@ -4,9 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use linkspan_rdma::Memories;
-use linkspan_rdma::verbs::{
-    Access, Depth, Event, Limits, Post, PostError, Remote, Slice, Verbs, Work,
-};
+use linkspan_rdma::verbs::{Access, Depth, Event, Limits, Post, PostError, Remote, Slice, Verbs};
 
 use super::link::Link;
 use super::table::Entry as _;
@@ -81,14 +79,18 @@ impl Verbs for Handle<'_> {
     }
 
     fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
-        let slices: &[Slice] = match post.work {
-            Work::Send { gather, .. } | Work::Write { gather, .. } => gather,
-            Work::Read { into, .. } => into,
-            Work::Invalidate { .. } => &[],
-        };
-        self.provider.shared.memories.check(slices)?;
-        self.link()?.connection().post(post)?;
-        self.wake();
+        let Provider {
+            links,
+            shared,
+            busy,
+            ..
+        } = &mut *self.provider;
+        let link = links.get_mut(self.id).ok_or(PostError::NotConnected)?;
+        link.post(shared, post)?;
+        if !link.busy {
+            link.busy = true;
+            busy.push_back(self.id);
+        }
         Ok(())
     }
 

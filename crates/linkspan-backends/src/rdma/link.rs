@@ -7,7 +7,7 @@ use linkspan_rdma::Memories;
 use linkspan_rdma::iwarp::{
     Batch, Connection, ENTROPY, Life, OptionError, Options, Piece, Wanted, feed,
 };
-use linkspan_rdma::verbs::{Event, Slice};
+use linkspan_rdma::verbs::{Event, Post, PostError, Slice};
 use linkspan_sys::Epoll;
 use linkspan_sys::poll::{Interest, ReadyEvent};
 use linkspan_sys::tcp::{Gather, Scatter, TcpStream};
@@ -51,6 +51,8 @@ pub(super) struct Link {
     shut: bool,
     interest: Interest,
     pub(super) busy: bool,
+    /// Buffers came back that were not counted yet.
+    pub(super) given: bool,
     pub(super) starving: bool,
     /// Where its bytes stand in a capture.
     trace: Trace,
@@ -113,6 +115,7 @@ impl Link {
             shut: false,
             interest: Interest::NONE,
             busy: false,
+            given: false,
             starving: false,
             trace: Trace::default(),
             guest: None,
@@ -387,6 +390,18 @@ impl Link {
         shared.staged -= self.staged.len();
         self.staged = Vec::new();
         self.fed = 0;
+    }
+
+    /// Posts work, which is framed at once if nothing goes before it.
+    pub(super) fn post(&mut self, shared: &mut Shared, post: &Post<'_>) -> Result<(), PostError> {
+        let batch = self.batch.get_or_insert_with(|| shared.batch());
+        let posted = self.connection.post_to(post, batch, &shared.memories);
+        if batch.is_empty()
+            && let Some(batch) = self.batch.take()
+        {
+            shared.give_back(batch);
+        }
+        posted
     }
 
     /// Writes what there is to say, as much as the socket takes.

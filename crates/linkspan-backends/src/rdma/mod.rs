@@ -193,6 +193,8 @@ pub struct Provider {
     links: Table<Link>,
     /// Those with something to write.
     busy: VecDeque<ConnectionId>,
+    /// Those that were given buffers back, which nobody counted yet.
+    given: VecDeque<ConnectionId>,
     /// Those that wait for a buffer, the first one first.
     starved: VecDeque<ConnectionId>,
 }
@@ -226,6 +228,7 @@ impl Provider {
             watched: Vec::new(),
             links: Table::new(),
             busy: VecDeque::new(),
+            given: VecDeque::new(),
             starved: VecDeque::new(),
         })
     }
@@ -382,6 +385,12 @@ impl Provider {
 
     /// Writes what was posted, without waiting.
     pub fn flush(&mut self) {
+        while let Some(id) = self.given.pop_front() {
+            if let Some(link) = self.links.get_mut(id) {
+                link.given = false;
+                self.settle(id);
+            }
+        }
         while let Some(id) = self.busy.pop_front() {
             if let Some((link, shared)) = self.parts(id) {
                 link.busy = false;
@@ -534,11 +543,20 @@ impl Provider {
 
     fn release(&mut self, id: ConnectionId, buffer: Slice) {
         self.shared.pool.put(buffer);
-        if let Some(link) = self.links.get_mut(id) {
-            link.lent -= 1;
+        let awaited = !self.starved.is_empty() || self.guests.short() > 0;
+        let Some(link) = self.links.get_mut(id) else {
+            self.feed_starved();
+            return;
+        };
+        link.lent -= 1;
+        if awaited || link.is_over() {
             self.settle(id);
+            self.feed_starved();
+        } else if !link.given {
+            // Nobody waits for it: what its address has is counted once for many.
+            link.given = true;
+            self.given.push_back(id);
         }
-        self.feed_starved();
     }
 
     /// The connection that has waited the longest looks for a buffer.

@@ -6,15 +6,18 @@ use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use linkspan_engine::Messages;
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
-use linkspan_rdma::Pool;
 use linkspan_rdma::iwarp::WireError;
 use linkspan_rdma::verbs::{Event, Failure, MemoryId, Slice, Verbs as _};
+use linkspan_rdma::{Memories, Pool};
 use linkspan_smbdirect::{
-    Blame, Connection, Driver, Error, News, OptionsError, Refusal, Status, private_data,
+    Blame, Connection, Driver, Error, News, OptionsError, Refusal, RegistrationId, Status,
+    TransferId, private_data,
 };
 use thiserror::Error as ThisError;
 
@@ -90,10 +93,15 @@ pub enum Happening {
     Connected,
     /// There is something to be read. Told once for all that came.
     Received,
-    /// A message was sent, or not: they end in order.
-    Sent(Result<(), Refusal>),
+    /// So many messages were sent, in order; or one was not. One that was not may be told
+    /// before others that were sent earlier and are still under way: what they were made of
+    /// is needed until they are told, or until [`Ended`](Self::Ended).
+    Sent(u32, Result<(), Refusal>),
     /// A read or write is done, or not.
-    Transferred(Result<(), Refusal>),
+    Transferred(TransferId, Result<(), Refusal>),
+    /// A registration has ended, and its memory is its owner's; or it could not be ended while
+    /// there is a connection, with which it ends in any case.
+    Deregistered(RegistrationId, Result<(), Refusal>),
     /// All is over.
     Ended(Gone),
 }
@@ -108,6 +116,8 @@ pub(super) struct Entry {
     timer: Option<u64>,
     /// It is in the queue of those that have something to do.
     touched: bool,
+    /// Writes that were refused and that nobody took notice of yet, and why the last one was.
+    pub(super) unheard: (usize, Option<Refusal>),
     /// What was logged last.
     logged: Status,
 }
@@ -119,6 +129,47 @@ impl Entry {
             self.touched = true;
             queue.push_back(self.id);
         }
+    }
+
+    /// Puts what went by into words.
+    fn pass(&mut self, messages: &Messages) {
+        let number = self.number;
+        for passing in self.driver.passing() {
+            let text = || format!("{number}: {}", passing.text());
+            if passing.is_negotiation() {
+                messages.pass(passing.by_peer, text());
+            } else {
+                messages.pass_watched(passing.by_peer, text);
+            }
+        }
+    }
+
+    /// What an upper layer makes of news.
+    fn told(&mut self, news: News) -> Option<Told> {
+        let mut refuses = false;
+        let happening = match news {
+            News::Connected => Happening::Connected,
+            News::Received => Happening::Received,
+            News::Sent { result, .. } => Happening::Sent(1, result),
+            News::Transferred {
+                transfer,
+                write,
+                result,
+            } => {
+                if let Some(why) = result.err().filter(|_| write) {
+                    self.unheard = (self.unheard.0 + 1, Some(why));
+                    refuses = true;
+                }
+                Happening::Transferred(transfer, result)
+            }
+            News::Deregistered { id, result } => Happening::Deregistered(id, result),
+            News::Ended(error) => Happening::Ended(self.gone(error)),
+        };
+        Some(Told {
+            id: self.id,
+            happening,
+            refuses,
+        })
     }
 
     fn gone(&self, error: Error) -> Gone {
@@ -143,12 +194,21 @@ pub struct Endpoint<C: Host = Provider> {
     headers: Pool,
     touched: VecDeque<Id>,
     timers: BTreeSet<(u64, Id)>,
-    happenings: VecDeque<(Id, Happening)>,
+    happenings: VecDeque<Told>,
     classes: Classes,
     /// Connections that ended before they asked for anything.
     unasked: u64,
     /// Until when the last ones may take to go.
     stopping: Option<Instant>,
+    messages: Arc<Messages>,
+}
+
+/// What nobody took notice of yet.
+struct Told {
+    id: Id,
+    happening: Happening,
+    /// A write was refused.
+    refuses: bool,
 }
 
 /// How long connections may take to end.
@@ -198,7 +258,14 @@ impl<C: Host> Endpoint<C> {
             classes: Classes::NONE,
             unasked: 0,
             stopping: None,
+            messages: Arc::default(),
         }
+    }
+
+    /// What goes over its connections: what they are agreed upon, and all while somebody watches.
+    #[must_use]
+    pub fn messages(&self) -> &Arc<Messages> {
+        &self.messages
     }
 
     /// What it was made with.
@@ -248,6 +315,7 @@ impl<C: Host> Endpoint<C> {
             driver,
             timer: None,
             touched: false,
+            unheard: (0, None),
         };
         self.next_number += 1;
         // One that is over, and was not asked for.
@@ -274,6 +342,12 @@ impl<C: Host> Endpoint<C> {
     /// Forgets memory; work that names it ends its connection.
     pub fn remove_memory(&mut self, memory: MemoryId) -> Option<Region> {
         self.provider.remove_memory(memory)
+    }
+
+    /// The memory that is known here.
+    #[must_use]
+    pub fn memories(&self) -> &Memories {
+        self.provider.memories()
     }
 
     /// A buffer of a pool whose memory is known here.
@@ -402,11 +476,18 @@ impl<C: Host> Endpoint<C> {
     /// What has happened, in order. To be asked until there is nothing after each
     /// [`wait`](Self::wait).
     pub fn poll(&mut self) -> Option<(Id, Happening)> {
-        let told = self.happenings.pop_front();
-        if let Some((id, Happening::Ended(_))) = told {
+        let Told {
+            id,
+            happening,
+            refuses,
+        } = self.happenings.pop_front()?;
+        if refuses && let Some(entry) = find(&mut self.entries, id) {
+            entry.unheard.0 -= 1;
+        }
+        if let Happening::Ended(_) = happening {
             self.remove(id);
         }
-        told
+        Some((id, happening))
     }
 
     /// Does what is to be done, and waits until something has happened, at most for
@@ -462,6 +543,7 @@ impl<C: Host> Endpoint<C> {
             return;
         };
         let memories = self.provider.memories();
+        entry.driver.watch(self.messages.are_watched());
         entry.driver.happened(self.now_ms, memories, event);
         entry.touch(&mut self.touched);
     }
@@ -485,18 +567,22 @@ impl<C: Host> Endpoint<C> {
             };
             entry.touched = false;
             let mut verbs = self.provider.verbs(id);
-            while let Some(news) = entry.driver.poll(self.now_ms, &mut verbs) {
-                let happening = match news {
-                    News::Connected => Happening::Connected,
-                    News::Received => Happening::Received,
-                    News::Sent { result, .. } => Happening::Sent(result),
-                    News::Transferred { result, .. } => Happening::Transferred(result),
-                    // Memory stays registered until the end.
-                    News::Deregistered { .. } => continue,
-                    News::Ended(error) => Happening::Ended(entry.gone(error)),
+            entry.driver.watch(self.messages.are_watched());
+            loop {
+                if let Some(count) = entry.driver.poll_sent() {
+                    let happening = Happening::Sent(count, Ok(()));
+                    self.happenings.push_back(Told {
+                        id,
+                        happening,
+                        refuses: false,
+                    });
+                }
+                let Some(news) = entry.driver.poll(self.now_ms, &mut verbs) else {
+                    break;
                 };
-                self.happenings.push_back((id, happening));
+                self.happenings.extend(entry.told(news));
             }
+            entry.pass(&self.messages);
             let due = entry.driver.core().next_timeout();
             if let Some(due) = due.filter(|due| entry.timer.is_none_or(|timer| *due < timer)) {
                 if let Some(timer) = entry.timer.replace(due) {

@@ -6,9 +6,10 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use linkspan_engine::LogLimit;
+use linkspan_engine::{LogLimit, Messages};
 use linkspan_mem::Region;
 use linkspan_rdma::Pool;
 use linkspan_rdma::verbs::{Access, MemoryId, Slice};
@@ -261,8 +262,11 @@ impl<C: Host> Service<C> {
         match happening {
             Happening::Connected => self.connected(id),
             Happening::Received => self.read(id),
-            Happening::Sent(_) => self.sent(id),
-            Happening::Transferred(_) => {}
+            Happening::Sent(count, Ok(())) => self.sent(id, count),
+            // What waited is told before what is under way, whose bytes may still be
+            // written: all buffers come back with the end.
+            Happening::Sent(_, Err(_)) => self.let_go(id),
+            Happening::Transferred(..) | Happening::Deregistered(..) => {}
             Happening::Ended(gone) => self.gone(id, gone),
         }
     }
@@ -317,12 +321,14 @@ impl<C: Host> Service<C> {
         self.retry();
     }
 
-    /// A message has gone back.
-    fn sent(&mut self, id: Id) {
+    /// So many messages have gone back.
+    fn sent(&mut self, id: Id, messages: u32) {
         let served = &mut self.served[id.place()];
-        let count = served.echoes.pop_front().unwrap_or(0);
-        for buffer in served.buffers.drain(..count) {
-            self.buffers.put(buffer);
+        for _ in 0..messages {
+            let count = served.echoes.pop_front().unwrap_or(0);
+            for buffer in served.buffers.drain(..count) {
+                self.buffers.put(buffer);
+            }
         }
         // Whoever waits for buffers has a turn of its own.
         if !served.stalled {
@@ -544,6 +550,12 @@ impl<C: Host> Service<C> {
             memory_bytes: self.memory,
             log: self.endpoint.classes(),
         }
+    }
+
+    /// See [`Endpoint::messages`].
+    #[must_use]
+    pub fn messages(&self) -> &Arc<Messages> {
+        self.endpoint.messages()
     }
 
     /// How each connection is.

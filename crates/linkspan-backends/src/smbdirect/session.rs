@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use linkspan_rdma::verbs::{Access, Slice};
+use linkspan_rdma::verbs::{Access, Key, Slice};
 use linkspan_smbdirect::{
     Connection, Descriptor, Message, MessageId, Misuse, Refusal, RegistrationId, Status, TransferId,
 };
@@ -50,12 +50,24 @@ impl<C: Host> Session<'_, C> {
     }
 
     /// Sends a message; [`Happening::Sent`](super::Happening::Sent) says when its memory is
-    /// free again.
+    /// free again. It goes behind all writes before it, and is refused with them: also where
+    /// that was not [taken notice of](super::Endpoint::poll) yet.
     ///
     /// # Errors
     /// See [`Connection::send`].
     pub fn send(&mut self, data: &[Slice]) -> Result<MessageId, Misuse> {
-        self.change().send(data, None)
+        self.send_ending(data, None)
+    }
+
+    /// The same, and ends the peer's registration of this token.
+    ///
+    /// # Errors
+    /// See [`Connection::send`].
+    pub fn send_ending(&mut self, data: &[Slice], token: Option<u32>) -> Result<MessageId, Misuse> {
+        match self.entry.unheard {
+            (1.., Some(why)) => self.change().send_behind(data, why),
+            _ => self.change().send(data, token.map(Key)),
+        }
     }
 
     /// Writes into memory of the peer's.
@@ -93,7 +105,7 @@ impl<C: Host> Session<'_, C> {
         self.change().ask(now)
     }
 
-    /// Lets the peer reach memory until the connection ends.
+    /// Lets the peer reach memory until that is [ended](Self::deregister), or the connection is.
     ///
     /// # Errors
     /// See [`Connection::register`].
@@ -104,6 +116,15 @@ impl<C: Host> Session<'_, C> {
     ) -> Result<(RegistrationId, Descriptor), Refusal> {
         let mut verbs = self.provider.verbs(self.entry.id);
         self.entry.driver.register(&mut verbs, slices, access)
+    }
+
+    /// Ends a registration; [`Happening::Deregistered`](super::Happening::Deregistered) says
+    /// when the memory is its owner's again.
+    ///
+    /// # Errors
+    /// See [`Connection::deregister`].
+    pub fn deregister(&mut self, id: RegistrationId) -> Result<(), Misuse> {
+        self.change().deregister(id)
     }
 
     /// The first message that can be read, whole or in part.

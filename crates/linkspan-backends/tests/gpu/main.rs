@@ -4,11 +4,17 @@
     reason = "numbers are cut into words"
 )]
 
+mod clients;
+mod flood;
 mod front;
+mod input;
 mod rig;
+mod tigervnc;
+mod trouble;
 mod vnc;
+mod watch;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use linkspan_backends::display::{GpuOptions, NoSignal, Screen, Source as _, SourceError};
 use linkspan_display::{HotSpot, Loss, Position, edid};
@@ -37,7 +43,7 @@ fn what_a_driver_draws_is_seen() {
         let mut rig = Rig::with(&GpuOptions::default(), packed);
         let mut screen = rig.screen();
         let _ = screen.look().unwrap();
-        assert_eq!(screen.no_signal(), Some(&NoSignal::Lost(Loss::Off)));
+        assert_eq!(screen.no_signal(), Some(&NoSignal::Lost(Loss::Unused)));
         let wanted = pattern(20_000, 1);
         rig.driver.create(7, XRGB, SIZE, 0);
         rig.driver.draw(7, SIZE, 0, &wanted);
@@ -63,6 +69,54 @@ fn what_a_driver_draws_is_seen() {
         until(&mut screen, |screen| screen.scene().is_none());
         assert_eq!(screen.no_signal(), Some(&NoSignal::Lost(Loss::Off)));
     }
+}
+
+/// Only what the driver says to have changed is looked at, so a pointer that moves costs no
+/// look at the picture.
+#[test]
+fn what_is_not_told_is_not_looked_at() {
+    let mut rig = Rig::new();
+    let mut screen = rig.screen();
+    let old = pattern(20_000, 6);
+    rig.driver.create(1, XRGB, SIZE, 0);
+    rig.driver.draw(1, SIZE, 0, &old);
+    rig.driver.show(0, 1, WHOLE);
+    rig.driver.flush(1, WHOLE);
+    shows(&mut screen, &old);
+    // When a pointer has moved all that was told before is heard, in one of its two messages.
+    rig.driver.create(2, ARGB, (64, 64), 100_000);
+    rig.driver.pointer(0x300, (7, 7), 2, (0, 0));
+    let at = |screen: &Screen, x| {
+        let place = screen.cursor().map(|(_, place)| (place.x, place.y));
+        place == Some((x, x))
+    };
+    until(&mut screen, |screen| at(screen, 7));
+    rig.driver.pointer(0x301, (8, 8), 2, (0, 0));
+    until(&mut screen, |screen| at(screen, 8));
+    let new = pattern(20_000, 7);
+    rig.driver.draw(1, SIZE, 0, &new);
+    rig.driver.pointer(0x301, (9, 9), 2, (0, 0));
+    until(&mut screen, |screen| at(screen, 9));
+    assert!(pixels(&screen) == old, "the picture was looked at");
+    // One pixel is told; the tile of damage that has it is looked at.
+    rig.driver.flush(1, [70, 40, 1, 1]);
+    until(&mut screen, |screen| pixels(screen) != old);
+    let wanted: Vec<u32> = (0..20_000)
+        .map(|at| {
+            let inside = (64..96).contains(&(at % 200)) && (32..64).contains(&(at / 200));
+            if inside { new[at] } else { old[at] }
+        })
+        .collect();
+    // A line that is short is read whole, with others.
+    let seen = pixels(&screen);
+    let right = |at: usize| seen[at] == wanted[at] || seen[at] == new[at];
+    assert!((0..20_000).all(right) && seen[40 * 200 + 70] == new[40 * 200 + 70]);
+    assert!(seen[..16 * 200] == old[..16 * 200] && seen[80 * 200..] == old[80 * 200..]);
+    // Another picture between two looks: what was drawn meanwhile is seen.
+    rig.driver.create(3, XRGB, SIZE, 200_000);
+    rig.driver.show(0, 3, WHOLE);
+    rig.driver.show(0, 1, WHOLE);
+    shows(&mut screen, &new);
 }
 
 #[test]
@@ -120,7 +174,8 @@ fn the_pointer_has_a_shape_a_place_and_a_hot_spot() {
     let mut screen = rig.screen();
     rig.driver.create(1, XRGB, SIZE, 0);
     rig.driver.show(0, 1, WHOLE);
-    rig.driver.create(2, ARGB, (64, 64), 100_000);
+    // A format without opacity, as Linux has it for its pointers too.
+    rig.driver.create(2, XRGB, (64, 64), 100_000);
     let shape = [0x8040_2010; 4096];
     rig.driver.draw(2, (64, 64), 100_000, &shape);
     rig.driver.pointer(0x300, (-5, 90), 2, (3, 4));
@@ -282,6 +337,24 @@ fn memory_has_a_limit_and_comes_back() {
         driver.done(0x102, &[1, 0]);
         driver.done(0x102, &[2, 0]);
     }
+    // Lists of guest memory count too, 24 bytes a piece: they were once what a guest could
+    // take without a limit.
+    let options = GpuOptions {
+        memory: 20 << 10,
+        ..GpuOptions::default()
+    };
+    let mut rig = Rig::with(&options, false);
+    for id in [1, 2] {
+        rig.driver.done(0x101, &[id, XRGB, 1, 1]);
+    }
+    for _ in 0..20 {
+        assert_eq!(rig.driver.back_in_pieces(1, 400), OK);
+        assert_eq!(rig.driver.back_in_pieces(2, 400), OUT_OF_MEMORY);
+        rig.driver.done(0x107, &[1, 0]);
+        assert_eq!(rig.driver.back_in_pieces(2, 400), OK);
+        rig.driver.done(0x102, &[2, 0]);
+        rig.driver.done(0x101, &[2, XRGB, 1, 1]);
+    }
     // As many resources as there may be.
     let mut rig = Rig::new();
     for id in 1..=512 {
@@ -304,6 +377,9 @@ fn an_id_that_is_retired_is_named_and_what_was_fetched_stays() {
     let second = source.descriptor(id, false).unwrap();
     let flags = rustix::fs::fcntl_getfl(&second).unwrap();
     assert!(!flags.intersects(rustix::fs::OFlags::RDWR | rustix::fs::OFlags::WRONLY));
+    // Nor opened anew for that by another user.
+    let mode = rustix::fs::fstat(&second).unwrap().st_mode;
+    assert_eq!(mode & 0o777, 0o600);
     let fixed = memfd::SealFlags::SHRINK | memfd::SealFlags::GROW;
     assert!(memfd::seals(first.as_fd()).unwrap().contains(fixed));
     let unknown = source.descriptor(id + 1, false).unwrap_err();
@@ -323,6 +399,57 @@ fn an_id_that_is_retired_is_named_and_what_was_fetched_stays() {
         .flat_map(|pixel| pixel.to_le_bytes())
         .collect();
     assert!(bytes == seen);
+}
+
+/// Many pointers push out each other, and never the picture, which every new viewer needs.
+#[test]
+fn pointers_that_come_and_go_leave_the_picture() {
+    let mut rig = Rig::new();
+    rig.driver.create(1, XRGB, SIZE, 0);
+    rig.driver.show(0, 1, WHOLE);
+    for id in 2..42 {
+        rig.driver.create(id, ARGB, (64, 64), 100_000);
+        rig.driver.pointer(0x300, (5, 5), id, (0, 0));
+    }
+    let mut screen = rig.screen();
+    until(&mut screen, |screen| screen.cursor().is_some());
+    assert_eq!(pixels(&screen).len(), 20_000);
+}
+
+/// Every screen and pointer that may be is seen at once.
+#[test]
+fn all_screens_and_their_pointers_are_held() {
+    let options = GpuOptions {
+        heads: 16,
+        ..GpuOptions::default()
+    };
+    let mut rig = Rig::with(&options, false);
+    for head in 0..16 {
+        rig.driver.create(head + 1, XRGB, SIZE, 0);
+        rig.driver.show(head, head + 1, WHOLE);
+        rig.driver.create(head + 101, ARGB, (64, 64), 100_000);
+        rig.driver.point_on(head, 0x300, (5, 5), head + 101, (0, 0));
+    }
+    let mut source = rig.source();
+    let all = source.planes().unwrap();
+    assert_eq!(all.len(), 32);
+    for shown in all {
+        let descriptor = source.descriptor(shown.id, false);
+        assert!(descriptor.is_ok(), "{shown:?}: {descriptor:?}");
+    }
+}
+
+/// However quick a viewer is, none of its questions is left where it was cut off.
+#[test]
+fn every_question_of_a_quick_viewer_is_answered() {
+    let mut rig = Rig::new();
+    rig.driver.create(1, XRGB, SIZE, 0);
+    rig.driver.show(0, 1, WHOLE);
+    let mut source = rig.source();
+    let id = ids(&mut source).unwrap()[0];
+    for _ in 0..1000 {
+        source.descriptor(id, false).unwrap();
+    }
 }
 
 #[test]
@@ -345,6 +472,30 @@ fn a_dma_buf_is_made_where_the_kernel_makes_some() {
     }
     // The other kind works still.
     source.descriptor(id, false).unwrap();
+}
+
+/// Whoever opens what a viewer has anew can write to it only where a dma-buf may be wanted,
+/// of which the kernel makes none if it is sealed.
+#[test]
+fn what_viewers_get_is_sealed_against_writing_where_it_can_be() {
+    let mut rig = Rig::new();
+    rig.driver.create(1, XRGB, SIZE, 0);
+    rig.driver.show(0, 1, WHOLE);
+    let mut source = rig.source();
+    let id = ids(&mut source).unwrap()[0];
+    let file = source.descriptor(id, false).unwrap();
+    let seals = memfd::seals(&file).unwrap();
+    let fixed = memfd::SealFlags::SHRINK | memfd::SealFlags::GROW | memfd::SealFlags::SEAL;
+    assert!(seals.contains(fixed), "{seals:?}");
+    let without = !linkspan_sys::udmabuf::exists();
+    assert_eq!(seals.contains(memfd::SealFlags::FUTURE_WRITE), without);
+    let anew = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let anew = std::fs::File::options().write(true).open(anew).unwrap();
+    assert_eq!(rustix::io::pwrite(&anew, &[1], 0).is_err(), without);
+    // The GPU goes on drawing.
+    let wanted = pattern(20_000, 3);
+    rig.driver.draw(1, SIZE, 0, &wanted);
+    shows(&mut rig.screen(), &wanted);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 /// Where commands and answers are, behind the rings; pixels of the guest come after.
 const ANSWER: u64 = 8192;
-const PIXELS: u64 = 16384;
+pub(crate) const PIXELS: u64 = 16384;
 const REST: u64 = 4 << 20;
 
 pub(crate) const OK: u32 = 0x1100;
@@ -155,6 +155,21 @@ impl Driver {
         self.done(0x106, &[id, 2, low, high, first, 0, low2, high2, rest, 0]);
     }
 
+    /// Puts so many of the guest's pixels behind a resource.
+    #[track_caller]
+    pub(crate) fn back(&mut self, id: u32, len: u32, at: u64) {
+        let [low, high] = halves(self.place(PIXELS + at, len).0.0);
+        self.done(0x106, &[id, 1, low, high, len, 0]);
+    }
+
+    /// Puts the first pixel behind a resource, so often; the answer's type.
+    pub(crate) fn back_in_pieces(&mut self, id: u32, count: u32) -> u32 {
+        let [low, high] = halves(self.place(PIXELS, 4).0.0);
+        let mut words = vec![id, count];
+        (0..count).for_each(|_| words.extend([low, high, 4, 0]));
+        self.command(0x106, &words)
+    }
+
     /// Draws these pixels, and copies all of them.
     #[track_caller]
     pub(crate) fn draw(&mut self, id: u32, (width, height): (u32, u32), at: u64, pixels: &[u32]) {
@@ -180,8 +195,20 @@ impl Driver {
 
     /// Says something of the pointer, as Linux does: without room for an answer.
     pub(crate) fn pointer(&mut self, kind: u32, place: (i32, i32), id: u32, hot: (u32, u32)) {
+        self.point_on(0, kind, place, id, hot);
+    }
+
+    /// The same, on this screen.
+    pub(crate) fn point_on(
+        &mut self,
+        head: u32,
+        kind: u32,
+        place: (i32, i32),
+        id: u32,
+        hot: (u32, u32),
+    ) {
         let (x, y) = (place.0.cast_unsigned(), place.1.cast_unsigned());
-        let words = [0, x, y, 0, id, hot.0, hot.1, 0];
+        let words = [head, x, y, 0, id, hot.0, hot.1, 0];
         assert!(self.say(1, &bytes(kind, &words), 0).is_empty());
     }
 
@@ -224,9 +251,12 @@ pub(crate) fn pattern(count: u32, seed: u32) -> Vec<u32> {
 /// Waits until the source says something, and looks.
 pub(crate) fn look(screen: &mut Screen) -> linkspan_backends::display::Update {
     let deadline = Instant::now() + Duration::from_secs(60);
-    let wake = screen.source().wake_fd().unwrap();
-    let waited = wait_for(wake, Direction::Read, None, Some(deadline)).unwrap();
-    assert_eq!(waited, Wake::Ready, "nothing is said");
+    // What was heard while an answer was waited for is not said again.
+    if !screen.source().has_news() {
+        let wake = screen.source().wake_fd().unwrap();
+        let waited = wait_for(wake, Direction::Read, None, Some(deadline)).unwrap();
+        assert_eq!(waited, Wake::Ready, "nothing is said");
+    }
     screen.look().unwrap()
 }
 

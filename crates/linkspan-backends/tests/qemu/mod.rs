@@ -101,8 +101,13 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(image: &dyn Image) -> Self {
-        let region = Region::heap(BUFFER + 4096).unwrap();
-        let memory = GuestMemory::new(vec![(region, Gpa(0), UserVa(0x1000))]).unwrap();
+        Self::try_new(image).unwrap()
+    }
+
+    pub(crate) fn try_new(image: &dyn Image) -> io::Result<Self> {
+        let region = Region::heap(BUFFER + 4096).map_err(io::Error::other)?;
+        let memory = GuestMemory::new(vec![(region, Gpa(0), UserVa(0x1000))]);
+        let memory = memory.map_err(io::Error::other)?;
         let mut buffer = Vec::new();
         // In two pieces, neither of which has whole sectors.
         let len = u32::try_from(BUFFER).unwrap() - 100;
@@ -110,11 +115,11 @@ impl Rig {
             let resolved = memory.guest.resolve(Gpa(at), len, |span| buffer.push(span));
             resolved.unwrap();
         }
-        Self {
+        Ok(Self {
             memory,
-            queue: image.open_queue(64).unwrap(),
+            queue: image.open_queue(64)?,
             buffer,
-        }
+        })
     }
 
     fn spans(&self, len: usize) -> Vec<Span> {

@@ -101,10 +101,16 @@ impl Model {
         self.state.lock().unwrap()
     }
 
-    /// A device whose descriptor was passed.
+    /// A device whose descriptor was passed, and which nobody else asks.
     pub(crate) fn source(self: &Arc<Self>) -> Result<VfioSource, VfioError> {
+        self.passed(true)
+    }
+
+    /// A device whose descriptor was passed.
+    pub(crate) fn passed(self: &Arc<Self>, force: bool) -> Result<VfioSource, VfioError> {
         let fd = self.device.try_clone().unwrap().into();
-        VfioSource::passed(&self.kernel(), fd, VfioOptions::default())
+        let options = VfioOptions { force, way: None };
+        VfioSource::passed(&self.kernel(), fd, options)
     }
 
     pub(crate) fn kernel(self: &Arc<Self>) -> Arc<dyn Kernel> {

@@ -7,7 +7,7 @@ use linkspan_backends::display::{
 };
 use linkspan_display::Loss;
 use linkspan_sys::memfd::{self, Sealing};
-use linkspan_sys::vfio::PLANE_DMABUF;
+use linkspan_sys::vfio::{PLANE_DMABUF, PLANE_REGION};
 use rustix::io::Errno;
 
 use super::model::{Model, UUID, sysfs};
@@ -168,6 +168,19 @@ fn a_descriptor_of_something_else_is_asked_nothing() {
     let error = VfioSource::passed(&model.kernel(), other, options).unwrap_err();
     assert!(matches!(error, VfioError::NotDevice { .. }), "{error}");
     assert!(model.state().log.is_empty());
+}
+
+/// Who passed it may still have it, and ask for the same picture: a second dma-buf of one id
+/// can crash the kernel.
+#[test]
+fn a_descriptor_that_was_passed_may_be_somebody_elses() {
+    let model = Model::new(PLANE_DMABUF);
+    let error = model.passed(false).unwrap_err();
+    assert!(matches!(error, VfioError::NotSafe { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("--force"));
+    model.passed(true).unwrap();
+    // Regions are mapped as often as one wants.
+    Model::new(PLANE_REGION).passed(false).unwrap();
 }
 
 /// The link goes first, of the device or of its driver, and then the kernel waits.

@@ -1,13 +1,8 @@
 //! Regions: their capabilities, the EDID region, the OpRegion.
 
-use std::os::fd::AsFd as _;
-
-use linkspan_backends::display::{GuestFile, PagesError, Source as _, SourceError, export_pages};
+use linkspan_backends::display::{Source as _, SourceError};
 use linkspan_display::edid;
 use linkspan_display::region::{Capability, ChainError};
-use linkspan_mem::Gpa;
-use linkspan_sys::dmabuf::DmaBuf;
-use linkspan_sys::memfd::{self, Sealing};
 use linkspan_sys::vfio::PLANE_REGION;
 
 use super::model::{Model, Region};
@@ -135,26 +130,4 @@ fn an_opregion_is_read_and_checked() {
     assert_eq!((opregion.size, opregion.version), (8192, (2, 1, 0)));
     model.write(at + 16, &9_u32.to_le_bytes());
     assert!(source.opregion().unwrap().unwrap_err().contains("9216"));
-}
-
-/// With `/dev/udmabuf` the lab's test `scattered_pages_become_one_dma_buf` reads it.
-#[test]
-fn scattered_pages_need_udmabuf_and_whole_pages_of_the_guest() {
-    let file = memfd::create("guest", 4 * 4096, Sealing::Fixed).unwrap();
-    let part = GuestFile {
-        file: file.as_fd(),
-        start: Gpa(4096),
-        len: 2 * 4096,
-        offset: 8192,
-    };
-    let export = |entry: u64| export_pages(&[part], 0, 4096, 16, |_| entry);
-    match export(4096 | 1) {
-        Ok(buffer) => assert_eq!(DmaBuf::size(&buffer).unwrap(), 4096),
-        Err(error) => assert!(matches!(error, PagesError::NoUdmabuf), "{error}"),
-    }
-    // Outside of the guest's memory, before and behind, and not mapped.
-    for entry in [1, (3 * 4096) | 1, 4096] {
-        let error = export(entry).unwrap_err();
-        assert!(matches!(error, PagesError::Table(_)), "{entry:#x}: {error}");
-    }
 }

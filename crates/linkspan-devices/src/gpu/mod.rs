@@ -2,7 +2,8 @@
 //!
 //! A driver makes resources, gives them memory, has it copied to ours, and says which part
 //! of which resource a screen shows. What is shown is told to `each` as [`Event`]s. Who
-//! keeps the memory of a resource is `M`; it is made by whoever runs the device.
+//! keeps the memory of a resource is `M`; it is made by whoever runs the device. Lists of
+//! guest memory take memory of ours too: each is charged, and has an `S` until it is gone.
 //!
 //! Whatever a command says is checked before anything changes, and what is wrong with it is
 //! in its answer, as a [`Code`].
@@ -307,13 +308,13 @@ struct Scanout {
 
 /// The state of a GPU.
 #[derive(Debug)]
-pub struct Gpu<M> {
+pub struct Gpu<M, S> {
     heads: usize,
-    resources: BTreeMap<u32, Resource<M>>,
+    resources: BTreeMap<u32, Resource<M, S>>,
     scanouts: [Option<Scanout>; HEADS_MAX],
 }
 
-impl<M: Clone> Gpu<M> {
+impl<M: Clone, S> Gpu<M, S> {
     /// A GPU with so many screens, 1 to [`HEADS_MAX`].
     #[must_use]
     pub fn new(heads: usize) -> Self {
@@ -336,13 +337,15 @@ impl<M: Clone> Gpu<M> {
         self.resources.len()
     }
 
-    /// Carries out a command. `make` makes memory of so many bytes; `each` is told what
-    /// happens on the screens. How many bytes were copied comes with the outcome.
+    /// Carries out a command. `make` makes memory of so many bytes, and `charge` counts as
+    /// many that are taken of ours; `each` is told what happens on the screens. How many
+    /// bytes were copied comes with the outcome.
     pub fn execute(
         &mut self,
         command: &mut Command,
         guest: &AddressSpace<Gpa>,
         make: impl FnOnce(u64) -> Result<(Region, M), Code>,
+        charge: impl FnOnce(u64) -> Result<S, Code>,
         each: &mut dyn FnMut(Event<M>),
     ) -> (Outcome, u64) {
         let mut copied = 0;
@@ -362,7 +365,7 @@ impl<M: Clone> Gpu<M> {
             }
             Body::Attach { id, entries } => {
                 let resource = self.resources.get_mut(&id).ok_or(Code::ResourceId);
-                resource.and_then(|resource| resource.attach(entries, guest))
+                resource.and_then(|resource| resource.attach(entries, guest, charge))
             }
             Body::Detach { id } => {
                 let resource = self.resources.get_mut(&id).ok_or(Code::ResourceId);
@@ -384,7 +387,7 @@ impl<M: Clone> Gpu<M> {
         known.ok_or(Code::ScanoutId)
     }
 
-    fn resource(&self, id: u32) -> Result<&Resource<M>, Code> {
+    fn resource(&self, id: u32) -> Result<&Resource<M, S>, Code> {
         self.resources.get(&id).ok_or(Code::ResourceId)
     }
 
@@ -517,7 +520,7 @@ impl<M: Clone> Gpu<M> {
     }
 }
 
-impl<M: Clone> Resource<M> {
+impl<M: Clone, S> Resource<M, S> {
     fn picture(&self, part: Part) -> Picture<M> {
         Picture {
             memory: self.memory.clone(),

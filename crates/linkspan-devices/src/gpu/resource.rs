@@ -15,7 +15,7 @@ pub const ENTRIES_MAX: usize = 32768;
 
 /// A picture that the guest names.
 #[derive(Debug)]
-pub(super) struct Resource<M> {
+pub(super) struct Resource<M, S> {
     pub(super) format: Format,
     pub(super) width: u32,
     pub(super) height: u32,
@@ -23,19 +23,24 @@ pub(super) struct Resource<M> {
     pub(super) region: Region,
     /// Who keeps them.
     pub(super) memory: M,
-    backing: Option<Backing>,
+    backing: Option<Backing<S>>,
 }
+
+/// Bytes of our memory that a piece of guest memory takes.
+const ENTRY_LEN: u64 = (size_of::<(u64, u32)>() + size_of::<u64>()) as u64;
 
 /// Pieces of guest memory, as a run.
 #[derive(Debug)]
-struct Backing {
+struct Backing<S> {
     entries: Vec<(u64, u32)>,
     /// Where each begins in the run.
     starts: Vec<u64>,
     len: u64,
+    /// What this list takes of our memory.
+    _share: S,
 }
 
-impl<M> Resource<M> {
+impl<M, S> Resource<M, S> {
     pub(super) fn new(
         (width, height): (u32, u32),
         format: Format,
@@ -63,16 +68,18 @@ impl<M> Resource<M> {
         inside(x, width, self.width) && inside(y, height, self.height)
     }
 
-    /// Takes over guest memory.
+    /// Takes over guest memory; `charge` is told how many bytes the list takes of ours.
     pub(super) fn attach(
         &mut self,
         entries: Vec<(u64, u32)>,
         guest: &AddressSpace<Gpa>,
+        charge: impl FnOnce(u64) -> Result<S, Code>,
     ) -> Result<(), Code> {
         if self.backing.is_some() {
             return Err(Code::Unspecified);
         }
-        let backing = Backing::new(entries, guest)?;
+        let share = charge(entries.len() as u64 * ENTRY_LEN)?;
+        let backing = Backing::new(entries, guest, share)?;
         self.backing = Some(backing);
         Ok(())
     }
@@ -111,8 +118,8 @@ impl<M> Resource<M> {
     }
 }
 
-impl Backing {
-    fn new(entries: Vec<(u64, u32)>, guest: &AddressSpace<Gpa>) -> Result<Self, Code> {
+impl<S> Backing<S> {
+    fn new(entries: Vec<(u64, u32)>, guest: &AddressSpace<Gpa>, share: S) -> Result<Self, Code> {
         let mut starts =
             fault::try_with_capacity(entries.len()).map_err(|_: Injected| Code::OutOfMemory)?;
         let mut len = 0;
@@ -127,6 +134,7 @@ impl Backing {
             entries,
             starts,
             len,
+            _share: share,
         })
     }
 

@@ -1,5 +1,7 @@
 //! Configuration space of the network device (virtio 1.3 5.1.4), written and read.
 
+use core::mem::offset_of;
+
 use linkspan_virtio::Features;
 use virtio_bindings::virtio_net as bits;
 use zerocopy::little_endian::{U16, U32};
@@ -141,6 +143,15 @@ pub struct NetInfo {
 }
 
 impl NetInfo {
+    /// The queue pairs that configuration space names; `None` where it is too short, or
+    /// the number cannot be. It means something where `VIRTIO_NET_F_MQ` or
+    /// `VIRTIO_NET_F_RSS` is offered.
+    pub fn pairs_in(config: &[u8]) -> Option<u16> {
+        let at = offset_of!(Config, max_virtqueue_pairs);
+        let pairs = config.get(at..at + 2)?.try_into().ok()?;
+        Some(u16::from_le_bytes(pairs)).filter(|pairs| (1..=PAIRS_MAX).contains(pairs))
+    }
+
     /// Reads configuration space under the features that were accepted. What is
     /// missing of it counts as zero, and a number of pairs that cannot be as 1.
     pub fn from_config(config: &[u8], accepted: Features) -> Self {
@@ -156,8 +167,8 @@ impl NetInfo {
             f,
             s0,
             s1,
-            p0,
-            p1,
+            _,
+            _,
             m0,
             m1,
             v0,
@@ -176,14 +187,14 @@ impl NetInfo {
         } else {
             LINK_UP
         };
-        let pairs = u16::from_le_bytes([p0, p1]);
-        let many = has(VIRTIO_NET_F_MQ | VIRTIO_NET_F_RSS) && (1..=PAIRS_MAX).contains(&pairs);
+        let many = has(VIRTIO_NET_F_MQ | VIRTIO_NET_F_RSS);
+        let pairs = Self::pairs_in(config).filter(|_| many);
         let hash = has(VIRTIO_NET_F_RSS | VIRTIO_NET_F_HASH_REPORT);
         Self {
             mac: has(VIRTIO_NET_F_MAC).then_some(Mac([a, b, c, d, e, f])),
             link_up: status & LINK_UP != 0,
             announce: status & ANNOUNCE != 0,
-            pairs: if many { pairs } else { 1 },
+            pairs: pairs.unwrap_or(1),
             mtu: has(VIRTIO_NET_F_MTU).then_some(u16::from_le_bytes([m0, m1])),
             speed: if has(VIRTIO_NET_F_SPEED_DUPLEX) {
                 Speed::from_wire(u32::from_le_bytes([v0, v1, v2, v3]), duplex)

@@ -12,6 +12,8 @@ const CURSOR_ALPHA: i32 = -314;
 const POINTER_POSITION: i32 = -232;
 const SIZE: i32 = -223;
 const EXTENDED_SIZE: i32 = -308;
+/// The number of the one screen.
+const SCREEN: u32 = 1;
 
 impl Viewer {
     /// Whether [`update`](Self::update) would send something: the client has asked for what
@@ -94,7 +96,7 @@ impl Viewer {
             self.say_cursor(theirs.map(|(cursor, _)| cursor), &mut body);
         }
         let scene = match theirs {
-            Some(_) => &Scene::of(scene.frame),
+            Some(_) => &scene.without_cursor(),
             None => scene,
         };
         for rectangle in self.damage.rectangles(RECTANGLES_MAX) {
@@ -143,9 +145,10 @@ impl Viewer {
                 (reason, status, width, height),
                 EXTENDED_SIZE,
             );
-            // One screen, with number 0, which is all of it.
+            // One screen, which is all of it. libvncclient believes in no screen with number 0.
             self.out.extend([1, 0, 0, 0]);
-            self.out.extend([0; 8]);
+            self.out.extend(SCREEN.to_be_bytes());
+            self.out.extend([0; 4]);
             self.out.extend(width.to_be_bytes());
             self.out.extend(height.to_be_bytes());
             self.out.extend([0; 4]);

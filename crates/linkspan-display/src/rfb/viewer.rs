@@ -90,6 +90,8 @@ pub struct Viewer {
     /// Bytes of a text that are still to come.
     pub(super) skip: u32,
     pub(super) out: Vec<u8>,
+    /// Bytes at its beginning that were sent. All is forgotten when all were.
+    sent: usize,
     pub(super) screen: Rectangle,
     /// The size that the client knows of.
     pub(super) known: Rectangle,
@@ -128,6 +130,7 @@ impl Viewer {
             pending: Vec::new(),
             skip: 0,
             out: handshake::VERSION.to_vec(),
+            sent: 0,
             screen,
             known: screen,
             damage,
@@ -150,7 +153,7 @@ impl Viewer {
     /// The connection ends, once [`output`](Self::output) was sent.
     pub fn input(&mut self, mut bytes: &[u8], events: &mut Vec<Event>) -> Result<usize, Error> {
         let all = bytes.len();
-        while !bytes.is_empty() && self.out.len() < OUTPUT_MAX {
+        while !bytes.is_empty() && self.output().len() < OUTPUT_MAX {
             if self.skip > 0 {
                 let text = bytes.len().min(self.skip as usize);
                 self.skip -= u32::try_from(text).unwrap_or(self.skip);
@@ -367,7 +370,7 @@ impl Viewer {
     /// What is to be sent.
     #[must_use]
     pub fn output(&self) -> &[u8] {
-        &self.out
+        &self.out[self.sent..]
     }
 
     /// So many bytes of it were sent.
@@ -375,7 +378,13 @@ impl Viewer {
     /// # Panics
     /// If there are fewer.
     pub fn sent(&mut self, len: usize) {
-        self.out.drain(..len);
+        assert!(len <= self.output().len(), "more than there was");
+        self.sent += len;
+        // What is left is moved once it is the smaller part, so that costs no more than sending.
+        if self.sent >= self.out.len() - self.sent {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
     }
 
     /// Whether messages are exchanged.

@@ -83,7 +83,6 @@ fn formats_of_gen9() {
         (2 << 24 | 1 << 20, FourCc::XBGR2101010),
         (4 << 24, FourCc::XRGB8888),
         (4 << 24 | 2 << 4, FourCc::ARGB8888),
-        (4 << 24 | 3 << 4, FourCc::ARGB8888),
         (4 << 24 | 1 << 20, FourCc::XBGR8888),
         (4 << 24 | 1 << 20 | 2 << 4, FourCc::ABGR8888),
         (14 << 24, FourCc::RGB565),
@@ -112,6 +111,11 @@ fn formats_of_gen9() {
     );
     for number in [3, 5, 6, 7, 8, 9, 10, 11, 13, 15] {
         assert_eq!(refused(number << 24), IntelError::Format { number });
+    }
+    // Colours that the engine multiplies are not those in memory.
+    for mode in [1, 3] {
+        let file = 4 << 24 | 1 << 10 | mode << 4;
+        assert_eq!(refused(file), IntelError::Opacity { mode });
     }
 }
 
@@ -157,6 +161,10 @@ fn rotation_mirrors_scalers_and_protection_are_refused_by_name() {
     }
     let mirrored = [(0x70180, ON | 4 << 24 | 1 << 10 | 1 << 8)];
     assert_eq!(refused(&mirrored), IntelError::Mirrored);
+    for key in 1..4 {
+        let file = [(0x70180, ON | 4 << 24 | 1 << 10 | key << 21)];
+        assert_eq!(refused(&file), IntelError::Keyed);
+    }
     assert_eq!(refused(&[(0x7019C, 0x1004)]), IntelError::Protected);
     // Either scaler, bound to plane 1.
     for scaler in [0x68180, 0x68280] {
@@ -350,6 +358,9 @@ fn the_colour_order_of_a_sprite_is_the_drivers() {
         assert_eq!(shown.position, Position { x: 1, y: 2 });
     }
     assert_eq!(sprite(2 << 25, ON), Err(IntelError::Scaled));
+    for key in [1 << 22, 1 << 2] {
+        assert_eq!(sprite(2 << 25 | key, 0), Err(IntelError::Keyed));
+    }
     assert_eq!(
         sprite(2 << 25 | 1 << 15, 0),
         Err(IntelError::Rotated { degrees: 180 })

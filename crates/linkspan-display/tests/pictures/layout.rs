@@ -27,6 +27,16 @@ fn unknown_formats_and_tilings_are_refused_by_name() {
         let surface = Surface { format, ..plain() };
         assert_eq!(refused(surface), words);
     }
+    let cut = Surface {
+        format: FourCc::RGB888,
+        modifier: Modifier::X_TILED,
+        stride: 4096,
+        ..plain()
+    };
+    assert_eq!(
+        refused(cut),
+        "format RG24 with tiling Intel X (0x100000000000001) is not supported: pixels would be cut"
+    );
     for (modifier, words) in [
         (
             Modifier::INVALID,
@@ -210,7 +220,11 @@ fn any_surface() -> impl Strategy<Value = Surface> {
     (format, modifier, 1u32..9000, 1u32..80, 0u32..20_000, place).prop_map(
         |(format, modifier, width, height, more, (x, y, pages))| Surface {
             format,
-            modifier,
+            // Pixels of three bytes are in no tiles.
+            modifier: match format {
+                FourCc::RGB888 => Modifier::LINEAR,
+                _ => modifier,
+            },
             width,
             height,
             stride: ((x + width) * 4 + more).next_multiple_of(512),

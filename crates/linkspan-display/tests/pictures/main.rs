@@ -5,6 +5,7 @@ mod formats;
 mod frame;
 mod layout;
 mod pointer;
+mod sprites;
 mod tiler;
 
 use std::convert::Infallible;

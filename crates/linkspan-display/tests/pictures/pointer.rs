@@ -28,6 +28,7 @@ fn line(position: (i32, i32), y: u32) -> Vec<u32> {
     let mut pixels = Vec::new();
     let scene = Scene {
         frame: &frame,
+        sprites: &[],
         cursor: Some((&cursor, position)),
     };
     scene.append(y, 0, 6, &mut pixels);
@@ -79,6 +80,7 @@ fn colours_that_are_brighter_than_opacity_saturate() {
     let mut pixels = Vec::new();
     let scene = Scene {
         frame: &under,
+        sprites: &[],
         cursor: Some((&bright, Position::default())),
     };
     scene.append(0, 0, 1, &mut pixels);

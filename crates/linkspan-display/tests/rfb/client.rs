@@ -158,7 +158,7 @@ impl Client {
             -308 => {
                 self.sizes.push((x, y));
                 assert_eq!(bytes.take(4), [1, 0, 0, 0]);
-                assert_eq!(bytes.take(8), [0; 8]);
+                assert_eq!(bytes.take(8), [0, 0, 0, 1, 0, 0, 0, 0]);
                 assert_eq!((bytes.u16(), bytes.u16()), (width, height));
                 bytes.u32();
                 self.resize(place[2], place[3]);

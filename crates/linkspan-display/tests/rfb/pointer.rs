@@ -19,6 +19,7 @@ const SPOT: Option<HotSpot> = Some(HotSpot { x: 3, y: 1 });
 fn show(pair: &mut Pair, cursor: Option<(&Cursor, Position)>) -> bool {
     let scene = Scene {
         frame: &pair.frame,
+        sprites: &[],
         cursor,
     };
     let sent = pair.viewer.update(&scene);

@@ -87,6 +87,7 @@ fn what_is_due_is_not_forgotten() {
     pair.ask(false, area(0, 0, 100, 50));
     let scene = Scene {
         frame: &pair.frame,
+        sprites: &[],
         cursor: place,
     };
     assert!(pair.viewer.update(&scene));

@@ -62,6 +62,32 @@ fn a_client_that_does_not_read_gets_nothing_more() {
     assert!(update(&mut pair));
 }
 
+/// What was sent in part goes on where it was, and answers come behind it.
+#[test]
+fn output_may_be_sent_in_any_pieces() {
+    for piece in [1, 7, 1000, 16_000] {
+        let mut pair = Pair::new(64, 64);
+        pair.ask(false, area(0, 0, 64, 64));
+        assert!(pair.viewer.update(&Scene::of(&pair.frame)));
+        let all = pair.viewer.output().to_vec();
+        let mut seen = Vec::new();
+        let mut asked = false;
+        while !pair.viewer.output().is_empty() {
+            let output = pair.viewer.output();
+            let len = piece.min(output.len());
+            seen.extend_from_slice(&output[..len]);
+            pair.viewer.sent(len);
+            if !asked && !pair.viewer.output().is_empty() && all.len() - seen.len() < 4096 {
+                // A fence with an answer.
+                pair.say(&[248, 0, 0, 0, 0x80, 0, 0, 0, 1, 77]);
+                asked = true;
+            }
+        }
+        assert!(seen[..all.len()] == all && asked);
+        assert_eq!(seen[all.len()..], [248, 0, 0, 0, 0, 0, 0, 0, 1, 77]);
+    }
+}
+
 #[test]
 fn several_viewers_share_a_screen_and_miss_nothing() {
     let mut pair = Pair::new(320, 200);

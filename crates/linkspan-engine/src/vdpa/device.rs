@@ -13,6 +13,7 @@ use linkspan_vhost::vdpa::{
 
 use super::error::{VdpaError, name};
 use crate::limit::chain;
+use crate::messages::Messages;
 
 /// How a device is opened, and opened again when it was lost.
 pub type Opener = Arc<dyn Fn() -> Result<Box<dyn Vdpa>, VdpaError> + Send + Sync>;
@@ -25,8 +26,10 @@ pub struct VdpaDevice {
     /// The memory behind the mappings, known by their numbers.
     regions: Vec<(Mapping, Region)>,
     next_id: u64,
-    /// Its pages in this process, which others have too.
-    doorbells: Vec<Arc<Doorbell>>,
+    /// Its pages in this process, which others have too, by ring.
+    doorbells: Vec<(u16, Arc<Doorbell>)>,
+    /// Each call is said there.
+    messages: Option<Arc<Messages>>,
 }
 
 /// The descriptors that a start gives the device.
@@ -74,10 +77,16 @@ impl VdpaDevice {
             regions: Vec::new(),
             next_id: 0,
             doorbells: Vec::new(),
+            messages: None,
         };
         device.run(Command::Open, &NoWires)?;
         device.facts = Facts::check(ask_rings(&*device.kernel, raw))?;
         Ok(device)
+    }
+
+    /// Each call can be seen there from now on.
+    pub(super) fn be_seen(&mut self, messages: Arc<Messages>) {
+        self.messages = Some(messages);
     }
 
     /// What it says of itself.
@@ -123,12 +132,8 @@ impl VdpaDevice {
     pub(super) fn set_memory(&mut self, memory: Vec<(u32, Iova, Region)>) -> Result<(), VdpaError> {
         let mut mappings = Vec::new();
         for (asid, iova, region) in memory {
+            check_memory(&self.facts, iova, &region)?;
             let len = region.len() as u64;
-            self.facts.check_range(iova, len)?;
-            // The kernel maps pages, and would map others than these.
-            if !(start(&region) as u64 ^ iova.0).is_multiple_of(page_size()) {
-                return Err(VdpaError::NoPages { iova: iova.0, len });
-            }
             let known = self.regions.iter().find(|(mapping, old)| {
                 (mapping.asid, mapping.iova) == (asid, iova) && same(old, &region)
             });
@@ -171,10 +176,14 @@ impl VdpaDevice {
     /// The page by which a ring is kicked, where the device has one. It goes with the
     /// device, whoever has it then.
     pub(super) fn doorbell(&mut self, ring: u16) -> Option<Arc<Doorbell>> {
+        // One that starts again and again has one page all the time.
+        if let Some((_, known)) = self.doorbells.iter().find(|(of, _)| *of == ring) {
+            return Some(Arc::clone(known));
+        }
         match self.kernel.doorbell(ring) {
             Ok(doorbell) => {
                 let doorbell = Arc::new(doorbell);
-                self.doorbells.push(Arc::clone(&doorbell));
+                self.doorbells.push((ring, Arc::clone(&doorbell)));
                 Some(doorbell)
             }
             Err(error) => {
@@ -218,6 +227,9 @@ impl VdpaDevice {
         while let Some(step) = self.consumer.next_step() {
             let done = self.carry_out(&step, wires);
             tracing::trace!("{}: {done:?}", name(&step));
+            if let Some(messages) = &self.messages {
+                messages.pass(false, said(&step, &done));
+            }
             let answer = done.map_err(|error| error.raw_os_error().unwrap_or(EIO));
             if let Err(misuse) = self.consumer.answer(answer) {
                 panic!("an answer that this transport made up was refused: {misuse}");
@@ -284,12 +296,23 @@ impl VdpaDevice {
 
 impl Drop for VdpaDevice {
     fn drop(&mut self) {
-        for doorbell in &self.doorbells {
+        for (_, doorbell) in &self.doorbells {
             if let Err(error) = doorbell.revoke() {
                 tracing::warn!("the device stays open for its doorbell: {error}");
             }
         }
         let _ = self.run(Command::Close, &NoWires);
+    }
+}
+
+/// A call and what came of it, in words.
+fn said(step: &Step, done: &io::Result<Reply>) -> String {
+    let call = name(step);
+    match done {
+        Ok(Reply::Done) => call,
+        Ok(Reply::Status(status)) => format!("{call}: {status:#x}"),
+        Ok(Reply::Base(base)) => format!("{call}: {base:#x}"),
+        Err(error) => format!("{call}: {error}"),
     }
 }
 
@@ -302,6 +325,17 @@ pub(super) fn ring_fd(wire: Wire) -> RingFd {
         Wire::Call => RingFd::Call,
         Wire::Err => RingFd::Err,
     }
+}
+
+/// Whether this memory can be at that address for a device.
+pub(super) fn check_memory(facts: &Facts, iova: Iova, region: &Region) -> Result<(), VdpaError> {
+    let len = region.len() as u64;
+    facts.check_range(iova, len)?;
+    // The kernel maps pages, and would map others than these.
+    if !(start(region) as u64 ^ iova.0).is_multiple_of(page_size()) {
+        return Err(VdpaError::NoPages { iova: iova.0, len });
+    }
+    Ok(())
 }
 
 /// Whether both are the same mapping of this process.

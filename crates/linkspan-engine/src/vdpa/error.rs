@@ -4,6 +4,7 @@ use std::io;
 
 use linkspan_sys::vdpa::OpenError;
 use linkspan_vhost::vdpa::{FactsError, Failure, FeatureError, Step, StepError, Wire};
+use linkspan_virtio::pci::NoIdentity;
 
 /// Why a vDPA device cannot be used, or not go on.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,23 @@ pub enum VdpaError {
     /// Features that do not go together.
     #[error(transparent)]
     Features(#[from] FeatureError),
+    /// No driver would look for it on a PCI bus.
+    #[error(transparent)]
+    Identity(#[from] NoIdentity),
+    /// A ring that ran cannot go on.
+    #[error("the device does not say where ring {ring} was, so it cannot go on")]
+    NoBase {
+        /// The ring.
+        ring: u16,
+    },
+    /// Memory that the VMM does not let the device use.
+    #[error("{len:#x} bytes of memory at address {iova:#x} did not come with a file to be written")]
+    NotShared {
+        /// Where it would be.
+        iova: u64,
+        /// How much.
+        len: u64,
+    },
     /// A ring cannot be where the driver says.
     #[error("ring {ring} at address {address:#x} is outside the memory that is shared")]
     Address {
@@ -123,12 +141,13 @@ impl VdpaError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Step { what, source }
-                if source.raw_os_error() == Some(ENOMEM)
+                if matches!(source.raw_os_error(), Some(ENOMEM | EFAULT))
                     && what.starts_with("VHOST_IOTLB_UPDATE") =>
             {
                 Some(
-                    "the device pins memory: raise RLIMIT_MEMLOCK above what it is to use \
-                     (`ulimit -l`, LimitMEMLOCK= of systemd)",
+                    "the device may pin memory: raise RLIMIT_MEMLOCK above what it is to use, for \
+                     root too (`ulimit -l unlimited`, LimitMEMLOCK= of systemd), and take huge \
+                     pages, since the kernel takes no more than 2048 contiguous pieces",
                 )
             }
             Self::Step { what, source }
@@ -143,8 +162,11 @@ impl VdpaError {
     }
 }
 
-/// What the kernel says where memory cannot be pinned.
+/// What the kernel has for memory that cannot be pinned,
 const ENOMEM: i32 = 12;
+/// and what it says instead, of every message for an IOTLB that fails
+/// (`vhost_chr_write_iter` of Linux 6.12).
+const EFAULT: i32 = 14;
 
 /// A call as people know it.
 pub(super) fn name(step: &Step) -> String {

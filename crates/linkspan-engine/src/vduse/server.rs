@@ -158,7 +158,14 @@ impl Life {
         if anew {
             device.reset();
         }
-        let session = DeviceSession::new(core, link, (record, inflight), device, rings);
+        let session = DeviceSession::new(
+            core,
+            link,
+            (record, inflight),
+            device,
+            rings,
+            Arc::clone(&self.common.endpoint),
+        );
         (self.report)(if anew {
             Event::Offered
         } else {
@@ -169,6 +176,7 @@ impl Life {
 
     fn broken(&self, error: &dyn std::error::Error) {
         let reason = error.to_string();
+        self.common.endpoint.fault(&reason);
         (self.report)(Event::Broken { reason });
         self.common.endpoint.enter(Phase::Reconnecting);
     }

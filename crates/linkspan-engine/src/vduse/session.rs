@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use linkspan_mem::{Gpa, GuestMemory, SpaceError};
 use linkspan_sys::vduse::{self, MESSAGE_BYTES, QueueInfo, VduseDevice};
 use linkspan_sys::{EventFd, PeerEventFd};
+use linkspan_vhost::ProtocolFeatures;
 use linkspan_vhost::backend::{Failure, RingSetup};
-use linkspan_vhost::vduse::{Answer, Effect, RingInfo, State, Vduse};
+use linkspan_vhost::vduse::{self as protocol, Answer, Effect, RingInfo, State, Vduse};
 use linkspan_virtio::{Features, QueueError};
 
 use super::error::Reason;
@@ -19,6 +20,7 @@ use super::iova::{MapError, look_up, nothing};
 use super::open::read_config;
 use super::record::Record;
 use crate::device::Device;
+use crate::endpoint::{Endpoint, View};
 use crate::inflight::InflightArea;
 use crate::rings::{Ground, Rings, StartRingError};
 use crate::worker::{Notify, Ring, RingEvent, RingFault};
@@ -80,6 +82,7 @@ pub(super) struct DeviceSession {
     /// Rings of an earlier process are being brought back.
     resuming: bool,
     closing: bool,
+    endpoint: Arc<Endpoint>,
 }
 
 impl DeviceSession {
@@ -90,6 +93,7 @@ impl DeviceSession {
         (record, inflight): (Record, InflightArea),
         device: Arc<dyn Device>,
         (rings, events, wake): (Rings, Receiver<RingEvent>, Arc<EventFd>),
+        endpoint: Arc<Endpoint>,
     ) -> Self {
         let queues = usize::from(device.queues());
         Self {
@@ -108,7 +112,18 @@ impl DeviceSession {
             proof: None,
             resuming: true,
             closing: false,
+            endpoint,
         }
+    }
+
+    /// For who looks at the endpoint.
+    fn show(&self) {
+        self.endpoint.set_view(View {
+            features: self.is_live().then(|| self.core.features()),
+            protocol_features: ProtocolFeatures::empty(),
+            regions: Vec::new(),
+            rings: self.rings.views(|_| true),
+        });
     }
 
     /// Where requests come from.
@@ -145,6 +160,8 @@ impl DeviceSession {
         let Some(len) = self.link.receive(&mut bytes)? else {
             return Ok(());
         };
+        let messages = self.endpoint.messages();
+        messages.pass(true, protocol::describe(&bytes[..len]));
         if let Err(refusal) = self.core.receive(&bytes[..len]) {
             tracing::warn!("a request of the kernel is refused: {refusal}");
         }
@@ -224,6 +241,9 @@ impl DeviceSession {
                 return Ok(None);
             }
             Effect::Send(bytes) => {
+                let messages = self.endpoint.messages();
+                messages.pass(false, protocol::describe_answer(&bytes));
+                self.show();
                 if !self.link.respond(&bytes)? {
                     tracing::debug!("the kernel does not wait for this answer any more");
                 }

@@ -16,9 +16,10 @@ mod session;
 pub(crate) mod talk;
 mod transfer;
 
+pub use crate::connecting::Event;
 pub use crate::link::Link;
 pub use error::{Reason, SessionError};
 pub use link::{Connection, LinkError, LinkOptions};
 pub use reach::Reach;
-pub use server::{Event, bridge, connect, serve};
+pub use server::{bridge, connect, serve};
 pub use session::BackendSession;

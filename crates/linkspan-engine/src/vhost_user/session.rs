@@ -21,6 +21,7 @@ use super::rings::Waiting;
 use super::talk::Talk;
 use super::transfer::{Transfer, TransferError};
 use crate::device::{Device, GPU_DEVICE, NETWORK_DEVICE};
+use crate::endpoint::Endpoint;
 use crate::inflight::InflightArea;
 use crate::rings::Rings;
 use crate::session::{Outgoing, QUIET_LIMIT, Session};
@@ -117,6 +118,17 @@ impl BackendSession {
             wake,
             transfer: None,
         })
+    }
+
+    /// Shows what was agreed upon there from now on.
+    #[must_use]
+    pub(crate) fn shown_by(mut self, endpoint: Arc<Endpoint>) -> Self {
+        self.talk.be_seen(endpoint);
+        self
+    }
+
+    fn show(&self) {
+        self.talk.show(|enabled| self.rings.views(enabled));
     }
 
     /// How long requests in flight may take when a message, or the end of the
@@ -319,7 +331,9 @@ impl Session for BackendSession {
 
     fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), SessionError> {
         self.talk.receive(bytes, fds)?;
-        self.proceed()
+        let done = self.proceed();
+        self.show();
+        done
     }
 
     fn poll_send(&mut self) -> Option<Outgoing> {
@@ -351,6 +365,7 @@ impl Session for BackendSession {
         while let Ok(event) = self.events.try_recv() {
             self.ring_event(event)?;
             self.proceed()?;
+            self.show();
         }
         if !self.talk.is_closing() && self.quiet_by.is_some_and(|by| by <= Instant::now()) {
             let limit = self.quiet_limit;

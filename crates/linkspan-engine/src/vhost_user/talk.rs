@@ -11,9 +11,11 @@ use linkspan_sys::poll::Interest;
 use linkspan_sys::{Epoll, EventFd, PeerEventFd, reaper};
 use linkspan_vhost::Disposition;
 use linkspan_vhost::backend::{Answer, Backend, Effect, FdSlot, Offer};
+use linkspan_vhost::describe::Watcher;
 
 use super::error::{Reason, SessionError};
 use super::requests::RequestSocket;
+use crate::endpoint::{Endpoint, RingView, View};
 use crate::limit::LogLimit;
 use crate::session::Outgoing;
 
@@ -34,6 +36,9 @@ pub(crate) struct Talk {
     requests: Option<RequestSocket>,
     closing: bool,
     refusals: LogLimit,
+    endpoint: Option<Arc<Endpoint>>,
+    /// What the front end says, and what it is told.
+    watchers: [Watcher; 2],
 }
 
 impl Talk {
@@ -54,12 +59,39 @@ impl Talk {
             requests: None,
             closing: false,
             refusals: LogLimit::default(),
+            endpoint: None,
+            watchers: Default::default(),
         })
+    }
+
+    /// What is agreed upon, and each message, can be seen there from now on.
+    pub(crate) fn be_seen(&mut self, endpoint: Arc<Endpoint>) {
+        self.endpoint = Some(endpoint);
+    }
+
+    /// For who looks at the endpoint: it costs each message a little, and requests nothing.
+    /// `rings` are those that run.
+    pub(crate) fn show(&self, rings: impl FnOnce(&dyn Fn(u16) -> bool) -> Vec<RingView>) {
+        let Some(endpoint) = &self.endpoint else {
+            return;
+        };
+        let known = self.core.rings();
+        let enabled = |ring: u16| known.get(usize::from(ring)).is_some_and(|it| it.enabled);
+        endpoint.show(View {
+            features: self.core.features(),
+            protocol_features: self.core.protocol_features(),
+            regions: self.core.regions().to_vec(),
+            rings: rings(&enabled),
+        });
     }
 
     /// Takes bytes of the front end, with the descriptors that came with them.
     pub(crate) fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), SessionError> {
         let count = fds.len();
+        if let Some(endpoint) = &self.endpoint {
+            let pass = |text| endpoint.messages().pass(true, text);
+            self.watchers[0].take(bytes, count, pass);
+        }
         self.fds.extend(fds.into_iter().map(Some));
         self.core
             .receive(bytes, count)
@@ -119,7 +151,12 @@ impl Talk {
 
     /// The next message to send.
     pub(crate) fn poll_send(&mut self) -> Option<Outgoing> {
-        self.outgoing.pop_front()
+        let message = self.outgoing.pop_front()?;
+        if let Some(endpoint) = &self.endpoint {
+            let pass = |text| endpoint.messages().pass(false, text);
+            self.watchers[1].take(&message.bytes, message.fds.len(), pass);
+        }
+        Some(message)
     }
 
     /// A descriptor of the message.

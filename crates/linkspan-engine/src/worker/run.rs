@@ -353,6 +353,10 @@ impl Loop {
                     // Whoever asked waits for it.
                     let _ = answer.send(self.add(number, task));
                 }
+                Ok((_, Command::Answer(answer))) => {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(());
+                }
                 Ok((number, command)) => self.command(number, command),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
@@ -450,7 +454,7 @@ impl Loop {
         let index = ring.index;
         let (mut result, mut scan) = (Ok(()), false);
         match command {
-            Command::Start(..) | Command::Add(..) | Command::Stop => {}
+            Command::Start(..) | Command::Add(..) | Command::Answer(_) | Command::Stop => {}
             Command::Enable(enabled) => {
                 ring.enabled = enabled;
                 if address.is_some() {

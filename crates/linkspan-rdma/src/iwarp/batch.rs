@@ -21,7 +21,7 @@ pub enum Piece<'a> {
 /// Frames that are to be written, in order, as gather lists of headers and memory.
 ///
 /// The end of a frame, the header of the next one and what is short of its payload are one
-/// piece: system calls take their time for each. It is the driver's, and need not exist
+/// piece, and so are such frames in a row: system calls take their time for each piece. It is the driver's, and need not exist
 /// while a connection has nothing to say; but one that has begun belongs to its connection
 /// until it is empty.
 #[derive(Debug)]
@@ -59,12 +59,21 @@ struct Frame {
     slices: usize,
 }
 
-/// Frames of a batch at most: with its header and payload each is at least two pieces, of
-/// which a system call takes 256; the rest waits for the next one.
-const FRAMES_MAX: usize = 64;
+/// Frames of a batch at most.
+const FRAMES_MAX: usize = 512;
 
-/// Payload that is copied to the header rather than written from where it is.
-const COPIED_MAX: u32 = 128;
+/// Pieces from which on a batch is full: a system call takes 256, and a frame of much has its
+/// header and a few elements; the rest waits for the next one.
+const PARTS_MAX: usize = 240;
+
+/// Payload that is copied to the header rather than written from where it is: a copy in the
+/// cache takes less time than the system takes for a piece. So messages that fit segments of
+/// TCP go as one piece.
+const COPIED_MAX: u32 = 1536;
+
+/// Bytes that stand here from which on a batch is full. A connection whose peer does not read
+/// keeps as many.
+const TEXT_MAX: usize = 192 << 10;
 
 /// Room that is made at first.
 const TEXT_MIN: usize = 1024;
@@ -133,7 +142,7 @@ impl Batch {
         }
         if self.left == 0 {
             (self.done, self.end) = (0, 0);
-        } else if self.done > DONE_MAX {
+        } else if self.done > DONE_MAX && self.done >= self.end - self.done {
             self.text.copy_within(self.done..self.end, 0);
             (self.done, self.end) = (0, self.end - self.done);
         }
@@ -152,13 +161,7 @@ impl Batch {
                     *len -= count;
                     (count, *len == 0)
                 }
-                Part::Slice(slice) => {
-                    let count = left.min(slice.len as usize);
-                    // At most its length.
-                    let from = u32::try_from(count).unwrap_or(slice.len);
-                    *slice = slice.part(from, slice.len);
-                    (count, slice.len == 0)
-                }
+                Part::Slice(slice) => (cut(slice, left).len as usize, slice.len == 0),
             };
             left -= count;
             if all {
@@ -213,7 +216,10 @@ impl Batch {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.left >= self.limit || self.frames.len() >= FRAMES_MAX
+        self.left >= self.limit
+            || self.end - self.done >= TEXT_MAX
+            || self.parts.len() >= PARTS_MAX
+            || self.frames.len() >= FRAMES_MAX
     }
 
     /// What goes before all frames.
@@ -269,6 +275,21 @@ impl Batch {
     }
 }
 
+/// Takes the first bytes, at most so many, off a slice.
+fn cut(slice: &mut Slice, max: usize) -> Slice {
+    let first = slice.part(0, u32::try_from(max).unwrap_or(u32::MAX));
+    *slice = slice.part(first.len, slice.len);
+    first
+}
+
+/// Ends a frame whose checksum so far is `sum`: zeroes stand there, and their number with
+/// the checksum behind them is all of it.
+fn put_trailer(trailer: &mut [u8], sum: u32) {
+    let padding = trailer.len() - CRC;
+    let sum = crc32c(sum, &trailer[..padding]);
+    trailer[padding..].copy_from_slice(&sum.to_le_bytes());
+}
+
 /// A frame that has begun.
 pub(super) struct Framing<'a> {
     batch: &'a mut Batch,
@@ -282,21 +303,27 @@ impl Framing<'_> {
     /// The next bytes of its payload.
     #[inline]
     pub(super) fn push(&mut self, slice: Slice) {
+        if slice.len <= COPIED_MAX && self.copy(slice) {
+            return;
+        }
         if let Some(sum) = &mut self.sum {
             *sum = self.memories.crc32c(slice, *sum);
         }
-        if slice.len > COPIED_MAX || !self.copy(slice) {
-            self.batch.parts.push_back(Part::Slice(slice));
-            self.frame.slices += 1;
-        }
+        self.batch.parts.push_back(Part::Slice(slice));
+        self.frame.slices += 1;
     }
 
-    /// Copies what is short; not if it is not there, which whoever writes finds out.
+    /// Copies what is short, and sums the copy, which nobody changes meanwhile; not if it is
+    /// not there, which whoever writes finds out.
     fn copy(&mut self, slice: Slice) -> bool {
         let Some(memory) = self.memories.slice(slice) else {
             return false;
         };
-        let count = memory.read(self.batch.room(memory.len()));
+        let room = self.batch.room(memory.len());
+        let count = memory.read(room);
+        if let Some(sum) = &mut self.sum {
+            *sum = crc32c(*sum, &room[..count]);
+        }
         self.batch.count_text(count);
         self.frame.text += count;
         true
@@ -305,15 +332,16 @@ impl Framing<'_> {
     /// All of its payload was pushed.
     #[inline]
     pub(super) fn end(mut self) {
-        let padding = padding(self.frame.len);
-        let mut trailer = [0; TRAILER_MAX];
-        if let Some(sum) = self.sum {
-            let sum = crc32c(sum, &trailer[..padding]);
-            trailer[padding..padding + CRC].copy_from_slice(&sum.to_le_bytes());
+        let count = padding(self.frame.len) + CRC;
+        let room = self.batch.room(TRAILER_MAX);
+        room.fill(0);
+        match self.sum {
+            Some(sum) => {
+                put_trailer(&mut room[..count], sum);
+                self.batch.count_text(count);
+            }
+            None => self.batch.count_text(count),
         }
-        self.batch.room(TRAILER_MAX).copy_from_slice(&trailer);
-        let count = padding + CRC;
-        self.batch.count_text(count);
         self.frame.text += count;
         self.frame.len += count;
         self.batch.left += self.frame.len;

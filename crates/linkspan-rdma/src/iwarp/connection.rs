@@ -385,6 +385,7 @@ impl Connection {
             if !self.tx.cut {
                 self.tx.cut = true;
                 self.tx.framed -= batch.cut();
+                self.tx.valid = self.tx.framed;
                 if let Some(terminate) = terminate {
                     self.frame_terminate(batch, terminate, memories);
                 }

@@ -6,6 +6,7 @@
 
 mod batch;
 pub(crate) mod connection;
+mod direct;
 pub(crate) mod error;
 mod feed;
 mod incoming;

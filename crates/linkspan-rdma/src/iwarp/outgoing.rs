@@ -33,6 +33,8 @@ pub(super) struct Outgoing {
     /// Frames in all batches so far, and those written.
     pub(super) framed: u64,
     pub(super) written: u64,
+    /// Frames behind this one were cut off: what has their numbers now is something else.
+    pub(super) valid: u64,
     jobs: VecDeque<Job>,
     /// The lists of all jobs, in order, without what is framed.
     slices: VecDeque<Slice>,
@@ -123,6 +125,7 @@ impl Outgoing {
             cut: false,
             framed: 0,
             written: 0,
+            valid: u64::MAX,
             jobs: VecDeque::new(),
             slices: VecDeque::new(),
             finishing: VecDeque::new(),
@@ -157,6 +160,33 @@ impl Outgoing {
     /// Works that are not done, without reads that were sent.
     pub(super) fn works(&self) -> usize {
         self.jobs.len() + self.finishing.len()
+    }
+
+    /// Whether a frame may be made now, and no work or message goes before it.
+    pub(super) fn takes_frames(&self) -> bool {
+        self.allowed
+            && self.begin.is_none()
+            && self.raw.is_empty()
+            && self.message.is_none()
+            && self.jobs.is_empty()
+    }
+
+    /// The number of the next message.
+    pub(super) fn next_send(&self) -> u32 {
+        self.next_send
+    }
+
+    /// A message of one frame is framed, which was no job.
+    pub(super) fn message_is_framed(&mut self, id: u64, signalled: bool, operation: Operation) {
+        self.next_send = self.next_send.wrapping_add(1);
+        self.framed += 1;
+        self.last = Source::Work;
+        self.finishing.push_back(Finishing {
+            frame: self.framed,
+            id,
+            signalled,
+            operation,
+        });
     }
 
     pub(super) fn push(&mut self, post: &Post<'_>, slices: &[Slice], len: u32) {
@@ -476,8 +506,9 @@ impl Connection {
 
     /// What is written is done.
     pub(super) fn settle(&mut self) {
+        let done = self.tx.written.min(self.tx.valid);
         while let Some(first) = self.tx.finishing.front() {
-            if first.frame > self.tx.written {
+            if first.frame > done {
                 return;
             }
             if first.signalled {

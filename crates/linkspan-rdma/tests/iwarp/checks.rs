@@ -61,6 +61,7 @@ fn check(frames: &[Vec<u8>], failure: Failure, told: (u8, u8, u8)) {
     assert_eq!(refused(&mut end, frames), (failure, Some(told)));
 }
 
+/// Fault 13 (CVE-2026-23242): a frame shorter than its header.
 #[test]
 fn length_below_the_header_of_its_opcode() {
     // CVE-2026-23242 and what was before it: no length is believed.

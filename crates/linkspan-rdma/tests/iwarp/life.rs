@@ -222,9 +222,52 @@ fn a_terminate_message_is_framed_whatever_is_half_written() {
             end_of(&events),
             Failure::Wire(WireError::Opcode { got: 15 })
         ));
-        let back = events.iter().filter(|it| matches!(it, Event::Completed(_)));
-        assert_eq!(back.count(), 2);
+        // Of the write the last frame is begun, or it is cut off.
+        let first = match written > 65_536 {
+            true => done(1, Operation::Write),
+            false => undone(1, Operation::Write),
+        };
+        let back: Vec<_> = completions(&events);
+        assert_eq!(back, [first, undone(2, Operation::Send)], "{written}");
         assert_eq!(end.connection.life(), Life::ShutDown);
+    }
+}
+
+fn completions(events: &[Event]) -> Vec<Event> {
+    let events = events.iter();
+    let back = events.filter(|it| matches!(it, Event::Completed(_)));
+    back.cloned().collect()
+}
+
+/// Ours: a terminate message took the number of the first frame that was cut off for it, and
+/// the work of that frame was told to be done.
+#[test]
+fn work_that_was_cut_off_is_told_to_be_undone() {
+    for written in [0, 1, 1000, 1050] {
+        let mut end = script::responder(options());
+        end.receive(&script::frame(
+            &script::untagged(script::SEND, 0, [0, 1, 0], b""),
+            false,
+        ));
+        end.messages();
+        // Framed when they are posted, 1024 bytes each.
+        for id in [1, 3, 5] {
+            end.send(id, end.slice(0, 1000)).unwrap();
+        }
+        let mut bytes = end.transmit(written);
+        end.receive(&script::frame(
+            &script::untagged(0x414F, 0, [0, 2, 0], b""),
+            false,
+        ));
+        bytes.extend(end.transmit(usize::MAX));
+        let sends = bytes.len() / 1024;
+        assert_eq!(sends, written.div_ceil(1024), "{written}");
+        assert_eq!(script::terminate_in(&bytes), Some((0, 2, 6)), "{written}");
+        let expected = [1, 3, 5].map(|id| match id < 2 * sends {
+            true => done(id as u64, Operation::Send),
+            false => undone(id as u64, Operation::Send),
+        });
+        assert_eq!(completions(&end.events()), expected, "{written}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Any works of both ends, split anywhere, against memory copied by hand.
 
 use linkspan_rdma::iwarp::{FrameSize, Options};
-use linkspan_rdma::verbs::{Access, Event, Operation, Post, Remote, Work};
+use linkspan_rdma::verbs::{Access, Event, Operation, Remote, Work};
 use proptest::prelude::*;
 
 use super::pair::{DEPTH, End, MEMORY, Pair, pattern};
@@ -135,13 +135,7 @@ fn run(steps: &[Step], frame: FrameSize, crc: bool, pieces: (usize, usize)) {
                     invalidate: None,
                     solicited: false,
                 };
-                end.connection
-                    .post(&Post {
-                        id,
-                        signalled: true,
-                        work,
-                    })
-                    .unwrap();
+                end.post(id, work).unwrap();
                 posted[at] += 1;
             }
             Step::Write(from_a, len, to, parts) => {

@@ -1,6 +1,6 @@
 //! How a connection ends: once, for the first reason, and so that everything comes back.
 
-use super::{Connection, News, Phase, Task, Timers};
+use super::{Connection, MessageId, News, Phase, Task, Timers};
 use crate::error::{Error, Refusal};
 use crate::outbox;
 
@@ -86,6 +86,21 @@ impl Connection {
         self.tell_transfers();
     }
 
+    /// A message was sent; those in a row wait to be told as one.
+    pub(super) fn tell_sent(&mut self, message: MessageId) {
+        match self.tasks.back_mut() {
+            Some(Task::Sent { first, count })
+                if first.0.wrapping_add(u64::from(*count)) == message.0 =>
+            {
+                *count += 1;
+            }
+            _ => self.tasks.push_back(Task::Sent {
+                first: message,
+                count: 1,
+            }),
+        }
+    }
+
     pub(super) fn tell(&mut self, news: News) {
         self.tasks.push_back(Task::Tell(news));
     }
@@ -102,7 +117,14 @@ impl Connection {
                     let behind = News::Sent { message, result };
                     self.tasks.push_back(Task::Tell(behind));
                 }
-                let over = News::Transferred { transfer, result };
+                if are_writes && let Some(why) = refused {
+                    self.unheard = Some((transfer, why));
+                }
+                let over = News::Transferred {
+                    transfer,
+                    write: are_writes,
+                    result,
+                };
                 self.tasks.push_back(Task::Tell(over));
             }
         }

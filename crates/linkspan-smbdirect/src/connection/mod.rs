@@ -23,7 +23,7 @@ pub use saved::NotQuiet;
 pub use status::{Status, Traffic};
 
 use crate::credits::Credits;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::inbox::Inbox;
 use crate::options::{Device, Options, OptionsError};
 use crate::outbox::Outbox;
@@ -92,6 +92,8 @@ pub struct Connection {
     outbox: Outbox,
     writes: Transfers,
     reads: Transfers,
+    /// The last write that was refused, if the upper layer was not told of it yet.
+    unheard: Option<(TransferId, Refusal)>,
     next_transfer: u64,
     registrations: Registrations,
     flight: Flight,
@@ -173,6 +175,7 @@ impl Connection {
             outbox: Outbox::new(queue)?,
             writes: Transfers::new(transfers),
             reads: Transfers::new(transfers),
+            unheard: None,
             next_transfer: 0,
             registrations: Registrations::new(registrations)?,
             flight: Flight::new(
@@ -252,7 +255,7 @@ impl Connection {
             Phase::Ready => {
                 if count < self.credits.asked {
                     self.traffic.refused += 1;
-                    self.retry(now_ms);
+                    self.retry_receives(now_ms);
                 }
                 self.credits.have_posted(count);
             }

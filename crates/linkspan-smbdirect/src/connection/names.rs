@@ -228,6 +228,12 @@ pub(crate) enum Task {
         buffer: Slice,
     },
     Disconnect,
+    /// So many messages in a row were sent, the first of which is this one: as many
+    /// [`News::Sent`].
+    Sent {
+        first: MessageId,
+        count: u32,
+    },
     Tell(News),
 }
 
@@ -280,6 +286,10 @@ impl Staged {
             Task::Keep { from, to } => Output::Keep { from, to },
             Task::Release { buffer } => Output::Release { buffer },
             Task::Disconnect => Output::Disconnect,
+            Task::Sent { first, .. } => Output::Tell(News::Sent {
+                message: first,
+                result: Ok(()),
+            }),
             Task::Tell(news) => Output::Tell(news),
         }
     }
@@ -303,6 +313,8 @@ pub enum News {
     Transferred {
         /// Which.
         transfer: TransferId,
+        /// Whether it is a write.
+        write: bool,
         /// How it ended.
         result: Result<(), Refusal>,
     },

@@ -50,8 +50,10 @@ pub(super) struct Flight {
     pub(super) sends: usize,
     slot: u16,
     slots: u16,
-    /// Works at the end of the queue whose end is not told.
+    /// Works at the end of the queue whose end is not told; and so many there were before
+    /// the last one was queued.
     silent: usize,
+    silent_before: usize,
 }
 
 /// Work that was not posted, or is over.
@@ -77,6 +79,7 @@ impl Flight {
             slot: 0,
             slots: sends,
             silent: 0,
+            silent_before: 0,
         })
     }
 
@@ -135,7 +138,7 @@ impl Flight {
             self.sends -= 1;
             self.slot = self.slot.checked_sub(1).unwrap_or(self.slots - 1);
         }
-        self.silent = self.silent.saturating_sub(1);
+        self.silent = self.silent_before.min(self.queue.len());
         Some(Back::Queued(kind))
     }
 
@@ -188,13 +191,8 @@ impl Connection {
 
     /// The same without what a send, write or read consists of, which is [staged](Staged).
     pub(crate) fn next_task(&mut self, now_ms: u64) -> Option<Task> {
-        if let Some(task) = gather::pop(&mut self.tasks) {
-            let ends = matches!(task, Task::Tell(News::Ended(_)));
-            if ends && self.has_news() {
-                self.tasks.push_front(task);
-                return Some(Task::Tell(News::Received));
-            }
-            return Some(task);
+        if !self.tasks.is_empty() {
+            return self.waiting_task();
         }
         let next = match self.phase {
             Phase::Ready => self.ready_task(now_ms),
@@ -207,6 +205,41 @@ impl Connection {
             return Some(Task::Tell(News::Received));
         }
         next
+    }
+
+    /// The first of what waits to be carried out, or to be told.
+    fn waiting_task(&mut self) -> Option<Task> {
+        if let Some(Task::Sent { first, count }) = self.tasks.front_mut() {
+            let (message, result) = (*first, Ok(()));
+            (*first, *count) = (MessageId(message.0 + 1), *count - 1);
+            if *count == 0 {
+                gather::pop(&mut self.tasks);
+            }
+            return Some(Task::Tell(News::Sent { message, result }));
+        }
+        let task = gather::pop(&mut self.tasks)?;
+        match task {
+            Task::Tell(News::Ended(_)) if self.has_news() => {
+                self.tasks.push_front(task);
+                return Some(Task::Tell(News::Received));
+            }
+            // They are told in order.
+            Task::Tell(News::Transferred { transfer, .. }) => {
+                self.unheard = self.unheard.filter(|(last, _)| *last != transfer);
+            }
+            _ => {}
+        }
+        Some(task)
+    }
+
+    /// How many messages were sent, if that is what is told next: all of it at once.
+    pub(crate) fn sent_in_a_row(&mut self) -> Option<u32> {
+        let Some(Task::Sent { count, .. }) = self.tasks.front() else {
+            return None;
+        };
+        let count = *count;
+        gather::pop(&mut self.tasks);
+        Some(count)
     }
 
     /// What the send, write or read consists of that was taken last.
@@ -229,7 +262,7 @@ impl Connection {
                 to: keep.to,
             });
         }
-        if self.timers.retry.is_none() {
+        if self.timers.supply.is_none() {
             let sending = self.outbox.len() > 0 || self.immediate;
             let count = self.credits.to_post(self.room(), sending);
             if count > 0 {
@@ -369,6 +402,7 @@ impl Connection {
     /// batch.
     fn signalled(&mut self, last: bool) -> bool {
         let signalled = last || self.flight.silent + 1 >= BATCH;
+        self.flight.silent_before = self.flight.silent;
         self.flight.silent = if signalled { 0 } else { self.flight.silent + 1 };
         signalled
     }
@@ -452,11 +486,11 @@ impl Connection {
         let refused = (!done).then_some(Refusal::Ended(error));
         let result = refused.map_or(Ok(()), Err);
         match back {
-            Back::Queued(Kind::Send(Send { ends, .. })) => {
-                if let Some(message) = ends {
-                    self.tell(News::Sent { message, result });
-                }
-            }
+            Back::Queued(Kind::Send(Send { ends, .. })) => match ends {
+                Some(message) if done => self.tell_sent(message),
+                Some(message) => self.tell(News::Sent { message, result }),
+                None => {}
+            },
             Back::Queued(Kind::Write(id)) => {
                 self.writes.done(id, refused);
                 self.tell_transfers();

@@ -19,8 +19,10 @@ pub(super) struct Timers {
     pub(super) idle: Option<u64>,
     /// The message that is arriving is to be whole.
     pub(super) message: Option<u64>,
-    /// What was refused is tried again.
+    /// A message without data that was refused is tried again.
     pub(super) retry: Option<u64>,
+    /// Receives that were refused are asked for again.
+    pub(super) supply: Option<u64>,
 }
 
 impl Connection {
@@ -30,6 +32,10 @@ impl Connection {
 
     pub(super) fn retry(&mut self, now_ms: u64) {
         self.timers.retry = Some(now_ms.saturating_add(RETRY_MS));
+    }
+
+    pub(super) fn retry_receives(&mut self, now_ms: u64) {
+        self.timers.supply = Some(now_ms.saturating_add(RETRY_MS));
     }
 
     /// A segment arrived: the first of a message, another one, or the last.
@@ -48,8 +54,9 @@ impl Connection {
             idle,
             message,
             retry,
+            supply,
         } = self.timers;
-        [connect, negotiate, idle, message, retry]
+        [connect, negotiate, idle, message, retry, supply]
             .into_iter()
             .flatten()
             .min()
@@ -69,6 +76,11 @@ impl Connection {
         if due(self.timers.retry) {
             self.timers.retry = None;
         }
+        if due(self.timers.supply) {
+            self.timers.supply = None;
+            // No second one comes: a peer that has none goes on with what there is.
+            self.immediate |= self.credits.outstanding == 0 && self.credits.available > 0;
+        }
         if due(self.timers.idle) {
             self.idle(now_ms);
         }
@@ -80,7 +92,7 @@ impl Connection {
     /// A peer without a credit cannot speak, and has none since nobody here reads. One that
     /// has not granted what a message of ours needs is silent by its own will.
     fn is_peer_mute(&self) -> bool {
-        self.credits.posted() == 0 && self.room() == 0 && self.outbox.len() == 0
+        self.credits.is_peer_without(self.room()) && self.outbox.len() == 0
     }
 
     /// A message is not whole in time.

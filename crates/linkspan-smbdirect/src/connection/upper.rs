@@ -15,7 +15,7 @@ impl Connection {
     /// Takes a message: header, data and pages as slices of any number and size, sent in
     /// their order and as one. What it names stays as it is until [`News::Sent`] says
     /// that it was sent. It goes behind all [`write`](Self::write)s before it,
-    /// and is refused with them.
+    /// and is refused with them, also while the upper layer was not told of that.
     /// `invalidate`: a token of the peer's that it does not need any more.
     ///
     /// # Errors
@@ -23,6 +23,9 @@ impl Connection {
     pub fn send(&mut self, data: &[Slice], invalidate: Option<Key>) -> Result<MessageId, Misuse> {
         self.connected()?;
         let len = checked_len(data, self.sizes.fragmented_send)?;
+        if let Some((_, why)) = self.unheard {
+            return self.refuse_message(why);
+        }
         let after = if self.writes.are_refused() {
             // Nobody was told of that write yet: this waits for it, and is refused with it.
             outbox::NEVER
@@ -30,6 +33,29 @@ impl Connection {
             self.writes.taken()
         };
         self.outbox.push(data, len, invalidate, after)
+    }
+
+    /// The same for an upper layer that knows less than it was told: it has not heard yet that
+    /// a write of its was refused for this reason. So the message is refused with it.
+    ///
+    /// # Errors
+    /// As for [`send`](Self::send).
+    pub fn send_behind(&mut self, data: &[Slice], why: Refusal) -> Result<MessageId, Misuse> {
+        self.connected()?;
+        checked_len(data, self.sizes.fragmented_send)?;
+        self.refuse_message(why)
+    }
+
+    fn refuse_message(&mut self, why: Refusal) -> Result<MessageId, Misuse> {
+        let max = usize::from(self.options.queue);
+        if self.tasks.len() >= max {
+            let what = "messages";
+            return Err(Misuse::Full { what, max });
+        }
+        let message = self.outbox.name();
+        let result = Err(why);
+        self.tell(News::Sent { message, result });
+        Ok(message)
     }
 
     /// Writes `local` into memory of the peer's, at `offset` of what `remote` describes

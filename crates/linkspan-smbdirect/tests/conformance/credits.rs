@@ -46,6 +46,7 @@ fn grants_in_time(mut peer: Peer) {
     for left in (0..10).rev() {
         peer.data(transfer(10, 1, 100, left * 100));
     }
+    assert_eq!(peer.read(), [1000]);
     assert!(!peer.sent.is_empty());
     for (bytes, len) in &peer.sent {
         assert_eq!((bytes.len(), *len), (20, 0), "grants come without data");
@@ -53,6 +54,7 @@ fn grants_in_time(mut peer: Peer) {
     assert!(peer.last().credits_granted.get() > 0);
 }
 
+/// Fault 5 (d951b4761, b6c1f8045): a peer short of credits, and nothing to send.
 #[test]
 fn SmbdCreditMgmt_ConsumeAllSendCredits() {
     grants_in_time(listener(10));

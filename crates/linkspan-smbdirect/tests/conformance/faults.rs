@@ -226,8 +226,12 @@ fn thirty_one_descriptors_need_no_more_works_than_there_are() {
             let works = works(&outputs);
             assert!(works.len() <= 4, "{} at a time", works.len());
             posted += works.len();
-            let result = Ok(());
-            if outputs.contains(&Output::Tell(News::Transferred { transfer, result })) {
+            let told = News::Transferred {
+                transfer,
+                write: !read,
+                result: Ok(()),
+            };
+            if outputs.contains(&Output::Tell(told)) {
                 break;
             }
             assert!(!works.is_empty(), "it waits for ever");
@@ -396,7 +400,11 @@ fn a_disconnect_wakes_every_waiter_once() {
         assert_eq!(peer.events.iter().filter(|it| **it == told).count(), 1);
     }
     let transfer = write;
-    let told = Output::Tell(News::Transferred { transfer, result });
+    let told = Output::Tell(News::Transferred {
+        transfer,
+        write: true,
+        result,
+    });
     assert_eq!(peer.events.iter().filter(|it| **it == told).count(), 1);
     let state = State::Disconnected;
     let again = peer.core.send(&[slice(1)], None);
@@ -570,7 +578,13 @@ fn a_message_behind_a_write_that_is_refused_is_refused() {
     for message in behind {
         assert!(events.contains(&News::Sent { message, result }));
     }
-    assert!(events.contains(&News::Transferred { transfer, result }));
+    let write = true;
+    let refused = News::Transferred {
+        transfer,
+        write,
+        result,
+    };
+    assert!(events.contains(&refused));
     let message = before;
     let result = Ok(());
     assert!(events.contains(&News::Sent { message, result }));

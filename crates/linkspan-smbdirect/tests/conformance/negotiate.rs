@@ -175,6 +175,7 @@ fn SmbdNegotiate_NegotiationTimer() {
     assert_eq!(peer.core.state(), State::Connected);
 }
 
+/// Fault 26 (3d747366d): a peer that connects and does not negotiate.
 #[test]
 fn SmbdNegotiate_NegotiationTimer_Timeout() {
     let mut peer = fresh();

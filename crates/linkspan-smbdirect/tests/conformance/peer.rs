@@ -51,6 +51,8 @@ pub(crate) struct Peer {
     pub sent: Vec<(Vec<u8>, u32)>,
     pub events: Vec<Output>,
     pub posted: u32,
+    /// The most receives that can be posted at a time.
+    pub receives: u32,
     buffers: u32,
     pub released: u32,
 }
@@ -64,6 +66,7 @@ impl Peer {
             sent: Vec::new(),
             events: Vec::new(),
             posted: 0,
+            receives: u32::MAX,
             buffers: 0,
             released: 0,
         };
@@ -78,6 +81,9 @@ impl Peer {
         while let Some(output) = self.core.poll_output(self.now) {
             match output {
                 Output::PostReceives { count } => {
+                    let status = self.core.status();
+                    let posted = u32::from(status.receives_available + status.receives_granted);
+                    let count = count.min(self.receives.saturating_sub(posted));
                     self.posted += count;
                     self.core.receives_posted(self.now, count);
                 }

@@ -1,6 +1,7 @@
-//! Two connections over the pair in memory, one step at a time.
+//! Two connections over what carries them, one step at a time.
 
 use linkspan_mem::Region;
+use linkspan_mem::fault::Injected;
 use linkspan_rdma::Memories;
 use linkspan_rdma::local::{End, Packet};
 use linkspan_rdma::verbs::{
@@ -26,10 +27,10 @@ pub(crate) const LIMITS: Limits = Limits {
 /// Bytes of memory of each end for what it sends, reads and lets the peer reach.
 pub(crate) const ARENA: u32 = 3 << 18;
 
-/// One end: a connection, its driver, and its end of the pair.
-pub(crate) struct Side {
+/// One end: a connection, its driver, and its end of what carries it.
+pub(crate) struct Side<C = End> {
     pub driver: Driver,
-    pub end: End,
+    pub end: C,
     pub arena: MemoryId,
     pub news: Vec<News>,
     /// Which call from now on is refused; 0 for none.
@@ -37,12 +38,12 @@ pub(crate) struct Side {
 }
 
 /// A provider that refuses one call.
-pub(crate) struct Refusing<'a> {
-    end: &'a mut End,
+pub(crate) struct Refusing<'a, C> {
+    end: &'a mut C,
     left: &'a mut u64,
 }
 
-impl Refusing<'_> {
+impl<C> Refusing<'_, C> {
     fn call(&mut self) -> Result<(), PostError> {
         let due = *self.left == 1;
         *self.left = self.left.saturating_sub(1);
@@ -53,7 +54,7 @@ impl Refusing<'_> {
     }
 }
 
-impl Verbs for Refusing<'_> {
+impl<C: Verbs> Verbs for Refusing<'_, C> {
     fn limits(&self) -> Limits {
         self.end.limits()
     }
@@ -106,23 +107,42 @@ impl Side {
         limits: Limits,
         now: u64,
     ) -> Result<Self, OptionsError> {
-        let depth = Depth {
-            inbound: options.inbound_reads,
-            outbound: options.outbound_reads,
-        };
-        let mut end = match role {
-            Role::Initiator => End::initiator(limits, depth, [1; 32], &private_data(options)),
-            Role::Listener => End::responder(limits, depth, [2; 32]),
-        };
+        let end = local(role, options, limits);
+        Self::over(end, End::add_memory, role, options, now)
+    }
+}
+
+/// An end of the pair in memory.
+pub(crate) fn local(role: Role, options: &Options, limits: Limits) -> End {
+    let depth = Depth {
+        inbound: options.inbound_reads,
+        outbound: options.outbound_reads,
+    };
+    match role {
+        Role::Initiator => End::initiator(limits, depth, [1; 32], &private_data(options)),
+        Role::Listener => End::responder(limits, depth, [2; 32]),
+    }
+}
+
+impl<C: Verbs> Side<C> {
+    /// Over `end`, to which `add` makes memory known.
+    pub(crate) fn over(
+        mut end: C,
+        add: fn(&mut C, Region) -> Result<MemoryId, Injected>,
+        role: Role,
+        options: &Options,
+        now: u64,
+    ) -> Result<Self, OptionsError> {
+        let limits = end.limits();
         let core = Connection::new(role, options, &limits, now)?;
         let len = Driver::header_bytes(options);
         let region = Region::heap(len as usize)?;
         let headers = Slice {
-            memory: end.add_memory(region)?,
+            memory: add(&mut end, region)?,
             len,
             offset: 0,
         };
-        let arena = end.add_memory(Region::heap(ARENA as usize)?)?;
+        let arena = add(&mut end, Region::heap(ARENA as usize)?)?;
         Ok(Self {
             driver: Driver::new(core, headers),
             end,

@@ -1,7 +1,11 @@
-//! Both ends over the pair in memory, by the driver that every provider has.
+//! Both ends over the pair in memory and over iWARP, by the driver that every provider has.
 #![allow(non_snake_case, reason = "the names of the suite's cases")]
 
 mod buffers;
+mod carrier;
+mod copies;
 mod ends;
+mod every;
 mod pair;
 mod simulation;
+mod stream;

@@ -56,6 +56,15 @@ fn only_memory_files_are_accepted() {
 }
 
 #[test]
+fn a_file_is_known_by_its_number() {
+    let (fd, first) = memory(PAGE, Sealing::Fixed);
+    let again = PeerMemory::check(fd).unwrap();
+    let (_fd, other) = memory(PAGE, Sealing::Fixed);
+    assert_eq!(first.file_id().unwrap(), again.file_id().unwrap());
+    assert_ne!(first.file_id().unwrap(), other.file_id().unwrap());
+}
+
+#[test]
 fn memfd_and_tmpfs_are_accepted() {
     let (_fd, open) = memory(3 * PAGE, Sealing::Open);
     assert_eq!((open.file_len(), open.page_size()), (3 * PAGE, PAGE));

@@ -153,6 +153,17 @@ impl Stream {
         Ok(())
     }
 
+    /// Writes as many of `bytes` as there is room for; perhaps none.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if the peer is gone.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self.send_some(bytes, &[], Instant::now()) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(0),
+            sent => sent,
+        }
+    }
+
     /// Who connected, or whom we connected to (`SO_PEERCRED`).
     ///
     /// # Errors

@@ -135,9 +135,10 @@ impl KernelVdpa {
     /// `argument` is what `code` asks for, valid for reads and writes.
     unsafe fn call(&self, code: Opcode, argument: *mut c_void) -> io::Result<()> {
         loop {
+            // C libraries differ in the type of the same 32 bits.
+            let request = code as libc::Ioctl;
             // SAFETY: see above; what the kernel keeps beyond the call it counts itself.
-            let done =
-                unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::Ioctl::from(code), argument) };
+            let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), request, argument) };
             if done >= 0 {
                 return Ok(());
             }
@@ -350,6 +351,10 @@ impl Vdpa for KernelVdpa {
 
     fn doorbell(&self, ring: u16) -> io::Result<Doorbell> {
         Doorbell::map(&self.fd, ring)
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
     }
 
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()> {

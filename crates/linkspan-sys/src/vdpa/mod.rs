@@ -136,6 +136,8 @@ pub trait Vdpa: Debug + Send + Sync {
     /// `mmap(2)` of the page on which a ring is kicked without a system call. Few
     /// devices have one, and then the eventfd is another way.
     fn doorbell(&self, ring: u16) -> io::Result<Doorbell>;
+    /// The file whose page `ring` that is, for whoever maps it elsewhere.
+    fn file(&self) -> Option<BorrowedFd<'_>>;
     /// `VHOST_VDPA_SET_VRING_ENABLE`.
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()>;
     /// `VHOST_VDPA_SUSPEND`. Succeeds and does nothing before `DRIVER_OK`.

@@ -17,12 +17,12 @@ pub struct Linux;
 const SET_API_VERSION: libc::Ioctl = 0x4008_8101;
 const CREATE_DEV: libc::Ioctl = 0x4150_8102;
 const DESTROY_DEV: libc::Ioctl = 0x4100_8103;
-const IOTLB_GET_FD: libc::Ioctl = 0xC020_8110;
-const DEV_GET_FEATURES: libc::Ioctl = 0x8008_8111;
+const IOTLB_GET_FD: libc::Ioctl = 0xC020_8110_u32 as libc::Ioctl;
+const DEV_GET_FEATURES: libc::Ioctl = 0x8008_8111_u32 as libc::Ioctl;
 const DEV_SET_CONFIG: libc::Ioctl = 0x4008_8112;
 const DEV_INJECT_CONFIG_IRQ: libc::Ioctl = 0x0000_8113;
 const VQ_SETUP: libc::Ioctl = 0x4020_8114;
-const VQ_GET_INFO: libc::Ioctl = 0xC030_8115;
+const VQ_GET_INFO: libc::Ioctl = 0xC030_8115_u32 as libc::Ioctl;
 const VQ_SETUP_KICKFD: libc::Ioctl = 0x4008_8116;
 const VQ_INJECT_IRQ: libc::Ioctl = 0x4004_8117;
 

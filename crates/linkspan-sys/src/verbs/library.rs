@@ -34,6 +34,9 @@ pub enum LoadError {
         /// What is missing.
         symbol: &'static str,
     },
+    /// This program was linked statically, and so there is no loader in it.
+    #[error("a static program cannot load verbs")]
+    Static,
     /// The machine has no room for it.
     #[error(transparent)]
     System(#[from] io::Error),
@@ -187,6 +190,9 @@ fn text(source: &Source) -> &'static str {
 }
 
 fn open(source: &Source) -> Result<Opaque, LoadError> {
+    if cfg!(target_feature = "crt-static") {
+        return Err(LoadError::Static);
+    }
     // SAFETY: the name ends with a zero; initialisers of a system library run.
     let handle = unsafe { libc::dlopen(source.name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if !handle.is_null() {
@@ -208,8 +214,15 @@ fn open(source: &Source) -> Result<Opaque, LoadError> {
     })
 }
 
+#[cfg(target_env = "gnu")]
 fn symbol(handle: Opaque, version: &CStr, name: &CStr) -> Option<std::ptr::NonNull<c_void>> {
     // SAFETY: a handle that `dlopen` gave, and texts that end with a zero.
     let place = unsafe { libc::dlvsym(handle, name.as_ptr(), version.as_ptr()) };
     std::ptr::NonNull::new(place)
+}
+
+/// Versions of symbols are glibc's: without them one may be another's.
+#[cfg(not(target_env = "gnu"))]
+fn symbol(_: Opaque, _: &CStr, _: &CStr) -> Option<std::ptr::NonNull<c_void>> {
+    None
 }

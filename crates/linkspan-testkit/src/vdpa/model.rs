@@ -452,6 +452,10 @@ impl Vdpa for ModelVdpa {
         }
     }
 
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.machine.inner.pages.as_ref().map(AsFd::as_fd)
+    }
+
     fn enable_ring(&self, ring: u16, enabled: bool) -> io::Result<()> {
         let machine = &self.machine;
         self.ring(

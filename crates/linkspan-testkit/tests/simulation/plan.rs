@@ -1,6 +1,7 @@
 //! What a seed decides: the link, the load, and what goes wrong.
 
 use linkspan_devices::block::{Block, BlockOptions};
+use linkspan_testkit::seeded::Rng;
 use linkspan_vhost::ProtocolFeatures;
 use linkspan_virtio::Features;
 
@@ -27,36 +28,6 @@ pub(crate) enum Fault {
     LosesKick,
     /// Now and then a call gets lost.
     LosesCall,
-}
-
-/// Numbers that follow from a seed alone (splitmix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub(crate) fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("below a length")
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
 }
 
 /// What a run is like.

@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
+use linkspan_testkit::seeded::{self, Rng};
 use linkspan_vhost::MemoryRegion;
 use linkspan_vhost::frontend::FdId;
 use linkspan_virtio::{Buffer, QueueLayout};
 
 use crate::history::History;
-use crate::plan::{BLOCK, BLOCKS_MAX, Fault, Plan, Rng};
+use crate::plan::{BLOCK, BLOCKS_MAX, Fault, Plan};
 
 /// The driver's memory: for each queue the ring, the slots of its requests, and
 /// their data.
@@ -68,16 +69,9 @@ pub(crate) struct Happened {
     pub(crate) queues_saved: u64,
 }
 
-impl Happened {
-    pub(crate) fn add(&mut self, other: &Self) {
-        for (sum, count) in self.all().into_iter().zip({ *other }.all()) {
-            *sum += *count;
-        }
-    }
-
-    /// Each of them.
-    pub(crate) fn all(&mut self) -> [&mut u64; 10] {
-        [
+impl seeded::Happened for Happened {
+    fn counts(&mut self) -> Vec<&mut u64> {
+        vec![
             &mut self.requests,
             &mut self.deaths,
             &mut self.cuts,

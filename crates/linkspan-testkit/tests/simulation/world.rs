@@ -1,10 +1,12 @@
 //! Both ends, and who of them does the next step: the seed decides, among all
 //! that can.
 
+use linkspan_testkit::seeded;
+
 use crate::back::Back;
 use crate::front::Front;
 use crate::plan::{BLOCK, Fault};
-use crate::shared::Shared;
+use crate::shared::{Happened, Shared};
 
 /// Steps of a run at most: many times what any seed needs.
 const STEPS_MAX: u64 = 100_000;
@@ -44,21 +46,10 @@ pub(crate) struct World {
     ghosts: Vec<(u64, u64, [u8; BLOCK])>,
 }
 
-impl World {
-    pub(crate) fn new(seed: u64, fault: Fault) -> Self {
-        let mut shared = Shared::new(seed, fault);
-        let front = Front::new(&mut shared);
-        Self {
-            front,
-            back: None,
-            mishaps: shared.plan.mishaps,
-            ghosts: Vec::new(),
-            shared,
-        }
-    }
+impl seeded::World for World {
+    type Happened = Happened;
 
-    /// To the end, where nothing is left to do.
-    pub(crate) fn run(&mut self) {
+    fn run(&mut self) {
         self.settle();
         let (history, plan) = (&self.shared.history, &self.shared.plan);
         let (submitted, outstanding) = (history.submitted(), history.outstanding());
@@ -71,6 +62,29 @@ impl World {
         self.shared.history.check_end();
         self.shared.happened.requests += submitted;
         self.end();
+    }
+
+    fn happened(&self) -> Happened {
+        self.shared.happened
+    }
+
+    fn story(&self) -> String {
+        let (plan, events) = (&self.shared.plan, self.shared.events());
+        format!("{plan:#?}\nthe last events:\n{events}")
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, fault: Fault) -> Self {
+        let mut shared = Shared::new(seed, fault);
+        let front = Front::new(&mut shared);
+        Self {
+            front,
+            back: None,
+            mishaps: shared.plan.mishaps,
+            ghosts: Vec::new(),
+            shared,
+        }
     }
 
     /// Steps until none is possible.

@@ -22,6 +22,9 @@ pub enum Treatment {
     Hidden,
     /// The device gets it if it has it; the VMM does not see it.
     Device,
+    /// As [`Passes`](Self::Passes), and the device gets it all the same if the other end
+    /// does not take it.
+    Taken,
     /// The bridge's own; the device does not get it.
     Ours,
     /// As [`Passes`](Self::Passes), where the bridge drives the control queue.
@@ -43,7 +46,12 @@ pub struct FeatureRow {
     pub why: &'static str,
 }
 
-const fn any(bit: u8, name: &'static str, treatment: Treatment, why: &'static str) -> FeatureRow {
+pub(super) const fn any(
+    bit: u8,
+    name: &'static str,
+    treatment: Treatment,
+    why: &'static str,
+) -> FeatureRow {
     FeatureRow {
         device: None,
         bit,
@@ -224,15 +232,19 @@ pub const FEATURE_TABLE: &[FeatureRow] = &[
 /// The table as a page of the book has it.
 #[must_use]
 pub fn feature_markdown() -> String {
-    let mut text =
-        String::from("| device | bit | feature | the bridge | because |\n|---|---|---|---|---|\n");
-    for row in FEATURE_TABLE {
+    markdown(FEATURE_TABLE, "the bridge")
+}
+
+pub(super) fn markdown(rows: &[FeatureRow], who: &str) -> String {
+    let mut text = format!("| device | bit | feature | {who} | because |\n|---|---|---|---|---|\n");
+    for row in rows {
         let device = row.device.map_or("any", super::device_type);
         let does = match row.treatment {
             Treatment::Passes => "passes it",
             Treatment::Needed => "passes and needs it",
             Treatment::Hidden => "hides it",
             Treatment::Device => "gives it to the device alone",
+            Treatment::Taken => "passes it, and gives it to the device in any case",
             Treatment::Ours => "adds it",
             Treatment::Control => "passes it if it drives the control queue",
         };

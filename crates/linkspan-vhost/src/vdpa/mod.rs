@@ -1,12 +1,13 @@
 //! A vDPA device of the kernel from its consumer's side, without I/O: what it
-//! says of itself, checked; the order of the calls that bring it up and down; and
-//! what a bridge to vhost-user makes of its features.
+//! says of itself, checked; the order of the calls that bring it up and down; and what
+//! a bridge to vhost-user, and a function on a PCI bus, make of its features.
 
 mod command;
 mod control;
 mod facts;
 mod features;
 mod names;
+mod pci;
 mod steps;
 
 pub use command::{
@@ -16,6 +17,7 @@ pub use control::{ControlCommand, PAIRS_MAX, control_ring};
 pub use facts::{Facts, FactsError, MAX_QUEUES, Raw};
 pub use features::{Bridge, FEATURE_TABLE, FeatureError, FeatureRow, Treatment, feature_markdown};
 pub use names::{device_type, feature_name};
+pub use pci::{PCI_FEATURE_TABLE, PciFeatures, pci_feature_markdown};
 pub use steps::Consumer;
 
 /// Bits of the device status (virtio 1.3, 2.1).

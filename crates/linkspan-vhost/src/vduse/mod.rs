@@ -27,7 +27,7 @@ pub use effect::{Answer, Effect, RingInfo};
 pub use error::{Misuse, Refusal};
 pub use saved::{RestoreError, SNAPSHOT_BYTES};
 use wire::Request;
-pub use wire::{MESSAGE_BYTES, State};
+pub use wire::{MESSAGE_BYTES, State, describe, describe_answer};
 
 use steps::Job;
 

@@ -1,5 +1,8 @@
 //! Requests and answers as bytes (linux/vduse.h), in native order.
 
+use alloc::format;
+use alloc::string::String;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::error::Refusal;
@@ -27,7 +30,7 @@ struct RequestRecord {
 }
 
 /// `struct vduse_dev_response`.
-#[derive(IntoBytes, Immutable)]
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct ResponseRecord {
     id: u32,
@@ -184,4 +187,66 @@ pub(super) fn response(id: u32, done: bool, ring: Option<(u16, State)>) -> [u8; 
         rest: [0; 116],
     };
     zerocopy::transmute!(record)
+}
+
+/// A request of the kernel in words.
+#[must_use]
+pub fn describe(bytes: &[u8]) -> String {
+    match Request::parse(bytes) {
+        Ok(Request { id, ask }) => match ask {
+            Ask::RingState { ring } => format!("VDUSE_GET_VQ_STATE {id}: ring {ring}"),
+            Ask::Status(status) => format!("VDUSE_SET_STATUS {id}: {status:#x}"),
+            Ask::Memory => format!("VDUSE_UPDATE_IOTLB {id}"),
+            Ask::Unknown { kind } => format!("request {kind} {id}"),
+        },
+        Err(refusal) => format!("{refusal}"),
+    }
+}
+
+/// An answer of ours in words.
+#[must_use]
+pub fn describe_answer(bytes: &[u8; MESSAGE_BYTES]) -> String {
+    let record: ResponseRecord = zerocopy::transmute!(*bytes);
+    let (id, ring) = (record.id, record.ring);
+    let done = match record.result {
+        RESULT_OK => "done",
+        _ => "failed",
+    };
+    match record.state {
+        [0, 0, 0, 0] => format!("answer {id}: {done}"),
+        state => format!("answer {id}: {done}, ring {ring} at {state:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_say_what_they_hold() {
+        let request = |kind, first| {
+            let record = RequestRecord {
+                kind,
+                id: 7,
+                reserved: [0; 4],
+                first,
+                rest: [0; 124],
+            };
+            let bytes: [u8; MESSAGE_BYTES] = zerocopy::transmute!(record);
+            describe(&bytes)
+        };
+        let three = 3_u32.to_ne_bytes();
+        assert_eq!(request(0, three), "VDUSE_GET_VQ_STATE 7: ring 3");
+        assert_eq!(request(1, [15, 0, 0, 0]), "VDUSE_SET_STATUS 7: 0xf");
+        assert_eq!(request(2, three), "VDUSE_UPDATE_IOTLB 7");
+        assert_eq!(request(9, three), "request 9 7");
+        assert!(!describe(&[0; 5]).is_empty());
+        let state = State::Split { available: 5 };
+        let answer = |done, ring| describe_answer(&response(7, done, ring));
+        assert_eq!(
+            answer(true, Some((3, state))),
+            "answer 7: done, ring 3 at [5, 0, 0, 0]"
+        );
+        assert_eq!(answer(false, None), "answer 7: failed");
+    }
 }

@@ -6,7 +6,7 @@ mod parts;
 mod place;
 mod receiver;
 mod sender;
-mod wire;
+pub(crate) mod wire;
 
 pub use name::NameError;
 pub use parts::{PARTS_MAX, Parts, TooManyParts};

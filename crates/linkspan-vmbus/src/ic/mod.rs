@@ -4,7 +4,7 @@
 //! [`SERVICES`] is the table of them. A service of the guest's end is a
 //! [`GuestService`] in a [`Guest`]; the host's ends are built on [`Host`].
 
-mod frame;
+pub(crate) mod frame;
 mod guest;
 pub mod heartbeat;
 mod host;

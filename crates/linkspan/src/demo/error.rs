@@ -81,6 +81,18 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// The guest cannot have a screen.
+    #[error("no screen for the guest: {why}")]
+    Screen {
+        /// Why not.
+        why: String,
+    },
+    /// The demo cannot have a page.
+    #[error("no page: {why}")]
+    Page {
+        /// Why not.
+        why: String,
+    },
     /// There was no guest, and the built-in driver took its place.
     #[error("without a guest only the links were tried; what it needs is said above")]
     NoGuest,
@@ -140,6 +152,16 @@ pub enum Error {
         /// The end of what it wrote.
         tail: String,
     },
+    /// A server did not say in time where it listens.
+    #[error("{name} did not say within {} s where it listens{}", limit.as_secs(), tail_text(tail))]
+    Silent {
+        /// Which program.
+        name: &'static str,
+        /// How long we waited.
+        limit: Duration,
+        /// The end of what it wrote.
+        tail: String,
+    },
     /// The guest did not finish in time.
     #[error("the guest did not finish within {} s; it was at: {at}{}", limit.as_secs(), tail_text(tail))]
     Timeout {
@@ -187,6 +209,7 @@ impl Error {
             | Self::Unpack { .. }
             | Self::Missing { .. }
             | Self::Tap { .. }
+            | Self::Screen { .. }
             | Self::NoGuest
             | Self::Kvm { .. } => 5,
             Self::ImageSize { .. } | Self::NoTerminal => 2,

@@ -15,6 +15,17 @@ const LEASE: &str = include_str!("../../../../lab/guest/lease.sh");
 /// network card, and the sockets by which it asks for a lease.
 const WANTED_MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "af_packet"];
 
+/// The same for one with a screen, and a tablet that its viewers have.
+pub const WITH_SCREEN: [&str; 7] = [
+    "virtio_pci",
+    "virtio_gpu",
+    "virtio_input",
+    "evdev",
+    "virtio_blk",
+    "virtio_net",
+    "af_packet",
+];
+
 /// A file to put into the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestFile {

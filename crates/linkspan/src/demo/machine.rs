@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::Error;
 use super::kernel::Kernel;
 use super::process::{Process, Stop, supervised, tail, wait_readable};
+use super::qemu::{comma_escaped, reconnect, version};
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -118,6 +119,8 @@ pub struct Devices<'a> {
     pub nic: Option<Nic<'a>>,
     /// A virtual GPU.
     pub gpu: Option<Gpu<'a>>,
+    /// More options of QEMU.
+    pub more: &'a [&'a str],
 }
 
 /// A virtual GPU behind a vhost-user socket.
@@ -127,6 +130,8 @@ pub struct Gpu<'a> {
     pub socket: &'a Path,
     /// Whether the rings are packed.
     pub packed: bool,
+    /// Where QEMU's monitor is to listen for what viewers type and point at, if they may.
+    pub keys: Option<&'a Path>,
 }
 
 /// What a machine said or did.
@@ -173,7 +178,10 @@ impl Machine {
         console: &Path,
     ) -> Result<Self, Error> {
         let mut command = supervised(&hardware.qemu);
-        command.args(arguments(hardware, devices, mode, initramfs, console));
+        let reconnect = reconnect(version(&hardware.qemu));
+        command.args(arguments(
+            hardware, reconnect, devices, mode, initramfs, console,
+        ));
         if mode != Mode::Shell {
             let remote = mode == Mode::Remote;
             command
@@ -272,6 +280,7 @@ impl Machine {
 /// QEMU's command line.
 fn arguments(
     hardware: &Hardware,
+    reconnect: &str,
     devices: Devices<'_>,
     mode: Mode,
     initramfs: &Path,
@@ -283,7 +292,12 @@ fn arguments(
         kernel,
         ..
     } = hardware;
-    let Devices { disk, nic, gpu } = devices;
+    let Devices {
+        disk,
+        nic,
+        gpu,
+        more,
+    } = devices;
     let queues = disk.map_or(1, |disk| disk.queues);
     let cpus = nic.map_or(queues, |nic| queues.max(nic.pairs));
     // Reading the initramfs needs no terminal messages; a check keeps them for its tail.
@@ -310,10 +324,10 @@ fn arguments(
         "-object",
         format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
     );
-    for (option, value) in disk.iter().flat_map(drive) {
+    for (option, value) in disk.iter().flat_map(|disk| drive(disk, reconnect)) {
         add(option, value);
     }
-    for (option, value) in nic.iter().flat_map(|nic| card(nic, *accel)) {
+    for (option, value) in nic.iter().flat_map(|nic| card(nic, *accel, reconnect)) {
         add(option, value);
     }
     for (option, value) in gpu.iter().flat_map(screen) {
@@ -321,20 +335,24 @@ fn arguments(
     }
     add("-kernel", kernel.vmlinuz.display().to_string());
     add("-initrd", initramfs.display().to_string());
+    // A person looks at the screen too; the last console is the one of programs.
+    let looked_at = mode == Mode::Shell && gpu.is_some();
+    let screen = if looked_at { "console=tty0 " } else { "" };
     // panic=0: a panic stays visible instead of becoming an endless reboot.
     add(
         "-append",
         // The timer's self-test needs a timely host, which a busy one is not.
         format!(
-            "console=ttyS0 no_timer_check loglevel={loglevel} panic=0 linkspan.mode={mode_name}{}",
+            "{screen}console=ttyS0 no_timer_check loglevel={loglevel} panic=0 linkspan.mode={mode_name}{}",
             nic.map_or_else(String::new, |nic| nic.place.kernel_options())
         ),
     );
     args.extend(serial_ports(mode, console));
+    args.extend(more.iter().map(|&word| word.to_owned()));
     args
 }
 
-fn drive(disk: &Disk<'_>) -> [(&'static str, String); 2] {
+fn drive(disk: &Disk<'_>, reconnect: &str) -> [(&'static str, String); 2] {
     let Disk {
         socket,
         queues,
@@ -344,8 +362,7 @@ fn drive(disk: &Disk<'_>) -> [(&'static str, String); 2] {
     [
         (
             "-chardev",
-            // A back end that is gone may come back; the guest waits for it.
-            format!("socket,id=disk,reconnect=1,path={}", comma_escaped(socket)),
+            format!("socket,id=disk,{reconnect},path={}", comma_escaped(socket)),
         ),
         (
             "-device",
@@ -355,9 +372,9 @@ fn drive(disk: &Disk<'_>) -> [(&'static str, String); 2] {
 }
 
 /// A virtual GPU as docs/display.md has it.
-fn screen(gpu: &Gpu<'_>) -> [(&'static str, String); 2] {
+fn screen(gpu: &Gpu<'_>) -> Vec<(&'static str, String)> {
     let packed = if gpu.packed { "on" } else { "off" };
-    [
+    let mut options = vec![
         (
             "-chardev",
             format!("socket,id=gpu,path={}", comma_escaped(gpu.socket)),
@@ -366,11 +383,20 @@ fn screen(gpu: &Gpu<'_>) -> [(&'static str, String); 2] {
             "-device",
             format!("vhost-user-gpu-pci,chardev=gpu,packed={packed}"),
         ),
-    ]
+    ];
+    if let Some(path) = gpu.keys {
+        let socket = "socket,id=keys,server=on,wait=off,path=";
+        options.extend([
+            ("-chardev", format!("{socket}{}", comma_escaped(path))),
+            ("-mon", "chardev=keys,mode=control".into()),
+            ("-device", "virtio-tablet-pci".into()),
+        ]);
+    }
+    options
 }
 
 /// A network card as docs/net.md has it.
-fn card(nic: &Nic<'_>, accel: Accel) -> [(&'static str, String); 3] {
+fn card(nic: &Nic<'_>, accel: Accel, reconnect: &str) -> [(&'static str, String); 3] {
     let Nic {
         socket,
         pairs,
@@ -388,7 +414,7 @@ fn card(nic: &Nic<'_>, accel: Accel) -> [(&'static str, String); 3] {
     [
         (
             "-chardev",
-            format!("socket,id=net,reconnect=1,path={}", comma_escaped(socket)),
+            format!("socket,id=net,{reconnect},path={}", comma_escaped(socket)),
         ),
         (
             "-netdev",
@@ -455,11 +481,6 @@ fn accelerator(accel: Accel) -> &'static str {
         Accel::Tcg => "tcg,thread=single",
         Accel::Kvm => "kvm",
     }
-}
-
-/// A path as QEMU's option parser wants it: commas doubled.
-fn comma_escaped(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
 }
 
 /// Boots without a disk to see whether `accel` works; at most `limit`.
@@ -530,10 +551,11 @@ mod tests {
         let devices = Devices {
             disk: Some(disk),
             nic: Some(nic),
-            gpu: None,
+            ..Devices::default()
         };
         let args = arguments(
             &hardware(),
+            reconnect(Some(7)),
             devices,
             Mode::Check,
             Path::new("/i"),

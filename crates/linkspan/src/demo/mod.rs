@@ -1,11 +1,12 @@
-//! `linkspan demo`: a Linux guest in QEMU whose disk is served by `linkspan blk` and
-//! whose network by `linkspan net`.
+//! `linkspan demo`: a Linux guest in QEMU whose disk is served by `linkspan blk`,
+//! whose network by `linkspan net`, and whose screen by `linkspan gpu`.
 //!
 //! The parts, each usable alone: [`kernel`] finds a stock kernel, [`initramfs`]
 //! packs the guest, [`machine`] runs QEMU on given sockets, [`disk`] knows what
 //! is on the disk, [`check`] judges what the guest [`report`]s. `serve` has the
-//! children, `address` finds a network that this machine does not know, `net_check`
-//! is the network's part of the check, `driver` takes the place of a guest.
+//! children, `share` the disk's, `address` finds a network that this machine does not know, `net_check`
+//! is the network's part of the check, `screen` has the guest's screen, `page` shows all of it,
+//! `driver` takes the place of a guest.
 
 use std::fs;
 use std::io::IsTerminal as _;
@@ -24,9 +25,13 @@ pub mod initramfs;
 pub mod kernel;
 pub mod machine;
 mod net_check;
+mod page;
 pub mod process;
+pub(crate) mod qemu;
 pub mod report;
+mod screen;
 mod serve;
+mod share;
 
 pub use error::Error;
 
@@ -35,8 +40,11 @@ use disk::{Base, Plan};
 use kernel::Kernel;
 use machine::{Accel, Devices, Disk, Event, Hardware, Machine, Mode, Nic};
 use net_check::HostSide;
+use page::Page;
 use process::{Stop, find_program};
+use screen::Screen;
 use serve::{Described, Net, Served};
+use share::{GuestDisk, end};
 
 /// The card's address: one of QEMU's own, with this program's letters.
 const MAC: [u8; 6] = [0x52, 0x54, 0, b'L', b'S', 1];
@@ -44,11 +52,15 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, b'L', b'S', 1];
 /// Size of the image that is made when none is given.
 const DEMO_IMAGE_BYTES: u64 = 64 << 20;
 
-/// Boot a Linux guest whose disk and network are served by Linkspan
+/// Boot a Linux guest whose disk, network and screen are served by Linkspan
 ///
-/// Starts `linkspan blk` and `linkspan net` as processes of their own, boots a stock Debian
-/// kernel in QEMU with that disk and network, and gives you a shell in it. Leave with
-/// `poweroff`, or with Ctrl-A and then X.
+/// Starts `linkspan blk`, `linkspan net` and `linkspan gpu` as processes of their own, boots a
+/// stock Debian kernel in QEMU with that disk, network and screen, and gives you a shell in it.
+/// Leave with `poweroff`, or with Ctrl-A and then X.
+///
+/// A page, whose address is printed, shows what disk and network do, and the screen with keys
+/// and pointer, in a browser of this machine. The screen needs a kernel with a driver for it, and
+/// without KVM a QEMU of version 10, which `cargo xtask run` fetches; without them the guest has none.
 ///
 /// The guest and this machine reach each other through a tap interface, which is made for
 /// the demo and goes with it, in a private network that this machine does not know yet.
@@ -63,6 +75,7 @@ Examples:
   linkspan demo --image disk.img     the same with your image; the guest can change it
   linkspan demo --check --queues 4   boot, read, write, ping, reboot, compare; exit status 0 or 1
   linkspan demo --check --net tap    the same, and fail if the guest cannot reach this machine
+  linkspan demo --disk-on-share      the image on a share of our own server, over SMB Direct
   linkspan demo --no-guest           the same links with the built-in driver, without QEMU
 
 Exit status: 0 done, 1 failed, 2 wrong usage, 5 something is missing on this machine."
@@ -85,6 +98,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
 
+    /// Have the disk on a share of `linkspan smb serve`, over SMB Direct. The share is the
+    /// folder of the image, for this machine and a password that is made up
+    #[arg(long)]
+    pub disk_on_share: bool,
+
     /// Queues of the disk; the guest gets as many processors
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub queues: u16,
@@ -96,6 +114,10 @@ pub struct Args {
     /// Queue pairs of the network
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub queue_pairs: u16,
+
+    /// No screen; with --check there is none
+    #[arg(long)]
+    pub no_screen: bool,
 
     /// Use packed rings
     #[arg(long)]
@@ -132,6 +154,7 @@ struct Summary {
     accel: Option<Accel>,
     queues: u16,
     disk_bytes: u64,
+    disk_on_share: bool,
     network: Option<Described>,
     seconds: f64,
     findings: Vec<Finding>,
@@ -225,10 +248,15 @@ fn requirements(args: &Args) -> Result<Needs, Error> {
 }
 
 /// What is plugged into the demo's machine.
-fn devices<'a>(args: &Args, blk: &'a Served, net: Option<&'a Net>) -> Devices<'a> {
+fn devices<'a>(
+    args: &Args,
+    disk: &'a GuestDisk,
+    net: Option<&'a Net>,
+    screen: Option<&'a Screen>,
+) -> Devices<'a> {
     Devices {
         disk: Some(Disk {
-            socket: &blk.socket,
+            socket: &disk.blk.socket,
             queues: args.queues,
             packed: args.packed,
         }),
@@ -239,6 +267,7 @@ fn devices<'a>(args: &Args, blk: &'a Served, net: Option<&'a Net>) -> Devices<'a
             mac: MAC,
             place: net.guest_place(),
         }),
+        gpu: screen.map(|screen| screen.device(args.packed)),
         ..Devices::default()
     }
 }
@@ -252,22 +281,32 @@ fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
             image
         }
     };
-    let mut blk = Served::disk(&image, args.queues, dir, stop)?;
+    let mut disk = GuestDisk::start(&image, args.disk_on_share, args.queues, dir, stop)?;
     let mut net = Net::start(args.net, args.queue_pairs, dir, stop)?;
     let archive = dir.join("initramfs.cpio");
-    initramfs::store(&initramfs::build(&hardware.kernel, &[])?, &archive)?;
-    announce(hardware, args.queues);
+    let (hardware, bytes, mut screen) = with_screen(args, hardware, dir, stop)?;
+    initramfs::store(&bytes, &archive)?;
+    let mut page = page(&mut disk.blk, net.as_mut(), screen.as_mut(), dir, stop)?;
+    announce(&hardware, args.queues);
     let mut machine = Machine::start(
-        hardware,
-        devices(args, &blk, net.as_ref()),
+        &hardware,
+        devices(args, &disk, net.as_ref(), screen.as_ref()),
         Mode::Shell,
         &archive,
         &dir.join("console.log"),
     )?;
     loop {
-        blk.server().still_runs()?;
+        for mut server in disk.servers() {
+            server.still_runs()?;
+        }
         if let Some(net) = &mut net {
             net.served.server().still_runs()?;
+        }
+        if let Some(screen) = &mut screen {
+            screen.still_runs()?;
+        }
+        if let Some(page) = &mut page {
+            page.still_runs()?;
         }
         let soon = Instant::now() + Duration::from_millis(500);
         match machine.next_event(soon, stop)? {
@@ -284,6 +323,57 @@ fn run_shell(args: &Args, hardware: &Hardware, dir: &Path, stop: &Stop) -> Resul
     }
 }
 
+/// The machine and its initramfs, with a screen where there can be one.
+fn with_screen(
+    args: &Args,
+    hardware: &Hardware,
+    dir: &Path,
+    stop: &Stop,
+) -> Result<(Hardware, Vec<u8>, Option<Screen>), Error> {
+    let prepared = match args.no_screen {
+        true => None,
+        false => match screen::prepare(args, hardware, dir, stop) {
+            Ok(prepared) => Some(prepared),
+            Err(Error::Stopped) => return Err(Error::Stopped),
+            Err(error) => {
+                eprintln!("linkspan: {error}");
+                None
+            }
+        },
+    };
+    match prepared {
+        Some((hardware, archive, screen)) => Ok((hardware, archive, Some(screen))),
+        None => {
+            let archive = initramfs::build(&hardware.kernel, &[])?;
+            Ok((hardware.clone(), archive, None))
+        }
+    }
+}
+
+/// The page with all of it, where there can be one.
+fn page(
+    blk: &mut Served,
+    net: Option<&mut Net>,
+    screen: Option<&mut Screen>,
+    dir: &Path,
+    stop: &Stop,
+) -> Result<Option<Page>, Error> {
+    let mut links = vec![blk.link("disk", None)];
+    links.extend(net.map(|net| net.served.link("network", None)));
+    links.extend(screen.map(Screen::link));
+    match Page::start(links, dir, stop) {
+        Ok(page) => {
+            eprintln!("linkspan: page of the guest: {}", page.url);
+            Ok(Some(page))
+        }
+        Err(Error::Stopped) => Err(Error::Stopped),
+        Err(error) => {
+            eprintln!("linkspan: {error}");
+            Ok(None)
+        }
+    }
+}
+
 fn run_check(
     args: &Args,
     hardware: &Hardware,
@@ -296,14 +386,14 @@ fn run_check(
     let image = dir.join("disk.img");
     base.write_to(&image)?;
     let plan = Plan::new(disk_bytes, args.queues, seed()).expect("the size was checked");
-    let mut blk = Served::disk(&image, args.queues, dir, stop)?;
+    let mut disk = GuestDisk::start(&image, args.disk_on_share, args.queues, dir, stop)?;
     let mut net = Net::start(args.net, args.queue_pairs, dir, stop)?;
     let mut host_side = net.as_ref().map(|net| HostSide::new(net, busybox));
     announce(hardware, args.queues);
-    let devices = devices(args, &blk, net.as_ref());
+    let devices = devices(args, &disk, net.as_ref(), None);
     let mut machine = check::boot(hardware, devices, &plan, dir)?;
     let limit = Duration::from_secs(args.timeout);
-    let mut servers = vec![blk.server()];
+    let mut servers = disk.servers();
     servers.extend(net.as_mut().map(|net| net.served.server()));
     let collected = check::collect(&mut machine, &mut servers, limit, stop, |key, value| {
         show_progress(key, value);
@@ -314,10 +404,10 @@ fn run_check(
     });
     drop(servers);
     let report = collected.inspect_err(|_| {
-        blk.show_log();
+        disk.show_log();
         net.iter().for_each(|net| net.served.show_log());
     })?;
-    let mut findings = ends(&mut blk, net.as_mut())?;
+    let mut findings = ends(&mut disk, net.as_mut())?;
     let host = HostView {
         queues: args.queues,
         base: &base,
@@ -334,12 +424,13 @@ fn run_check(
         accel: Some(hardware.accel),
         queues: args.queues,
         disk_bytes,
+        disk_on_share: args.disk_on_share,
         network: net.as_ref().map(Net::described),
         seconds: started.elapsed().as_secs_f64(),
         findings,
     };
     if !summary.ok {
-        blk.show_log();
+        disk.show_log();
         net.iter().for_each(|net| net.served.show_log());
     }
     summary.conclude(args.json, machine.console_tail())
@@ -352,26 +443,27 @@ fn run_driver(args: &Args, dir: &Path, stop: &Stop) -> Result<(), Error> {
     // The driver overwrites it.
     let image = dir.join("disk.img");
     base.write_to(&image)?;
-    let mut blk = Served::disk(&image, args.queues, dir, stop)?;
+    let mut disk = GuestDisk::start(&image, args.disk_on_share, args.queues, dir, stop)?;
     let mut net = Net::echo(args.queue_pairs, dir, stop)?;
     let links = driver::Links {
-        disk: &blk,
+        disk: &disk.blk,
         queues: args.queues,
         net: &net,
         packed: args.packed,
     };
     let driven = driver::check(&links, dir, stop);
     let mut findings = driven.inspect_err(|_| {
-        blk.show_log();
+        disk.show_log();
         net.served.show_log();
     })?;
-    findings.extend(ends(&mut blk, Some(&mut net))?);
+    findings.extend(ends(&mut disk, Some(&mut net))?);
     let summary = Summary {
         ok: findings.iter().all(|finding| finding.ok),
         kernel: None,
         accel: None,
         queues: args.queues,
         disk_bytes,
+        disk_on_share: args.disk_on_share,
         network: Some(net.described()),
         seconds: started.elapsed().as_secs_f64(),
         findings,
@@ -380,18 +472,10 @@ fn run_driver(args: &Args, dir: &Path, stop: &Stop) -> Result<(), Error> {
 }
 
 /// Has the servers end, as they should, and looks at what they leave.
-fn ends(blk: &mut Served, net: Option<&mut Net>) -> Result<Vec<Finding>, Error> {
-    let end = |what, served: &mut Served| -> Result<Finding, Error> {
-        let status = served.process.stop()?;
-        Ok(Finding {
-            what,
-            ok: status.success(),
-            detail: format!("asked to stop by SIGTERM: {status}"),
-        })
-    };
-    let mut findings = vec![end("end of linkspan blk", blk)?];
+fn ends(disk: &mut GuestDisk, net: Option<&mut Net>) -> Result<Vec<Finding>, Error> {
+    let mut findings = disk.end()?;
     if let Some(net) = net {
-        findings.push(end("end of linkspan net", &mut net.served)?);
+        findings.push(end("end of linkspan net", &mut net.served.process)?);
         findings.extend(net.interface().map(net_check::is_gone));
     }
     Ok(findings)
@@ -427,8 +511,13 @@ impl Summary {
             _ => "The built-in driver, no guest".to_owned(),
         };
         println!(
-            "{guest}, a disk of {} MiB with {} queues, {}, {:.1} s:",
+            "{guest}, a disk of {} MiB{} with {} queues, {}, {:.1} s:",
             self.disk_bytes >> 20,
+            if self.disk_on_share {
+                " on a share"
+            } else {
+                ""
+            },
             self.queues,
             self.network
                 .as_ref()

@@ -1,8 +1,8 @@
-//! The programs that serve the guest, each a child of the demo: `linkspan blk` and
-//! `linkspan net`.
+//! Programs that serve the guest, each a child of the demo, and `linkspan net` of them.
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -15,10 +15,13 @@ use super::Error;
 use super::address::{Network, PREFIX_LEN};
 use super::check::Server;
 use super::machine::Place;
+use super::page::Link;
 use super::process::{self, Process, Stop, await_socket, supervised};
+use crate::plane::Viewers;
+use crate::supervisor::Line;
 
 /// How long a program may take until it listens, or answers a signal.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// The responder's network, as in user networks of QEMU.
 const RESPONDER: &str = "responder,address=10.0.2.2/24,lease=10.0.2.15";
@@ -33,50 +36,40 @@ pub(super) struct Served {
     pub(super) process: Process,
     pub(super) socket: PathBuf,
     log: PathBuf,
+    /// What there is to see of it is asked here.
+    line: Option<Line>,
 }
 
 impl Served {
     /// Starts this program with `args`, and waits until it listens at `NAME.sock`.
-    fn start(
+    pub(super) fn start(
         name: &'static str,
         short: &str,
         args: impl FnOnce(&Path) -> Vec<String>,
         dir: &Path,
         stop: &Stop,
     ) -> Result<Self, Error> {
-        let place = |kind: &str| dir.join(format!("{short}.{kind}"));
-        let (socket, log, events) = (place("sock"), place("log"), place("events"));
-        let program = this_program()?;
-        let create = |path: &Path| fs::File::create(path).map_err(Error::file("write", path));
-        let mut command = supervised(&program);
-        command
-            .arg(short)
-            .args(args(&socket))
-            .stdin(Stdio::null())
-            .stdout(create(&events)?)
-            .stderr(create(&log)?);
-        let mut process = Process::spawn(name, &mut command)?;
+        let socket = dir.join(format!("{short}.sock"));
+        let words = [vec![short.to_owned()], args(&socket)].concat();
+        let (line, theirs) = Line::new().map_err(Error::system("make a socket"))?;
+        let (mut process, log, _) = spawn(name, &words, Some(theirs), dir)?;
         await_socket(&mut process, &socket, &log, LIMIT, stop)?;
         Ok(Self {
             process,
             socket,
             log,
+            line: Some(line),
         })
     }
 
-    /// Serves an image as a disk.
-    pub(super) fn disk(image: &Path, queues: u16, dir: &Path, stop: &Stop) -> Result<Self, Error> {
-        eprintln!("linkspan: serving {} with linkspan blk", image.display());
-        let args = |socket: &Path| {
-            let words = ["--socket-path", &text(socket), "--image", &text(image)];
-            let queues = ["--queues", &queues.to_string()];
-            words
-                .iter()
-                .chain(&queues)
-                .map(ToString::to_string)
-                .collect()
-        };
-        Self::start("linkspan blk", "blk", args, dir, stop)
+    /// For a page, which calls it so.
+    pub(super) fn link(&mut self, name: &'static str, viewers: Option<Viewers>) -> Link {
+        Link {
+            name,
+            pid: self.process.id(),
+            line: self.line.take(),
+            viewers,
+        }
     }
 
     /// What it said, for somebody who has to find out why a check failed.
@@ -94,12 +87,37 @@ impl Served {
     }
 }
 
+/// Starts this program with these words, the first of which also names its files: the process,
+/// its log, and where its standard output goes.
+pub(super) fn spawn<S: AsRef<str>>(
+    name: &'static str,
+    words: &[S],
+    line: Option<OwnedFd>,
+    dir: &Path,
+) -> Result<(Process, PathBuf, PathBuf), Error> {
+    let short = words.first().map_or("", AsRef::as_ref);
+    let place = |kind: &str| dir.join(format!("{short}.{kind}"));
+    let (log, events) = (place("log"), place("events"));
+    let create = |path: &Path| fs::File::create(path).map_err(Error::file("write", path));
+    let mut command = supervised(&this_program()?);
+    if line.is_some() {
+        command.arg(format!("--supervisor={}", std::process::id()));
+    }
+    command
+        .args(words.iter().map(AsRef::as_ref))
+        .stdin(line.map_or_else(Stdio::null, Stdio::from))
+        .stdout(create(&events)?)
+        .stderr(create(&log)?);
+    let process = Process::spawn(name, &mut command)?;
+    Ok((process, log, events))
+}
+
 /// This program's file.
 pub(super) fn this_program() -> Result<PathBuf, Error> {
     std::env::current_exe().map_err(Error::system("find this program's file"))
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -391,7 +409,7 @@ impl Counts {
 }
 
 /// The lines of JSON about this event. One that is not whole yet is none.
-fn reports(events: &Path, name: &str) -> Vec<Value> {
+pub(super) fn reports(events: &Path, name: &str) -> Vec<Value> {
     let text = fs::read_to_string(events).unwrap_or_default();
     let events = text
         .lines()

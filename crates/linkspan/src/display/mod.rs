@@ -1,14 +1,21 @@
-//! `linkspan display`: looks at a guest's screen.
+//! `linkspan display`: looks at a guest's screen, or gives it one.
 
 use clap::Subcommand;
 
 use crate::exit::Failure;
+use crate::plane::{Shows, Used};
+use crate::vm::Offer;
 
 mod list;
+mod serve;
 mod shot;
 mod show;
 mod source;
 mod vnc;
+mod watch;
+
+pub(crate) use vnc::listen;
+pub(crate) use watch::{NOT_ENCRYPTED, reachable};
 
 /// Options of `linkspan display`.
 #[derive(Debug, clap::Args)]
@@ -36,6 +43,36 @@ enum Command {
     Shot(shot::Args),
     /// Shows a screen to VNC viewers
     Vnc(vnc::Args),
+    /// Gives a guest a display over vfio-user
+    Serve(serve::Args),
+    /// Shows a screen on a web page
+    Watch(watch::Args),
+}
+
+impl Args {
+    /// What a link takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        match &self.command {
+            Command::Serve(args) => args.uses(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// What a link shows to viewers.
+    pub(crate) fn shows(&self) -> Option<Shows> {
+        match &self.command {
+            Command::Serve(args) => args.shows(),
+            _ => None,
+        }
+    }
+
+    /// What a link gives to virtual machines.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        match &self.command {
+            Command::Serve(args) => args.offers(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Carries out a command.
@@ -48,5 +85,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Command::Show(args) => show::run(args),
         Command::Shot(args) => shot::run(args),
         Command::Vnc(args) => vnc::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Watch(args) => watch::run(args),
     }
 }

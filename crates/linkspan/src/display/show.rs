@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use linkspan_backends::display::{Region, Shown, Source, Verdict, VfioSource};
 use linkspan_display::region::Capability;
-use linkspan_display::{Layout, Loss};
+use linkspan_display::{Layout, Loss, RefusedPlane};
 use serde::Serialize;
 
 use super::source::{Opened, SourceArgs, refused, status};
@@ -37,6 +37,9 @@ struct Told {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ways: Vec<ToldWay>,
     planes: Vec<Plane>,
+    /// Planes that are on and not shown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<NotShown>,
     /// Why there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_signal: Option<String>,
@@ -73,6 +76,23 @@ struct Plane {
 }
 
 #[derive(Serialize)]
+struct NotShown {
+    head: u8,
+    kind: String,
+    why: String,
+}
+
+impl From<&RefusedPlane> for NotShown {
+    fn from(plane: &RefusedPlane) -> Self {
+        Self {
+            head: plane.head,
+            kind: plane.kind.to_string(),
+            why: plane.why.to_string(),
+        }
+    }
+}
+
+#[derive(Serialize)]
 struct ToldEdid {
     link: &'static str,
     bytes_max: u32,
@@ -94,6 +114,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let told = match args.source.source()? {
         Opened::Gpu(mut source) => planes(&mut *source)?,
         Opened::Vfio(mut source) => vfio(&mut source, args.regions)?,
+        Opened::VfioUser(mut source) => planes(&mut *source)?,
     };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&told)?);
@@ -107,12 +128,12 @@ fn planes(source: &mut dyn Source) -> Result<Told, Failure> {
     use linkspan_backends::display::SourceError;
 
     let (planes, no_signal) = match source.planes() {
-        Ok(planes) if planes.is_empty() => (
+        Ok(planes) if planes.is_empty() && source.refused().is_empty() => (
             planes,
             Some("the guest shows nothing on this screen".to_owned()),
         ),
         Ok(planes) => (planes, None),
-        Err(error @ SourceError::Lost(Loss::Off | Loss::Reset)) => {
+        Err(error @ SourceError::Lost(Loss::Off | Loss::Reset | Loss::Unused)) => {
             (Vec::new(), Some(error.to_string()))
         }
         Err(error) => return Err(Failure::new(status(&error), error)),
@@ -122,6 +143,7 @@ fn planes(source: &mut dyn Source) -> Result<Told, Failure> {
         driver: None,
         ways: Vec::new(),
         planes: planes.iter().map(Plane::from).collect(),
+        refused: source.refused().iter().map(NotShown::from).collect(),
         no_signal,
         edid: None,
         regions: None,
@@ -243,6 +265,9 @@ impl Told {
         }
         for plane in &self.planes {
             line("plane", &plane.words());
+        }
+        for NotShown { head, kind, why } in &self.refused {
+            line("plane", &format!("{head}  {kind}  refused: {why}"));
         }
         for way in &self.ways {
             line("way", &format!("{}  {}", way.way, way.verdict));

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use linkspan_backends::display::{
     GpuSource, Screen, Source, SourceError, Sysfs, VfioError, VfioOptions, VfioSource, VfioSpec,
-    Way,
+    VfioUserSource, Way,
 };
 use linkspan_display::Loss;
 use linkspan_sys::vfio::{Kernel, Linux, Process};
@@ -21,12 +20,15 @@ pub(crate) enum SourceSpec {
     Socket(PathBuf),
     /// A device of VFIO.
     Vfio(VfioSpec),
+    /// The socket of a device over vfio-user.
+    VfioUser(PathBuf),
 }
 
 /// SOURCE and which of its screens.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SourceArgs {
-    /// Whose screen: the socket of `linkspan gpu --display`, the UUID of a mediated device, a
+    /// Whose screen: the socket of `linkspan gpu --display` or `linkspan display serve
+    /// --display`, vfio-user:PATH for a device over vfio-user without another client, the UUID of a mediated device, a
     /// PCI address, /dev/vfio/devices/vfioN, /dev/vfio/N, a device in /sys, or pid:N for a
     /// process that has one (pid:N/FD for one of several)
     #[arg(value_name = "SOURCE", value_parser = parser(), required_unless_present = "fd")]
@@ -70,6 +72,9 @@ impl SourceSpec {
     fn parse(text: &std::ffi::OsStr) -> Self {
         let path = Path::new(text);
         let word = text.to_str().unwrap_or_default();
+        if let Some(path) = word.strip_prefix("vfio-user:") {
+            return Self::VfioUser(path.into());
+        }
         if let Some((pid, fd)) = word.strip_prefix("pid:").and_then(process) {
             return Self::Vfio(VfioSpec::Process { pid, fd });
         }
@@ -127,15 +132,16 @@ impl SourceArgs {
                 let source = VfioSource::open(&kernel(), &Sysfs::default(), spec, self.options());
                 source.map(Opened::vfio).map_err(refused)
             }
-            Some(SourceSpec::Socket(path)) => match GpuSource::connect(path) {
-                Ok(source) => Ok(Opened::Gpu(Box::new(source))),
-                Err(error) => {
-                    let status = status(&error);
-                    let error = Err::<(), _>(error)
-                        .with_context(|| format!("no screen at {}", path.display()));
-                    Err(Failure::new(status, error.unwrap_err()))
-                }
-            },
+            Some(SourceSpec::Socket(path)) => {
+                let source = GpuSource::connect(path);
+                let source = source.map_err(|error| no_screen(path, error))?;
+                Ok(Opened::Gpu(Box::new(source)))
+            }
+            Some(SourceSpec::VfioUser(path)) => {
+                let source = VfioUserSource::connect(path);
+                let source = source.map_err(|error| no_screen(path, error))?;
+                Ok(Opened::VfioUser(Box::new(source)))
+            }
             None => Err(anyhow::anyhow!("no source").into()),
         }
     }
@@ -150,14 +156,33 @@ impl SourceArgs {
             }),
         }
     }
+}
 
+/// SOURCE, which of its screens, and what of that is seen.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScreenArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+
+    /// Draw the sprites of the screen over its picture, each at its place. Without this they
+    /// are left out
+    #[arg(long)]
+    pub(crate) compose: bool,
+}
+
+impl ScreenArgs {
     /// The screen, which nobody has looked at.
     pub(crate) fn open(&self) -> Result<Screen, Failure> {
-        let source: Box<dyn Source> = match self.source()? {
+        let source: Box<dyn Source> = match self.source.source()? {
             Opened::Gpu(source) => source,
             Opened::Vfio(source) => source,
+            Opened::VfioUser(source) => source,
         };
-        Ok(Screen::new(source, self.head)?)
+        let mut screen = Screen::new(source, self.source.head)?;
+        if self.compose {
+            screen.compose();
+        }
+        Ok(screen)
     }
 }
 
@@ -166,6 +191,14 @@ impl SourceArgs {
 pub(crate) enum Opened {
     Gpu(Box<GpuSource>),
     Vfio(Box<VfioSource>),
+    VfioUser(Box<VfioUserSource>),
+}
+
+/// A socket that cannot be looked at.
+fn no_screen(path: &Path, error: SourceError) -> Failure {
+    let status = status(&error);
+    let error = anyhow::Error::new(error).context(format!("no screen at {}", path.display()));
+    Failure::new(status, error)
 }
 
 impl Opened {
@@ -224,6 +257,7 @@ mod tests {
         let process = |pid, fd| vfio(VfioSpec::Process { pid, fd });
         assert_eq!(parse("pid:12"), process(12, None));
         assert_eq!(parse("pid:12/7"), process(12, Some(7)));
+        assert_eq!(parse("vfio-user:/a b"), SourceSpec::VfioUser("/a b".into()));
         for path in ["/dev/vfio/3", "/dev/vfio/devices/vfio0", "/sys/devices/x"] {
             assert_eq!(parse(path), vfio(VfioSpec::Path(path.into())));
         }

@@ -52,6 +52,11 @@ pub(super) struct Args {
     /// Look for answers all the time and never sleep
     #[arg(long)]
     poll: bool,
+    /// How long to look for answers, as long as that pays, before it sleeps; with 0 it
+    /// sleeps at once
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, conflicts_with = "poll",
+        value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    poll_us: u64,
     /// As one JSON object
     #[arg(long)]
     json: bool,
@@ -64,6 +69,9 @@ struct Report {
     depth: u16,
     queues: u16,
     poll: bool,
+    /// Absent with `poll`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    poll_us: Option<u64>,
     seconds: f64,
     operations: u64,
     iops: f64,
@@ -137,6 +145,7 @@ fn report(args: &Args, latency: &Histogram<u64>, seconds: f64, cpu: f64) -> Resu
         depth: args.depth,
         queues: args.queues,
         poll: args.poll,
+        poll_us: (!args.poll).then_some(args.poll_us),
         seconds,
         operations,
         iops: count / seconds,
@@ -180,8 +189,9 @@ struct Runner {
 }
 
 impl Runner {
-    fn new(load: Load, number: u64, args: &Args, queue: DiskQueue) -> Self {
+    fn new(load: Load, number: u64, args: &Args, mut queue: DiskQueue) -> Self {
         let depth = usize::from(args.depth);
+        queue.look_for(Duration::from_micros(args.poll_us));
         Self {
             random: Random(0x9E37_79B9_7F4A_7C15 ^ (number + 1)),
             next: load.blocks / u64::from(args.queues) * number,

@@ -22,6 +22,9 @@ use target::{Place, Target};
 
 /// Options of `linkspan driver`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    linkspan driver blk --socket-path /tmp/disk.sock info\n  \
+    linkspan driver net --socket-path /tmp/net.sock info")]
 pub struct Args {
     #[command(subcommand)]
     device: DeviceKind,

@@ -1,17 +1,18 @@
 //! `linkspan driver net`: a network device, driven without a guest.
 
 use anyhow::anyhow;
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use linkspan_backends::nic::{
     Nic, NicControl, NicError, NicLayout, NicOptions, NicPair, PAIRS_MAX, Wanted, control_ring,
+    pairs_of,
 };
 use linkspan_devices::net::{Mac, NetInfo};
 use linkspan_engine::vhost_user::Link;
-use linkspan_vhost::frontend::Negotiated;
+use linkspan_vhost::frontend::{Negotiated, QueueUnit};
 use linkspan_virtio::Features;
 use serde::Serialize;
 
-use super::target::{Connection, Hints, Target, Ways};
+use super::target::{Connection, Hints, Place, Target, Ways};
 use super::{ReachArgs, net_bench};
 use crate::exit::{Failure, Status};
 use crate::net::mac;
@@ -33,6 +34,12 @@ pub(super) struct Args {
     #[arg(long, global = true, value_name = "N", default_value_t = 1,
         value_parser = clap::value_parser!(u16).range(1..=i64::from(PAIRS_MAX)))]
     queues: u16,
+
+    /// What the back end counts when it says how many queues it has. Where it offers
+    /// several pairs, configuration space says how many too, and the smaller number holds
+    /// [default: pairs]
+    #[arg(long, global = true, value_enum)]
+    count: Option<CountArg>,
 
     /// Use packed rings; the back end must have them
     #[arg(long, global = true)]
@@ -62,6 +69,23 @@ pub(super) struct Args {
 
     #[command(subcommand)]
     verb: Verb,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CountArg {
+    /// QEMU, DPDK, `linkspan net`
+    Pairs,
+    /// Programs made with rust-vmm, `linkspan net` with count=rings
+    Rings,
+}
+
+impl From<CountArg> for QueueUnit {
+    fn from(count: CountArg) -> Self {
+        match count {
+            CountArg::Pairs => Self::Pairs,
+            CountArg::Rings => Self::Rings,
+        }
+    }
 }
 
 fn on_or_off(text: &str) -> Result<bool, String> {
@@ -97,8 +121,14 @@ pub(super) struct Device {
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let target = args.reach.target(args.packed)?;
+    // clap cannot say so of an option that holds for all verbs.
+    if args.count.is_some() && matches!(target.place, Place::Vdpa { .. }) {
+        let error = anyhow!("--count is for back ends behind a socket");
+        return Err(Failure::new(Status::Usage, error));
+    }
     let options = NicOptions {
         pairs: args.queues,
+        count: args.count.map_or(QueueUnit::Pairs, QueueUnit::from),
         packed: args.packed,
         in_order: args.in_order,
         mergeable: !args.no_mergeable,
@@ -120,7 +150,13 @@ fn connect(target: &Target, options: NicOptions) -> Result<Connection, Failure> 
         socket: &|reach| options.link_options(reach, target.connect_limit),
         vdpa: &|open| options.vdpa_options(open),
     };
-    target.connect(&wanted, &HINTS)
+    let connection = target.connect(&wanted, &HINTS)?;
+    let (pairs, max) = (options.pairs, pairs_of(connection.negotiated()));
+    if u64::from(pairs) > max {
+        let error = NicError::Pairs { pairs, max };
+        return Err(failure(target, error).hint("fewer --queues, or a back end with more"));
+    }
+    Ok(connection)
 }
 
 /// Connects and starts all pairs.
@@ -230,7 +266,7 @@ impl Info {
         let protocol = negotiated.protocol_features.iter_names();
         let names: Vec<_> = protocol.map(|(name, _)| name).collect();
         Self {
-            queue_pairs_max: negotiated.queues_max / 2,
+            queue_pairs_max: pairs_of(negotiated),
             mac: known.mac.map(|mac| mac.to_string()),
             mtu: known.mtu,
             link_up: known.link_up,

@@ -79,6 +79,8 @@ struct Report {
     received: u64,
     /// Bytes of those.
     received_bytes: u64,
+    /// The frames of each queue pair.
+    pairs: Vec<PairReport>,
     /// With `tx` frames that it did not take, with `loop` those that did not come back.
     lost: u64,
     /// Frames that came and were not as they were sent.
@@ -100,6 +102,12 @@ struct Report {
     latency_us: Option<Latency>,
     /// Processor time of this process, the driver's side alone.
     cpu_seconds_per_million: f64,
+}
+
+#[derive(Serialize)]
+struct PairReport {
+    sent: u64,
+    received: u64,
 }
 
 /// How long to wait for frames that are still on the way.
@@ -172,18 +180,28 @@ pub(super) fn run(
     let cpu = cpu_seconds() - cpu_before;
     drop(device.link);
     let mut total = Tally::new()?;
+    let mut pairs = Vec::new();
     for result in results {
-        total.add(&result?)?;
+        let tally = result?;
+        total.add(&tally)?;
+        let (sent, received) = (tally.sent, tally.received);
+        pairs.push(PairReport { sent, received });
     }
     let control = control_queue.then(|| announced.into_inner());
-    report(args, options, device.features, (&total, control), cpu)
+    report(
+        args,
+        options,
+        device.features,
+        (&total, pairs, control),
+        cpu,
+    )
 }
 
 fn report(
     args: &Args,
     options: NicOptions,
     features: Features,
-    (total, announced): (&Tally, Option<u64>),
+    (total, pairs, announced): (&Tally, Vec<PairReport>, Option<u64>),
     cpu: f64,
 ) -> Result<(), Failure> {
     let (frames, bytes, lost) = match args.mode {
@@ -220,6 +238,7 @@ fn report(
         sent: total.sent,
         received: total.received,
         received_bytes: total.bytes,
+        pairs,
         lost,
         damaged: total.damaged,
         disordered: total.disordered,

@@ -2,12 +2,14 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use linkspan_backends::fcopy::{Guest, GuestEnd};
+use linkspan_engine::{Endpoint, Messages, Phase};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
-use linkspan_sys::sandbox::{self, Access, Rule, Sandbox};
+use linkspan_sys::sandbox::{self, Access, Network, Rule, Sandbox};
 use linkspan_sys::signals::{Signal, Signals, ignore_file_limit};
 use linkspan_sys::{daemon, uio};
 use serde::Serialize;
@@ -15,7 +17,9 @@ use serde::Serialize;
 use super::settings::{Options, Settings};
 use super::source::Source;
 use crate::exit::Failure;
+use crate::plane::Used;
 use crate::serving::print;
+use crate::tether;
 
 /// The first pause before another attempt, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
@@ -33,6 +37,13 @@ pub(super) struct Args {
     /// Prints what happens on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    /// What it takes of this machine.
+    pub(super) fn uses(&self) -> Vec<Used> {
+        self.options.uses()
+    }
 }
 
 /// Where the guest goes on once it has what it needs.
@@ -69,6 +80,8 @@ pub(super) fn serve(settings: &Settings, json: bool, stay: Stay) -> Result<(), F
         .context("cannot watch for signals")?;
     ignore_file_limit().context("cannot ignore a signal")?;
     let mut guest = Guest::new(settings.policy()?, settings.tree()?);
+    let endpoint = Arc::new(Endpoint::default());
+    show(&endpoint, guest.messages());
     let mut source = Source::new(settings.connect.as_deref());
     if !source.prepare(&signals)? {
         say(json, "stopped", None, &guest);
@@ -79,12 +92,15 @@ pub(super) fn serve(settings: &Settings, json: bool, stay: Stay) -> Result<(), F
         tracing::info!("started");
     }
     confine(settings)?;
+    tether::hold().context("no line to the supervisor")?;
     let mut pause = PAUSES[0];
     loop {
         let begun = Instant::now();
         match source.open(&signals)? {
             Some((channel, mut socket)) => {
                 say(json, "joined", None, &guest);
+                endpoint.begin();
+                endpoint.enter(Phase::Running);
                 tracing::info!("the channel is open");
                 let end = guest.serve(channel, socket.as_mut(), signals.as_fd());
                 if matches!(end, GuestEnd::Cancelled) {
@@ -92,8 +108,10 @@ pub(super) fn serve(settings: &Settings, json: bool, stay: Stay) -> Result<(), F
                     return Ok(());
                 }
                 let reason = end.to_string();
+                endpoint.enter(Phase::Reconnecting);
                 say(json, "left", Some(&reason), &guest);
                 if end.is_fault() {
+                    endpoint.fault(&reason);
                     tracing::warn!("the channel ended: {reason}");
                 } else {
                     tracing::info!("the channel ended: {reason}");
@@ -113,6 +131,13 @@ pub(super) fn serve(settings: &Settings, json: bool, stay: Stay) -> Result<(), F
         }
         pause = (pause * 2).min(PAUSES[1]);
     }
+}
+
+/// What there is to see of it in a plane.
+fn show(endpoint: &Arc<Endpoint>, messages: &Arc<Messages>) {
+    tether::watch("host", messages);
+    let endpoint = Arc::clone(endpoint);
+    tether::show(move || Some(tether::life("host", &endpoint)));
 }
 
 fn say(json: bool, event: &'static str, reason: Option<&str>, guest: &Guest) {
@@ -146,7 +171,7 @@ fn confine(settings: &Settings) -> Result<(), Failure> {
         let there = folders.iter().filter(|folder| Path::exists(folder));
         rules.extend(there.map(|folder| Rule::new(folder, Access::Read)));
     }
-    match sandbox::enter(&rules).context("cannot enter the sandbox")? {
+    match sandbox::enter(&rules, Network::Without).context("cannot enter the sandbox")? {
         Sandbox::Landlock(version) => tracing::debug!("sandboxed, with Landlock {version}"),
         Sandbox::PrivilegesOnly => tracing::info!("this kernel has no Landlock to be held by"),
     }

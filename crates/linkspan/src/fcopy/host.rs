@@ -4,16 +4,20 @@ use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use linkspan_backends::fcopy::{Accepts, Host, HostEvent, HostOptions, OUTSTANDING};
 use linkspan_engine::vmbus::ChannelError;
+use linkspan_engine::{Endpoint, Phase, Sights};
 use linkspan_sys::Listener;
 use linkspan_sys::signals::{Signal, Signals};
 use serde::Serialize;
 
 use crate::exit::{Failure, Status};
+use crate::plane::{Use, Used};
 use crate::serving::print;
+use crate::tether;
 
 /// Bytes of a ring to a guest of ours: there is room for all messages that it gets at
 /// once, and both rings stay in the processor's cache.
@@ -59,6 +63,18 @@ pub(super) struct Args {
     command: Vec<OsString>,
 }
 
+impl Args {
+    /// What it takes of this machine.
+    pub(super) fn uses(&self) -> Vec<Used> {
+        let control = ("control", Use::Socket(self.control.clone()));
+        let device = self
+            .device
+            .clone()
+            .map(|path| ("device", Use::Socket(path)));
+        [control].into_iter().chain(device).collect()
+    }
+}
+
 #[derive(Serialize, Default)]
 struct Line<'a> {
     event: &'static str,
@@ -70,6 +86,33 @@ struct Line<'a> {
     path: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     outcome: Option<&'static str>,
+}
+
+/// What happened to the guest, for who looks.
+fn live(endpoint: &Endpoint, event: &HostEvent) {
+    match event {
+        HostEvent::Joined => {
+            endpoint.begin();
+            endpoint.enter(Phase::Running);
+        }
+        HostEvent::Left { reason, fault } => {
+            endpoint.enter(Phase::Reconnecting);
+            if *fault {
+                endpoint.fault(reason);
+            }
+        }
+        HostEvent::File { .. } => {}
+    }
+}
+
+fn show(endpoint: Arc<Endpoint>, sights: &Arc<Sights>) {
+    let sights = Arc::clone(sights);
+    tether::watch("guest", &sights.messages);
+    tether::show(move || {
+        let latency = tether::latency(&sights.latency.latency());
+        let more = serde_json::json!({ "latency": latency });
+        Some(tether::with(tether::life("guest", &endpoint), more))
+    });
 }
 
 /// Serves until a signal ends it, or the program that it runs has ended.
@@ -106,12 +149,18 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         },
     };
     let json = args.json;
-    let host = Host::new(listeners, options, move |event| report(&event, json));
+    let endpoint = Arc::new(Endpoint::default());
+    let life = Arc::clone(&endpoint);
+    let host = Host::new(listeners, options, move |event| {
+        live(&life, &event);
+        report(&event, json);
+    });
     let mut host = host.map_err(|error| match error {
         ChannelError::Size { .. } => Failure::new(Status::Usage, error)
             .hint("--ring-size 20480, or any multiple of 4096 from 12288 on"),
         error => error.into(),
     })?;
+    show(endpoint, host.sights());
     if json {
         let event = "listening";
         print(&Line {

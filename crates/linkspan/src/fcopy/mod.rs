@@ -19,6 +19,7 @@ use linkspan_engine::vmbus::FramedError;
 use linkspan_vmbus::link::{Outcome, Reason};
 
 use crate::exit::{Failure, Status};
+use crate::plane::Used;
 
 /// Options of `linkspan fcopy`.
 #[derive(Debug, clap::Args)]
@@ -50,6 +51,24 @@ enum Verb {
     Demo(demo::Args),
     /// Sends files and folders through a host that runs
     Send(send::Args),
+}
+
+impl Args {
+    /// What a link takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        match &self.verb {
+            Verb::Guest(args) => args.uses(),
+            Verb::Host(args) => args.uses(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Args {
+    /// Whether it is a guest, which enters a sandbox.
+    pub(crate) fn is_guest(&self) -> bool {
+        matches!(self.verb, Verb::Guest(_))
+    }
 }
 
 /// Runs the command; its status is that of the program that it ran, if it did.

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::exit::{Failure, Status};
+use crate::plane::{Use, Used};
 
 /// The file that is read if the command line names neither a file nor a folder.
 pub(super) const FILE: &str = "/etc/linkspan/fcopy.toml";
@@ -100,6 +101,12 @@ impl Options {
             config: file,
             ..Self::default()
         }
+    }
+
+    /// What it takes of this machine.
+    pub(super) fn uses(&self) -> Vec<Used> {
+        let roots = self.root.iter().cloned();
+        roots.map(|root| ("root", Use::Folder(root))).collect()
     }
 
     /// What the command line and the file say.

@@ -12,6 +12,7 @@ use anyhow::{Context, anyhow};
 use linkspan_backends::fcopy::GuestEnd;
 use linkspan_backends::ic::{Guest, clock_offset};
 use linkspan_engine::vmbus::{Channel, Framed, FramedError};
+use linkspan_engine::{Endpoint, Phase};
 use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::{thread, uio};
@@ -26,6 +27,7 @@ use serde::Serialize;
 use super::{Named, action_name, services};
 use crate::exit::{Failure, Status};
 use crate::serving::print;
+use crate::tether;
 
 /// The first pause before another attempt, and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
@@ -218,12 +220,18 @@ impl Source<'_> {
         answered: &mut dyn FnMut(),
     ) -> Result<(), Failure> {
         let mut guest = Guest::new(service);
+        let endpoint = Arc::new(Endpoint::default());
+        let seen = (self.name.name(), Arc::clone(&endpoint));
+        tether::watch(seen.0, guest.messages());
+        tether::show(move || Some(tether::life(seen.0, &seen.1)));
         let mut pause = PAUSES[0];
         loop {
             let begun = Instant::now();
             if let Some((channel, mut socket)) = self.open()? {
                 self.told = false;
                 self.say("joined", None);
+                endpoint.begin();
+                endpoint.enter(Phase::Running);
                 let end = guest.serve(
                     channel,
                     socket.as_mut(),
@@ -236,7 +244,9 @@ impl Source<'_> {
                     return Ok(());
                 }
                 let reason = end.to_string();
+                endpoint.enter(Phase::Reconnecting);
                 if end.is_fault() {
+                    endpoint.fault(&reason);
                     tracing::warn!("{}: the channel ended: {reason}", self.name.name());
                 }
                 self.say("left", Some(reason));

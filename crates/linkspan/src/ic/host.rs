@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use linkspan_backends::ic::{Host, HostEvent, HostOptions, Parting};
+use linkspan_engine::{Endpoint, Phase};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::{EventFd, Listener};
 use linkspan_vmbus::ic::heartbeat::Health;
@@ -18,7 +19,9 @@ use serde::Serialize;
 
 use super::{Named, services};
 use crate::exit::{Failure, Status};
+use crate::plane::{Use, Used};
 use crate::serving::print;
+use crate::tether;
 
 /// Options of `host`.
 #[derive(Debug, clap::Args)]
@@ -69,6 +72,13 @@ pub(super) struct Args {
     /// Prints what happens on standard output, one JSON object a line
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    /// What it takes of this machine.
+    pub(super) fn uses(&self) -> Vec<Used> {
+        vec![("control", Use::Socket(self.control.clone()))]
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,7 +134,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let done = over.try_clone().context("cannot make an eventfd")?;
     let answered: Arc<Mutex<Answered>> = Arc::default();
     let answer = Arc::clone(&answered);
+    let lives: Vec<_> = options
+        .services
+        .iter()
+        .map(|it| (*it, Arc::default()))
+        .collect();
+    let seen = lives.clone();
     let mut host = Host::new(listener, options, move |service, event| {
+        live(&seen, service, &event);
         report(service, &event, json);
         if let Some(end) = end_of_wish(service, &event).filter(|_| wishes) {
             let mut answer = answer.lock().expect("nobody panics with it");
@@ -140,6 +157,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         });
     }
     tracing::info!("listening");
+    show(&host, &lives);
     serve(&mut host, &signals, &over)?;
     let answer = answered.lock().expect("nobody panics with it").take();
     match answer {
@@ -147,6 +165,38 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Some(Ok(())) => Ok(()),
         None if wishes => Err(anyhow!("stopped before the guest had answered").into()),
         None => Ok(()),
+    }
+}
+
+/// Services, each with the life of its guest.
+type Lives = Vec<(&'static Service, Arc<Endpoint>)>;
+
+/// What happened to the guest of a service, for who looks.
+fn live(lives: &Lives, service: &Service, event: &HostEvent) {
+    let Some((_, endpoint)) = lives.iter().find(|(it, _)| it.kind == service.kind) else {
+        return;
+    };
+    match event {
+        HostEvent::Joined => {
+            endpoint.begin();
+        }
+        HostEvent::Ready { .. } => endpoint.enter(Phase::Running),
+        HostEvent::Left { reason, parting } => {
+            endpoint.enter(Phase::Reconnecting);
+            if *parting != Parting::Went {
+                endpoint.fault(reason);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn show(host: &Host, lives: &Lives) {
+    for (service, messages) in host.messages() {
+        tether::watch(service.name, messages);
+    }
+    for (service, endpoint) in lives.clone() {
+        tether::show(move || Some(tether::life(service.name, &endpoint)));
     }
 }
 

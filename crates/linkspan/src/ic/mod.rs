@@ -8,6 +8,7 @@ use clap::{Subcommand, ValueEnum};
 use linkspan_vmbus::ic::{HEARTBEAT, SHUTDOWN, Service, TIME_SYNC, shutdown};
 
 use crate::exit::Failure;
+use crate::plane::Used;
 
 /// Options of `linkspan ic`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,16 @@ enum Verb {
     Guest(guest::Args),
     /// Asks a guest whether it lives, to shut down, and tells it the time
     Host(host::Args),
+}
+
+impl Args {
+    /// What a link takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        match &self.verb {
+            Verb::Guest(_) => Vec::new(),
+            Verb::Host(args) => args.uses(),
+        }
+    }
 }
 
 /// Runs the command.

@@ -20,7 +20,7 @@ use linkspan_devices::net::frame::{Lease, Responder};
 use linkspan_devices::net::switch::PortVlans;
 use linkspan_devices::net::{NetOptions, OFFLOADS, Speed};
 use linkspan_engine::vhost_user;
-use linkspan_engine::{Device, Rate, RateLimit, Server, Workers};
+use linkspan_engine::{Device, NETWORK_DEVICE, Rate, RateLimit, Server, Workers};
 use linkspan_sys::poll::{Interest, Ready};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_sys::socket::{Inherited, inherit};
@@ -28,12 +28,15 @@ use linkspan_sys::tap::{TapError, TapQueue, open_tap};
 use linkspan_sys::{Epoll, Listener};
 
 use crate::exit::{Failure, Status};
+use crate::plane::{Use, Used};
 use crate::serving;
+use crate::tether;
 use crate::vduse::VduseArgs;
+use crate::vm::{Offer, Plug};
 use crate::workers::WorkerArgs;
 use link::Links;
-pub(crate) use spec::mac;
-use spec::{Behind, PortSpec, mac_of};
+use spec::{Behind, PortSpec};
+pub(crate) use spec::{mac, mac_of};
 
 /// Options of `linkspan net`.
 #[derive(Debug, clap::Args)]
@@ -55,6 +58,7 @@ use spec::{Behind, PortSpec, mac_of};
           queues=N           [1]\n  \
         tap-fd:N             an inherited queue of one\n  \
         responder            answers ARP, ping and DHCP, for guests without a network\n    \
+          mac=ADDRESS        [one that goes with its name]\n    \
           address=IP/BITS    its own address [10.0.2.2/24]\n    \
           lease=IP           what it leases to a guest that asks [none]\n  \
         Each, but for the responder, has\n    \
@@ -130,7 +134,7 @@ enum ModeArg {
     Switch,
     /// Two ports, each of which gets what the other sends
     Pair,
-    /// Frames are counted and dropped
+    /// Frames are copied out whole, looked at and dropped
     Sink,
     /// Each guest gets as many frames as it takes
     Source,
@@ -186,8 +190,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let running = fabric.run(&workers).map_err(no_fabric)?;
     let mut servers = Vec::new();
     for (number, port) in (0..).zip(&args.port) {
-        servers.extend(serve(port, number, &fabric, &workers, args)?);
+        let server = serve(port, number, &fabric, &workers, args)?;
+        show(number, &fabric, server.as_ref());
+        servers.extend(server);
     }
+    tether::settle();
     wait(&signals, &servers, &fabric, args.json)?;
     tracing::info!("ending: finishing what is in flight");
     for server in servers {
@@ -200,7 +207,56 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What there is to see of a port while it is served.
+fn show(port: u16, fabric: &Arc<Fabric>, server: Option<&Server>) {
+    let endpoint = server.map(|server| Arc::clone(server.endpoint()));
+    if let Some(endpoint) = &endpoint {
+        tether::watch(fabric.name(port), endpoint.messages());
+    }
+    let fabric = Arc::downgrade(fabric);
+    tether::show(move || {
+        let fabric = fabric.upgrade()?;
+        let name = fabric.name(port);
+        let counted = report::port(&fabric, port)?;
+        let seen = match &endpoint {
+            Some(endpoint) => tether::endpoint(name, NETWORK_DEVICE, endpoint),
+            None => serde_json::json!({ "endpoint": name }),
+        };
+        Some(tether::with(seen, serde_json::json!({ "frames": counted })))
+    });
+}
+
 impl Args {
+    /// What it takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        let ports = self.port.iter().filter_map(|port| match &port.behind {
+            Behind::Listen(path) => Some(Use::Socket(path.clone())),
+            Behind::Vduse(name) => Some(Use::Vduse(name.as_str().to_owned())),
+            Behind::Tap(name) => Some(Use::Interface(name.clone())),
+            Behind::Connect(_) | Behind::GuestFd(_) | Behind::TapFd(_) | Behind::Responder => None,
+        });
+        let capture = self.capture.iter().cloned().map(Use::Makes);
+        ports
+            .map(|used| ("port", used))
+            .chain(capture.map(|used| ("capture", used)))
+            .collect()
+    }
+
+    /// What it gives to virtual machines.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        let ports = self.port.iter().filter_map(|port| match &port.behind {
+            Behind::Listen(socket) => Some(Offer {
+                plug: Plug::Nic {
+                    pairs: port.queues,
+                    mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
+                },
+                socket: socket.clone(),
+            }),
+            _ => None,
+        });
+        ports.collect()
+    }
+
     /// Opens the file for what goes through the ports, if there is to be one.
     fn capture(&self) -> Result<Option<(Arc<Capture>, CaptureFile)>, Failure> {
         let Some(path) = &self.capture else {

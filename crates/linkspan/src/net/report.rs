@@ -14,6 +14,14 @@ pub(super) fn opened(port: &str, interface: &str, json: bool) {
     }
 }
 
+/// What was counted of a port until now.
+pub(super) fn port(fabric: &Fabric, number: u16) -> Option<Value> {
+    let counts = fabric.counts(number)?;
+    let mut value = value(fabric.name(number), &counts, fabric.captures(number));
+    value["link_up"] = fabric.link_is_up(number).into();
+    Some(value)
+}
+
 /// Says what was counted of each port until now.
 pub(super) fn counts(fabric: &Fabric, json: bool) {
     for number in 0..fabric.ports() {
@@ -22,9 +30,7 @@ pub(super) fn counts(fabric: &Fabric, json: bool) {
         };
         let port = fabric.name(number);
         if json {
-            let mut value = value(port, &counts, fabric.captures(number));
-            value["link_up"] = fabric.link_is_up(number).into();
-            print(&value);
+            print(&self::port(fabric, number));
             continue;
         }
         let drops = DropCause::ALL

@@ -242,7 +242,7 @@ pub(crate) fn mac(text: &str) -> Result<Mac, String> {
 }
 
 /// A locally administered address that goes with a name.
-pub(super) fn mac_of(name: &str) -> Mac {
+pub(crate) fn mac_of(name: &str) -> Mac {
     let start = 0xCBF2_9CE4_8422_2325_u64;
     let hash = name.bytes().fold(start, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)

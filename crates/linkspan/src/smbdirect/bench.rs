@@ -100,6 +100,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "seconds")]
     messages: Option<u64>,
 
+    /// Where `status` connects
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
     /// Writes what goes over the connections to a file that Wireshark reads; replaces it
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -195,7 +199,10 @@ fn measure<C: Host>(
         Some(messages) => Goal::Messages(messages),
         None => Goal::Time(Duration::from_secs_f64(args.seconds)),
     };
-    let mut initiator = Initiator::new(endpoint.map_err(super::no_endpoint)?)?;
+    let mut initiator = Initiator::new(
+        endpoint.map_err(super::no_endpoint)?,
+        args.control.as_deref(),
+    )?;
     if let Some(file) = pcap {
         initiator.endpoint.capture(file).context("cannot capture")?;
     }

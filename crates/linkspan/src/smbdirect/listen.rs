@@ -13,12 +13,15 @@ use linkspan_smbdirect::Role;
 use linkspan_sys::signals::{Signal, Signals};
 use serde::Serialize;
 
-use super::control::{Control, Question};
+use super::control::Question;
 use super::parameters::{Parameters, Provider, Wire, config};
 use super::status;
+use crate::control::{Askers, Control};
 use crate::driver::bytes;
 use crate::exit::{Failure, Status};
+use crate::plane::{Use, Used};
 use crate::serving::print;
+use crate::tether::{self, Desk};
 
 /// Options of `listen`.
 #[derive(Debug, clap::Args)]
@@ -88,6 +91,20 @@ pub(super) struct Args {
     wire: Wire,
 }
 
+impl Args {
+    /// What it takes of this machine.
+    pub(super) fn uses(&self) -> Vec<Used> {
+        let addresses = self.addr.addresses(self.wire.provider).into_iter();
+        let control = self.control.clone().map(Use::Socket);
+        let pcap = self.pcap.clone().map(Use::Makes);
+        addresses
+            .map(|address| ("addr", Use::Listens(address)))
+            .chain(control.map(|used| ("control", used)))
+            .chain(pcap.map(|used| ("pcap", used)))
+            .collect()
+    }
+}
+
 /// An address, and a port if there was one.
 #[derive(Clone, Copy, Debug)]
 struct At(IpAddr, Option<u16>);
@@ -133,6 +150,7 @@ struct Line {
 
 const SIGNALS: u32 = 0;
 const CONTROL: u32 = 1;
+const SEEN: u32 = 2;
 
 /// Serves until a signal ends it.
 ///
@@ -163,9 +181,15 @@ fn serve<C: Host>(
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
         .context("cannot watch for signals")?;
     let mut service = service(args, endpoint.map_err(super::no_endpoint)?, pcap)?;
-    let control = args.control.as_deref().map(Control::new).transpose()?;
+    let control = args.control.as_deref();
+    let control = control
+        .map(|path| Control::new(path, Askers::All))
+        .transpose()?;
+    let desk = Desk::new().context("cannot wait")?;
+    tether::watch("smbdirect", service.messages());
     let watched = || -> io::Result<()> {
         service.watch(&signals, SIGNALS)?;
+        service.watch(desk.event(), SEEN)?;
         control
             .as_ref()
             .map_or(Ok(()), |control| service.watch(control.event(), CONTROL))
@@ -183,14 +207,17 @@ fn serve<C: Host>(
             });
         }
     }
+    let mut past = status::Past::default();
     loop {
         service.turn().context("cannot wait")?;
         while let Some(happened) = service.happened() {
             report(&happened, args.json);
+            past.take(&happened);
         }
         while let Some(number) = service.watched() {
             match (number, &control) {
                 (CONTROL, Some(control)) => answer(control, &mut service),
+                (SEEN, _) => desk.answer(|| status::seen(&service, &past)),
                 _ => return end(&mut service, args.json),
             }
         }
@@ -241,7 +268,7 @@ fn no_listener(address: SocketAddr, error: io::Error) -> Failure {
     Failure::new(status, error)
 }
 
-fn answer<C: Host>(control: &Control, service: &mut Service<C>) {
+fn answer<C: Host>(control: &Control<Question>, service: &mut Service<C>) {
     while let Some((question, answer)) = control.take() {
         if let Question::Log(classes) = question {
             service.log(classes);

@@ -1,6 +1,7 @@
 //! How `ping` and `bench` meet a peer: connecting, the hello, and who answers it.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -11,11 +12,15 @@ use linkspan_rdma::verbs::{Failure as Lost, MemoryId, Slice};
 use linkspan_smbdirect::{Misuse, Status as Core};
 use linkspan_sys::signals::{Signal, Signals};
 
+use super::control::Question;
 use super::parameters::Provider;
+use super::status;
+use crate::control::{Askers, Control};
 use crate::exit::{Failure, Status};
 
-/// What epoll calls signals.
+/// What epoll calls signals, and somebody who asks.
 const SIGNALS: u32 = 0;
+const CONTROL: u32 = 1;
 
 /// The addresses that `HOST[:PORT]` stands for, in the order in which they are tried.
 ///
@@ -67,6 +72,7 @@ pub(super) struct Met {
 pub(super) struct Initiator<C: Host> {
     pub(super) endpoint: Endpoint<C>,
     signals: Signals,
+    control: Option<Control<Question>>,
     /// A hello lies at its begin.
     hello: MemoryId,
 }
@@ -110,26 +116,48 @@ pub(super) fn started<T>(asked: Result<T, Misuse>) -> Result<(), Failure> {
 }
 
 impl<C: Host> Initiator<C> {
-    pub(super) fn new(mut endpoint: Endpoint<C>) -> Result<Self, Failure> {
+    /// `control`: where `status` connects.
+    pub(super) fn new(mut endpoint: Endpoint<C>, control: Option<&Path>) -> Result<Self, Failure> {
         let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate])
             .context("cannot watch for signals")?;
         endpoint.watch(&signals, SIGNALS).context("cannot wait")?;
+        let control = control
+            .map(|path| Control::new(path, Askers::All))
+            .transpose()?;
+        if let Some(control) = &control {
+            let watched = endpoint.watch(control.event(), CONTROL);
+            watched.context("cannot wait")?;
+        }
         let hello = Region::heap(HELLO_LEN).context("memory")?;
         let hello = endpoint.add_memory(hello).context("memory")?;
         Ok(Self {
             endpoint,
             signals,
+            control,
             hello,
         })
     }
 
-    /// Whether somebody wants us to end.
+    /// Whether somebody wants us to end; whoever asks how it is has an answer.
     pub(super) fn is_stopped(&mut self) -> bool {
         let mut stopped = false;
         while let Some(number) = self.endpoint.watched() {
-            stopped |= number == SIGNALS && self.signals.take().is_ok_and(|came| !came.is_empty());
+            match number {
+                CONTROL => self.answer(),
+                _ => stopped |= self.signals.take().is_ok_and(|came| !came.is_empty()),
+            }
         }
         stopped
+    }
+
+    fn answer(&mut self) {
+        while let Some((question, answer)) = self.control.as_ref().and_then(Control::take) {
+            if let Question::Log(classes) = question {
+                self.endpoint.log(classes);
+            }
+            // Whoever asked may have left.
+            let _ = answer.send(status::initiator_lines(&self.endpoint));
+        }
     }
 
     /// Waits until something has happened, at most until `deadline`.

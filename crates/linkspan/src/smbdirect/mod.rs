@@ -6,7 +6,7 @@ mod listen;
 mod meeting;
 mod parameters;
 mod ping;
-mod status;
+pub(crate) mod status;
 
 use std::fs::File;
 use std::io;
@@ -18,6 +18,7 @@ use linkspan_backends::rdma::ProviderError;
 use linkspan_backends::smbdirect::EndpointError;
 
 use crate::exit::{Failure, Status};
+use crate::plane::Used;
 
 /// No such device.
 const ENODEV: i32 = 19;
@@ -45,6 +46,16 @@ enum Verb {
     Bench(bench::Args),
     /// Shows the connections of a listener that runs, and says what it logs
     Status(status::Args),
+}
+
+impl Args {
+    /// What a link takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        match &self.verb {
+            Verb::Listen(args) => args.uses(),
+            Verb::Ping(_) | Verb::Bench(_) | Verb::Status(_) => Vec::new(),
+        }
+    }
 }
 
 /// A file for what goes over connections, if there is to be one.

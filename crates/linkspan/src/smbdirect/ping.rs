@@ -49,6 +49,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "BYTES", default_value = "64", value_parser = bytes)]
     size: u64,
 
+    /// Where `status` connects
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+
     /// Writes what goes over the connection to a file that Wireshark reads; replaces it
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -107,7 +111,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 fn ping<C: Host>(args: &Args, endpoint: Result<Endpoint<C>, EndpointError>) -> Result<(), Failure> {
     let pcap = super::create(args.pcap.as_deref())?;
     let addresses = resolve(&args.host, args.wire.provider)?;
-    let mut initiator = Initiator::new(endpoint.map_err(super::no_endpoint)?)?;
+    let mut initiator = Initiator::new(
+        endpoint.map_err(super::no_endpoint)?,
+        args.control.as_deref(),
+    )?;
     if let Some(file) = pcap {
         initiator.endpoint.capture(file).context("cannot capture")?;
     }

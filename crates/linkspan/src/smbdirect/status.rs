@@ -1,11 +1,12 @@
-//! `linkspan smbdirect status`: the connections of a listener that runs.
+//! `linkspan smbdirect status`: the connections of a listener, or of a `ping` or `bench`, that runs.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
 use linkspan_backends::rdma::Host;
-use linkspan_backends::smbdirect::{Classes, Ended, Service};
+use linkspan_backends::smbdirect::{Classes, Ended, Endpoint, Happened, Service};
 use linkspan_smbdirect::{Role, Status as Core};
 use serde_json::{Value, json};
 
@@ -19,17 +20,17 @@ use crate::exit::{Failure, Status};
         linkspan smbdirect status --control /run/smbd.sock --log credit,keep-alive"
 )]
 pub(super) struct Args {
-    /// The socket of the listener
+    /// The socket of the program: what it was given as --control
     #[arg(long, value_name = "PATH")]
     control: PathBuf,
 
-    /// Classes that the listener logs from now on: event, send, receive, credit,
+    /// Classes that it logs from now on: event, send, receive, credit,
     /// keep-alive, memory, with commas between them; or all, or none
     #[arg(long, value_name = "CLASSES")]
     log: Option<Classes>,
 
-    /// As JSON, one object a line: the listener, its connections, and the last ones that
-    /// ended
+    /// As JSON, one object a line: the program, its connections, and, of a listener, the last
+    /// ones that ended
     #[arg(long)]
     json: bool,
 }
@@ -42,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let question = args.log.map_or(Question::Status, Question::Log);
     let text = ask(&args.control, question)?;
     let broken = |line: &str| {
-        let error = anyhow!("the listener said {line:?}");
+        let error = anyhow!("the program said {line:?}");
         Failure::new(Status::PeerBroke, error)
     };
     for line in text.lines() {
@@ -92,6 +93,112 @@ pub(super) fn lines<C: Host>(service: &Service<C>) -> String {
     }
     for ended in service.ended() {
         add(gone(ended));
+    }
+    text
+}
+
+/// What was, of connections that are over.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    messages: u64,
+    bytes: u64,
+    last_error: Option<String>,
+}
+
+impl Past {
+    /// Takes note of what has happened.
+    pub(super) fn take(&mut self, happened: &Happened) {
+        if let Happened::Ended { ended, .. } = happened {
+            self.messages += ended.messages;
+            self.bytes += ended.bytes;
+            if ended.is_fault() {
+                self.last_error = Some(format!("{}: {}", ended.peer, ended.reason()));
+            }
+        }
+    }
+}
+
+/// Connections that are shown one by one.
+const SHOWN: usize = 256;
+
+/// Connections by their numbers, with who each is; a part of them if there are very many.
+pub(crate) fn each(connections: impl Iterator<Item = (u64, SocketAddr, Core)>) -> Value {
+    let shown = connections.take(SHOWN).map(|(number, peer, status)| {
+        let mut value = core(&status);
+        value["peer"] = peer.to_string().into();
+        (number.to_string(), value)
+    });
+    Value::Object(shown.collect())
+}
+
+/// The credits of all these connections together.
+pub(crate) fn credits(connections: impl Iterator<Item = Core>) -> Value {
+    let mut sums = [0_u64; 4];
+    for it in connections {
+        let these = [
+            it.send_credits,
+            it.send_credit_target,
+            it.receives_granted,
+            it.receive_credit_target,
+        ];
+        for (sum, number) in sums.iter_mut().zip(these) {
+            *sum += u64::from(number);
+        }
+    }
+    let [send_credits, send_wanted, granted, receives_wanted] = sums;
+    json!({
+        "send_credits": send_credits,
+        "send_credits_wanted": send_wanted,
+        "receives_granted": granted,
+        "receives_wanted": receives_wanted,
+    })
+}
+
+/// What there is to see of a listener in a plane.
+pub(super) fn seen<C: Host>(service: &Service<C>, past: &Past) -> Value {
+    let summary = service.summary();
+    let (mut messages, mut bytes) = (past.messages, past.bytes);
+    for connection in service.connections() {
+        messages += connection.messages;
+        bytes += connection.bytes;
+    }
+    let connections = service.connections();
+    json!({
+        "endpoint": "smbdirect",
+        "address": summary.address,
+        "last_error": past.last_error,
+        "traffic": { "messages": messages, "bytes": bytes },
+        "peers": summary.connections,
+        "half_open": summary.half_open,
+        "turned_away": summary.turned_away,
+        "ended": summary.ended,
+        "receive_buffers": { "bytes": summary.receive_bytes, "used": summary.receive_buffers },
+        "exposed_memory": { "bytes": summary.memory_bytes },
+        "credits": credits(service.connections().map(|it| it.status)),
+        "connections": each(connections.map(|it| (it.number, it.peer, it.status))),
+    })
+}
+
+/// What an initiator answers.
+pub(super) fn initiator_lines<C: Host>(endpoint: &Endpoint<C>) -> String {
+    let (bytes, buffers) = endpoint.buffers();
+    let mut text = String::new();
+    let mut add = |value: Value| {
+        let _ = writeln!(text, "{value}");
+    };
+    add(json!({
+        "kind": "initiator",
+        "connections": endpoint.count(),
+        "receive_bytes": bytes,
+        "receive_buffers": buffers,
+        "log": endpoint.classes().names().collect::<Vec<_>>(),
+    }));
+    for (_, number, peer, status) in endpoint.sessions() {
+        let mut value = core(&status);
+        value["kind"] = "connection".into();
+        value["connection"] = number.into();
+        value["peer"] = peer.to_string().into();
+        add(value);
     }
     text
 }
@@ -183,6 +290,12 @@ fn show(value: &Value) -> String {
             text("memory_bytes"),
             text("log"),
         ),
+        Some("initiator") => format!(
+            "{} connections; {} bytes for messages; logs {}\n",
+            text("connections"),
+            text("receive_bytes"),
+            text("log"),
+        ),
         Some("connection") => connection(value, &text),
         _ => format!(
             "{} {} ended after {} messages: {}\n",
@@ -196,8 +309,13 @@ fn show(value: &Value) -> String {
 
 fn connection(value: &Value, text: &dyn Fn(&str) -> String) -> String {
     let inner = |group: &str, name: &str| value[group][name].to_string();
+    // A listener counts messages; an initiator has its own figures.
+    let got = match &value["messages"] {
+        Value::Null => String::new(),
+        count => format!(": {count} messages, {} bytes", text("bytes")),
+    };
     format!(
-        "{} {} {}: {} messages, {} bytes\n  \
+        "{} {} {}{got}\n  \
          sizes: send {}, receive {}, message {} out and {} in, RDMA {}\n  \
          credits: {} held of {} wanted; {} granted and {} more posted of {} wanted\n  \
          sent {} ({} empty), received {} ({} empty), {} keep-alives; {} wait\n  \
@@ -207,8 +325,6 @@ fn connection(value: &Value, text: &dyn Fn(&str) -> String) -> String {
         text("connection"),
         text("peer"),
         text("state"),
-        text("messages"),
-        text("bytes"),
         text("max_send_size"),
         text("max_receive_size"),
         text("max_fragmented_send_size"),

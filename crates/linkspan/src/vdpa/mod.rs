@@ -12,6 +12,8 @@ use linkspan_engine::vdpa::{Opener, VdpaError};
 use linkspan_sys::vdpa::{KernelVdpa, OpenError, Vdpa, devices};
 
 use crate::exit::{Failure, Status};
+use crate::plane::Used;
+use crate::vm::Offer;
 
 /// Options of `linkspan vdpa`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +21,8 @@ use crate::exit::{Failure, Status};
     vdpa dev add name blk0 mgmtdev vdpasim_blk     # a device, by the tool of iproute2\n  \
     linkspan vdpa list\n  \
     linkspan vdpa show /dev/vhost-vdpa-0 --json\n  \
-    linkspan vdpa serve /dev/vhost-vdpa-0 --socket-path /tmp/disk.sock")]
+    linkspan vdpa serve /dev/vhost-vdpa-0 --socket-path /tmp/disk.sock\n  \
+    linkspan vdpa serve /dev/vhost-vdpa-0 --vfio-user /tmp/any.sock")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -31,7 +34,7 @@ enum Verb {
     List(show::ListArgs),
     /// Says all that one device tells
     Show(show::ShowArgs),
-    /// Passes a device on to a virtual machine over vhost-user
+    /// Passes a device on to a virtual machine, over vhost-user or as a PCI device
     Serve(serve::Args),
 }
 
@@ -53,6 +56,24 @@ impl DeviceArgs {
         match (&self.node, self.fd) {
             (Some(node), _) => at(node.clone()),
             (None, fd) => inherited(fd.unwrap_or(-1)),
+        }
+    }
+}
+
+impl Args {
+    /// What a link takes of this machine.
+    pub(crate) fn uses(&self) -> Vec<Used> {
+        match &self.verb {
+            Verb::Serve(args) => args.uses(),
+            Verb::List(_) | Verb::Show(_) => Vec::new(),
+        }
+    }
+
+    /// What a link gives to virtual machines.
+    pub(crate) fn offers(&self) -> Vec<Offer> {
+        match &self.verb {
+            Verb::Serve(args) => args.offers(),
+            Verb::List(_) | Verb::Show(_) => Vec::new(),
         }
     }
 }
@@ -92,6 +113,7 @@ pub(crate) fn failure(error: VdpaError) -> Failure {
         VdpaError::Open(OpenError::Permission(_)) => Status::Missing,
         VdpaError::Open(OpenError::Busy(_)) => Status::PeerUnreachable,
         VdpaError::Open(OpenError::NotVdpa(_)) => Status::Usage,
+        VdpaError::Identity(_) => Status::Usage,
         VdpaError::Missing { .. } | VdpaError::Queues { .. } | VdpaError::Refused { .. } => {
             Status::PeerBroke
         }
@@ -115,7 +137,7 @@ pub(crate) fn failure(error: VdpaError) -> Failure {
 }
 
 /// How a device that another driver has is taken from it.
-fn binding(name: &str) -> String {
+pub(crate) fn binding(name: &str) -> String {
     format!(
         "`modprobe vhost_vdpa`, then for the device {name}: `cd /sys/bus/vdpa/devices/{name}; echo \
          vhost_vdpa > driver_override; echo {name} > driver/unbind; echo {name} > \

@@ -308,6 +308,22 @@ fn a_file_that_differs_is_named_with_the_place() {
     host.stop();
 }
 
+#[test]
+fn a_guest_that_leaves_while_it_reads_back_has_the_file() {
+    let rig = Rig::new();
+    let mut host = rig.host(&[]);
+    let source = rig.source("file", b"1");
+    let mut liar = Liar::join(&rig);
+    let sending = spawn(rig.send_command(&[&source], &[]));
+    liar.asked();
+    drop(liar);
+    let sent = Sent::of(sending.wait_with_output().unwrap());
+    sent.expect(0, &["done"]);
+    assert!(sent.said.contains("not verified"), "{}", sent.said);
+    host.event("left");
+    host.stop();
+}
+
 fn spawn(mut command: Command) -> std::process::Child {
     let command = command.stdout(std::process::Stdio::piped());
     command
@@ -503,11 +519,21 @@ fn the_demonstration_runs_as_it_is_shown() {
         let demo = demo.args(words).current_dir(&project);
         let output = demo.env("LINKSPAN_LOG", "off").output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        for entry in fs::read_dir(project.join("docs")).unwrap() {
-            let name = entry.unwrap().file_name();
-            let [here, there] = [project.join("docs"), to.join("docs")];
-            let same = fs::read(here.join(&name)).unwrap() == fs::read(there.join(&name)).unwrap();
-            assert!(same, "{page}: {name:?}");
-        }
+        assert!(same(&project.join("docs"), &to.join("docs")) > 10, "{page}");
     }
+}
+
+/// How many files there are below a folder, all of which are there as well.
+fn same(here: &Path, there: &Path) -> usize {
+    let entries = fs::read_dir(here).unwrap().map(|entry| entry.unwrap());
+    let files = entries.map(|entry| {
+        let (here, there) = (entry.path(), there.join(entry.file_name()));
+        if here.is_dir() {
+            return same(&here, &there);
+        }
+        let same = fs::read(&here).unwrap() == fs::read(&there).unwrap();
+        assert!(same, "{}", there.display());
+        1
+    });
+    files.sum()
 }

@@ -71,9 +71,51 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has said until now on standard output.
     pub(crate) fn said(&self) -> String {
         self.out.until_now()
+    }
+
+    /// The same on standard error.
+    pub(crate) fn complained(&self) -> String {
+        self.errors.until_now()
+    }
+
+    /// Waits until it has said this on standard error.
+    #[track_caller]
+    pub(crate) fn await_error(&self, words: &str) {
+        let mut said = || self.errors.until_now().contains(words);
+        assert!((0..3).any(|_| settled(&mut said)), "it never says {words}");
+    }
+
+    /// What `linkspan net --json` has counted until now at the port whose name ends so.
+    #[track_caller]
+    pub(crate) fn counts(&self, port: &str) -> serde_json::Value {
+        let all = || {
+            let said = self.said();
+            let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            let lines = whole
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap());
+            let of_port = |line: &serde_json::Value| {
+                let name = line["port"].as_str().unwrap_or_default();
+                line["event"] == "counts" && name.ends_with(port)
+            };
+            lines.filter(of_port).collect::<Vec<_>>()
+        };
+        let before = all().len();
+        self.signal(Signal::HUP);
+        let mut now = Vec::new();
+        let mut said = || {
+            now = all();
+            now.len() > before
+        };
+        assert!((0..6).any(|_| settled(&mut said)), "it says nothing");
+        now.pop().unwrap()
     }
 
     /// Waits for the end: status, the lines of standard output, standard error.

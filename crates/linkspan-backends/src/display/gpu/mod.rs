@@ -2,10 +2,7 @@
 //! guest draws in memory files; the hub tells those who look.
 
 mod front;
-mod hub;
-mod memory;
 mod queue;
-mod serve;
 
 use std::fmt;
 use std::io;
@@ -14,16 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use linkspan_devices::gpu::{CONFIG_LEN, Gpu, HEADS_MAX, VIRTIO_GPU_F_EDID};
 use linkspan_display::Loss;
 use linkspan_display::edid::{EdidError, Mode};
-use linkspan_engine::{ConfigRange, Device, GPU_DEVICE, OpenQueueError, QueueHandler};
+use linkspan_engine::{ConfigRange, Device, GPU_DEVICE, Messages, OpenQueueError, QueueHandler};
 use linkspan_sys::{EventFd, Stream};
 use linkspan_virtio::Features;
 
 use front::Front;
-use hub::Hub;
-use memory::{PictureMemory, Purse};
 use queue::CommandQueue;
 
-pub use serve::DisplayServer;
+use super::hub::Hub;
+use super::memory::{PictureMemory, Purse, Share};
 
 /// Commands, and pointers.
 const QUEUES: u16 = 2;
@@ -37,7 +33,7 @@ pub struct GpuOptions {
     pub heads: u8,
     /// The size that the guest is told for each, if its front end does not tell it.
     pub mode: (u32, u32),
-    /// Bytes that all that the guest draws may take.
+    /// Bytes that all that the guest draws may take, and its lists of where it does.
     pub memory: u64,
 }
 
@@ -71,10 +67,11 @@ pub enum GpuError {
 
 /// A virtual GPU.
 pub struct GpuDevice {
-    gpu: Arc<Mutex<Gpu<Arc<PictureMemory>>>>,
+    gpu: Arc<Mutex<Gpu<Arc<PictureMemory>, Share>>>,
     hub: Arc<Hub>,
     purse: Arc<Purse>,
     front: Arc<Mutex<Option<Front>>>,
+    messages: Arc<Messages>,
 }
 
 impl fmt::Debug for GpuDevice {
@@ -109,13 +106,24 @@ impl GpuDevice {
             hub: Hub::new(heads, mode)?,
             purse: Purse::new(memory),
             front: Arc::default(),
+            messages: Arc::default(),
         })
+    }
+
+    /// What goes over the front end's display socket.
+    #[must_use]
+    pub fn messages(&self) -> &Arc<Messages> {
+        &self.messages
+    }
+
+    pub(super) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
     }
 
     /// Says that the front end is gone, and with it the guest's screens.
     pub fn front_end_is_gone(&self) {
         lock(&self.front).take();
-        self.hub.lose(Loss::Off);
+        self.hub.lose(Loss::Unused);
     }
 }
 
@@ -146,7 +154,7 @@ impl Device for GpuDevice {
     }
 
     fn set_gpu_socket(&self, socket: Stream) -> io::Result<()> {
-        let front = Front::start(socket, &self.hub)?;
+        let front = Front::start(socket, &self.hub, &self.messages)?;
         *lock(&self.front) = Some(front);
         Ok(())
     }

@@ -11,9 +11,9 @@ use linkspan_sys::EventFd;
 use linkspan_vhost::gpu::Question;
 use linkspan_virtio::{Chain, QueueError};
 
+use super::super::hub::Hub;
+use super::super::memory::{PictureMemory, Purse, Share};
 use super::front::{Front, Waiting};
-use super::hub::Hub;
-use super::memory::{PictureMemory, Purse};
 use super::{GpuDevice, lock};
 
 /// Pieces of memory of a command: the longest has a list of 512 KiB, which a driver may
@@ -29,7 +29,7 @@ struct Pending {
 
 /// One queue.
 pub(super) struct CommandQueue {
-    gpu: Arc<Mutex<Gpu<Arc<PictureMemory>>>>,
+    gpu: Arc<Mutex<Gpu<Arc<PictureMemory>, Share>>>,
     hub: Arc<Hub>,
     purse: Arc<Purse>,
     front: Arc<Mutex<Option<Front>>>,
@@ -82,9 +82,11 @@ impl CommandQueue {
         };
         let (purse, hub) = (&self.purse, &self.hub);
         let make = |bytes| PictureMemory::new(bytes, purse);
+        let charge = |bytes| purse.share(bytes);
         let mut each = |event| hub.event(event);
         let mut gpu = lock(&self.gpu);
-        let (outcome, moved) = gpu.execute(&mut command, &ring.memory.guest, make, &mut each);
+        let guest = &ring.memory.guest;
+        let (outcome, moved) = gpu.execute(&mut command, guest, make, charge, &mut each);
         drop(gpu);
         let question = match outcome {
             Outcome::Answer(answer) => {

@@ -76,7 +76,7 @@ pub enum VfioError {
     },
     /// To look would endanger who has the device, or the machine.
     #[error(
-        "to look at a device of {driver} while another process has it is not safe: a second \
+        "to look at a device of {driver} that another process may have is not safe: a second \
          dma-buf of one id can crash the kernel"
     )]
     NotSafe {

@@ -21,7 +21,6 @@ mod device;
 mod edid;
 mod error;
 mod open;
-mod pages;
 mod plane;
 mod registers;
 mod sysfs;
@@ -33,7 +32,6 @@ pub use error::VfioError;
 use error::{failed, system};
 use open::Opened;
 pub use open::VfioSpec;
-pub use pages::{GuestFile, PagesError, export_pages};
 use plane::{Kept, Query, dma_buf_memory, region_memory, shown};
 pub use sysfs::{Listed, Owner, Sysfs, gpus, owners};
 
@@ -111,6 +109,8 @@ pub struct VfioSource {
     device: Option<Device>,
     place: Option<PathBuf>,
     process: Option<Process>,
+    /// Whether another process may have it open too, and ask for the same ids.
+    shared: bool,
     options: VfioOptions,
     way: Way,
     verdicts: [Verdict; Way::ALL.len()],
@@ -156,6 +156,7 @@ impl VfioSource {
             driver,
             place,
             process,
+            shared,
         } = opened;
         let mut source = Self {
             name,
@@ -163,6 +164,7 @@ impl VfioSource {
             device: Some(device),
             place,
             process,
+            shared,
             options,
             way: Way::Registers,
             verdicts: Way::ALL.map(|_| Verdict::NotTried),
@@ -217,7 +219,7 @@ impl VfioSource {
     fn check_safe(&self) -> Result<(), VfioError> {
         let driver = self.driver.as_deref();
         let fresh = driver.is_some_and(|driver| FRESH_DMABUFS.contains(&driver));
-        if self.process.is_none() || fresh || self.options.force {
+        if !self.shared || fresh || self.options.force {
             return Ok(());
         }
         Err(VfioError::NotSafe {
@@ -342,15 +344,7 @@ impl VfioSource {
     /// Whether it is still there. One that is not is let go at once: the kernel waits for
     /// everybody who has it open before it removes it.
     fn check_there(&mut self) -> Result<(), SourceError> {
-        if self.device.is_some() {
-            let ended = self.process.as_ref().is_some_and(Process::has_ended);
-            let removed = self.place.as_deref().is_some_and(is_missing);
-            match (ended, removed) {
-                (false, false) => {}
-                (true, _) => self.leave(Loss::Ended),
-                (_, true) => self.leave(Loss::Removed),
-            }
-        }
+        self.let_go();
         match self.loss {
             // It is told once, and the device is still there.
             Some(Loss::Reset) => {
@@ -359,6 +353,19 @@ impl VfioSource {
             }
             Some(loss) => Err(SourceError::Lost(loss)),
             None => Ok(()),
+        }
+    }
+
+    /// Lets go of a device that is not there any more.
+    fn let_go(&mut self) {
+        if self.device.is_some() {
+            let ended = self.process.as_ref().is_some_and(Process::has_ended);
+            let removed = self.place.as_deref().is_some_and(is_missing);
+            match (ended, removed) {
+                (false, false) => {}
+                (true, _) => self.leave(Loss::Ended),
+                (_, true) => self.leave(Loss::Removed),
+            }
         }
     }
 
@@ -489,6 +496,18 @@ impl Source for VfioSource {
             Needed::Nothing(Kept::Mapped(memory)) => Ok(memory.clone()),
             Needed::Nothing(Kept::Not { why, .. }) => Err(SourceError::Unsupported(why.clone())),
             Needed::Memory => Err(retired),
+        }
+    }
+
+    fn needs_checks(&self) -> bool {
+        self.device.is_some()
+    }
+
+    fn check(&mut self) -> Result<(), SourceError> {
+        self.let_go();
+        match self.loss {
+            Some(loss) if self.device.is_none() => Err(SourceError::Lost(loss)),
+            _ => Ok(()),
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Opened {
     pub(super) place: Option<PathBuf>,
     /// Whose it is, if not ours.
     pub(super) process: Option<Process>,
+    /// Whether somebody else may have it open too.
+    pub(super) shared: bool,
 }
 
 /// Where nodes are.
@@ -74,6 +76,7 @@ pub(super) fn open(
         name: listed.name,
         driver: listed.driver,
         process: None,
+        shared: false,
     })
 }
 
@@ -180,6 +183,7 @@ pub(super) fn passed(kernel: &Arc<dyn Kernel>, fd: OwnedFd) -> Result<Opened, Vf
         driver: None,
         place: None,
         process: None,
+        shared: true,
     })
 }
 
@@ -223,6 +227,7 @@ fn attach(
         place: listed.as_ref().and_then(|listed| sysfs.place(listed)),
         driver: listed.and_then(|listed| listed.driver),
         process: Some(process),
+        shared: true,
     })
 }
 

@@ -80,6 +80,11 @@ impl Asking {
         self.until
     }
 
+    /// Whether it is a file that the guest has, and reads back.
+    pub(super) fn is_of_file(&self) -> bool {
+        matches!(self.what, What::File(_))
+    }
+
     /// The sender does not want to know any more.
     pub(super) fn stop(&mut self) {
         if let What::File(check) = &mut self.what {

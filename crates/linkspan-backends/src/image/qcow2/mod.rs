@@ -13,20 +13,18 @@ mod chain;
 mod header;
 mod serve;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use linkspan_mem::{RegionTable, Span, fault};
-use linkspan_sys::{EventFd, thread};
+use linkspan_sys::thread;
 
-use super::{Completion, Image, ImageQueue, Operation, ResizeError};
+use super::handed::{Handed, HandedQueue};
+use super::{Image, ImageQueue, ResizeError};
 use chain::ChainOptions;
 pub use chain::{CHAIN_MAX, Qcow2Error};
 pub(super) use header::MAGIC;
@@ -35,72 +33,11 @@ pub use serve::contains_panics;
 
 /// A qcow2 image as a disk. Dropping it writes back its tables, and waits for that.
 pub struct Qcow2Image {
-    shared: Arc<Shared>,
+    handed: Arc<Handed>,
     len: u64,
     cluster: u32,
     read_only: bool,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What queues and the thread have in common.
-struct Shared {
-    todo: Mutex<Todo>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct Todo {
-    jobs: VecDeque<Job>,
-    ending: bool,
-}
-
-/// Something for the thread to do.
-enum Job {
-    Request(Request),
-    /// Makes everything durable; the result goes to who waits for it.
-    Sync(SyncSender<io::Result<()>>),
-}
-
-struct Request {
-    token: u32,
-    work: Work,
-    /// The data of a read or write. The vector goes back with the completion.
-    spans: Vec<Span>,
-    memory: Arc<RegionTable>,
-    ends: Arc<Ends>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Work {
-    Read {
-        offset: u64,
-    },
-    Write {
-        offset: u64,
-        durable: bool,
-    },
-    Flush,
-    Discard {
-        offset: u64,
-        len: u64,
-    },
-    Zero {
-        offset: u64,
-        len: u64,
-        unmap: bool,
-        durable: bool,
-    },
-}
-
-/// Where the completions of one queue go.
-struct Ends {
-    done: Mutex<VecDeque<(Completion, Vec<Span>)>>,
-    event: EventFd,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whoever held it did nothing that could be left half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Qcow2Image {
@@ -121,19 +58,16 @@ impl Qcow2Image {
             lock_wait,
             allowed: allowed.to_vec(),
         };
-        let shared = Arc::new(Shared {
-            todo: Mutex::default(),
-            wake: Condvar::new(),
-        });
+        let handed = Arc::new(Handed::new()?);
         let (sender, opened) = mpsc::sync_channel(1);
-        let (of_thread, path) = (Arc::clone(&shared), path.to_owned());
+        let (of_thread, path) = (Arc::clone(&handed), path.to_owned());
         // The image is opened where it is used: its reader may panic there.
         let thread = thread::spawn("qcow2", move || {
             serve::run(&path, &options, &of_thread, &sender);
         })?;
         // Dropped on failure, when the thread has nothing to serve and ends.
         let mut image = Self {
-            shared,
+            handed,
             len: 0,
             cluster: 512,
             read_only,
@@ -157,21 +91,13 @@ impl fmt::Debug for Qcow2Image {
 
 impl Drop for Qcow2Image {
     fn drop(&mut self) {
-        lock(&self.shared.todo).ending = true;
-        self.shared.wake.notify_one();
+        self.handed.end();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
             && !std::thread::panicking()
         {
             panic!("the thread of a qcow2 image panicked");
         }
-    }
-}
-
-impl Shared {
-    fn hand_over(&self, job: Job) {
-        lock(&self.todo).jobs.push_back(job);
-        self.wake.notify_one();
     }
 }
 
@@ -198,118 +124,10 @@ impl Image for Qcow2Image {
     }
 
     fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn ImageQueue>> {
-        let done = fault::try_with_capacity(COMPLETIONS).map_err(io::Error::other)?;
-        Ok(Box::new(Qcow2Queue {
-            shared: Arc::clone(&self.shared),
-            ends: Arc::new(Ends {
-                done: Mutex::new(VecDeque::from(done)),
-                event: EventFd::new()?,
-            }),
-            spare: Vec::new(),
-        }))
+        Ok(Box::new(HandedQueue::new(&self.handed)?))
     }
 
     fn sync(&self) -> io::Result<()> {
-        let (sender, result) = mpsc::sync_channel(1);
-        self.shared.hand_over(Job::Sync(sender));
-        result
-            .recv()
-            .map_err(|_| io::Error::other("the image is closed"))?
-    }
-}
-
-/// Completions that fit without another allocation, for a start.
-const COMPLETIONS: usize = 16;
-
-struct Qcow2Queue {
-    shared: Arc<Shared>,
-    ends: Arc<Ends>,
-    /// Vectors of requests that were completed.
-    spare: Vec<Vec<Span>>,
-}
-
-impl ImageQueue for Qcow2Queue {
-    fn submit(
-        &mut self,
-        token: u32,
-        operation: Operation<'_>,
-        memory: &Arc<RegionTable>,
-    ) -> Option<io::Result<()>> {
-        let mut spans = self.spare.pop().unwrap_or_default();
-        spans.clear();
-        let work = match operation {
-            Operation::Read { offset, data } => {
-                spans.extend_from_slice(data);
-                Work::Read { offset }
-            }
-            Operation::Write {
-                offset,
-                data,
-                durable,
-            } => {
-                spans.extend_from_slice(data);
-                Work::Write { offset, durable }
-            }
-            Operation::Flush => Work::Flush,
-            Operation::Discard { offset, len } => Work::Discard { offset, len },
-            Operation::WriteZeroes {
-                offset,
-                len,
-                unmap,
-                durable,
-            } => Work::Zero {
-                offset,
-                len,
-                unmap,
-                durable,
-            },
-        };
-        self.shared.hand_over(Job::Request(Request {
-            token,
-            work,
-            spans,
-            memory: Arc::clone(memory),
-            ends: Arc::clone(&self.ends),
-        }));
-        None
-    }
-
-    fn completion(&mut self) -> Option<Completion> {
-        let mut next = lock(&self.ends.done).pop_front();
-        if next.is_none() {
-            // Before the last look: what ends from here on makes it readable again.
-            if let Err(error) = self.ends.event.drain() {
-                panic!("our own eventfd cannot be read: {error}");
-            }
-            next = lock(&self.ends.done).pop_front();
-        }
-        let (completion, spans) = next?;
-        self.spare.push(spans);
-        Some(completion)
-    }
-
-    fn completion_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ends.event.as_fd())
-    }
-
-    fn has_completion(&self) -> bool {
-        !lock(&self.ends.done).is_empty()
-    }
-}
-
-impl Request {
-    /// Tells the queue how it ended.
-    fn complete(self, result: io::Result<()>) {
-        let Self {
-            token, spans, ends, ..
-        } = self;
-        let mut done = lock(&ends.done);
-        done.push_back((Completion { token, result }, spans));
-        let first = done.len() == 1;
-        drop(done);
-        // Of several the queue hears once: it takes all that are there.
-        if first && let Err(error) = ends.event.signal() {
-            panic!("our own eventfd cannot be signalled: {error}");
-        }
+        self.handed.sync()
     }
 }

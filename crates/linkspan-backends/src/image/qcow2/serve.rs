@@ -6,16 +6,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::PoisonError;
 use std::sync::mpsc::SyncSender;
 
 use imago::file::File as Storage;
 use imago::{FormatAccess, Mapping, StorageExt as _};
 use linkspan_mem::{RegionTable, Span};
 
+use super::super::handed::{Handed, Job, Request, Work};
 use super::chain::{self, ChainOptions, Qcow2Error};
 use super::header::Header;
-use super::{Job, Request, Shared, Work, lock};
 
 /// Bytes that go through the buffer at a time.
 const BUFFER: usize = 256 << 10;
@@ -35,7 +34,7 @@ pub fn contains_panics() -> bool {
 pub(super) fn run(
     path: &Path,
     options: &ChainOptions,
-    shared: &Shared,
+    handed: &Handed,
     opened: &SyncSender<Result<Header, Qcow2Error>>,
 ) {
     CONTAINS_PANICS.set(true);
@@ -57,7 +56,7 @@ pub(super) fn run(
             buffer: vec![0; BUFFER],
             failed: None,
         };
-        server.run(shared);
+        server.run(handed);
     }
 }
 
@@ -70,10 +69,10 @@ struct Server {
 }
 
 impl Server {
-    fn run(mut self, shared: &Shared) {
+    fn run(mut self, handed: &Handed) {
         let mut jobs = VecDeque::new();
         let mut written = Vec::new();
-        while take(shared, &mut jobs) {
+        while handed.wait(&mut jobs) {
             for job in jobs.drain(..) {
                 match job {
                     Job::Request(request) => {
@@ -277,22 +276,6 @@ fn each_part(
         at += part as u64;
     }
     Ok(())
-}
-
-/// Waits for jobs and takes all that are there; false when there will be none.
-fn take(shared: &Shared, jobs: &mut VecDeque<Job>) -> bool {
-    let mut todo = lock(&shared.todo);
-    while todo.jobs.is_empty() {
-        if todo.ending {
-            return false;
-        }
-        todo = shared
-            .wake
-            .wait(todo)
-            .unwrap_or_else(PoisonError::into_inner);
-    }
-    std::mem::swap(&mut todo.jobs, jobs);
-    true
 }
 
 fn what_it_said(panic: &(dyn Any + Send)) -> String {

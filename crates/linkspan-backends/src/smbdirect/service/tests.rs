@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use linkspan_mem::Region;
 use linkspan_rdma::verbs::{MemoryId, Slice};
-use linkspan_smbdirect::{Options, Role};
+use linkspan_smbdirect::{Descriptor, Options, Refusal, Role};
 
 use super::{Classes, Endpoint, Happening, Id, Mode, Service, Status};
 use crate::smbdirect::Config;
@@ -157,4 +157,88 @@ fn a_message_that_never_fits_ends_its_connection() {
         ends.until(|ends| ends.read(1) == Some(65_536));
         assert_eq!(ends.service.stalled.len(), 0);
     }
+}
+
+/// Ours: what was sent behind a write that had been refused went out, if nobody had taken
+/// notice of that yet.
+#[test]
+fn a_message_behind_a_write_whose_refusal_was_not_taken_is_refused() {
+    let mut ends = Ends::new(4, 1);
+    ends.until(|ends| {
+        ends.initiator
+            .session(ends.ids[0])
+            .unwrap()
+            .status()
+            .send_credits
+            > 1
+    });
+    let id = ends.ids[0];
+    let there = Slice {
+        memory: ends.memory,
+        len: 100,
+        offset: 0,
+    };
+    // No such bytes are known, so that the provider refuses.
+    let nowhere = Slice {
+        offset: 1 << 40,
+        ..there
+    };
+    let remote = Descriptor {
+        offset: 0,
+        token: 1,
+        length: 100,
+    };
+    let mut session = ends.initiator.session(id).unwrap();
+    session.write(&[nowhere], &[remote], 0).unwrap();
+    ends.initiator.wait(Some(Duration::ZERO)).unwrap();
+    let mut session = ends.initiator.session(id).unwrap();
+    session.send(&[there]).unwrap();
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        ends.initiator.wait(Some(Duration::ZERO)).unwrap();
+        told.extend(std::iter::from_fn(|| ends.initiator.poll()));
+    }
+    let refused = |it: Result<(), Refusal>| matches!(it, Err(Refusal::Post(_)));
+    assert!(matches!(told[0], (_, Happening::Transferred(_, it)) if refused(it)));
+    assert!(matches!(told[1], (_, Happening::Sent(1, it)) if refused(it)));
+    // What is sent now is.
+    ends.send(0, 100, 1);
+    ends.until(|ends| ends.read(0) == Some(100));
+}
+
+/// Ours: messages that waited were told to have failed before those under way, and the
+/// buffers of these went to others while their bytes were still being written.
+#[test]
+fn buffers_of_a_connection_that_fails_come_back_when_it_is_over_and_not_before() {
+    let mut ends = Ends::new(256, 1);
+    // Nobody reads what comes back, so that most of it waits for credits.
+    ends.send(0, 100, 30);
+    ends.until(|ends| ends.status(0).waiting >= 4);
+    let id = ends.service.served[0].id.unwrap();
+    ends.service.let_go(id);
+    let mut refused = 0;
+    for _ in 0..20_000 {
+        let moment = Some(Duration::from_micros(100));
+        ends.service.endpoint.wait(moment).unwrap();
+        while let Some((id, happening)) = ends.service.endpoint.poll() {
+            let lent = ends.service.buffers.used().1;
+            ends.service.handle(id, happening);
+            let left = ends.service.buffers.used().1;
+            match happening {
+                Happening::Sent(_, Err(_)) => {
+                    assert_eq!(left, lent, "they are needed until the end");
+                    refused += 1;
+                }
+                Happening::Ended(_) => {
+                    assert!(refused >= 4 && lent >= 4, "{refused} refused, {lent} lent");
+                    assert_eq!(left, 0);
+                    return;
+                }
+                _ => {}
+            }
+        }
+        ends.initiator.wait(moment).unwrap();
+        while ends.initiator.poll().is_some() {}
+    }
+    panic!("it does not end");
 }

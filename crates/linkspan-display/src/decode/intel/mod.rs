@@ -98,6 +98,15 @@ pub enum IntelError {
     /// The memory is encrypted.
     #[error("protected memory is not supported")]
     Protected,
+    /// Where a colour is, other planes are seen, or this one alone is.
+    #[error("a colour key is not supported")]
+    Keyed,
+    /// The engine multiplies colours by their opacity.
+    #[error("opacity of mode {mode} is not supported")]
+    Opacity {
+        /// The number in the register.
+        mode: u32,
+    },
     /// A pointer of another kind than ARGB: inverting, or of few colours.
     #[error("a pointer of mode {mode:#04x} is not supported")]
     Pointer {
@@ -255,6 +264,9 @@ impl<R: FnMut(u32) -> u32> Engine<R> {
         if control & reg::ROTATE_180 != 0 {
             return Err(IntelError::Rotated { degrees: 180 });
         }
+        if control & reg::SPRITE_KEYS != 0 {
+            return Err(IntelError::Keyed);
+        }
         if self.at(reg::SPRSCALE, pipe) & reg::ENABLE != 0 {
             return Err(IntelError::Scaled);
         }
@@ -321,6 +333,9 @@ impl<R: FnMut(u32) -> u32> Engine<R> {
         }
         if control & reg::MIRROR != 0 {
             return Err(IntelError::Mirrored);
+        }
+        if control & reg::COLOUR_KEY != 0 {
+            return Err(IntelError::Keyed);
         }
         if scaled >> number & 1 != 0 {
             return Err(IntelError::Scaled);
@@ -403,7 +418,13 @@ const fn tiled_x(control: u32) -> Modifier {
 
 fn gen9_format(control: u32) -> Result<FourCc, IntelError> {
     let swapped = control & reg::ORDER_RGBX != 0;
-    let alpha = control >> 4 & 3 != 0;
+    let alpha = match control >> reg::ALPHA_SHIFT & 3 {
+        reg::ALPHA_NONE => false,
+        reg::ALPHA_MULTIPLIED => true,
+        mode if control >> 24 & 15 == 4 => return Err(IntelError::Opacity { mode }),
+        // There is none in other formats.
+        _ => true,
+    };
     Ok(match (control >> 24 & 15, swapped, alpha) {
         (0, ..) => reg::video_order(control),
         (1, ..) => FourCc::NV12,

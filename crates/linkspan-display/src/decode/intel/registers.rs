@@ -60,6 +60,15 @@ pub(super) const TILED: u32 = 1 << 10;
 pub(super) const ROTATE_180: u32 = 1 << 15;
 /// Of SPRCTL and PLANE_CTL: red is in the lowest byte.
 pub(super) const ORDER_RGBX: u32 = 1 << 20;
+/// Of PLANE_CTL: a colour that is not drawn, or drawn over.
+pub(super) const COLOUR_KEY: u32 = 3 << 21;
+/// The same of SPRCTL, which has both apart.
+pub(super) const SPRITE_KEYS: u32 = 1 << 22 | 1 << 2;
+/// Of PLANE_CTL, with [`ALPHA_SHIFT`]: how opacity counts.
+pub(super) const ALPHA_SHIFT: u32 = 4;
+pub(super) const ALPHA_NONE: u32 = 0;
+/// Colours are multiplied by it already.
+pub(super) const ALPHA_MULTIPLIED: u32 = 2;
 /// Of PLANE_CTL: render compression.
 pub(super) const DECOMPRESS: u32 = 1 << 15;
 /// Of PLANE_CTL: left is right.

@@ -6,7 +6,7 @@ mod rings;
 mod session;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use linkspan_sys::EventFd;
 use linkspan_vhost::ProtocolFeatures;
@@ -15,7 +15,8 @@ use linkspan_vhost::vdpa::{Bridge, Facts, device};
 
 use super::device::{Opener, VdpaDevice};
 use super::error::VdpaError;
-use crate::limit::chain;
+use super::kept::KeptDevice;
+use crate::endpoint::Endpoint;
 use session::BridgeSession;
 
 /// Memory regions that a front end may have at once.
@@ -30,21 +31,9 @@ const BLOCK_CONFIG: u32 = 96;
 /// process's own in between.
 #[derive(Debug)]
 pub struct BridgedDevice {
-    open: Hidden,
-    /// The device while no front end has it.
-    idle: Mutex<Option<VdpaDevice>>,
-    facts: Facts,
+    kept: KeptDevice,
     bridge: Bridge,
     queue_size: u16,
-}
-
-/// Not shown.
-struct Hidden(Opener);
-
-impl std::fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("..")
-    }
 }
 
 impl BridgedDevice {
@@ -55,13 +44,12 @@ impl BridgedDevice {
     /// When it cannot be opened, or cannot be passed on.
     pub fn open(open: Opener, queue_size: u32) -> Result<Self, VdpaError> {
         let device = VdpaDevice::new(open()?)?;
-        let facts = device.facts().clone();
-        let bridge = Bridge::new(&facts, queue_pairs(&device)?)?;
-        let queue_size = facts.queue_size(bridge.data_rings(), queue_size)?;
+        let bridge = Bridge::new(device.facts(), queue_pairs(&device)?)?;
+        let rings = bridge.data_rings();
+        let queue_size = device.facts().queue_size(rings, queue_size)?;
+        let sizes = vec![queue_size; rings.into()];
         Ok(Self {
-            open: Hidden(open),
-            idle: Mutex::new(Some(device)),
-            facts,
+            kept: KeptDevice::new(open, device, sizes),
             bridge,
             queue_size,
         })
@@ -69,7 +57,7 @@ impl BridgedDevice {
 
     /// What the device says of itself.
     pub fn facts(&self) -> &Facts {
-        &self.facts
+        self.kept.facts()
     }
 
     /// How it is passed on.
@@ -82,48 +70,21 @@ impl BridgedDevice {
         self.queue_size
     }
 
-    pub(crate) fn session(self: &Arc<Self>, changes: Arc<EventFd>) -> io::Result<BridgeSession> {
-        let device = match self.lock().take() {
-            Some(device) => device,
-            None => self.reopen().map_err(io::Error::other)?,
-        };
-        BridgeSession::new(Arc::clone(self), device, changes)
+    /// A session, of which all can be seen at `endpoint`.
+    pub(crate) fn session(
+        self: &Arc<Self>,
+        changes: Arc<EventFd>,
+        endpoint: Arc<Endpoint>,
+    ) -> io::Result<BridgeSession> {
+        self.kept.be_seen(endpoint.messages());
+        let device = self.kept.lend().map_err(io::Error::other)?;
+        let session = BridgeSession::new(Arc::clone(self), device, changes)?;
+        Ok(session.shown_by(endpoint))
     }
 
-    /// The device after it was lost; it has to be what it was.
-    fn reopen(&self) -> Result<VdpaDevice, VdpaError> {
-        let device = VdpaDevice::new((self.open.0)()?)?;
-        let missing = self.facts.features & !device.facts().features;
-        if missing != 0 {
-            return Err(VdpaError::Missing { missing });
-        }
-        let (wanted, max) = (self.facts.queues, device.facts().queues);
-        if max < wanted {
-            return Err(VdpaError::Queues { wanted, max });
-        }
-        device.facts().queue_size(wanted, self.queue_size.into())?;
-        Ok(device)
-    }
-
-    /// A front end is done with it: it comes to rest, and the front end's memory is
-    /// not in it any more. One that broke is closed, and opened again when it is needed.
-    fn give_back(&self, mut device: VdpaDevice) {
-        device.stop();
-        let clean = device.set_memory(Vec::new());
-        let status = device.status();
-        match (clean, status) {
-            (Ok(()), Ok(0)) => *self.lock() = Some(device),
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::warn!("the vDPA device is closed: {}", chain(&error));
-            }
-            (_, Ok(status)) => {
-                tracing::warn!("the vDPA device is closed: its status stays at {status:#x}");
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<VdpaDevice>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A front end is done with it.
+    fn give_back(&self, device: VdpaDevice) {
+        self.kept.give_back(device);
     }
 
     /// Rings that a front end may have: the control queue is behind the others, for
@@ -133,7 +94,7 @@ impl BridgedDevice {
     }
 
     fn is_network(&self) -> bool {
-        self.facts.device_id == device::NET
+        self.facts().device_id == device::NET
     }
 
     fn offer(&self) -> Offer {
@@ -146,7 +107,7 @@ impl BridgedDevice {
             | ProtocolFeatures::STATUS;
         protocol_features.set(ProtocolFeatures::NET_MTU, self.is_network());
         let data = self.bridge.data_rings();
-        let least = match self.facts.device_id {
+        let least = match self.facts().device_id {
             device::NET => NET_CONFIG,
             device::BLOCK => BLOCK_CONFIG,
             _ => 0,
@@ -162,7 +123,7 @@ impl BridgedDevice {
                 data.into()
             },
             queue_size_max: self.queue_size,
-            config_size: self.facts.config_size.max(least),
+            config_size: self.facts().config_size.max(least),
             memory_slots: MEMORY_SLOTS,
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use linkspan_mem::{Iova, SplitRing, UserVa};
+use linkspan_mem::{Iova, UserVa};
 use linkspan_sys::PeerEventFd;
 use linkspan_vhost::backend::RingSetup;
 use linkspan_vhost::vdpa::{ControlCommand, Plan, RingPlan, Wire, status};
@@ -16,6 +16,7 @@ use super::session::{BridgeSession, note};
 use crate::vdpa::control::{ASID, ControlQueue};
 use crate::vdpa::device::{Wires, ring_fd};
 use crate::vdpa::error::VdpaError;
+use crate::vdpa::used::used_index;
 use crate::vhost_user::Reason;
 
 /// How long rings that are not stopped wait for others that perhaps are, so that a
@@ -389,7 +390,10 @@ impl BridgeSession {
             };
             // The used ring says it of a device that cannot: what was used is done,
             // and what was not is done again, as QEMU has it.
-            let base = base.or_else(|| self.used_index(&setup));
+            let base = base.or_else(|| {
+                let areas = [setup.descriptor, setup.driver, setup.device];
+                used_index(&self.memory, setup.features, setup.size, areas)
+            });
             let slot = &mut self.slots[usize::from(ring)];
             slot.setup = Some(RingSetup {
                 base: base.unwrap_or(setup.base),
@@ -399,24 +403,6 @@ impl BridgeSession {
         for slot in &mut self.slots {
             slot.live = false;
         }
-    }
-
-    /// What the used ring of a split ring in the front end's memory says.
-    fn used_index(&self, setup: &RingSetup) -> Option<u32> {
-        let layout = QueueLayout::of(Features::from_bits_retain(setup.features));
-        if layout != QueueLayout::Split {
-            return None;
-        }
-        let [descriptors, driver, device] = layout.part_lens(setup.size);
-        let space = &self.memory.front_end;
-        let window = |address, len| space.window(address, len).ok();
-        let ring = SplitRing::new(
-            window(setup.descriptor, descriptors)?,
-            window(setup.driver, driver)?,
-            window(setup.device, device)?,
-            setup.size,
-        );
-        Some(ring.ok()?.used_index().into())
     }
 }
 

@@ -14,6 +14,7 @@ use linkspan_vhost::vdpa::{ControlCommand, status};
 
 use super::BridgedDevice;
 use super::rings::Slot;
+use crate::endpoint::{Endpoint, RingView};
 use crate::limit::chain;
 use crate::session::{Outgoing, Session};
 use crate::vdpa::control::ControlQueue;
@@ -80,6 +81,29 @@ impl BridgeSession {
                 Err(error)
             }
         }
+    }
+
+    /// What is agreed upon, and each message, can be seen there from now on.
+    #[must_use]
+    pub(super) fn shown_by(mut self, endpoint: Arc<Endpoint>) -> Self {
+        self.talk.be_seen(endpoint);
+        self
+    }
+
+    /// The rings are the kernel's, so of what they do nothing is known.
+    fn show(&self) {
+        let slots = || (0..).zip(&self.slots);
+        let view = |(index, slot): (u16, &Slot), enabled: &dyn Fn(u16) -> bool| {
+            let setup = slot.setup?;
+            Some(RingView {
+                index,
+                size: setup.size,
+                enabled: enabled(index),
+                counters: None,
+            })
+        };
+        self.talk
+            .show(|enabled| slots().filter_map(|it| view(it, enabled)).collect());
     }
 
     pub(super) fn device(&mut self) -> &mut VdpaDevice {
@@ -326,7 +350,9 @@ impl Session for BridgeSession {
 
     fn receive(&mut self, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), SessionError> {
         self.talk.receive(bytes, fds)?;
-        self.proceed()
+        let done = self.proceed();
+        self.show();
+        done
     }
 
     fn poll_send(&mut self) -> Option<Outgoing> {

@@ -13,7 +13,10 @@ use linkspan_smbdirect::{
     RegistrationState, Role, TransferId,
 };
 
-use super::plan::{Fault, MESSAGE_MAX, Plan, Rng};
+use linkspan_testkit::seeded::Rng;
+
+use super::plan::{Fault, MESSAGE_MAX, Plan};
+use crate::carrier::Carrier;
 use crate::ends::Side;
 
 /// Places in memory: of short messages, of long ones, of what is read or written, and of
@@ -110,12 +113,12 @@ impl Luck {
 }
 
 /// A provider that refuses now and then.
-struct Moody<'a> {
-    end: &'a mut linkspan_rdma::local::End,
+struct Moody<'a, C> {
+    end: &'a mut C,
     luck: &'a mut Luck,
 }
 
-impl Verbs for Moody<'_> {
+impl<C: Verbs> Verbs for Moody<'_, C> {
     fn limits(&self) -> Limits {
         self.end.limits()
     }
@@ -165,8 +168,8 @@ impl Verbs for Moody<'_> {
 }
 
 /// An end during one connection.
-pub(crate) struct User {
-    pub(crate) side: Side,
+pub(crate) struct User<C> {
+    pub(crate) side: Side<C>,
     at: usize,
     small: Places,
     large: Places,
@@ -209,11 +212,13 @@ pub(crate) enum Said {
     Spoilt(u64),
 }
 
-impl User {
-    pub(crate) fn new(at: usize, plan: &Plan, now: u64) -> Self {
+impl<C: Carrier> User<C> {
+    pub(crate) fn new(at: usize, plan: &Plan<C::Way>, now: u64) -> Self {
         let role = [Role::Initiator, Role::Listener][at];
+        let options = &plan.options[at];
+        let end = C::make(role, options, plan.limits, &plan.way, now);
         Self {
-            side: Side::new(role, &plan.options[at], plan.limits, now).expect("it fits"),
+            side: Side::over(end, C::add_memory, role, options, now).expect("it fits"),
             at,
             small: Places::new(SMALL),
             large: Places::new(LARGE),
@@ -244,6 +249,42 @@ impl User {
     pub(crate) fn core_mut(&mut self) -> &mut Connection {
         self.outputs = true;
         self.side.driver.core_mut()
+    }
+
+    /// When time is to be told.
+    pub(crate) fn next_timeout(&self) -> Option<u64> {
+        let dues = [self.core().next_timeout(), self.side.end.next_timeout()];
+        dues.into_iter().flatten().min()
+    }
+
+    /// Writes to where nobody may; says whether there was room for that.
+    pub(crate) fn stray(&mut self) -> bool {
+        let nowhere = Descriptor {
+            offset: 0,
+            token: 0xDEAD_BEEF,
+            length: 100,
+        };
+        let offer = Offer {
+            number: u64::MAX,
+            write: true,
+            descriptors: vec![nowhere],
+            written: None,
+        };
+        let Some(place) = self.local.0.pop() else {
+            return false;
+        };
+        let local = self.side.slice(place, 100);
+        let Ok(id) = self.core_mut().write(&[local], &offer.descriptors, 0) else {
+            self.local.0.push(place);
+            return false;
+        };
+        let stray = Transfer {
+            offer,
+            local,
+            at: 0,
+        };
+        self.transfers.insert(id, stray);
+        true
     }
 
     /// The next event of the provider, if there is one.
@@ -277,7 +318,9 @@ impl User {
             }
             News::Received => assert!(self.core().message().is_some(), "there is nothing"),
             News::Sent { message, result } => return self.sent(message, result),
-            News::Transferred { transfer, result } => return self.transferred(transfer, result),
+            News::Transferred {
+                transfer, result, ..
+            } => return self.transferred(transfer, result),
             News::Deregistered { id, result } => self.deregistered(id, result),
             News::Ended(error) => {
                 self.ended = Some(error);
@@ -610,6 +653,12 @@ impl User {
         };
         self.core_mut().deregister(id).expect("it is registered");
         self.ending.insert(id, number);
+    }
+
+    /// Messages or transfers of it wait for work that was posted.
+    pub(crate) fn awaits_its_provider(&self) -> bool {
+        let waits = !self.pending.is_empty() || !self.transfers.is_empty();
+        waits && self.ended.is_none() && self.core().status().works > 0
     }
 
     pub(crate) fn is_idle(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use linkspan_rdma::verbs::Limits;
 use linkspan_smbdirect::{Options, Role};
+use linkspan_testkit::seeded::Rng;
 
 use crate::ends::LIMITS;
 
@@ -32,66 +33,28 @@ pub(crate) enum Fault {
     ForgetsToken,
 }
 
-/// Numbers that follow from a seed alone (splitmix64).
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+/// Few, most of the time: then they run out.
+fn credits(rng: &mut Rng) -> u16 {
+    match rng.below(4) {
+        0 => 1,
+        1 => rng.short(1, 4),
+        2 => rng.short(1, 32),
+        _ => rng.short(1, 255),
     }
+}
 
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub(crate) fn small(&mut self, end: u32) -> u32 {
-        u32::try_from(self.below(end.into())).expect("below a small number")
-    }
-
-    pub(crate) fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("below a length")
-    }
-
-    pub(crate) fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn short(&mut self, min: u16, max: u16) -> u16 {
-        min + u16::try_from(self.below(u64::from(max - min) + 1)).expect("below a short")
-    }
-
-    /// Few, most of the time: then they run out.
-    fn credits(&mut self) -> u16 {
-        match self.below(4) {
-            0 => 1,
-            1 => self.short(1, 4),
-            2 => self.short(1, 32),
-            _ => self.short(1, 255),
-        }
-    }
-
-    fn size(&mut self) -> u32 {
-        match self.below(5) {
-            0 => 128,
-            1 => 1364,
-            2 => 128 + self.small(400),
-            _ => 128 + self.small(8064),
-        }
+fn size(rng: &mut Rng) -> u32 {
+    match rng.below(5) {
+        0 => 128,
+        1 => 1364,
+        2 => 128 + rng.small(400),
+        _ => 128 + rng.small(8064),
     }
 }
 
 /// What a run is like.
 #[derive(Clone, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Plan<W> {
     pub(crate) options: [Options; 2],
     pub(crate) limits: Limits,
     /// Times that both ends have something to do, and rest in between.
@@ -104,16 +67,18 @@ pub(crate) struct Plan {
     pub(crate) refusals: u64,
     /// Whether messages are read when they are whole, or as they come.
     pub(crate) whole: [bool; 2],
+    /// How what is between both carries it.
+    pub(crate) way: W,
 }
 
-impl Plan {
-    pub(crate) fn new(rng: &mut Rng, fault: Fault) -> Self {
+impl<W> Plan<W> {
+    pub(crate) fn new(rng: &mut Rng, fault: Fault, way: fn(&mut Rng) -> W) -> Self {
         let roles = [Role::Initiator, Role::Listener];
         let options = roles.map(|role| Options {
-            receive_credit_max: rng.credits(),
-            send_credit_target: rng.credits(),
-            max_send_size: rng.size(),
-            max_receive_size: rng.size(),
+            receive_credit_max: credits(rng),
+            send_credit_target: credits(rng),
+            max_send_size: size(rng),
+            max_receive_size: size(rng),
             max_fragmented_receive_size: MESSAGE_MAX,
             inbound_reads: rng.short(1, 4),
             outbound_reads: rng.short(1, 4),
@@ -154,6 +119,7 @@ impl Plan {
                 0
             },
             whole: [rng.percent(50), rng.percent(50)],
+            way: way(rng),
         }
     }
 }

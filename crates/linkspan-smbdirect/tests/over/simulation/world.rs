@@ -3,15 +3,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use linkspan_rdma::local::Packet;
-use linkspan_rdma::verbs::Key;
+use linkspan_rdma::iwarp::WireError;
+use linkspan_rdma::verbs::{Failure, Key};
 use linkspan_smbdirect::{Connection, Driver, Error, State};
+use linkspan_testkit::seeded::{self, Rng};
 
 use super::end::{Luck, Message, Offer, Said, User};
-use super::plan::{Fault, MESSAGE_MAX, Plan, Rng};
+use super::plan::{Fault, MESSAGE_MAX, Plan};
+use crate::carrier::Carrier;
 
 /// Steps of a run at most: many times what any seed needs.
-const STEPS_MAX: u64 = 400_000;
+const STEPS_MAX: u64 = 1_000_000;
 
 /// The longest wait that is no stall: until a post that was refused is tried again.
 const RETRY_MS: u64 = 100;
@@ -55,21 +57,17 @@ pub(crate) struct Happened {
     pub(crate) cuts: u64,
     pub(crate) disconnects: u64,
     pub(crate) silences: u64,
+    /// Writes to where nobody may, and ends that heard that of the other.
+    pub(crate) strays: u64,
+    pub(crate) terminates: u64,
     pub(crate) lives: u64,
     pub(crate) restores: u64,
     pub(crate) keepalives: u64,
 }
 
-impl Happened {
-    pub(crate) fn add(&mut self, other: &Self) {
-        for (sum, count) in self.all().into_iter().zip({ *other }.all()) {
-            *sum += *count;
-        }
-    }
-
-    /// Each of them.
-    pub(crate) fn all(&mut self) -> [&mut u64; 14] {
-        [
+impl seeded::Happened for Happened {
+    fn counts(&mut self) -> Vec<&mut u64> {
+        vec![
             &mut self.messages,
             &mut self.segments,
             &mut self.empty,
@@ -81,6 +79,8 @@ impl Happened {
             &mut self.cuts,
             &mut self.disconnects,
             &mut self.silences,
+            &mut self.strays,
+            &mut self.terminates,
             &mut self.lives,
             &mut self.restores,
             &mut self.keepalives,
@@ -89,23 +89,39 @@ impl Happened {
 }
 
 /// What is between two ends.
-#[derive(Debug, Default)]
-struct Wire {
+#[derive(Debug)]
+struct Wire<P> {
     /// What each end will hear.
-    to: [VecDeque<Packet>; 2],
+    to: [VecDeque<P>; 2],
     /// Nothing arrives any more.
     cut: bool,
     /// Who has not noticed.
     unaware: [bool; 2],
 }
 
-pub(crate) struct World {
-    pub(crate) plan: Plan,
-    pub(crate) happened: Happened,
+impl<P> Wire<P> {
+    fn new() -> Self {
+        Self {
+            to: [VecDeque::new(), VecDeque::new()],
+            cut: false,
+            unaware: [false; 2],
+        }
+    }
+
+    /// Nothing of what is under way arrives.
+    fn cut(&mut self) {
+        self.cut = true;
+        self.to.iter_mut().for_each(VecDeque::clear);
+    }
+}
+
+pub(crate) struct World<C: Carrier> {
+    plan: Plan<C::Way>,
+    happened: Happened,
     rng: Rng,
     luck: Luck,
-    users: [User; 2],
-    wire: Wire,
+    users: [User<C>; 2],
+    wire: Wire<C::Packet>,
     now: u64,
     steps: u64,
     /// The step at which the connection is cut.
@@ -113,6 +129,8 @@ pub(crate) struct World {
     mishaps: u64,
     /// Of this life: something went wrong, so that it may end.
     disturbed: bool,
+    /// And one of them did what it must not.
+    strayed: bool,
     phase: u64,
     /// Messages and offers that are left to each end in this phase.
     left: [(u64, u64); 2],
@@ -123,56 +141,10 @@ pub(crate) struct World {
     events: VecDeque<(u64, Step)>,
 }
 
-impl World {
-    pub(crate) fn new(seed: u64, fault: Fault) -> Self {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng, fault);
-        let luck = Luck {
-            rng: Rng::new(rng.next()),
-            refusals: plan.refusals,
-            refused: 0,
-            fault,
-        };
-        Self {
-            happened: Happened::default(),
-            luck,
-            users: [0, 1].map(|at| User::new(at, &plan, 0)),
-            wire: Wire::default(),
-            now: 0,
-            steps: 0,
-            cut_at: None,
-            mishaps: plan.mishaps,
-            disturbed: false,
-            phase: 0,
-            left: [(plan.messages, plan.offers); 2],
-            next: 0,
-            offers: BTreeMap::new(),
-            spoilt: Vec::new(),
-            events: VecDeque::new(),
-            rng,
-            plan,
-        }
-    }
+impl<C: Carrier> seeded::World for World<C> {
+    type Happened = Happened;
 
-    /// The same with a connection that is cut at this step.
-    pub(crate) fn cut_at(mut self, step: u64) -> Self {
-        self.cut_at = Some(step);
-        self
-    }
-
-    pub(crate) fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    pub(crate) fn events(&self) -> String {
-        let lines = self.events.iter();
-        lines
-            .map(|(at, step)| format!("{at}: {step:?}\n"))
-            .collect()
-    }
-
-    /// To the end, where nothing is left to do.
-    pub(crate) fn run(&mut self) {
+    fn run(&mut self) {
         self.happened.lives = 1;
         loop {
             self.settle();
@@ -203,6 +175,61 @@ impl World {
         }
         self.check_end();
         self.happened.refusals += self.luck.refused;
+    }
+
+    fn happened(&self) -> Happened {
+        self.happened
+    }
+
+    fn story(&self) -> String {
+        let lines = self.events.iter();
+        let lines: String = lines
+            .map(|(at, step)| format!("{at}: {step:?}\n"))
+            .collect();
+        format!("{:#?}\nthe last steps:\n{lines}", self.plan)
+    }
+}
+
+impl<C: Carrier> World<C> {
+    pub(crate) fn new(seed: u64, fault: Fault) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::new(&mut rng, fault, C::way);
+        let luck = Luck {
+            rng: Rng::new(rng.next()),
+            refusals: plan.refusals,
+            refused: 0,
+            fault,
+        };
+        Self {
+            happened: Happened::default(),
+            luck,
+            users: [0, 1].map(|at| User::new(at, &plan, 0)),
+            wire: Wire::new(),
+            now: 0,
+            steps: 0,
+            cut_at: None,
+            mishaps: plan.mishaps,
+            disturbed: false,
+            strayed: false,
+            phase: 0,
+            left: [(plan.messages, plan.offers); 2],
+            next: 0,
+            offers: BTreeMap::new(),
+            spoilt: Vec::new(),
+            events: VecDeque::new(),
+            rng,
+            plan,
+        }
+    }
+
+    /// The same with a connection that is cut at this step.
+    pub(crate) fn cut_at(mut self, step: u64) -> Self {
+        self.cut_at = Some(step);
+        self
+    }
+
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
     }
 
     fn is_done(&self) -> bool {
@@ -277,7 +304,10 @@ impl World {
             Step::Deliver(at) => {
                 if let Some(packet) = self.wire.to[at].pop_front() {
                     let user = &mut self.users[at];
-                    user.side.end.deliver(packet);
+                    let rest = user.side.end.deliver(packet, rng, &self.plan.way);
+                    if let Some(rest) = rest {
+                        self.wire.to[at].push_front(rest);
+                    }
                     (user.events, user.packets) = (true, true);
                 }
             }
@@ -323,44 +353,15 @@ impl World {
 
     fn take(&mut self, at: usize) {
         let user = &mut self.users[at];
-        let packet = user.side.end.take();
+        let packet = user.side.end.take(&mut self.rng, &self.plan.way);
         user.events = true;
-        let Some(mut packet) = packet else {
+        let Some(packet) = packet else {
             user.packets = false;
             return;
         };
-        if self.wire.cut {
-            return;
+        if !self.wire.cut {
+            C::carry(packet, &mut self.wire.to[1 - at], &mut self.luck);
         }
-        let queue = &mut self.wire.to[1 - at];
-        let luck = &mut self.luck;
-        if let Packet::Send {
-            bytes, invalidate, ..
-        } = &mut packet
-        {
-            if luck.strikes(Fault::LosesMessage) {
-                return;
-            }
-            if bytes.len() > 24 && luck.strikes(Fault::ChangesByte) {
-                bytes[24] ^= 1;
-            }
-            if bytes.len() >= 20 && bytes[0..2] != [0, 1] && luck.strikes(Fault::LosesGrant) {
-                bytes[2..4].fill(0);
-            }
-            if luck.strikes(Fault::ForgetsToken) {
-                *invalidate = None;
-            }
-            if luck.strikes(Fault::RepeatsMessage) {
-                queue.push_back(packet.clone());
-            }
-            if luck.fault == Fault::Overtakes
-                && let Some(written) = queue.pop_back_if(|it| matches!(it, Packet::Write { .. }))
-            {
-                queue.push_back(packet);
-                packet = written;
-            }
-        }
-        queue.push_back(packet);
     }
 
     /// What an end did is known to the other's user.
@@ -427,17 +428,23 @@ impl World {
 
     fn mishap(&mut self) {
         let at = self.rng.index(2);
-        match self.rng.below(3) {
+        match self.rng.below(4) {
             0 => self.cut(),
             1 => {
                 self.happened.disconnects += 1;
                 self.users[at].core_mut().disconnect();
             }
-            _ => {
+            2 => {
                 // Nothing arrives, and nobody says so.
                 self.happened.silences += 1;
-                self.wire.cut = true;
-                self.wire.to = Default::default();
+                self.wire.cut();
+            }
+            _ => {
+                if !self.users[at].stray() {
+                    return;
+                }
+                self.happened.strays += 1;
+                self.strayed = true;
             }
         }
         self.disturbed = true;
@@ -446,22 +453,25 @@ impl World {
     fn cut(&mut self) {
         self.happened.cuts += 1;
         self.disturbed = true;
-        self.wire = Wire {
-            to: Default::default(),
-            cut: true,
-            unaware: [true; 2],
-        };
+        self.wire.cut();
+        self.wire.unaware = [true; 2];
     }
 
     /// Nothing can be done but wait.
     fn wait(&mut self) {
-        let due = |user: &User| user.core().next_timeout();
-        let due = self.users.iter().filter_map(due).min();
+        let due = self.users.iter().filter_map(User::next_timeout).min();
         let due = due.unwrap_or_else(|| panic!("nothing is left to do: {}", self.stall()));
         let disturbed = self.disturbed || self.luck.refused > 0;
         assert!(
             due <= self.now + RETRY_MS || disturbed,
             "nothing is left to do but wait: {}",
+            self.stall()
+        );
+        // Refused or not, what the provider has done is told.
+        let untold = self.users.iter().any(User::awaits_its_provider);
+        assert!(
+            due <= self.now + RETRY_MS || self.disturbed || !untold,
+            "nothing is left to do, and work is not told: {}",
             self.stall()
         );
         self.pass_time(due);
@@ -475,7 +485,9 @@ impl World {
     fn pass_time(&mut self, due: u64) {
         self.now = self.now.max(due);
         for user in &mut self.users {
+            user.side.end.tick(self.now);
             user.core_mut().handle_timeout(self.now);
+            (user.events, user.packets) = (true, true);
         }
     }
 
@@ -495,6 +507,23 @@ impl World {
             error.is_some_and(|error| error.blame() == linkspan_smbdirect::Blame::Peer)
         };
         assert!(!errors.iter().any(blames_peer), "{errors:?}");
+        let failures = self.users.each_ref().map(|user| user.side.driver.failure());
+        for failure in failures.into_iter().flatten() {
+            let broke = match failure {
+                Failure::Wire(WireError::Terminated(_)) => {
+                    self.happened.terminates += 1;
+                    true
+                }
+                // A message of which the rest was not sent any more.
+                Failure::Wire(error) => error != WireError::Truncated,
+                Failure::Refused { .. } => true,
+                _ => false,
+            };
+            assert!(
+                !broke || self.strayed,
+                "they do not understand each other: {failures:?}"
+            );
+        }
     }
 
     /// A new connection, that knows nothing of the old one.
@@ -502,8 +531,8 @@ impl World {
         self.count();
         self.happened.lives += 1;
         self.users = [0, 1].map(|at| User::new(at, &self.plan, self.now));
-        self.wire = Wire::default();
-        self.disturbed = false;
+        self.wire = Wire::new();
+        (self.disturbed, self.strayed) = (false, false);
         self.offers.clear();
     }
 
@@ -533,7 +562,7 @@ impl World {
             }
         }
         for _ in 0..self.rng.below(3) {
-            let due = |user: &User| user.core().next_timeout();
+            let due = |user: &User<C>| user.core().next_timeout();
             if let Some(due) = self.users.iter().filter_map(due).min() {
                 self.happened.keepalives += 1;
                 self.pass_time(due);
@@ -571,6 +600,7 @@ impl World {
         self.happened.empty += traffic.empty_sends;
         self.happened.kept += traffic.kept;
         self.happened.works += traffic.writes + traffic.reads;
+        user.side.end.restore(self.now);
         user.outputs = true;
     }
 
@@ -586,7 +616,7 @@ impl World {
 }
 
 /// The length of a message: of each class of how it is cut into fragments.
-fn length(rng: &mut Rng, plan: &Plan, at: usize) -> u32 {
+fn length<W>(rng: &mut Rng, plan: &Plan<W>, at: usize) -> u32 {
     let [own, other] = [&plan.options[at], &plan.options[1 - at]];
     let fragment = own.max_send_size.min(other.max_receive_size) - 24;
     let len = match rng.below(16) {

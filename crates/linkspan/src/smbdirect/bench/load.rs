@@ -325,7 +325,11 @@ impl<'a, C: Host> Load<'a, C> {
                 _ => self.find(id)?,
             };
             match happening {
-                Happening::Sent(result) | Happening::Transferred(result) => {
+                Happening::Sent(count, result) => {
+                    let done = u64::from(is_done(result)?) * u64::from(count);
+                    self.connections[index].done += done;
+                }
+                Happening::Transferred(_, result) => {
                     self.connections[index].done += u64::from(is_done(result)?);
                 }
                 Happening::Received => self.receive(index)?,
@@ -447,7 +451,7 @@ impl<'a, C: Host> Load<'a, C> {
                 self.initiator.wait(None)?;
                 while let Some((_, happening)) = self.initiator.endpoint.poll() {
                     match happening {
-                        Happening::Transferred(result) => {
+                        Happening::Transferred(_, result) => {
                             done = is_done(result)?;
                         }
                         Happening::Ended(gone) => {

@@ -1,0 +1,6 @@
+//! Both ends of vfio-user, tied together and alone.
+
+mod hostile;
+mod others;
+mod pair;
+mod rig;
