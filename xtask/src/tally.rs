@@ -16,6 +16,9 @@ pub(crate) struct Tally {
     /// What failed, and what it said, for the end of a long output: often only that
     /// end is at hand.
     names: Vec<String>,
+    /// The same of what failed, and passed when it ran once more with nothing beside it.
+    /// The run goes on with it, and says so: each is a fault to mend.
+    unstable: Vec<String>,
 }
 
 /// What one program's output said about tests.
@@ -33,6 +36,9 @@ pub(crate) struct Counted {
 /// So much of what a failed test said is told again.
 const TOLD_LINES: usize = 24;
 const TOLD_CHARS: usize = 400;
+
+/// More failed tests than these are no accident, and do not run again.
+pub(crate) const AGAIN_MOST: usize = 3;
 
 impl Tally {
     /// Counts one check of ours.
@@ -77,6 +83,44 @@ impl Tally {
         Ok(())
     }
 
+    /// [`Tally::tests`] of a harness that takes names. Few that fail run once more.
+    pub(crate) fn tests_and_again(&mut self, name: &str, command: &mut Command) -> Result<()> {
+        let mut first = Self::default();
+        first.tests(name, command)?;
+        first.again(name, |tests| {
+            let mut second = Self::default();
+            command.args(["--", "--exact", "--test-threads", "1"]);
+            second.tests(&format!("{name}, what failed"), command.args(tests))?;
+            Ok(second)
+        })?;
+        self.merge(first);
+        Ok(())
+    }
+
+    /// Runs the tests of the step `name` that failed once more, if they are few.
+    fn again(&mut self, name: &str, run: impl FnOnce(&[&str]) -> Result<Self>) -> Result<()> {
+        let prefix = format!("{name}: ");
+        let test = |told: &'_ String| Some(told.lines().next()?.strip_prefix(&prefix)?.to_owned());
+        // Without names for all of them, something else failed too.
+        let Some(tests) = self.names.iter().map(test).collect::<Option<Vec<_>>>() else {
+            return Ok(());
+        };
+        if (1..=AGAIN_MOST).contains(&tests.len()) {
+            let tests: Vec<&str> = tests.iter().map(String::as_str).collect();
+            let second = run(&tests)?;
+            if second.failed == 0 && second.passed >= self.failed {
+                self.forgive();
+            }
+        }
+        Ok(())
+    }
+
+    /// What failed has passed since.
+    pub(crate) fn forgive(&mut self) {
+        self.passed += std::mem::take(&mut self.failed);
+        self.unstable.append(&mut self.names);
+    }
+
     /// Adds what a program said. Without success something has failed, said or not.
     pub(crate) fn add(&mut self, name: &str, success: bool, counted: &Counted) {
         let tests = counted.finish();
@@ -100,6 +144,7 @@ impl Tally {
         self.failed += other.failed;
         self.skipped += other.skipped;
         self.names.extend(other.names);
+        self.unstable.extend(other.unstable);
     }
 
     /// What a run has counted that ended with [`Tally::summary`], by all that it said.
@@ -123,18 +168,20 @@ impl Tally {
             failed,
             skipped,
             names,
+            unstable: Vec::new(),
         })
     }
 
     /// The lines with which a test run ends: what failed, and the counts.
     pub(crate) fn summary(&self) -> String {
-        let failed: String = self
-            .names
-            .iter()
-            .map(|name| format!("FAIL {name}\n"))
-            .collect();
+        let lines = |word: &str, names: &[String]| -> String {
+            let each = names.iter().map(|name| format!("{word} {name}\n"));
+            each.collect()
+        };
+        let unstable = lines("UNSTABLE, passed when run again:", &self.unstable);
+        let failed = lines("FAIL", &self.names);
         format!(
-            "{failed}{} passed, {} failed, {} skipped",
+            "{unstable}{failed}{} passed, {} failed, {} skipped",
             self.passed, self.failed, self.skipped
         )
     }
@@ -312,7 +359,7 @@ mod tests {
                 passed: 13,
                 failed: 2,
                 skipped: 1,
-                names: Vec::new(),
+                ..Tally::default()
             }
         );
     }
@@ -329,7 +376,7 @@ mod tests {
                 passed: 2,
                 failed: 0,
                 skipped: 1,
-                names: Vec::new(),
+                ..Tally::default()
             }
         );
     }
@@ -363,6 +410,7 @@ mod tests {
             failed: 1,
             skipped: 1,
             names: vec!["b: why".to_owned()],
+            ..Tally::default()
         };
         assert_eq!(counted.finish(), want);
     }
@@ -403,6 +451,46 @@ mod tests {
             "a::b\n    thread 'a::b' panicked at src/a.rs:1:2:\n    left: 1"
         );
         assert_eq!(names[1], "c".to_owned() + &"\n    more".repeat(TOLD_LINES));
+    }
+
+    #[test]
+    fn a_test_that_fails_once_is_told_and_does_not_fail_the_run() {
+        let lines = [
+            "test a ... FAILED",
+            "---- a stdout ----",
+            "left: 1",
+            "test result: FAILED. 4 passed; 1 failed; 0 ignored",
+        ];
+        let mut first = Tally::default();
+        first.add("b", false, &counted(&lines));
+        let run = |second: &str| {
+            let mut tally = first.clone();
+            let again = tally.again("b", |tests| {
+                assert_eq!(tests, ["a"]);
+                Ok(Tally::of_summary(second).unwrap())
+            });
+            again.unwrap();
+            tally.summary()
+        };
+        let (told, counts) = ("b: a\n    left: 1", "5 passed, 0 failed, 0 skipped");
+        let unstable = format!("UNSTABLE, passed when run again: {told}\n{counts}");
+        assert_eq!(run("1 passed, 0 failed, 0 skipped"), unstable);
+        // It fails again, or does not run.
+        assert_eq!(run("0 passed, 1 failed, 0 skipped"), first.summary());
+        assert_eq!(run("0 passed, 0 failed, 0 skipped"), first.summary());
+    }
+
+    #[test]
+    fn what_did_not_build_and_many_that_fail_do_not_run_again() {
+        let never = |_: &[&str]| panic!("it ran");
+        let mut tally = Tally::default();
+        tally.again("b", never).unwrap();
+        tally.add("b", false, &Counted::default());
+        tally.again("b", never).unwrap();
+        let mut tally = Tally::default();
+        let lines: Vec<&str> = vec!["test a ... FAILED"; AGAIN_MOST + 1];
+        tally.add("b", false, &counted(&lines));
+        tally.again("b", never).unwrap();
     }
 
     #[test]

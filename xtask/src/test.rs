@@ -75,7 +75,7 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
         }
         Err(error) => eprintln!("xtask: {error:#}"),
     }
-    tally.tests("tests of the workspace", &mut tests)?;
+    tally.tests_and_again("tests of the workspace", &mut tests)?;
 
     if let Some(kernel) = &lab_kernel {
         lab::steps(&project, &mut tally, kernel, quick)?;

@@ -578,26 +578,28 @@ fn a_command_that_is_not_answered_is_refused_and_the_next_one_has_its_own_answer
     };
     card.commands();
     machine.calls();
-    card.set_answer(None);
+    card.answer_next(None);
     let error = address(1).unwrap_err();
     assert!(matches!(error, Refused::Nack { .. }), "{error}");
     // It answers again, and does not want the next one.
-    card.set_answer(Some(1));
     assert!(settled(|| machine.is_live()));
     let calls = machine.calls();
     assert!(calls.contains(&"SET_STATUS 0".to_owned()), "{calls:?}");
+    card.answer_next(Some(1));
     let error = address(2).unwrap_err();
     assert!(matches!(error, Refused::Nack { .. }), "{error}");
-    card.set_answer(Some(0));
     address(3).unwrap();
     let told = [1, 2, 3].map(|last| vec![1, 1, 2, 9, 9, 9, 9, last]);
     assert_eq!(card.commands(), told);
-    // What it is to do counts for pairs too, and for the device that starts anew.
-    card.set_answer(None);
+    // What it is to do counts for pairs too, and the device that starts anew has the
+    // address that it was given.
+    card.answer_next(None);
     front.enable(2, true).unwrap_err();
-    card.set_answer(Some(0));
-    assert!(settled(|| machine.is_live()));
-    card.commands();
+    let mut commands = Vec::new();
+    assert!(settled(|| {
+        commands.extend(card.commands());
+        commands == [vec![4, 0, 2, 0], told[2].clone()]
+    }));
     front.enable(2, true).unwrap();
     front.enable(3, true).unwrap();
     assert_eq!(card.commands(), [vec![4, 0, 2, 0]]);

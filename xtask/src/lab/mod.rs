@@ -14,7 +14,7 @@ use crate::Usage;
 use crate::later_qemu::{self, Unavailable};
 use crate::packages::{self, Missing};
 use crate::project::Project;
-use crate::tally::{Counted, Tally, headline};
+use crate::tally::{AGAIN_MOST, Counted, Tally, headline};
 
 mod guest;
 mod image;
@@ -108,7 +108,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             packages::ensure(packages::GUEST)?;
             let kernel = kernel::ensure(&project)?;
             let mut tally = Tally::default();
-            all(&project, &kernel, guests, args, &mut tally)?;
+            for (_, failed) in all(&project, &kernel, guests, args, &mut tally)? {
+                tally.merge(failed);
+            }
             println!("\n{}", tally.summary());
             Ok(tally.failed == 0)
         }
@@ -181,21 +183,33 @@ pub(crate) fn steps(
 ) -> Result<()> {
     let mut guests = guest::all(project)?;
     guests.retain(|guest| !quick || guest.needs.quick);
-    all(project, kernel, guests, &RunArgs::default(), tally)
+    let mut failed = all(project, kernel, guests, &RunArgs::default(), tally)?;
+    // Few that fail run once more, each alone.
+    let again = failed.len() <= AGAIN_MOST;
+    for (guest, first) in &mut failed {
+        let mut second = Tally::default();
+        let guest = vec![guest.clone()];
+        if again && all(project, kernel, guest, &RunArgs::default(), &mut second)?.is_empty() {
+            first.forgive();
+        }
+        tally.merge(first.clone());
+    }
+    Ok(())
 }
 
 /// Guests that run at a time: an emulated one mostly keeps one processor busy, or waits.
 const AT_A_TIME: usize = 2;
 
-/// Packs and runs guests, and counts what they say. What one says comes when it is done,
-/// unless it is the only one.
+/// Packs and runs guests, and counts what they say, but for those that failed, which are
+/// given back. What one says comes when it is done, unless it is the only one.
 fn all(
     project: &Project,
     kernel: &Path,
     guests: Vec<Guest>,
     args: &RunArgs,
     tally: &mut Tally,
-) -> Result<()> {
+) -> Result<Vec<(Guest, Tally)>> {
+    let mut failed = Vec::new();
     let alone = guests.len() == 1;
     thread::scope(|scope| {
         let mut running = VecDeque::new();
@@ -221,20 +235,35 @@ fn all(
                 Ok(packed) => packed,
             };
             if running.len() == AT_A_TIME {
-                running.pop_front().map_or(Ok(()), |run| end(run, tally))?;
+                failed.extend(
+                    running
+                        .pop_front()
+                        .map_or(Ok(None), |run| end(run, tally))?,
+                );
             }
             running.push_back(scope.spawn(move || packed.run(kernel, args, alone)));
         }
-        running.into_iter().try_for_each(|run| end(run, tally))
+        for run in running {
+            failed.extend(end(run, tally)?);
+        }
+        Ok(failed)
     })
 }
 
-/// Waits for a guest, says what it said, and counts it.
-fn end(run: ScopedJoinHandle<'_, Result<Report>>, tally: &mut Tally) -> Result<()> {
+/// Waits for a guest, says what it said, and counts it, or gives it back as failed.
+fn end(
+    run: ScopedJoinHandle<'_, Result<Report>>,
+    tally: &mut Tally,
+) -> Result<Option<(Guest, Tally)>> {
     let report = run.join().expect("a run does not panic")?;
     print!("{}", report.said);
-    tally.add(&report.name, report.success, &report.counted);
-    Ok(())
+    let mut counts = Tally::default();
+    counts.add(&report.name, report.success, &report.counted);
+    if report.success {
+        tally.merge(counts);
+        return Ok(None);
+    }
+    Ok(Some((report.guest, counts)))
 }
 
 /// A guest that can run.
@@ -248,6 +277,7 @@ struct Packed {
 
 /// What a guest said.
 struct Report {
+    guest: Guest,
     name: String,
     /// Its lines, unless they were shown at once.
     said: String,
@@ -324,6 +354,7 @@ impl Packed {
             drop(fs::remove_dir_all(dir));
         }
         Ok(Report {
+            guest: self.guest,
             name,
             said,
             success,

@@ -1,6 +1,7 @@
 //! Devices for the model kernel that nothing else here has: one of a type without
 //! a driver of ours, and a network card whose control queue keeps what it is told.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use linkspan_engine::{
@@ -76,8 +77,11 @@ pub struct Card {
     features: u64,
     config: Mutex<[u8; 24]>,
     commands: Arc<Mutex<Vec<Vec<u8>>>>,
-    answer: Arc<Mutex<Option<u8>>>,
+    answers: Answers,
 }
+
+/// To the next commands, each; 0 (done) to all after those. `None` is nothing at all.
+type Answers = Arc<Mutex<VecDeque<Option<u8>>>>;
 
 impl Card {
     /// A card with these features of network devices.
@@ -92,13 +96,14 @@ impl Card {
             features,
             config: Mutex::new(config),
             commands: Arc::default(),
-            answer: Arc::new(Mutex::new(Some(0))),
+            answers: Arc::default(),
         }
     }
 
-    /// What it says to commands from now on: 0 that they are done; nothing at all.
-    pub fn set_answer(&self, answer: Option<u8>) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+    /// What it says to the next command instead of 0, that it is done; nothing at all.
+    pub fn answer_next(&self, answer: Option<u8>) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.push_back(answer);
     }
 
     /// What it was told since this was last asked.
@@ -152,7 +157,7 @@ impl Device for Card {
         Ok(Box::new(CardQueue {
             chain: Chain::new(64)?,
             commands: control.then(|| Arc::clone(&self.commands)),
-            answer: Arc::clone(&self.answer),
+            answers: Arc::clone(&self.answers),
         }))
     }
 }
@@ -160,7 +165,7 @@ impl Device for Card {
 struct CardQueue {
     chain: Chain,
     commands: Option<Arc<Mutex<Vec<Vec<u8>>>>>,
-    answer: Arc<Mutex<Option<u8>>>,
+    answers: Answers,
 }
 
 impl QueueHandler for CardQueue {
@@ -178,8 +183,8 @@ impl QueueHandler for CardQueue {
                 assert!(read.is_ok());
                 let mut all = commands.lock().unwrap_or_else(PoisonError::into_inner);
                 all.push(command);
-                let answer = *self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(answer) = answer else {
+                let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(answer) = answers.pop_front().unwrap_or(Some(0)) else {
                     continue;
                 };
                 let answered = table.scatter(self.chain.writable(), 0, &[answer]);
