@@ -309,6 +309,9 @@ impl Supervisor {
             }
         }
         self.carry_out();
+        if let Some(note) = plane.is_without_links() {
+            tracing::info!("{note}");
+        }
         Ok(())
     }
 
@@ -525,9 +528,12 @@ impl Supervisor {
 
     /// How it is, in one line.
     fn status(&self) -> String {
-        let running = |seen: &Seen| seen.state == State::Running;
-        let count = self.core.links().filter(running).count();
-        format!("{count} of {} links run", self.core.links().count())
+        let links = || self.core.links().filter(|seen| seen.name != page::NAME);
+        let running = links().filter(|seen| seen.state == State::Running).count();
+        match links().count() {
+            0 => "no links yet".to_owned(),
+            all => format!("{running} of {all} links run"),
+        }
     }
 }
 
