@@ -262,6 +262,8 @@ fn confine(command: &Command) -> Result<(), Failure> {
         Command::Blk(args) if args.is_local() => Needs::Devices(&[]),
         Command::Net(_) => Needs::Devices(&["/dev/net/tun"]),
         Command::Gpu(_) => Needs::Devices(&["/dev/udmabuf"]),
+        // It serves browsers, and reaches screens by their sockets.
+        Command::Page(_) => Needs::Network,
         it if confines_itself(it) => return Ok(()),
         // QEMU has a sandbox of its own, and is told of files by the user's options.
         Command::Vm(_) => return Ok(()),

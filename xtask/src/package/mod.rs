@@ -2,7 +2,7 @@
 
 mod debian;
 mod installed;
-mod portable;
+pub(crate) mod portable;
 mod root;
 
 use std::fs;

@@ -120,7 +120,9 @@ impl Plane {
     pub(crate) fn is_without_links(&self) -> Option<String> {
         let file = self.file.display();
         let why = || {
-            format!("there are no links yet: add one to {file}, and have it read again (SIGHUP, or systemctl reload)")
+            format!(
+                "there are no links yet: add one to {file}, and have it read again (SIGHUP, or systemctl reload)"
+            )
         };
         self.links.is_empty().then(why)
     }
