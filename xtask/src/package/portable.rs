@@ -68,7 +68,8 @@ fn works(program: &Path) -> Result<()> {
     }
     let root = std::env::temp_dir().join(format!("linkspan-static-{}", std::process::id()));
     fs::create_dir(&root)?;
-    let tried = fs::copy(program, root.join("linkspan"))
+    let tried = fs::create_dir(root.join("proc"))
+        .and_then(|()| fs::copy(program, root.join("linkspan")))
         .map_err(Into::into)
         .and_then(|_| runs(&root));
     fs::remove_dir_all(&root)?;
@@ -76,10 +77,15 @@ fn works(program: &Path) -> Result<()> {
 }
 
 fn runs(root: &Path) -> Result<()> {
-    let version = said(alone(root).arg("--version"))?;
+    let is_possible = said(namespace().arg("true")).is_ok();
+    if !is_possible {
+        println!("no root for it alone (root makes one): it runs in that of this machine");
+    }
+    let alone = || alone(root, is_possible);
+    let version = said(alone().arg("--version"))?;
     ensure!(version.trim() == format!("linkspan {VERSION}"), "{version}");
     // Its status is about the machine.
-    let doctor = alone(root).args(["doctor", "smbdirect"]).output()?;
+    let doctor = alone().args(["doctor", "smbdirect"]).output()?;
     let doctor = String::from_utf8_lossy(&doctor.stdout);
     ensure!(
         doctor.contains("a static program cannot load verbs"),
@@ -87,10 +93,10 @@ fn runs(root: &Path) -> Result<()> {
     );
     let image = b"linkspan".repeat(64 * 1024);
     fs::write(root.join("disk"), &image)?;
-    let mut disk = alone(root);
+    let mut disk = alone();
     disk.args(["blk", "--socket-path", "s", "--image", "disk"]);
     let _disk = Served(disk.spawn().context("cannot run it")?);
-    let mut driver = alone(root);
+    let mut driver = alone();
     driver.args([
         "driver",
         "blk",
@@ -105,17 +111,28 @@ fn runs(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The program in a root where nothing else is; who may not make one sees the machine's.
-fn alone(root: &Path) -> Command {
-    let mut command = if packages::is_root() {
-        let mut chroot = Command::new("chroot");
-        chroot.arg(root).arg("/linkspan");
-        chroot
+/// Makes the folder that it is in the root, with nothing else in it but /proc, by which
+/// descriptors of peers are told apart.
+const ALONE: &str = "mount -t proc proc proc; exec chroot . /linkspan \"$@\"";
+
+/// The program in a root where nothing else is.
+fn alone(root: &Path, is_possible: bool) -> Command {
+    let mut command = if is_possible {
+        let mut unshare = namespace();
+        unshare.args(["sh", "-euc", ALONE, "sh"]);
+        unshare
     } else {
         Command::new(root.join("linkspan"))
     };
     command.current_dir(root).stdin(Stdio::null());
     command
+}
+
+/// A program that is named next, in a mount namespace.
+fn namespace() -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--propagation", "private"]);
+    unshare
 }
 
 /// A process that ends with this value.

@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use serde::Serialize;
 
 use super::activation::Activated;
-use super::core::{Core, Effect, End, Seen, State, Unknown, Wanted};
+use super::core::{Core, Effect, End, State, Unknown, Wanted};
 use super::gathering::Gathering;
 use super::line::Heard;
 use super::metrics::Metrics;
