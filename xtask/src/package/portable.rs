@@ -25,7 +25,7 @@ pub(super) fn make(project: &Project, out: &Path) -> Result<PathBuf> {
     Ok(made)
 }
 
-/// Builds it as tests are built, which takes a third of the time, and sees that it works.
+/// Builds it as tests are built, which is quicker, and sees that it works.
 pub(crate) fn test(project: &Project, tally: &mut Tally) -> Result<()> {
     let name = "static program: built, used in a root of its own";
     headline(name);

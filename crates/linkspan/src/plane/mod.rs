@@ -92,7 +92,7 @@ fn check(args: &CheckArgs) -> Result<(), Failure> {
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
     plane.verdict()?;
-    if let Some(note) = plane.is_without_links() {
+    if let Some(note) = plane.without_links() {
         log::say(format_args!("{note}"));
     }
     Ok(())
@@ -117,7 +117,7 @@ impl Plane {
     }
 
     /// What to do for there to be links, where there are none.
-    pub(crate) fn is_without_links(&self) -> Option<String> {
+    pub(crate) fn without_links(&self) -> Option<String> {
         let file = self.file.display();
         let why = || {
             format!(

@@ -440,9 +440,9 @@ fn a_plane_may_have_no_link_yet() {
     let folder = folder();
     let empty = plane("[plane]\n", folder.path());
     assert!(empty.problems.is_empty(), "{:?}", empty.problems);
-    let note = empty.is_without_links().unwrap();
+    let note = empty.without_links().unwrap();
     assert!(note.contains("p.toml"), "{note}");
-    assert_eq!(plane(DISK, folder.path()).is_without_links(), None);
+    assert_eq!(plane(DISK, folder.path()).without_links(), None);
 }
 
 /// Whatever becomes of a file, it is judged, with places within it.

@@ -309,7 +309,7 @@ impl Supervisor {
             }
         }
         self.carry_out();
-        if let Some(note) = plane.is_without_links() {
+        if let Some(note) = plane.without_links() {
             tracing::info!("{note}");
         }
         Ok(())
