@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::package::portable;
 use crate::project::{Project, cargo};
 use crate::tally::{Tally, headline};
 use crate::{fuzz, lint, loom, processors, run};
@@ -22,10 +23,12 @@ pub(crate) fn run(quick: bool) -> Result<bool> {
     if quick {
         tally.skip("loom", "left out by --quick");
         tally.skip("packages of the pure crates", "left out by --quick");
+        tally.skip("static program", "left out by --quick");
         tally.skip("other processors", "left out by --quick");
     } else {
         loom::run(&project, &mut tally)?;
         pack(&project, &mut tally)?;
+        portable::test(&project, &mut tally)?;
         // Last, as it shares a folder with what the lab builds.
         processors::run(&project, &mut tally)?;
     }

@@ -256,18 +256,27 @@ pub(crate) fn machine(arguments: &[OsString]) -> Option<Machine> {
 /// Has the process of a link enter the sandbox of its kind.
 fn confine(command: &Command) -> Result<(), Failure> {
     let used = used(command);
-    let needs = match command {
+    match needs(command, &used) {
+        Some(needs) => sandbox::enter(needs, &used),
+        None => Ok(()),
+    }
+}
+
+/// The sandbox of a command, unless it has one of its own.
+fn needs(command: &Command, used: &[Used]) -> Option<Needs> {
+    Some(match command {
         // Where the kernel's half of the device leaves its state.
         _ if used.iter().any(|(_, it)| matches!(it, Use::Vduse(_))) => Needs::Files,
         Command::Blk(args) if args.is_local() => Needs::Devices(&[]),
         Command::Net(_) => Needs::Devices(&["/dev/net/tun"]),
         Command::Gpu(_) => Needs::Devices(&["/dev/udmabuf"]),
-        it if confines_itself(it) => return Ok(()),
+        // It serves browsers, and reaches screens by their sockets.
+        Command::Page(_) => Needs::Network,
+        it if confines_itself(it) => return None,
         // QEMU has a sandbox of its own, and is told of files by the user's options.
-        Command::Vm(_) => return Ok(()),
+        Command::Vm(_) => return None,
         _ => Needs::Machine,
-    };
-    sandbox::enter(needs, &used)
+    })
 }
 
 /// Whether a command enters a sandbox later, which is to have all threads of the process.
@@ -340,5 +349,31 @@ mod tests {
         sorted.sort_unstable();
         commands.sort_unstable();
         assert_eq!(sorted, commands);
+    }
+
+    /// As the security model has it. Who talks to browsers opens no file of this machine.
+    #[test]
+    fn each_command_has_its_sandbox() {
+        for (line, expected) in [
+            ("page", Some(Needs::Network)),
+            (
+                "blk --socket-path s --image mem:1M",
+                Some(Needs::Devices(&[])),
+            ),
+            (
+                "blk --socket-path s --image smb://a@h/s/d",
+                Some(Needs::Machine),
+            ),
+            (
+                "net --port responder",
+                Some(Needs::Devices(&["/dev/net/tun"])),
+            ),
+            ("blk --vduse d --image mem:1M", Some(Needs::Files)),
+            ("fcopy guest --root /in --connect s", None),
+        ] {
+            let arguments: Vec<OsString> = line.split(' ').map(Into::into).collect();
+            let command = parsed(&arguments).expect(line);
+            assert_eq!(needs(&command, &used(&command)), expected, "{line}");
+        }
     }
 }

@@ -15,13 +15,15 @@ use crate::plane::{Use, Used};
 pub(crate) enum Needs {
     /// These devices; no other file but what shows this process and the machine, and no TCP.
     Devices(&'static [&'static str]),
+    /// TCP; no other file but what shows this process and the machine.
+    Network,
     /// All files to read, all devices and settings of the kernel, and TCP.
     Machine,
     /// Files that its options do not name: new privileges alone are given up.
     Files,
 }
 
-/// What tells a process of itself and of its machine.
+/// Where the system tells a process of itself and of its machine.
 const SHOWN: [&str; 2] = ["/proc", "/sys"];
 
 /// Gives up what a link with these options does not need.
@@ -35,13 +37,10 @@ pub(crate) fn enter(needs: Needs, used: &[Used]) -> Result<(), Failure> {
             return Ok(given_up.context("cannot give up new privileges")?);
         }
         Needs::Devices(devices) => {
-            // Whose symbols are looked up for the words of a panic.
-            let program = std::env::current_exe().into_iter();
-            let read = SHOWN.into_iter().map(PathBuf::from).chain(program);
-            let read = read.map(|path| Rule::new(path, Access::Read));
             let devices = devices.iter().map(|path| Rule::new(path, Access::Device));
-            (read.chain(devices).collect(), Network::Without)
+            (shown().chain(devices).collect(), Network::Without)
         }
+        Needs::Network => (shown().collect(), Network::With),
         Needs::Machine => {
             let mut rules = vec![
                 Rule::new("/", Access::Read),
@@ -59,6 +58,14 @@ pub(crate) fn enter(needs: Needs, used: &[Used]) -> Result<(), Failure> {
         Sandbox::PrivilegesOnly => tracing::info!("this kernel has no Landlock to be held by"),
     }
     Ok(())
+}
+
+/// What tells a process of itself and of its machine, to read.
+fn shown() -> impl Iterator<Item = Rule> {
+    // Whose symbols are looked up for the words of a panic.
+    let program = std::env::current_exe().into_iter();
+    let read = SHOWN.into_iter().map(PathBuf::from).chain(program);
+    read.map(|path| Rule::new(path, Access::Read))
 }
 
 /// What an option allows.

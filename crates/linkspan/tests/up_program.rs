@@ -398,6 +398,29 @@ fn the_example_runs_as_it_is() {
     assert_eq!(status, Some(0), "{errors}");
 }
 
+/// As a service is that was just installed; and a file that somebody is about to write ends
+/// no link.
+#[test]
+fn a_plane_without_links_is_served_until_there_are_some() {
+    let (host, up) = Host::new("[plane]\ncontrol = \"control.sock\"\n");
+    let mut answered = || host.link(&["list"]).status.success();
+    assert!((0..3).any(|_| settled(&mut answered)));
+    up.await_error("there are no links yet");
+    host.write(PLANE);
+    up.signal(Signal::HUP);
+    let a = host.serving("a");
+    host.write("");
+    up.signal(Signal::HUP);
+    up.await_error("the plane is not read again");
+    assert_eq!(host.serving("a"), a);
+    host.write("[plane]\ncontrol = \"control.sock\"\n");
+    up.signal(Signal::HUP);
+    let mut gone = || host.seen("a").is_none() && host.link(&["list"]).status.success();
+    assert!((0..3).any(|_| settled(&mut gone)), "{:?}", host.seen("a"));
+    up.signal(Signal::TERM);
+    assert_eq!(up.end().0, Some(0));
+}
+
 #[test]
 fn a_wrong_plane_is_not_started() {
     let (_host, up) = Host::new(&PLANE.replace("b.sock", "a.sock"));

@@ -83,15 +83,21 @@ fn offers(root: &Root) -> Result<()> {
     Ok(())
 }
 
-/// The service with the disk of the settings' own example, as its manager would have it.
+/// The service as its manager would have it: with the settings as they come, without a link,
+/// and then with the disk of their own example.
 fn serves(root: &Root) -> Result<()> {
+    root.shell("mkdir -p /run/linkspan /var/lib/linkspan")?;
+    let mut service = Service::start(root)?;
+    service.await_word("STATUS=no links yet")?;
+    let list = root.shell("linkspan link list")?;
+    ensure!(list.is_empty(), "nobody has set up {list}");
     root.shell(
         "sed -i '/^# .link.disk.$/,/^$/ s/^# //' /etc/linkspan/plane.toml
-        mkdir -p /run/linkspan /var/lib/linkspan
         head -c 1M /dev/urandom >/var/lib/linkspan/disk.img
         linkspan plane check /etc/linkspan/plane.toml",
     )?;
-    let mut service = Service::start(root)?;
+    service.signal("HUP")?;
+    service.await_word("RELOADING=1")?;
     service.await_word("READY=1")?;
     root.shell(
         "linkspan link list --control /run/linkspan/control.sock | grep disk
@@ -99,9 +105,6 @@ fn serves(root: &Root) -> Result<()> {
             read --length 1M --to /tmp/copy
         cmp /tmp/copy /var/lib/linkspan/disk.img",
     )?;
-    service.signal("HUP")?;
-    service.await_word("RELOADING=1")?;
-    service.await_word("READY=1")?;
     service.signal("TERM")?;
     service.await_word("STOPPING=1")?;
     let status = service.process.wait()?;

@@ -2,7 +2,7 @@
 
 mod debian;
 mod installed;
-mod portable;
+pub(crate) mod portable;
 mod root;
 
 use std::fs;
@@ -28,6 +28,7 @@ Examples:
   cargo xtask package                  target/package/linkspan_VERSION_ARCH.deb
   cargo xtask package --check          the same, and whether it works
   cargo xtask package --static         target/package/linkspan-VERSION-ARCH-static
+  cargo xtask package --static --check whether that works, built as tests are
   SOURCE_DATE_EPOCH=1764000000 cargo xtask package --out /tmp/a
 
 What is made depends on the source and on the time that it says, not on when it is made:
@@ -39,8 +40,9 @@ pub(crate) struct Args {
     /// A program for every Linux of this processor in place of a package: static, without verbs
     #[arg(long = "static")]
     portable: bool,
-    /// Install the package in a root of its own, use and remove it (as root)
-    #[arg(long, conflicts_with = "portable")]
+    /// Install the package in a root of its own, use and remove it (as root); with --static,
+    /// use that program, built as tests are, where nothing else is
+    #[arg(long)]
     check: bool,
 }
 
@@ -52,7 +54,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     if args.check {
         let mut tally = Tally::default();
-        test(&project, &out, &mut tally)?;
+        match args.portable {
+            true => portable::test(&project, &mut tally)?,
+            false => test(&project, &out, &mut tally)?,
+        }
         println!("{}", tally.summary());
         return Ok(tally.failed == 0);
     }

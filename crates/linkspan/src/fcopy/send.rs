@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use linkspan_engine::vmbus::{Framed, FramedError};
 use linkspan_sys::signals::{Signal, Signals};
 use linkspan_vmbus::link::{ASKS, Frame, Outcome, Request, Role};
@@ -125,6 +125,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         signals,
         stopping: false,
         bar: progress(&items),
+        arrived: 0,
+        bytes: 0,
         unverified: 0,
         status: None,
     };
@@ -152,6 +154,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         sending.fail(Status::Failed);
     }
     sending.bar.finish_and_clear();
+    sending.sum_up();
     if sending.unverified > 0 {
         let files = sending.unverified;
         sending.say(&format!(
@@ -183,6 +186,9 @@ struct Sending<'a> {
     /// A signal has come.
     stopping: bool,
     bar: ProgressBar,
+    /// Files that the guest has, and their bytes.
+    arrived: usize,
+    bytes: u64,
     /// Files that were to be read back and were not.
     unverified: usize,
     /// What the program ends with, if anything failed.
@@ -286,11 +292,28 @@ impl Sending<'_> {
     }
 
     fn sent(&mut self, item: &Item, sent: Sent) {
+        self.arrived += usize::from(!item.folder);
+        self.bytes += sent.bytes;
         let wanted = !item.folder && !self.args.no_verify;
         self.unverified += usize::from(wanted && !sent.verified);
         if self.args.json {
             self.line(&item.source, &item.to, Some(sent), "done", None);
         }
+    }
+
+    /// Says what there is now, to people.
+    fn sum_up(&self) {
+        let files = self.arrived;
+        if self.args.json || files == 0 {
+            return;
+        }
+        let bytes = BinaryBytes(self.bytes);
+        let verified = match self.args.no_verify || self.unverified > 0 {
+            true => "",
+            false => ", read back and compared",
+        };
+        let noun = if files == 1 { "file" } else { "files" };
+        self.say(&format!("{files} {noun} arrived, {bytes}{verified}"));
     }
 
     /// The worst counts: a number says more the larger it is.

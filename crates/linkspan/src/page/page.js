@@ -103,7 +103,10 @@ function show(said) {
   }
   const bad = said.links.filter((link) => LOST.includes(link.state));
   const running = said.links.filter((link) => link.state === "running").length;
-  let summary = `${running} of ${said.links.length + said.more} links run`;
+  const all = said.links.length + said.more;
+  let summary = `${running} of ${all} links run`;
+  // Once somebody was asked.
+  if (!all && round) summary = "There are no links yet; linkspan's log says how to add one";
   if (bad.length) summary += "; lost: " + bad.map((link) => link.name).join(", ");
   if (said.more) summary += `; ${said.more} more are not shown`;
   say("summary", summary);

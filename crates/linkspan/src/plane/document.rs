@@ -18,6 +18,8 @@ const NAME_MAX: usize = 64;
 pub(super) struct Document {
     /// `[plane]`: the settings of all.
     pub(super) plane: Vec<Entry>,
+    /// Whether there is a `[plane]`, though it may say nothing.
+    pub(super) has_plane: bool,
     /// `[defaults."COMMAND"]`: options that all links with this command have, unless they say
     /// otherwise.
     pub(super) defaults: Vec<Section>,
@@ -107,7 +109,10 @@ pub(super) fn parse(text: &str) -> (Document, Vec<Problem>) {
             continue;
         };
         match name {
-            "plane" => document.plane = entries(inner, &mut problems),
+            "plane" => {
+                document.plane = entries(inner, &mut problems);
+                document.has_plane = true;
+            }
             "defaults" => document.defaults = sections(name, inner, &mut problems),
             "link" => document.links = sections(name, inner, &mut problems),
             "vm" => document.vms = sections(name, inner, &mut problems),

@@ -70,8 +70,10 @@ impl Plane {
         let (document, mut problems) = document::parse(&text);
         let settings = Settings::of(&document.plane, &mut problems);
         let links = merge::links(&document, &mut problems);
-        if links.is_empty() && problems.is_empty() {
-            let problem = Problem::new(None, "there is no link in it");
+        // Who means to have no link says `[plane]`. An empty file may be one that somebody is
+        // about to write: read again as it is, it would end all links.
+        if links.is_empty() && problems.is_empty() && !document.has_plane {
+            let problem = Problem::new(None, "there is no link in it, and no [plane]");
             problems.push(problem.hint("[link.NAME] with command = \"blk\" and its options"));
         }
         let told = settings.told(&document.plane);

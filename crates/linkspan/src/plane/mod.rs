@@ -91,7 +91,11 @@ fn check(args: &CheckArgs) -> Result<(), Failure> {
         plane.merged()
     };
     std::io::stdout().lock().write_all(text.as_bytes())?;
-    plane.verdict()
+    plane.verdict()?;
+    if let Some(note) = plane.without_links() {
+        log::say(format_args!("{note}"));
+    }
+    Ok(())
 }
 
 impl Plane {
@@ -110,6 +114,17 @@ impl Plane {
         let things = if count == 1 { "thing is" } else { "things are" };
         let error = anyhow!("{count} {things} wrong with {}", self.file.display());
         Err(Failure::new(status, error))
+    }
+
+    /// What to do for there to be links, where there are none.
+    pub(crate) fn without_links(&self) -> Option<String> {
+        let file = self.file.display();
+        let why = || {
+            format!(
+                "there are no links yet: add one to {file}, and have it read again (SIGHUP, or systemctl reload)"
+            )
+        };
+        self.links.is_empty().then(why)
     }
 
     /// Where `linkspan link` connects.

@@ -409,6 +409,7 @@ const WRONG: &[(&str, (usize, usize), &str, Status)] = &[
         Status::Failed,
     ),
     ("", (0, 0), "no link in it", Status::Usage),
+    ("[defaults.blk]\n", (0, 0), "no link in it", Status::Usage),
     ("[link.a\n", (1, 8), "unclosed", Status::Usage),
 ];
 
@@ -431,6 +432,17 @@ fn each_wrong_plane_has_one_error_with_its_place() {
         assert!(one.contains(words), "{text}\n{one}\nnot {words}");
         assert_eq!(plane.status(), Some(*status), "{text}");
     }
+}
+
+/// Who says `[plane]` means it, and is told what to do.
+#[test]
+fn a_plane_may_have_no_link_yet() {
+    let folder = folder();
+    let empty = plane("[plane]\n", folder.path());
+    assert!(empty.problems.is_empty(), "{:?}", empty.problems);
+    let note = empty.without_links().unwrap();
+    assert!(note.contains("p.toml"), "{note}");
+    assert_eq!(plane(DISK, folder.path()).without_links(), None);
 }
 
 /// Whatever becomes of a file, it is judged, with places within it.

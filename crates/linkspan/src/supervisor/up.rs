@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use serde::Serialize;
 
 use super::activation::Activated;
-use super::core::{Core, Effect, End, Seen, State, Unknown, Wanted};
+use super::core::{Core, Effect, End, State, Unknown, Wanted};
 use super::gathering::Gathering;
 use super::line::Heard;
 use super::metrics::Metrics;
@@ -309,6 +309,9 @@ impl Supervisor {
             }
         }
         self.carry_out();
+        if let Some(note) = plane.without_links() {
+            tracing::info!("{note}");
+        }
         Ok(())
     }
 
@@ -525,9 +528,12 @@ impl Supervisor {
 
     /// How it is, in one line.
     fn status(&self) -> String {
-        let running = |seen: &Seen| seen.state == State::Running;
-        let count = self.core.links().filter(running).count();
-        format!("{count} of {} links run", self.core.links().count())
+        let links = || self.core.links().filter(|seen| seen.name != page::NAME);
+        let running = links().filter(|seen| seen.state == State::Running).count();
+        match links().count() {
+            0 => "no links yet".to_owned(),
+            all => format!("{running} of {all} links run"),
+        }
     }
 }
 

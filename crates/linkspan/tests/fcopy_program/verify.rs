@@ -519,7 +519,14 @@ fn the_demonstration_runs_as_it_is_shown() {
         let demo = demo.args(words).current_dir(&project);
         let output = demo.env("LINKSPAN_LOG", "off").output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        assert!(same(&project.join("docs"), &to.join("docs")) > 10, "{page}");
+        let files = same(&project.join("docs"), &to.join("docs"));
+        assert!(files > 10, "{page}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let told = said.contains(&format!("{files} files arrived, "));
+        assert!(
+            told && said.contains(", read back and compared\n"),
+            "{said}"
+        );
     }
 }
 

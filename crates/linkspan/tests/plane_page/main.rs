@@ -45,9 +45,13 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
+        Self::of(PLANE)
+    }
+
+    fn of(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let plane = folder.path().join("plane.toml");
-        fs::write(&plane, PLANE).unwrap();
+        fs::write(&plane, text).unwrap();
         let plane = plane.to_str().unwrap();
         let up = Program::start("up", [plane, "--json", "--page", "127.0.0.1:0"]);
         let mut url = None;
@@ -172,6 +176,27 @@ fn links_appear_and_their_plots_move() {
         &tab,
         &format!("/disk: \\w+peers \\d+, .*reads [\\d,]+/.test({inner})"),
     );
+    host.end();
+}
+
+/// As after an installation; the first link comes to the page that is open.
+#[test]
+fn a_plane_without_links_says_so_until_there_is_one() {
+    let Some(mut browser) = Browser::start("a_plane_without_links_says_so_until_there_is_one")
+    else {
+        return;
+    };
+    let host = Host::of("[plane]\ncontrol = \"control.sock\"\n");
+    let tab = browser.open(&host.url);
+    let summary = "document.getElementById('summary').textContent";
+    browser.until(
+        &tab,
+        &format!("{summary}.startsWith('There are no links yet')"),
+    );
+    fs::write(host.at("plane.toml"), PLANE).unwrap();
+    host.up.signal(Signal::HUP);
+    browser.until(&tab, &is("disk", "running"));
+    browser.until(&tab, &format!("{summary} === '4 of 5 links run'"));
     host.end();
 }
 
