@@ -29,6 +29,7 @@ use linkspan_sys::{Epoll, Listener};
 
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving;
 use crate::tether;
 use crate::vduse::VduseArgs;
@@ -188,6 +189,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     });
     let fabric = fabric.map_err(no_fabric)?;
     let running = fabric.run(&workers).map_err(no_fabric)?;
+    seal(args)?;
     let mut servers = Vec::new();
     for (number, port) in (0..).zip(&args.port) {
         let server = serve(port, number, &fabric, &workers, args)?;
@@ -205,6 +207,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     report::counts(&fabric, args.json);
     captured.context("the capture is not complete")?;
     Ok(())
+}
+
+/// Enters the sandbox of a network, some of whose ports may be devices in the kernel.
+fn seal(args: &Args) -> Result<(), Failure> {
+    let mut ports = args.port.iter();
+    match ports.any(|port| matches!(port.behind, Behind::Vduse(_))) {
+        true => args.vduse.seal(Kind::Net),
+        false => sandbox::seal(Kind::Net, &[]),
+    }
 }
 
 /// What there is to see of a port while it is served.
