@@ -235,9 +235,6 @@ const EVENTS: &[Call] = &[
     call(c::SYS_epoll_pwait),
     call(c::SYS_epoll_pwait2),
     call(c::SYS_eventfd2),
-    call(c::SYS_timerfd_create),
-    call(c::SYS_timerfd_settime),
-    call(c::SYS_timerfd_gettime),
     call(c::SYS_pipe2),
 ];
 

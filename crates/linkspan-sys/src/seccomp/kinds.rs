@@ -77,7 +77,7 @@ impl Kind {
             Self::SmbGateway => &[Tcp],
             Self::SmbServe => &[Files, Tcp],
             Self::SmbMount => &[Fuse, Remove, Resolve, Tcp],
-            Self::Page => &[Unix],
+            Self::Page => &[Pictures, Unix],
         }
     }
 }

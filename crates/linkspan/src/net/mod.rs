@@ -29,7 +29,7 @@ use linkspan_sys::{Epoll, Listener};
 
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
-use crate::sandbox::{self, Kind};
+use crate::sandbox;
 use crate::serving;
 use crate::tether;
 use crate::vduse::VduseArgs;
@@ -213,8 +213,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 fn seal(args: &Args) -> Result<(), Failure> {
     let mut ports = args.port.iter();
     match ports.any(|port| matches!(port.behind, Behind::Vduse(_))) {
-        true => args.vduse.seal(Kind::Net),
-        false => sandbox::seal(Kind::Net, &[]),
+        true => args.vduse.seal(sandbox::Kind::Net),
+        false => sandbox::seal(sandbox::Kind::Net, &[]),
     }
 }
 
