@@ -228,6 +228,22 @@ fn rule((option, used): &Used) -> Option<Rule> {
 mod tests {
     use super::*;
 
+    /// No command came into being by a slip, and each parses its option.
+    #[test]
+    fn each_command_that_serves_has_the_option() {
+        let root = crate::cli::command();
+        for words in COMMANDS {
+            let find = |command: &Command, word: &str| command.find_subcommand(word).cloned();
+            let command = words
+                .split(' ')
+                .try_fold(root.clone(), |command, word| find(&command, word));
+            let command = command.expect(words);
+            assert!(command.get_about().is_some(), "{words}");
+            let mut options = command.get_arguments();
+            assert!(options.any(|option| option.get_id() == OPTION), "{words}");
+        }
+    }
+
     #[test]
     fn options_allow_what_they_name_and_no_more() {
         let dir = || PathBuf::from("/d");

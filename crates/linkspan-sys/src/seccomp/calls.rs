@@ -322,7 +322,14 @@ const BLOCK_DEVICES: &[u32] = &[
     0x8008_1272, // BLKGETSIZE64
 ];
 
-const IO_URING: &[Call] = &[call(c::SYS_io_uring_enter)];
+const IO_URING: &[Call] = &[
+    call(c::SYS_io_uring_enter),
+    // The one thing that is registered when a ring ends: it lets go of its file.
+    when(c::SYS_io_uring_register, &[is(1, UNREGISTER_FILES)]),
+];
+
+/// `IORING_UNREGISTER_FILES`.
+const UNREGISTER_FILES: i32 = 3;
 
 const OPEN: &[Call] = &[
     call(c::SYS_openat),

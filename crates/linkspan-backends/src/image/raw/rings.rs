@@ -101,3 +101,48 @@ impl fmt::Debug for Rings {
         f.debug_tuple("Rings").field(&free).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[test]
+    fn rings_that_were_made_ahead_come_back_and_no_others_are_made() {
+        let file = tempfile::tempfile().unwrap();
+        let rings = Arc::new(Rings::default());
+        match rings.take(file.as_fd(), 4) {
+            Ok(ring) => assert!(ring.is_some()),
+            Err(error @ Error::Refused { .. }) => {
+                eprintln!("SKIP rings: {error}");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        rings.prepare(file.as_fd(), 2, 4).unwrap();
+        let taken = || rings.take(file.as_fd(), 4).unwrap();
+        let (one, other) = (taken(), taken());
+        assert!(one.is_some() && other.is_some());
+        assert!(taken().is_none());
+        drop(one);
+        assert!(taken().is_some());
+        drop(other);
+        assert_eq!(format!("{rings:?}"), "Rings(Some(2))");
+    }
+
+    /// With many queues there are no more than processors can keep busy.
+    #[test]
+    fn rings_are_for_processors_and_not_for_queues() {
+        let file = tempfile::tempfile().unwrap();
+        let rings = Arc::new(Rings::default());
+        if let Err(error) = rings.prepare(file.as_fd(), u16::MAX, 1) {
+            eprintln!("SKIP rings: {error}");
+            return;
+        }
+        let made = std::iter::from_fn(|| rings.take(file.as_fd(), 1).unwrap());
+        let made: Vec<_> = made.collect();
+        let processors = available_parallelism().unwrap().get();
+        assert_eq!(made.len(), (2 * processors).max(8));
+    }
+}
