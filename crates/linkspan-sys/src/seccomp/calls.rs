@@ -160,6 +160,8 @@ const THREADS: &[Call] = &[
     call(c::SYS_getrandom),
     when(c::SYS_prctl, &[is(0, c::PR_SET_NAME)]),
     when(c::SYS_prctl, &[is(0, c::PR_GET_NAME)]),
+    // How large a page is, of who has not asked before.
+    when(c::SYS_prctl, &[is(0, PR_GET_AUXV)]),
     // What a C library calls its memory by.
     when(c::SYS_prctl, &[is(0, c::PR_SET_VMA)]),
     when(c::SYS_prlimit64, &[Check::Null { argument: 2 }]),
@@ -173,6 +175,9 @@ const THREADS: &[Call] = &[
     #[cfg(target_env = "musl")]
     call(c::SYS_tkill),
 ];
+
+/// `PR_GET_AUXV` of linux/prctl.h.
+const PR_GET_AUXV: i32 = 0x4155_5856;
 
 const TIME: &[Call] = &[
     call(c::SYS_clock_gettime),
