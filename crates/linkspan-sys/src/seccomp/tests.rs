@@ -102,6 +102,8 @@ const SOME: &[(Made, &[Kind])] = &[
     (
         ("a file to write", libc::SYS_openat, [-1, 0, 1, 0, 0]),
         &[
+            Kind::Gpu,
+            Kind::DisplayServe,
             Kind::DisplayView,
             Kind::Vdpa,
             Kind::FcopyGuest,
@@ -111,6 +113,8 @@ const SOME: &[(Made, &[Kind])] = &[
     (
         ("a file to make", libc::SYS_openat, [-1, 0, 0o100, 0, 0]),
         &[
+            Kind::Gpu,
+            Kind::DisplayServe,
             Kind::DisplayView,
             Kind::Vdpa,
             Kind::FcopyGuest,
