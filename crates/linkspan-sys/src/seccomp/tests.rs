@@ -276,7 +276,6 @@ fn what_each_process_does_goes_on() {
             assert!(status.contains("NoNewPrivs:\t1"), "{status}");
         }
         std::thread::available_parallelism().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1));
         let (mut one, other) = std::os::unix::net::UnixStream::pair().unwrap();
         other.set_nonblocking(true).unwrap();
         one.write_all(b"word").unwrap();
