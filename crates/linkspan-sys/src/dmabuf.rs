@@ -1,6 +1,7 @@
 //! dma-bufs: memory that a driver shares, from who reads it.
 
 use crate::mapping::Error;
+use crate::seccomp::requests;
 use crate::{View, view::OutsideView};
 use rustix::fs::{SeekFrom, seek};
 use std::io;
@@ -8,6 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `DMA_BUF_IOCTL_SYNC` of linux/dma-buf.h.
 const SYNC: libc::Ioctl = 0x4008_6200;
+/// What is asked of one, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![SYNC];
 const SYNC_READ: u64 = 1;
 const SYNC_END: u64 = 4;
 

@@ -2,6 +2,7 @@
 //! mount of a single file, and files that stand behind what is mapped.
 
 use crate::acquire;
+use crate::seccomp::requests;
 use linkspan_mem::fault::Site;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{Errno, read, write};
@@ -19,6 +20,12 @@ const BACKING_OPEN: libc::Ioctl = iow(1, size_of::<BackingMap>());
 
 /// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, uint32_t)`.
 const BACKING_CLOSE: libc::Ioctl = iow(2, size_of::<u32>());
+
+/// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
+const CLONE: u32 = 0x8004_e500;
+
+/// What is asked of the device, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![BACKING_OPEN, BACKING_CLOSE, CLONE];
 
 /// include/uapi/linux/fuse.h, `struct fuse_backing_map`.
 #[repr(C)]

@@ -12,6 +12,7 @@
 //! bring-up fail in turn.
 
 mod anonymous;
+pub mod capabilities;
 pub mod daemon;
 pub mod dmabuf;
 pub mod eventfd;
@@ -27,6 +28,7 @@ pub mod mounts;
 pub mod poll;
 pub mod reaper;
 pub mod sandbox;
+pub mod seccomp;
 mod sigbus;
 pub mod signals;
 pub mod socket;

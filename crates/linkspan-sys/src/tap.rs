@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
 use crate::acquire;
+use crate::seccomp::requests;
 use crate::socket::inherit_any;
 
 /// Bytes of the header before each frame.
@@ -312,6 +313,9 @@ const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
 const TUNSETVNETLE: libc::Ioctl = 0x4004_54dc;
 const TUNSETCARRIER: libc::Ioctl = 0x4004_54e2;
+
+/// What is asked of an interface once it is set up, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![TUNSETCARRIER];
 
 /// Flags of interfaces fit into 16 bits, of which the upper one is no sign.
 #[expect(clippy::cast_possible_truncation, reason = "16 bits on the wire")]

@@ -1,6 +1,7 @@
 //! A memory file as a dma-buf, which graphics drivers and other devices take.
 
 use crate::acquire;
+use crate::seccomp::requests;
 use linkspan_mem::fault::Site;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -22,6 +23,8 @@ struct Create {
 
 /// `UDMABUF_CREATE_LIST` of linux/udmabuf.h.
 const UDMABUF_CREATE_LIST: libc::Ioctl = 0x4008_7543;
+/// Both, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![UDMABUF_CREATE, UDMABUF_CREATE_LIST];
 /// The most pieces of a dma-buf: the kernel's limit, unless its module was told another.
 pub const PIECES_MAX: usize = 1024;
 

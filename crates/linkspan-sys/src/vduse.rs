@@ -18,6 +18,7 @@ use crate::{EventFd, acquire};
 
 mod linux;
 
+pub(crate) use linux::CALLS;
 pub use linux::Linux;
 
 /// Bytes of a device's name at most (`VDUSE_NAME_MAX` with its NUL).

@@ -22,6 +22,7 @@ use serde::Serialize;
 use crate::exit::{Failure, Status};
 use crate::limits::LimitArgs;
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving;
 use crate::tether;
 use crate::vduse::{self, VduseArgs};
@@ -192,14 +193,23 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         device
     });
     let shared = Arc::clone(&device) as Arc<dyn Device>;
+    let prepared = image.prepare(args.queues, args.queue_size);
+    prepared.context("cannot prepare the image for its queues")?;
+    let kind = match args.is_local() {
+        true => Kind::Block,
+        false => Kind::BlockOnShare,
+    };
     let server = match &args.vduse {
         None => {
             let report = serving::reporter(None, args.json);
-            let server = vhost_user::serve(listen(args)?, shared, workers, report);
+            let socket = listen(args)?;
+            sandbox::seal(kind, &[])?;
+            let server = vhost_user::serve(socket, shared, workers, report);
             server.context("cannot start serving")?
         }
         Some(name) => {
             let vduse = &args.vduse_args;
+            vduse.seal(kind)?;
             vduse.serve(name, shared, workers, None, args.json)?
         }
     };

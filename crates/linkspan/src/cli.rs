@@ -133,11 +133,16 @@ fn run() -> ExitCode {
     if fcopy::drop_in::is_called() {
         return fcopy::drop_in::main();
     }
-    let cli = Cli::parse();
+    let matches = command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     if let Some(name) = cli.link_name {
         log::speak_as(name);
     }
     log::to_stderr(cli.verbose);
+    sandbox::set(&matches);
     let is_up = cli.supervisor.is_none() && matches!(cli.command, Command::Up(_));
     if is_up && let Err(error) = log::wait_for_nobody() {
         return exit::code(Err(error.into()));
@@ -192,7 +197,7 @@ fn run() -> ExitCode {
 /// The definition of the command line.
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    sandbox::with_option(Cli::command())
 }
 
 /// What the link of a command line takes of this machine.
@@ -268,7 +273,7 @@ fn needs(command: &Command, used: &[Used]) -> Option<Needs> {
         // Where the kernel's half of the device leaves its state.
         _ if used.iter().any(|(_, it)| matches!(it, Use::Vduse(_))) => Needs::Files,
         Command::Blk(args) if args.is_local() => Needs::Devices(&[]),
-        Command::Net(_) => Needs::Devices(&["/dev/net/tun"]),
+        Command::Net(_) => Needs::Devices(&[sandbox::TUN]),
         Command::Gpu(_) => Needs::Devices(&["/dev/udmabuf"]),
         // It serves browsers, and reaches screens by their sockets.
         Command::Page(_) => Needs::Network,
@@ -296,7 +301,8 @@ pub(crate) fn shows(arguments: &[OsString]) -> Option<Shows> {
 fn parsed(arguments: &[OsString]) -> Option<Command> {
     let name = OsString::from("linkspan");
     let line = [name].into_iter().chain(arguments.iter().cloned());
-    Some(Cli::try_parse_from(line).ok()?.command)
+    let matches = command().try_get_matches_from(line).ok()?;
+    Some(Cli::from_arg_matches(&matches).ok()?.command)
 }
 
 /// A panic is a bug of ours, and a process without one of its threads is worse than

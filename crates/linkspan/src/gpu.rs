@@ -17,6 +17,7 @@ use linkspan_sys::socket::{Inherited, inherit};
 
 use crate::exit::{Failure, Status};
 use crate::plane::{Shows, Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving;
 use crate::tether;
 use crate::vm::{Offer, Plug};
@@ -150,8 +151,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
         tell(event);
     };
+    let socket = listen(args)?;
+    sandbox::seal(Kind::Gpu, &[])?;
     let server = vhost_user::serve(
-        listen(args)?,
+        socket,
         Arc::clone(&device) as Arc<dyn Device>,
         workers,
         report,

@@ -10,6 +10,7 @@ use linkspan_sys::thread::spawn;
 use linkspan_sys::vduse::{Error, Linux, Name};
 
 use crate::exit::{Failure, Status};
+use crate::sandbox::{self, Group, Kind};
 use crate::serving::print;
 
 /// Options of a VDUSE device.
@@ -37,6 +38,21 @@ pub(crate) fn name(text: &str) -> Result<Name, String> {
 }
 
 impl VduseArgs {
+    /// Enters the sandbox of a link whose device is in the kernel. Where a program puts the
+    /// device on the bus, whenever it is made anew, there is none.
+    pub(crate) fn seal(&self, kind: Kind) -> Result<(), Failure> {
+        if self.vdpa_add {
+            return Ok(());
+        }
+        let more = [
+            Group::Durable,
+            Group::OpenDevices,
+            Group::Remove,
+            Group::Vduse,
+        ];
+        sandbox::seal(kind, &more)
+    }
+
     /// Offers a device; `port` names it where there are several.
     pub(crate) fn serve(
         &self,

@@ -133,6 +133,12 @@ fn a_link_that_is_killed_comes_back_and_the_other_is_unharmed() {
     assert!(settled(&mut serves));
     assert_eq!(host.seen("a").unwrap()["last_end"], "signal 9 ended it");
     assert_eq!(host.serving("b"), b);
+    // As a system call ends it that its sandbox does not have.
+    kill_process(again, Signal::SYS).unwrap();
+    let mut back = || host.seen("a").is_some_and(|seen| seen["starts"] == 3);
+    assert!(settled(&mut back), "{:?}", host.seen("a"));
+    let end = host.seen("a").unwrap()["last_end"].to_string();
+    assert!(end.contains("sandbox") && end.contains("SECURITY"), "{end}");
     up.signal(Signal::INT);
     assert_eq!(up.end().0, Some(0));
 }

@@ -57,6 +57,16 @@ pub trait Image: Send + Sync + 'static {
         4096
     }
 
+    /// Acquires ahead what queues need that a sandbox will not let this process have any more:
+    /// so many queues, of at most `depth` operations each.
+    ///
+    /// # Errors
+    /// When a resource cannot be had.
+    fn prepare(&self, queues: u16, depth: u16) -> io::Result<()> {
+        let _ = (queues, depth);
+        Ok(())
+    }
+
     /// A queue for one worker, of at most `depth` operations at a time.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use linkspan_mem::{Iova, Region};
 pub use doorbell::Doorbell;
 pub use kernel::{KernelVdpa, OpenError};
 pub use sysfs::{Listed, devices, find};
+pub(crate) use uapi::CALLS;
 
 bitflags! {
     /// What the vhost side of a device can do (`VHOST_BACKEND_F_*` of

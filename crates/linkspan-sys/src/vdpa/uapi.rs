@@ -2,6 +2,8 @@
 
 use rustix::ioctl::{Opcode, opcode};
 
+use crate::seccomp::requests;
+
 /// `VHOST_VIRTIO`: the type of all these calls.
 const TYPE: u8 = 0xaf;
 
@@ -108,6 +110,40 @@ pub(super) const RESUME: Opcode = opcode::none(TYPE, 0x7e);
 pub(super) const GET_VQS_COUNT: Opcode = opcode::read::<u32>(TYPE, 0x80);
 pub(super) const GET_GROUP_NUM: Opcode = opcode::read::<u32>(TYPE, 0x81);
 pub(super) const GET_VRING_SIZE: Opcode = opcode::read_write::<VringState>(TYPE, 0x82);
+
+/// All of them, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![
+    GET_FEATURES,
+    SET_FEATURES,
+    SET_OWNER,
+    SET_VRING_NUM,
+    SET_VRING_ADDR,
+    SET_VRING_BASE,
+    GET_VRING_BASE,
+    SET_VRING_KICK,
+    SET_VRING_CALL,
+    SET_VRING_ERR,
+    SET_BACKEND_FEATURES,
+    GET_BACKEND_FEATURES,
+    GET_DEVICE_ID,
+    GET_STATUS,
+    SET_STATUS,
+    GET_CONFIG,
+    SET_CONFIG,
+    SET_VRING_ENABLE,
+    GET_VRING_NUM,
+    SET_CONFIG_CALL,
+    GET_IOVA_RANGE,
+    GET_CONFIG_SIZE,
+    GET_AS_NUM,
+    GET_VRING_GROUP,
+    SET_GROUP_ASID,
+    SUSPEND,
+    RESUME,
+    GET_VQS_COUNT,
+    GET_GROUP_NUM,
+    GET_VRING_SIZE
+];
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use super::name_bytes;
 use super::{Call, DeviceConfig, Kernel, NAME_MAX, Name, QueueAlign, QueueInfo, RegionRecord};
+use crate::seccomp::requests;
 
 /// The kernel that this process runs on.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +26,21 @@ const VQ_SETUP: libc::Ioctl = 0x4020_8114;
 const VQ_GET_INFO: libc::Ioctl = 0xC030_8115_u32 as libc::Ioctl;
 const VQ_SETUP_KICKFD: libc::Ioctl = 0x4008_8116;
 const VQ_INJECT_IRQ: libc::Ioctl = 0x4004_8117;
+
+/// All of them, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![
+    SET_API_VERSION,
+    CREATE_DEV,
+    DESTROY_DEV,
+    IOTLB_GET_FD,
+    DEV_GET_FEATURES,
+    DEV_SET_CONFIG,
+    DEV_INJECT_CONFIG_IRQ,
+    VQ_SETUP,
+    VQ_GET_INFO,
+    VQ_SETUP_KICKFD,
+    VQ_INJECT_IRQ
+];
 
 /// `struct vduse_dev_config` without the configuration space behind it.
 #[repr(C)]

@@ -11,6 +11,7 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
 use super::{Call, Kernel, RegionInfo};
 use crate::acquire;
+use crate::seccomp::requests;
 
 /// The kernel that this process runs on.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,21 @@ const DEVICE_RESET: libc::Ioctl = 0x3B6F;
 const DEVICE_QUERY_GFX_PLANE: libc::Ioctl = 0x3B72;
 const DEVICE_GET_GFX_DMABUF: libc::Ioctl = 0x3B73;
 const DEVICE_BIND_IOMMUFD: libc::Ioctl = 0x3B76;
+
+/// All of them, for a filter of calls.
+pub(crate) const CALLS: &[u32] = requests![
+    GET_API_VERSION,
+    SET_IOMMU,
+    GROUP_GET_STATUS,
+    GROUP_SET_CONTAINER,
+    GROUP_GET_DEVICE_FD,
+    DEVICE_GET_INFO,
+    DEVICE_GET_REGION_INFO,
+    DEVICE_RESET,
+    DEVICE_QUERY_GFX_PLANE,
+    DEVICE_GET_GFX_DMABUF,
+    DEVICE_BIND_IOMMUFD
+];
 
 /// `struct vfio_group_status`.
 #[repr(C)]

@@ -14,6 +14,7 @@ use std::path::Path;
 mod linux;
 mod process;
 
+pub(crate) use linux::CALLS;
 pub use linux::Linux;
 pub use process::{Held, Process};
 

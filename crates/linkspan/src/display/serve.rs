@@ -17,6 +17,7 @@ use linkspan_sys::socket::{Inherited, inherit};
 use crate::exit::{Failure, Status};
 use crate::gpu::mode;
 use crate::plane::{Shows, Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving;
 use crate::tether;
 use crate::vm::{Offer, Plug};
@@ -138,7 +139,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         None => None,
     };
     let report = serving::reporter(None, args.json);
-    let server = vfio_user::serve(listen(args)?, device, report);
+    let socket = listen(args)?;
+    sandbox::seal(Kind::DisplayServe, &[])?;
+    let server = vfio_user::serve(socket, device, report);
     let server = server.context("cannot start serving")?;
     let endpoint = Arc::clone(server.endpoint());
     tether::watch("display", endpoint.messages());

@@ -12,6 +12,7 @@ use linkspan_display::Loss;
 use linkspan_sys::vfio::{Kernel, Linux, Process};
 
 use crate::exit::{Failure, Status};
+use crate::sandbox::Group;
 
 /// What a screen is looked at through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +172,14 @@ pub(crate) struct ScreenArgs {
 }
 
 impl ScreenArgs {
+    /// What a process does of system calls that looks at it.
+    pub(crate) fn groups(&self) -> &'static [Group] {
+        match &self.source.source {
+            Some(SourceSpec::Socket(_) | SourceSpec::VfioUser(_)) => &[],
+            Some(SourceSpec::Vfio(_)) | None => &[Group::Vfio],
+        }
+    }
+
     /// The screen, which nobody has looked at.
     pub(crate) fn open(&self) -> Result<Screen, Failure> {
         let source: Box<dyn Source> = match self.source.source()? {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::source::{ScreenArgs, status};
 use crate::exit::{Failure, Status};
+use crate::sandbox::{self, Kind};
 use crate::serving;
 
 /// Options of `linkspan display vnc`.
@@ -127,6 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(path) = &args.qmp {
         server.set_input(input(path)?);
     }
+    sandbox::seal(Kind::DisplayView, args.source.groups())?;
     announce(server.address()?, args.json);
     ended(server.run(signals.as_fd()))
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::source::ScreenArgs;
 use super::vnc::{ended, input, listen};
 use crate::exit::Failure;
+use crate::sandbox::{self, Kind};
 use crate::serving;
 
 /// Options of `linkspan display watch`.
@@ -70,6 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if let Some(path) = &args.qmp {
         server.set_input(input(path)?);
     }
+    sandbox::seal(Kind::DisplayView, args.source.groups())?;
     announce(server.address()?, server.token(), args.json);
     ended(server.run(signals.as_fd()))
 }

@@ -8,6 +8,7 @@ use clap::Parser;
 
 use super::guest::{Stay, serve};
 use super::settings::Options;
+use crate::sandbox::{self, Setting};
 use crate::{exit, log};
 
 /// The daemon's name.
@@ -51,6 +52,7 @@ pub(crate) fn main() -> ExitCode {
         log::to_syslog(NAME);
         Stay::Background
     };
+    sandbox::choose(Setting::On);
     let settings = Options::of_file(args.config).settings();
     let done = settings.and_then(|settings| serve(&settings, false, stay));
     if let (Err(failure), Stay::Background) = (&done, stay) {

@@ -18,6 +18,7 @@ use super::settings::{Options, Settings};
 use super::source::Source;
 use crate::exit::Failure;
 use crate::plane::Used;
+use crate::sandbox::{Kind, is_off, seal};
 use crate::serving::print;
 use crate::tether;
 
@@ -93,6 +94,7 @@ pub(super) fn serve(settings: &Settings, json: bool, stay: Stay) -> Result<(), F
     }
     confine(settings)?;
     tether::hold().context("no line to the supervisor")?;
+    seal(Kind::FcopyGuest, &[])?;
     let mut pause = PAUSES[0];
     loop {
         let begun = Instant::now();
@@ -154,6 +156,9 @@ fn say(json: bool, event: &'static str, reason: Option<&str>, guest: &Guest) {
 /// Leaves this process its folders, and what it needs to find the device again. It has
 /// talked to nobody yet.
 fn confine(settings: &Settings) -> Result<(), Failure> {
+    if is_off() {
+        return Ok(());
+    }
     let mut rules: Vec<Rule> = settings
         .roots
         .iter()

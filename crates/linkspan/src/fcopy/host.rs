@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving::print;
 use crate::tether;
 
@@ -173,6 +174,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let place = args.device.as_ref().unwrap_or(&args.control);
         return super::command::run(host, ring, place, &args.command, &signals);
     }
+    sandbox::seal(Kind::FcopyHost, &[])?;
     host.run(signals.as_fd()).context("cannot wait")?;
     Ok(ExitCode::SUCCESS)
 }

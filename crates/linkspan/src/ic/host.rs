@@ -20,6 +20,7 @@ use serde::Serialize;
 use super::{Named, services};
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving::print;
 use crate::tether;
 
@@ -158,6 +159,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
     tracing::info!("listening");
     show(&host, &lives);
+    sandbox::seal(Kind::IcHost, &[])?;
     serve(&mut host, &signals, &over)?;
     let answer = answered.lock().expect("nobody panics with it").take();
     match answer {

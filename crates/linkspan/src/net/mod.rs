@@ -29,6 +29,7 @@ use linkspan_sys::{Epoll, Listener};
 
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox;
 use crate::serving;
 use crate::tether;
 use crate::vduse::VduseArgs;
@@ -188,9 +189,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     });
     let fabric = fabric.map_err(no_fabric)?;
     let running = fabric.run(&workers).map_err(no_fabric)?;
+    let sockets: Result<Vec<_>, Failure> = args.port.iter().map(socket).collect();
+    let sockets = sockets?;
+    seal(args)?;
     let mut servers = Vec::new();
-    for (number, port) in (0..).zip(&args.port) {
-        let server = serve(port, number, &fabric, &workers, args)?;
+    for ((number, port), socket) in (0..).zip(&args.port).zip(sockets) {
+        let server = serve(port, socket, number, &fabric, &workers, args)?;
         show(number, &fabric, server.as_ref());
         servers.extend(server);
     }
@@ -205,6 +209,15 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     report::counts(&fabric, args.json);
     captured.context("the capture is not complete")?;
     Ok(())
+}
+
+/// Enters the sandbox of a network, some of whose ports may be devices in the kernel.
+fn seal(args: &Args) -> Result<(), Failure> {
+    let mut ports = args.port.iter();
+    match ports.any(|port| matches!(port.behind, Behind::Vduse(_))) {
+        true => args.vduse.seal(sandbox::Kind::Net),
+        false => sandbox::seal(sandbox::Kind::Net, &[]),
+    }
 }
 
 /// What there is to see of a port while it is served.
@@ -392,9 +405,26 @@ fn no_tap(error: TapError) -> Failure {
     Failure::new(status, error)
 }
 
+/// Where the front end of a port's guest connects to this process, if it is to.
+fn socket(port: &PortSpec) -> Result<Option<Inherited>, Failure> {
+    Ok(Some(match &port.behind {
+        Behind::Listen(path) => {
+            let listener = Listener::bind(path);
+            let place = || format!("cannot listen at {}", path.display());
+            Inherited::Listener(listener.with_context(place)?)
+        }
+        Behind::GuestFd(fd) => {
+            let socket = inherit(*fd);
+            socket.map_err(|error| Failure::new(Status::Usage, anyhow!(error)))?
+        }
+        _ => return Ok(None),
+    }))
+}
+
 /// Serves the guest at a port, if there is to be one.
 fn serve(
     port: &PortSpec,
+    socket: Option<Inherited>,
     number: u16,
     fabric: &Arc<Fabric>,
     workers: &Arc<Workers>,
@@ -419,24 +449,17 @@ fn serve(
         Arc::clone(workers),
         serving::reporter(Some(port.name.clone()), args.json),
     );
-    let usage = |error| Failure::new(Status::Usage, error);
-    let server = match &port.behind {
-        Behind::Listen(path) => {
-            let listener = Listener::bind(path)
-                .with_context(|| format!("cannot listen at {}", path.display()))?;
-            vhost_user::serve(Inherited::Listener(listener), device()?, workers, report)
+    let server = match (&port.behind, socket) {
+        (_, Some(socket)) => vhost_user::serve(socket, device()?, workers, report),
+        (Behind::Connect(path), None) => {
+            vhost_user::connect(path.clone(), device()?, workers, report)
         }
-        Behind::GuestFd(fd) => {
-            let socket = inherit(*fd).map_err(|error| usage(anyhow!(error)))?;
-            vhost_user::serve(socket, device()?, workers, report)
-        }
-        Behind::Connect(path) => vhost_user::connect(path.clone(), device()?, workers, report),
-        Behind::Vduse(name) => {
+        (Behind::Vduse(name), None) => {
             let (vduse, port) = (&args.vduse, Some(port.name.clone()));
             let server = vduse.serve(name, device()?, workers, port, args.json)?;
             return Ok(Some(server));
         }
-        Behind::Tap(_) | Behind::TapFd(_) | Behind::Responder => return Ok(None),
+        _ => return Ok(None),
     };
     let server = server.context("cannot start serving")?;
     Ok(Some(server))

@@ -25,6 +25,7 @@ use linkspan_sys::signals::{Signal, Signals};
 
 use crate::display::{NOT_ENCRYPTED, listen};
 use crate::exit::{Failure, Status};
+use crate::sandbox;
 use crate::supervisor::Question;
 use board::Board;
 use feed::{Fed, Kind, Told};
@@ -116,6 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         waits: false,
         is_silent: false,
     };
+    sandbox::seal(sandbox::Kind::Page, &[])?;
     let served = server.serve(&epoll);
     server.web.farewell("linkspan was stopped");
     server.screens.end();

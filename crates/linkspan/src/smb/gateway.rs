@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::driver::bytes;
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving::print;
 use crate::smbdirect::status::each;
 use crate::tether::{self, Desk};
@@ -183,6 +184,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         front(&mut gateway, args, listen)?;
     }
     gateway.watch(&signals, END).context("cannot wait")?;
+    sandbox::seal(Kind::SmbGateway, &[])?;
     serve(&mut gateway, args.json)
 }
 

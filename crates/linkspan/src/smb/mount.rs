@@ -13,7 +13,9 @@ use serde::Serialize;
 use super::url::Url;
 use super::{Common, connect, failure};
 use crate::exit::{Failure, Status};
+use crate::sandbox::{self, Kind};
 use crate::serving::print;
+use rustix::thread::CapabilitySet;
 
 /// Options of `mount`.
 #[derive(Debug, clap::Args)]
@@ -142,6 +144,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let hears = move |happened: Happened<'_>| report(&happened, json);
     let mount = Mount::start(share, &args.url.path, &args.dir, &options, hears);
     let mount = mount.map_err(not_mounted)?;
+    // Others unmount by a program that has the right to, which a sandbox would take.
+    let rights = rustix::thread::capabilities(None).context("cannot ask for capabilities")?;
+    if rights.effective.contains(CapabilitySet::SYS_ADMIN) {
+        sandbox::seal(Kind::SmbMount, &[])?;
+    }
     let at = mount.place().display().to_string();
     eprintln!("linkspan: mounted at {at}");
     if json {

@@ -18,6 +18,7 @@ use super::gateway::{self, Limits};
 use super::login;
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
@@ -247,6 +248,7 @@ fn wait(
     server: SocketAddr,
 ) -> Result<(), Failure> {
     let Some(listen) = args.listen_rdma else {
+        sandbox::seal(Kind::SmbServe, &[])?;
         let cancel = Some(signals.as_fd());
         wait_for(ended.as_fd(), Direction::Read, cancel, None).context("cannot wait")?;
         return Ok(());
@@ -255,6 +257,7 @@ fn wait(
     let mut gateway = gateway::start(listen, vec![server], &limits, args.json)?;
     gateway.watch(signals, SIGNALS).context("cannot wait")?;
     gateway.watch(ended, ENDED).context("cannot wait")?;
+    sandbox::seal(Kind::SmbServe, &[])?;
     gateway::serve(&mut gateway, args.json)
 }
 

@@ -20,6 +20,7 @@ use crate::control::{Askers, Control};
 use crate::driver::bytes;
 use crate::exit::{Failure, Status};
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving::print;
 use crate::tether::{self, Desk};
 
@@ -206,6 +207,10 @@ fn serve<C: Host>(
                 ..Line::default()
             });
         }
+    }
+    // What a provider of devices does is its library's affair.
+    if args.wire.provider == Provider::Tcp {
+        sandbox::seal(Kind::SmbDirect, &[])?;
     }
     let mut past = status::Past::default();
     loop {

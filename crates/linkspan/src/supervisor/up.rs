@@ -555,9 +555,15 @@ fn state(state: State) -> &'static str {
     }
 }
 
+/// What ends who calls what its sandbox does not have, on all processors here.
+const SIGSYS: i32 = Number::SYS.as_raw();
+
 fn words(end: End) -> String {
     match end {
         End::Status(status) => format!("it ended with status {status}"),
+        End::Signal(SIGSYS) => "its sandbox killed it (SIGSYS): see docs/SECURITY.md, and \
+             `--sandbox log`"
+            .to_owned(),
         End::Signal(signal) => format!("signal {signal} ended it"),
         End::NotStarted => "it could not be started".to_owned(),
     }

@@ -17,6 +17,7 @@ use linkspan_vhost::vdpa::{device, device_type};
 use super::{DeviceArgs, failure};
 use crate::exit::Failure;
 use crate::plane::{Use, Used};
+use crate::sandbox::{self, Kind};
 use crate::serving;
 use crate::tether;
 use crate::vm::{Offer, Plug};
@@ -108,7 +109,9 @@ fn bridge(args: &Args, path: &Path) -> Result<(Server, u32), Failure> {
     say(&bridged);
     let kind = bridged.facts().device_id;
     let report = serving::reporter(None, args.json);
-    let server = vhost_user::bridge(listen(path)?, Arc::new(bridged), report);
+    let socket = listen(path)?;
+    sandbox::seal(Kind::Vdpa, &[])?;
+    let server = vhost_user::bridge(socket, Arc::new(bridged), report);
     Ok((server.context("cannot start serving")?, kind))
 }
 
@@ -130,7 +133,9 @@ fn function(args: &Args, path: &Path) -> Result<(Server, u32), Failure> {
     }
     let kind = device.facts().device_id;
     let report = serving::reporter(None, args.json);
-    let server = vfio_user::serve(listen(path)?, device, report);
+    let socket = listen(path)?;
+    sandbox::seal(Kind::Vdpa, &[])?;
+    let server = vfio_user::serve(socket, device, report);
     Ok((server.context("cannot start serving")?, kind))
 }
 

@@ -29,6 +29,7 @@ mod job;
 mod mapped;
 mod pool;
 mod queue;
+mod rings;
 #[cfg(test)]
 mod tests;
 
@@ -36,6 +37,7 @@ use file_io::RawFile;
 use mapped::Mapped;
 use pool::{Pool, Port};
 use queue::RawQueue;
+use rings::Rings;
 
 /// The unit of virtio-blk's addresses (virtio 1.3 5.2.4), in bytes.
 const SECTOR: u64 = 512;
@@ -56,6 +58,7 @@ pub struct RawImage {
     file: Arc<RawFile>,
     engine: Engine,
     pool: Arc<Pool>,
+    rings: Arc<Rings>,
 }
 
 impl RawImage {
@@ -128,6 +131,7 @@ impl RawImage {
             pool: Arc::new(Pool::new(Arc::clone(&file))),
             file,
             engine,
+            rings: Arc::default(),
         })
     }
 
@@ -288,6 +292,14 @@ impl Image for RawImage {
         direct.max(self.file.device_block).unwrap_or(512)
     }
 
+    fn prepare(&self, queues: u16, depth: u16) -> io::Result<()> {
+        if self.engine != Engine::Uring {
+            return Ok(());
+        }
+        let rings = self.rings.prepare(self.file.as_fd(), queues, depth);
+        rings.map_err(io::Error::other)
+    }
+
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn ImageQueue>> {
         let port = Port::new(Arc::clone(&self.pool), usize::from(depth))?;
         let ring = match self.engine {
@@ -297,8 +309,13 @@ impl Image for RawImage {
                 None
             }
             Engine::Uring => {
-                let ring = Ring::new(self.file.as_fd(), u32::from(depth));
-                Some(ring.map_err(io::Error::other)?)
+                let ring = self.rings.take(self.file.as_fd(), depth);
+                let ring = ring.map_err(io::Error::other)?;
+                if ring.is_none() {
+                    tracing::info!("more queues than rings were made for: threads do the I/O");
+                    self.pool.start()?;
+                }
+                ring
             }
         };
         let file = Arc::clone(&self.file);

@@ -9,12 +9,13 @@ use linkspan_mem::{RegionTable, fault};
 use linkspan_sys::Epoll;
 use linkspan_sys::file::Transfer;
 use linkspan_sys::poll::Interest;
-use linkspan_sys::uring::{self, Ring};
+use linkspan_sys::uring;
 
 use super::bounce::Bounce;
 use super::file_io::{RawFile, is_aligned};
 use super::job::{Job, Work};
 use super::pool::Port;
+use super::rings::Lent;
 use crate::image::{Completion, ImageQueue, Operation};
 
 pub(super) struct RawQueue {
@@ -33,7 +34,7 @@ pub(super) struct RawQueue {
 
 /// Jobs that a ring has.
 struct RingJobs {
-    ring: Ring,
+    ring: Lent,
     /// By the number under which the ring knows them.
     jobs: Vec<Option<Job>>,
     free: Vec<u32>,
@@ -47,7 +48,7 @@ impl RawQueue {
     pub(super) fn new(
         file: Arc<RawFile>,
         port: Port,
-        ring: Option<Ring>,
+        ring: Option<Lent>,
         inline: bool,
         depth: u16,
     ) -> io::Result<Self> {
@@ -57,7 +58,7 @@ impl RawQueue {
             None => None,
             Some(ring) => {
                 let either = Epoll::new()?;
-                either.add(&ring, 0, Interest::READ)?;
+                either.add(&*ring, 0, Interest::READ)?;
                 either.add(&port, 1, Interest::READ)?;
                 Some(RingJobs {
                     ring,
