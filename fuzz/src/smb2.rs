@@ -10,6 +10,7 @@ use linkspan_smb2::create::{self, CloseRequest, CreateRequest, CreateResponse, F
 use linkspan_smb2::describe::describe;
 use linkspan_smb2::frame::Framer;
 use linkspan_smb2::header::{Command, Compound, Header, flags};
+use linkspan_smb2::hold::Hold;
 use linkspan_smb2::info::{
     self, QueryDirectoryRequest, QueryDirectoryResponse, QueryInfoRequest, QueryInfoResponse,
     SetInfoRequest,
@@ -21,7 +22,7 @@ use linkspan_smb2::ioctl::{self, IoctlRequest, IoctlResponse};
 use linkspan_smb2::negotiate::{
     Contexts, NegotiateRequest, NegotiateResponse, Response as NegotiateFixed, SHA_512, dialect,
 };
-use linkspan_smb2::notify::Break;
+use linkspan_smb2::notify::{Break, LeaseBreak};
 use linkspan_smb2::ntlm::{self, Credentials, Nonces};
 use linkspan_smb2::security::Transform;
 use linkspan_smb2::session::{SetupRequest, SetupResponse, TreeConnectRequest, session_flags};
@@ -133,6 +134,23 @@ fn request(command: Command, message: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
+/// What a server grants of a lease and a durable handle, and takes back of it.
+fn hold(fixed: &CreateResponse, contexts: &[create::Context<'_>]) -> Result<(), Error> {
+    let hold = Hold::new(dialect::SMB_3_0, [0; 16], [0; 16]);
+    let Some(mut hold) = hold else {
+        return Ok(());
+    };
+    hold.opened(fixed, contexts)?;
+    if hold.ask_again().is_some() {
+        hold.taken_up(fixed, contexts)?;
+    }
+    let said = LeaseBreak::new();
+    // Whatever it granted, it takes all of that back once at most.
+    let _ = hold.broken(&said);
+    assert!(hold.ask_again().is_none() && hold.broken(&said).is_err());
+    Ok(())
+}
+
 /// Reads all parts of a response.
 fn response(command: Command, message: &[u8]) -> Result<(), Error> {
     match command {
@@ -147,7 +165,10 @@ fn response(command: Command, message: &[u8]) -> Result<(), Error> {
             );
         }
         Command::SessionSetup => drop(SetupResponse::read(message)?.token(message)?),
-        Command::Create => drop(CreateResponse::read(message)?.contexts(message)?),
+        Command::Create => {
+            let fixed = CreateResponse::read(message)?;
+            hold(&fixed, &fixed.contexts(message)?)?;
+        }
         Command::Read => drop(ReadResponse::read(message)?.data(message)?),
         Command::Write => drop(WriteResponse::read(message)?),
         Command::Ioctl => {

@@ -6,12 +6,14 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use linkspan_backends::smb::{Login, Mount, MountOptions, Settings, Share};
-use linkspan_smb2::create::{CloseResponse, CreateRequest, CreateResponse, FileId, attributes};
+use linkspan_smb2::create::{
+    CloseResponse, CreateRequest, CreateResponse, FileId, attributes, disposition, options,
+};
 use linkspan_smb2::header::{Command, Header, flags};
 use linkspan_smb2::info::{
     Entry, EntryHeader, QueryDirectoryRequest, QueryDirectoryResponse, SetInfoRequest, class,
@@ -49,7 +51,26 @@ const THERE: &[(&str, bool, u64)] = &[
     ("fragile", false, 4),
     // What is written there cannot be made durable at first.
     ("full", false, 0),
+    ("endless", true, 0),
+    ("empty", true, 0),
+    // As the stubborn one.
+    ("heavy", true, 0),
+    // Whatever is made, and what others have made before.
+    (MADE, false, 0),
+    (MADE_FOLDER, true, 0),
+    (OTHERS, false, 0),
+    (OTHERS_FOLDER, true, 0),
 ];
+
+const MADE: &str = "made";
+const MADE_FOLDER: &str = "made folder";
+const OTHERS: &str = "others'";
+const OTHERS_FOLDER: &str = "others' folder";
+
+/// When the server is asked, and when something was made: 100 ns since 1601, 1000 s later. What
+/// others have is older.
+const NOW: u64 = 134_000_000_000_000_000;
+const LATER: u64 = NOW + 10_000_000_000;
 
 /// Names that a server has no right to.
 fn listed(folder: &str) -> Vec<(&'static str, u64)> {
@@ -104,7 +125,7 @@ impl Common {
                 let len = u32::from_le_bytes(input[16..20].try_into().unwrap());
                 let len = usize::try_from(len).unwrap();
                 let to = from_utf16("a name", &input[20..20 + len]).unwrap();
-                if name == "stubborn" || self.names.contains_key(&to) {
+                if ["stubborn", "heavy"].contains(&&name[..]) || self.names.contains_key(&to) {
                     return Some(status::ACCESS_DENIED);
                 }
                 self.names.remove(&name);
@@ -122,6 +143,25 @@ impl Common {
         }
         Some(status::SUCCESS)
     }
+}
+
+/// An answer about a folder that comes again and again.
+fn endless() -> &'static [u8] {
+    static ANSWER: OnceLock<Vec<u8>> = OnceLock::new();
+    ANSWER.get_or_init(|| {
+        // One entry, and bytes behind it: only those are bounded.
+        let mut output = write_entries(&[Entry {
+            fixed: EntryHeader::default(),
+            name: "x".into(),
+        }]);
+        output.resize(65_000, 0);
+        QueryDirectoryResponse::new().body(&output)
+    })
+}
+
+/// The place of what has this name from the beginning.
+fn place(name: &str) -> usize {
+    THERE.iter().position(|there| there.0 == name).unwrap()
 }
 
 impl Server {
@@ -159,6 +199,7 @@ impl Server {
                 max_transact_size: SIZE.into(),
                 max_read_size: SIZE.into(),
                 max_write_size: SIZE.into(),
+                system_time: NOW.into(),
                 ..NegotiateFixed::new()
             },
             token: b"",
@@ -185,12 +226,41 @@ impl Server {
         self.answer(header, status::MORE_PROCESSING_REQUIRED, &body.unwrap());
     }
 
-    fn create(&mut self, header: &Header, message: &[u8]) {
-        let name = CreateRequest::read(message).unwrap().name(message).unwrap();
-        let name = from_utf16("a name", name).unwrap();
-        let at = self.common.lock().unwrap().names.get(&name).copied();
-        let Some(at) = at else {
-            return self.answer(header, status::OBJECT_NAME_NOT_FOUND, &ERROR);
+    /// Opens or makes; `None` if the connection is lost with that.
+    fn create(&mut self, header: &Header, message: &[u8]) -> Option<()> {
+        let request = CreateRequest::read(message).unwrap();
+        let name = from_utf16("a name", request.name(message).unwrap()).unwrap();
+        let makes = request.disposition.get() == disposition::CREATE;
+        let folder = request.options.get() & options::DIRECTORY_FILE != 0;
+        let mut common = self.common.lock().unwrap();
+        let at = match common.names.get(&name) {
+            Some(_) if makes => Err(status::OBJECT_NAME_COLLISION),
+            Some(at) => Ok(*at),
+            None if makes => {
+                let is_others = name.starts_with("taken");
+                let at = place(match (is_others, folder) {
+                    (false, false) => MADE,
+                    (false, true) => MADE_FOLDER,
+                    (true, false) => OTHERS,
+                    (true, true) => OTHERS_FOLDER,
+                });
+                common.names.insert(name.clone(), at);
+                common.done.push(format!("{name} made"));
+                let is_lost = is_others || name.starts_with("lost");
+                if is_lost && std::mem::take(&mut common.breaks) {
+                    return None;
+                }
+                Ok(at)
+            }
+            None => Err(status::OBJECT_NAME_NOT_FOUND),
+        };
+        drop(common);
+        let at = match at {
+            Ok(at) => at,
+            Err(said) => {
+                self.answer(header, said, &ERROR);
+                return Some(());
+            }
         };
         let (_, folder, size) = THERE[at];
         let kind = if folder {
@@ -199,7 +269,9 @@ impl Server {
             attributes::NORMAL
         };
         let number = at as u64;
+        let is_new = [MADE, MADE_FOLDER].contains(&THERE[at].0);
         let created = CreateResponse {
+            created: if is_new { LATER } else { NOW / 2 }.into(),
             end_of_file: size.into(),
             attributes: kind.into(),
             file: FileId {
@@ -209,6 +281,7 @@ impl Server {
             ..CreateResponse::new()
         };
         self.answer(header, status::SUCCESS, &created.body(&[]));
+        Some(())
     }
 
     fn list(&mut self, header: &Header, message: &[u8]) {
@@ -217,7 +290,8 @@ impl Server {
             .file
             .volatile
             .get();
-        if self.listed.replace(file) == Some(file) {
+        let is_endless = file == place("endless") as u64;
+        if self.listed.replace(file) == Some(file) && !is_endless {
             self.listed = None;
             return self.answer(header, status::NO_MORE_FILES, &ERROR);
         }
@@ -232,6 +306,9 @@ impl Server {
                 name: name.into(),
             })
             .collect();
+        if is_endless {
+            return self.answer(header, status::SUCCESS, endless());
+        }
         let (status, body) = match entries.is_empty() {
             true => (status::NO_MORE_FILES, ERROR.to_vec()),
             false => {
@@ -286,7 +363,11 @@ impl Server {
                         };
                         self.answer(&header, status::SUCCESS, tree.as_bytes());
                     }
-                    Command::Create => self.create(&header, message),
+                    Command::Create => {
+                        if self.create(&header, message).is_none() {
+                            return;
+                        }
+                    }
                     Command::QueryDirectory => self.list(&header, message),
                     Command::Read => self.read(&header, message),
                     Command::Write => self.write(&header, message),
@@ -462,5 +543,56 @@ fn a_flush_that_fails_unasked_is_an_error_of_the_next_one() {
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     file.sync_all().unwrap();
     drop(file);
+    end(mount);
+}
+
+/// Ours: what was made with an answer that was lost was there already when it was asked for again,
+/// or, worse, what others had made was taken for it, and emptied.
+#[test]
+fn what_has_to_be_new_is_ones_own_and_not_others_when_the_connection_is_lost() {
+    for (name, is_own) in [("lost", true), ("taken", false)] {
+        for folder in [false, true] {
+            let Some((common, mountpoint, mount)) = mounted() else {
+                return;
+            };
+            let path = mountpoint.path().join(name);
+            let made = match folder {
+                false => File::create_new(&path).map(drop),
+                true => fs::create_dir(&path),
+            };
+            let made = made.map_err(|error| error.kind());
+            let want = is_own.then_some(()).ok_or(io::ErrorKind::AlreadyExists);
+            assert_eq!(made, want, "{name} {folder}");
+            end(mount);
+            assert_eq!(common.lock().unwrap().done, [format!("{name} made")]);
+        }
+    }
+}
+
+/// Ours: where a folder was to take the place of an empty one and could not, that was gone.
+#[test]
+fn an_empty_folder_that_is_not_replaced_after_all_is_there_again() {
+    let Some((common, folder, mount)) = mounted() else {
+        return;
+    };
+    let at = |name: &str| folder.path().join(name);
+    let error = fs::rename(at("heavy"), at("empty")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    assert!(fs::metadata(at("empty")).unwrap().is_dir());
+    assert!(fs::metadata(at("heavy")).unwrap().is_dir());
+    end(mount);
+    assert_eq!(common.lock().unwrap().done, ["empty removed", "empty made"]);
+}
+
+#[test]
+fn a_folder_that_does_not_end_is_an_error_and_the_mount_goes_on() {
+    let Some((_, folder, mount)) = mounted() else {
+        return;
+    };
+    let error = fs::read_dir(folder.path().join("endless"))
+        .and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    let errno = error.unwrap_err().raw_os_error();
+    assert_eq!(errno, Some(Errno::IO.raw_os_error()));
+    assert_eq!(fs::read(folder.path().join("fine")).unwrap(), b"text");
     end(mount);
 }

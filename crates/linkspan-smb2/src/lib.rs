@@ -13,6 +13,7 @@ mod error;
 pub mod frame;
 pub mod gateway;
 pub mod header;
+pub mod hold;
 pub mod info;
 pub mod io;
 pub mod ioctl;

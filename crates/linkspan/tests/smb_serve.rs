@@ -7,10 +7,14 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Command;
 
+use linkspan_peers::SmbClient;
+use linkspan_peers::smb_client::Carrier;
 use linkspan_testkit::census::settled;
+use linkspan_testkit::samba::{self, Samba};
 use programs::Program;
 use rustix::process::Signal;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 const PASSWORD: &str = "Correct horse 2";
@@ -18,6 +22,22 @@ const PASSWORD: &str = "Correct horse 2";
 /// `linkspan` with these arguments.
 fn start(args: &[&str]) -> Program {
     Program::start(args[0], &args[1..])
+}
+
+/// The addresses that these events have, once both were said.
+fn addresses(program: &Program, events: [&str; 2]) -> [String; 2] {
+    let mut lines = Vec::new();
+    assert!((0..3).any(|_| settled(|| {
+        let said = program.said();
+        let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let values = whole.lines().map(serde_json::from_str::<Value>);
+        lines = values.map(Result::unwrap).collect();
+        lines.len() >= events.len()
+    })));
+    events.map(|event| {
+        let line = lines.iter().find(|line| line["event"] == event).unwrap();
+        line["address"].as_str().unwrap().to_owned()
+    })
 }
 
 /// A server that runs, with the shares `files` and `fixed`.
@@ -55,21 +75,8 @@ impl Server {
             "127.0.0.1:0",
         ];
         let program = start(&[&args[..], options].concat());
-        let mut lines = Vec::new();
-        assert!(settled(|| {
-            let said = program.said();
-            let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
-            lines = whole
-                .lines()
-                .map(|line| serde_json::from_str::<Value>(line).unwrap())
-                .collect();
-            lines.len() >= 2
-        }));
-        let url = |event: &str| {
-            let line = lines.iter().find(|line| line["event"] == event).unwrap();
-            format!("smb://me@{}", line["address"].as_str().unwrap())
-        };
-        let (tcp, rdma) = (url("serving"), url("listening"));
+        let [tcp, rdma] =
+            addresses(&program, ["serving", "listening"]).map(|at| format!("smb://me@{at}"));
         Self {
             folder,
             program,
@@ -231,6 +238,80 @@ fn sambas_client_reads_and_writes() {
     assert!(output.status.success() && said.contains("200000"), "{said}");
     assert!(fs::read(file.with_extension("back")).unwrap() == vec![7; 200_000]);
     server.stop();
+}
+
+/// What crate `smb` does at a share over one carrier; `name` is a file that it makes, and which
+/// then is in the folder.
+fn peer_works(
+    (carrier, at): (Carrier, &str),
+    login: (&str, &str),
+    folder: &std::path::Path,
+    name: &str,
+) {
+    // Pieces that are shorter than the last, and none that are alike.
+    let data: Vec<u8> = (0..1_000_003_u32)
+        .map(|at| ((at * 37) >> 4).to_le_bytes()[0])
+        .collect();
+    let client = SmbClient::open(carrier, at.parse().unwrap(), login, "files").unwrap();
+    fs::write(folder.join("ours"), &data[5..]).unwrap();
+    client.write(name, &data).unwrap();
+    assert!(fs::read(folder.join(name)).unwrap() == data, "{carrier:?}");
+    let hash = |bytes: &[u8]| Sha256::digest(bytes);
+    assert_eq!(hash(&client.read(name).unwrap()), hash(&data));
+    assert_eq!(hash(&client.read("ours").unwrap()), hash(&data[5..]));
+    assert_eq!(client.names().unwrap(), [name, "ours"], "{carrier:?}");
+    client.remove(name).unwrap();
+    assert_eq!(client.names().unwrap(), ["ours"]);
+    let error = client.read(name).unwrap_err().to_string();
+    assert!(
+        error.to_lowercase().contains("not found") || error.contains("0xc0000034"),
+        "{error}"
+    );
+    client.close().unwrap();
+}
+
+#[test]
+fn a_client_that_others_wrote_works_over_our_smb_direct() {
+    let server = Server::start(&[]);
+    let [tcp, rdma] = [&server.tcp, &server.rdma].map(|url| url.rsplit_once('@').unwrap().1);
+    let share = server.folder.path().join("share");
+    let login = ("me", PASSWORD);
+    peer_works((Carrier::Tcp, tcp), login, &share, "a");
+    peer_works((Carrier::SmbDirect, rdma), login, &share, "b");
+    // Nobody else is let in, and the server goes on.
+    let carrier = Carrier::SmbDirect;
+    assert!(SmbClient::open(carrier, rdma.parse().unwrap(), ("me", "wrong"), "files").is_err());
+    peer_works((Carrier::SmbDirect, rdma), login, &share, "c");
+    server.stop();
+}
+
+#[test]
+fn a_client_that_others_wrote_works_through_our_gateway() {
+    let Some(samba) = Samba::start(&[]) else {
+        return;
+    };
+    let to = format!("127.0.0.1:{}", samba.port);
+    let gateway = start(&[
+        "smb",
+        "gateway",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--listen-tcp",
+        "127.0.0.1:0",
+        "--to",
+        &to,
+    ]);
+    let [rdma, tcp] = addresses(&gateway, ["listening", "serving"]);
+    let login = (&*samba.user, samba::PASSWORD);
+    peer_works((Carrier::SmbDirect, &rdma), login, &samba.share(), "a");
+    peer_works((Carrier::Tcp, &tcp), login, &samba.share(), "b");
+    gateway.signal(Signal::TERM);
+    let (status, lines, said) = gateway.end();
+    assert_eq!(status, Some(0), "{said}");
+    let ended = lines.iter().find(|line| line["event"] == "ended").unwrap();
+    // The crate knows no channels, so that all of it went in messages.
+    assert_eq!(ended["rdma"], serde_json::json!([0, 0]), "{ended}");
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Guest {
 }
 
 /// Whom an address stands for: of IPv6, anybody has a network of 64 bits of it.
-fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();

@@ -36,6 +36,7 @@ use capture::Capture;
 pub use carrier::{Carrier, Host};
 pub use device::{DeviceConfig, DeviceHandle, DeviceProvider};
 use guests::Guests;
+pub(crate) use guests::network;
 pub use handle::Handle;
 use link::Link;
 use table::{Entry as _, OTHERS, Table};

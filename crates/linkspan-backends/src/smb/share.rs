@@ -14,7 +14,7 @@ use linkspan_smb2::session::{self, TreeConnectResponse};
 use linkspan_smb2::wire::Body;
 use linkspan_smb2::{Command, status};
 
-use super::connection::{Connection, Login, Settings};
+use super::connection::{Connection, Login, Settings, random};
 use super::error::Error;
 
 /// Bytes of one answer about a folder.
@@ -136,6 +136,8 @@ struct Place {
     share: String,
     login: Login,
     settings: Settings,
+    /// Who we are on all its connections.
+    guid: [u8; 16],
 }
 
 impl Place {
@@ -144,7 +146,8 @@ impl Place {
     fn connect(&self, session: u64) -> Result<Connection, Error> {
         let (host, share) = (&self.host, &self.share);
         let (login, settings) = (&self.login, &self.settings);
-        let mut connection = Connection::open_after(host, self.port, login, settings, session)?;
+        let before = (self.guid, session);
+        let mut connection = Connection::open_after(host, self.port, login, settings, before)?;
         let id = connection.client().connect(&format!(r"\\{host}\{share}"))?;
         let response = connection.any(|answered| answered == id)?;
         let response = accepted(share, response)?;
@@ -208,6 +211,7 @@ impl Share {
             share: share.into(),
             login: login.clone(),
             settings: settings.clone(),
+            guid: random()?,
         };
         Ok(Self {
             connection: place.connect(0)?,

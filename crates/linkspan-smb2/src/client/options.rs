@@ -91,6 +91,8 @@ pub struct Agreed {
     pub max_read: u32,
     /// The longest WRITE, in bytes.
     pub max_write: u32,
+    /// The server's clock then: 100 ns since 1601, or 0 if it does not say.
+    pub system_time: u64,
     /// What signs.
     pub signing: Signing,
     /// What encrypts, if anything can.

@@ -232,6 +232,7 @@ impl Client {
             max_transact: size("MaxTransactSize", fixed.max_transact_size.get())?,
             max_read: size("MaxReadSize", fixed.max_read_size.get())?,
             max_write: size("MaxWriteSize", fixed.max_write_size.get())?,
+            system_time: fixed.system_time.get(),
             signing: self.signing(chosen, &response.contexts)?,
             cipher: self.cipher(chosen, fixed.capabilities.get(), &response.contexts)?,
         };

@@ -77,9 +77,9 @@ pub(super) struct Limits {
     #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = bytes)]
     memory: u64,
 
-    /// Bytes of --memory for one connection
+    /// Bytes of --memory for all connections from one address
     #[arg(long = "share", value_name = "BYTES", default_value = "32M", value_parser = bytes)]
-    connection_memory: u64,
+    address_memory: u64,
 }
 
 impl Limits {
@@ -89,7 +89,7 @@ impl Limits {
             connections,
             per_address: connections,
             memory: 128 << 20,
-            connection_memory: 32 << 20,
+            address_memory: 32 << 20,
         }
     }
 }
@@ -223,7 +223,7 @@ pub(super) fn start(
     let to = servers.first().map(ToString::to_string);
     let mut config = Config::new(servers);
     config.memory = size(limits.memory);
-    config.share = size(limits.connection_memory);
+    config.share = size(limits.address_memory);
     let least = config.least_memory();
     if config.memory < least {
         let error = anyhow!("--memory {} is less than {least}", limits.memory);

@@ -159,6 +159,7 @@ impl Server {
     fn turn(&mut self) -> Result<(), Error> {
         self.ask()?;
         self.share.connection.turn()?;
+        self.target.let_go(&mut self.share)?;
         while let Some(response) = self.share.connection.answer() {
             self.answered(&response)?;
         }

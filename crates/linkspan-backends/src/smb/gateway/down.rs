@@ -10,7 +10,7 @@ use linkspan_smbdirect::{Descriptor as Memory, Misuse, TransferId};
 use linkspan_sys::tcp::{Scatter, TcpStream};
 
 use super::seen::Seen;
-use super::stock::{Stock, cut};
+use super::stock::{Held, Stock, cut};
 use super::up::memory;
 use super::{End, Traffic};
 use crate::rdma::Host;
@@ -61,7 +61,8 @@ pub(super) struct Down {
     /// Bytes of a message that the client takes, and of one that may come.
     longest: usize,
     max: usize,
-    held: usize,
+    /// Bytes of buffers, of all connections of the address.
+    held: Held,
     /// There was no memory.
     pub(super) stalled: bool,
     /// The server says no more.
@@ -70,7 +71,7 @@ pub(super) struct Down {
 
 impl Down {
     /// `longest`: bytes of a message that the client takes; `max`: of one that may come.
-    pub(super) fn new(longest: usize, max: usize) -> Self {
+    pub(super) fn new(longest: usize, max: usize, held: Held) -> Self {
         Self {
             prefix: [0; PREFIX_LEN],
             got: 0,
@@ -79,7 +80,7 @@ impl Down {
             sending: VecDeque::new(),
             longest,
             max,
-            held: 0,
+            held,
             stalled: false,
             ended: false,
         }
@@ -132,7 +133,7 @@ impl Down {
             && first.transfer.is_none()
         {
             if let Some(sending) = self.sending.pop_front() {
-                stock.give(&mut self.held, sending.buffers);
+                stock.give(&self.held, sending.buffers);
             }
         }
     }
@@ -180,7 +181,7 @@ impl Down {
         stock: &mut Stock,
     ) -> Result<bool, End> {
         let len = frame::length(self.prefix, self.max).map_err(Error::Server)?;
-        let Some(buffers) = stock.take(endpoint, &mut self.held, len) else {
+        let Some(buffers) = stock.take(endpoint, &self.held, len) else {
             self.stalled = true;
             return Ok(false);
         };
@@ -246,7 +247,7 @@ impl Down {
                 transfer: None,
             },
             Ok(ToClient::Pass { .. }) => {
-                stock.give(&mut self.held, buffers);
+                stock.give(&self.held, buffers);
                 let max = self.longest;
                 return Err(End::Long { len, max });
             }
@@ -270,7 +271,7 @@ impl Down {
                 }
             }
             Err(error) => {
-                stock.give(&mut self.held, buffers);
+                stock.give(&self.held, buffers);
                 return Err(error.into());
             }
         };
@@ -327,7 +328,7 @@ impl Down {
         let sending = self.sending.drain(..).map(|sending| sending.buffers);
         let all = sending.chain(going).chain(coming);
         for buffers in all.collect::<Vec<_>>() {
-            stock.give(&mut self.held, buffers);
+            stock.give(&self.held, buffers);
         }
     }
 }

@@ -60,7 +60,7 @@ pub struct Config {
     /// Bytes of messages and data that are on their way in one direction, of all connections: at
     /// least [`Config::least_memory`], or whoever wants more than there is waits for ever.
     pub memory: usize,
-    /// Bytes of that for one connection.
+    /// Bytes of that for all connections of one address.
     pub share: usize,
     /// How long the server may take to answer a connection.
     pub connect_within: Duration,
@@ -450,7 +450,9 @@ impl<C: Host> Gateway<C> {
         session.admit();
         let (number, peer) = (session.number(), session.peer());
         let longest = session.status().max_fragmented_send_size;
-        let pair = Pair::new(id, (number, peer), longest, &self.config, &self.sights);
+        let held = self.stocks.of(peer.ip());
+        let (config, sights) = (&self.config, &self.sights);
+        let pair = Pair::new(id, (number, peer), longest, held, config, sights);
         if self.pairs.len() <= id.place() {
             self.pairs.resize_with(id.place() + 1, || None);
         }

@@ -13,7 +13,7 @@ use linkspan_sys::tcp::TcpStream;
 
 use super::down::Down;
 use super::seen::Seen;
-use super::stock::Stocks;
+use super::stock::{Held, Stocks};
 use super::up::Up;
 use super::{Config, End, Traffic};
 use crate::rdma::Host;
@@ -53,11 +53,12 @@ pub(super) struct Pair {
 
 impl Pair {
     /// One that is not connected to the server. `longest`: bytes of a message that the
-    /// client takes.
+    /// client takes; `held`: what its address has of the memory.
     pub(super) fn new(
         id: Id,
         (number, peer): (u64, SocketAddr),
         longest: u32,
+        [up, down]: [Held; 2],
         config: &Config,
         sights: &Arc<Sights>,
     ) -> Self {
@@ -73,8 +74,8 @@ impl Pair {
             connect_within: config.connect_within,
             server: Server::Fresh,
             interest: None,
-            up: Up::default(),
-            down: Down::new(longest as usize, config.longest()),
+            up: Up::new(up),
+            down: Down::new(longest as usize, config.longest(), down),
         }
     }
 

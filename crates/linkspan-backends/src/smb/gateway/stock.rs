@@ -1,9 +1,14 @@
 //! Buffers for messages and data on their way, which all connections share.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use linkspan_rdma::Pool;
 use linkspan_rdma::verbs::Slice;
 
-use crate::rdma::Host;
+use crate::rdma::{Host, network};
 use crate::smbdirect::Endpoint;
 
 /// Bytes of a buffer for what is short.
@@ -28,15 +33,40 @@ pub(super) fn least_memory(longest: usize) -> usize {
 pub(super) struct Stocks {
     pub(super) up: Stock,
     pub(super) down: Stock,
+    /// What each address has of both, while it has connections.
+    addresses: BTreeMap<IpAddr, [Held; 2]>,
+}
+
+/// Bytes that all connections of one address have of a stock.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held(Arc<AtomicUsize>);
+
+impl Held {
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, bytes: usize) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Stocks {
-    /// For each direction `memory` bytes for data, and at most `share` for one connection.
+    /// For each direction `memory` bytes for data, and at most `share` for one address.
     pub(super) fn new(memory: usize, share: usize) -> Self {
         Self {
             up: Stock::new(memory, share),
             down: Stock::new(memory, share),
+            addresses: BTreeMap::new(),
         }
+    }
+
+    /// What an address has, upwards and downwards.
+    pub(super) fn of(&mut self, address: IpAddr) -> [Held; 2] {
+        // Those that have no connection any more.
+        self.addresses
+            .retain(|_, [held, _]| Arc::strong_count(&held.0) > 1);
+        self.addresses.entry(network(address)).or_default().clone()
     }
 
     /// Buffers that are lent.
@@ -82,15 +112,16 @@ impl Stock {
         std::mem::take(&mut self.came_back)
     }
 
-    /// Room for `len` bytes, for somebody who has `held`; all or nothing. Who has nothing may
-    /// have more than a share, since otherwise it would never go on.
+    /// Room for `len` bytes, for a connection of an address that has `held`; all or nothing. An
+    /// address that has nothing may have more than a share, since otherwise it would never go on.
     pub(super) fn take<C: Host>(
         &mut self,
         endpoint: &mut Endpoint<C>,
-        held: &mut usize,
+        held: &Held,
         len: usize,
     ) -> Option<Vec<Slice>> {
-        if *held > 0 && *held + len > self.share {
+        let has = held.get();
+        if has > 0 && has + len > self.share {
             return None;
         }
         let is_small = len <= SMALL_MAX * SMALL as usize;
@@ -112,14 +143,14 @@ impl Stock {
             buffers.push(buffer.part(0, u32::try_from(part).unwrap_or(buffer.len)));
             left -= part;
         }
-        *held += len;
+        held.set(has + len);
         Some(buffers)
     }
 
     /// Takes back what was taken at once.
-    pub(super) fn give(&mut self, held: &mut usize, buffers: Vec<Slice>) {
+    pub(super) fn give(&mut self, held: &Held, buffers: Vec<Slice>) {
         let len: usize = buffers.iter().map(|buffer| buffer.len as usize).sum();
-        *held = held.saturating_sub(len);
+        held.set(held.get().saturating_sub(len));
         let pool = match len <= SMALL_MAX * SMALL as usize {
             true => &mut self.small,
             false => &mut self.large,
@@ -155,9 +186,46 @@ pub(super) fn cut(buffers: &[Slice], mut at: usize, mut len: usize) -> Vec<Slice
 #[cfg(test)]
 mod tests {
     use linkspan_rdma::verbs::MemoryId;
+    use linkspan_smbdirect::{Options, Role};
 
     use super::super::Config;
     use super::*;
+    use crate::smbdirect;
+
+    /// Ours: whoever made four connections had all of it, and others waited for ever.
+    #[test]
+    fn an_address_has_its_share_by_however_many_connections() {
+        const LEN: usize = LARGE as usize;
+        let options = Options::listener();
+        let config = smbdirect::Config::new(Role::Listener, options);
+        let mut endpoint: Endpoint = Endpoint::new(config).unwrap();
+        let mut stocks = Stocks::new(8 * LEN, 2 * LEN);
+        let address = |text: &str| text.parse().unwrap();
+        let of = |stocks: &mut Stocks, text| stocks.of(address(text))[0].clone();
+        let [one, two] = ["10.0.0.1"; 2].map(|it| of(&mut stocks, it));
+        let other = of(&mut stocks, "10.0.0.2");
+        let first = stocks.up.take(&mut endpoint, &one, LEN).unwrap();
+        let second = stocks.up.take(&mut endpoint, &two, LEN).unwrap();
+        for held in [&one, &two] {
+            assert!(stocks.up.take(&mut endpoint, held, 1).is_none());
+        }
+        // Another one has its own, and what is longer than that while it has nothing.
+        let long = stocks.up.take(&mut endpoint, &other, 3 * LEN).unwrap();
+        assert!(stocks.up.take(&mut endpoint, &other, LEN).is_none());
+        stocks.up.give(&other, long);
+        // What one connection gives back another one of its address may have.
+        stocks.up.give(&one, first);
+        let third = stocks.up.take(&mut endpoint, &two, LEN).unwrap();
+        stocks.up.give(&two, second);
+        stocks.up.give(&two, third);
+        assert_eq!((one.get(), other.get(), stocks.lent()), (0, 0, 0));
+        // A network of IPv6 is one, and who is gone is forgotten.
+        let [a, b] = ["2001:db8::1", "2001:db8::2:1"].map(|it| of(&mut stocks, it));
+        assert!(Arc::ptr_eq(&a.0, &b.0) && stocks.addresses.len() == 3);
+        drop([one, two, other]);
+        let last = of(&mut stocks, "2001:db8::3");
+        assert!(Arc::ptr_eq(&a.0, &last.0) && stocks.addresses.len() == 1);
+    }
 
     /// Ours: who waited for more than there is waited for ever.
     #[test]

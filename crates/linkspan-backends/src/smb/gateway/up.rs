@@ -11,7 +11,7 @@ use linkspan_smbdirect::{Descriptor as Memory, Misuse, TransferId};
 use linkspan_sys::tcp::{Gather, TcpStream};
 
 use super::seen::Seen;
-use super::stock::{Stock, cut};
+use super::stock::{Held, Stock, cut};
 use super::{End, Traffic};
 use crate::rdma::Host;
 use crate::smbdirect::{Endpoint, Id};
@@ -43,8 +43,8 @@ pub(super) struct Up {
     /// Bytes of the first one that are written.
     written: usize,
     fetch: Option<Fetch>,
-    /// Bytes of buffers.
-    held: usize,
+    /// Bytes of buffers, of all connections of the address.
+    held: Held,
     /// There was no memory.
     pub(super) stalled: bool,
     /// The socket takes no more.
@@ -68,6 +68,13 @@ pub(super) fn memory(descriptors: &[Descriptor]) -> Vec<Memory> {
 }
 
 impl Up {
+    pub(super) fn new(held: Held) -> Self {
+        Self {
+            held,
+            ..Self::default()
+        }
+    }
+
     /// Takes what has come from the client, as long as there is room.
     pub(super) fn take<C: Host>(
         &mut self,
@@ -121,7 +128,7 @@ impl Up {
         fetch: Fetch,
     ) -> Result<(), End> {
         let len = fetch.len as usize;
-        let Some(data) = stock.take(endpoint, &mut self.held, len) else {
+        let Some(data) = stock.take(endpoint, &self.held, len) else {
             self.stalled = true;
             self.fetch = Some(fetch);
             return Ok(());
@@ -135,17 +142,17 @@ impl Up {
             }
             Some(Err(Misuse::Full { .. })) => {
                 // One that is done makes room, and is heard of.
-                stock.give(&mut self.held, data);
+                stock.give(&self.held, data);
                 self.fetch = Some(fetch);
                 Ok(())
             }
             Some(Err(why)) => {
-                stock.give(&mut self.held, data);
+                stock.give(&self.held, data);
                 Err(End::Rdma(why.into()))
             }
             // Its end is what is heard of next.
             None => {
-                stock.give(&mut self.held, data);
+                stock.give(&self.held, data);
                 Ok(())
             }
         }
@@ -203,7 +210,7 @@ impl Up {
                 self.waiting -= message.head.len();
                 traffic.fetched += data_len as u64;
                 if let Some(message) = self.messages.pop_front() {
-                    stock.give(&mut self.held, message.data);
+                    stock.give(&self.held, message.data);
                 }
             }
         }
@@ -212,7 +219,7 @@ impl Up {
 
     pub(super) fn give_all(&mut self, stock: &mut Stock) {
         for message in self.messages.drain(..) {
-            stock.give(&mut self.held, message.data);
+            stock.give(&self.held, message.data);
         }
     }
 }

@@ -22,15 +22,34 @@ use super::serve::{Failed, File, Handle, Server};
 /// Open files and folders at most.
 const OPEN_MAX: usize = 65_536;
 
+/// By how much a server's clock for files may be behind its other one: 1 s in units of 100 ns.
+const CLOCK: u64 = 10_000_000;
+
+/// What was done with what is where something is to go.
+enum Way {
+    /// It is replaced, or there is nothing.
+    Free,
+    /// A file of this number has another name.
+    Hidden(u64),
+    /// An empty folder is gone.
+    Removed,
+}
+
 /// Whether the server says this.
 fn says(result: &Result<(), Error>, said: &[u32]) -> bool {
     let error = result.as_ref().err().and_then(Error::status);
     error.is_some_and(|error| said.contains(&error))
 }
 
+/// Whether what is there may have been made by who asked for it then, if it was asked before: an
+/// answer may be lost, and others may have made it first.
+fn is_own(meta: &Meta, asked: Option<u64>) -> bool {
+    asked.is_some_and(|asked| meta.created.saturating_add(CLOCK) >= asked)
+}
+
 impl Server {
     /// Does what is asked for.
-    pub(super) fn answer(&mut self, ask: &Ask, again: bool) -> Result<Answer, Failed> {
+    pub(super) fn answer(&mut self, ask: &Ask, asked: Option<u64>) -> Result<Answer, Failed> {
         let writes = !matches!(
             ask,
             Ask::Lookup { .. }
@@ -44,6 +63,7 @@ impl Server {
         if writes && self.read_only {
             return Err(Errno::EROFS.into());
         }
+        let again = asked.is_some();
         match ask {
             Ask::Lookup { folder, name } => {
                 let path = self.nodes.child(*folder, name)?;
@@ -57,7 +77,7 @@ impl Server {
             Ask::Set { node, set } => self.set(*node, set),
             Ask::MakeFolder { folder, name } => {
                 let path = self.nodes.child(*folder, name)?;
-                let meta = self.make_folder(&path, again)?;
+                let meta = self.make_folder(&path, asked)?;
                 self.found(&path, &meta)
             }
             Ask::Create {
@@ -66,7 +86,7 @@ impl Server {
                 flags,
             } => {
                 let path = self.nodes.child(*folder, name)?;
-                self.create(&path, *flags, again)
+                self.create(&path, *flags, asked)
             }
             Ask::Open { node, flags } => self.open(*node, *flags),
             Ask::Release { file } => {
@@ -187,7 +207,8 @@ impl Server {
         Ok(())
     }
 
-    fn make_folder(&mut self, path: &str, again: bool) -> Result<Meta, Failed> {
+    /// `asked`: when that was, by the server's clock, if it may have been done.
+    fn make_folder(&mut self, path: &str, asked: Option<u64>) -> Result<Meta, Failed> {
         let (how, options) = (disposition::CREATE, options::DIRECTORY_FILE);
         match self
             .share
@@ -198,8 +219,14 @@ impl Server {
                 self.share.close(open)?;
                 Ok(meta)
             }
-            Err(error) if again && error.status() == Some(status::OBJECT_NAME_COLLISION) => {
-                Ok(self.share.stat(path)?)
+            Err(error)
+                if asked.is_some() && error.status() == Some(status::OBJECT_NAME_COLLISION) =>
+            {
+                let meta = self.share.stat(path)?;
+                match meta.kind == Kind::Folder && is_own(&meta, asked) {
+                    true => Ok(meta),
+                    false => Err(error.into()),
+                }
             }
             Err(error) => Err(error.into()),
         }
@@ -217,16 +244,35 @@ impl Server {
         (rights, writes)
     }
 
-    fn create(&mut self, path: &str, flags: OpenFlags, again: bool) -> Result<Answer, Failed> {
+    /// `asked`: as above.
+    fn create(
+        &mut self,
+        path: &str,
+        flags: OpenFlags,
+        asked: Option<u64>,
+    ) -> Result<Answer, Failed> {
         let has = |flag: libc_flags::Flag| flags.0 & flag != 0;
         let how = match () {
-            () if has(libc_flags::EXCL) && !again => disposition::CREATE,
+            () if has(libc_flags::EXCL) => disposition::CREATE,
             () if has(libc_flags::TRUNC) => disposition::OVERWRITE_IF,
             () => disposition::OPEN_IF,
         };
         let (rights, writes) = Self::rights(flags);
         let options = options::NON_DIRECTORY_FILE;
-        let open = self.share.open_at(path, rights, how, options)?;
+        let open = match self.share.open_at(path, rights, how, options) {
+            Err(error)
+                if asked.is_some() && error.status() == Some(status::OBJECT_NAME_COLLISION) =>
+            {
+                let open = self.share.open_file(path, rights)?;
+                // Whoever has written there is not who waits for this answer.
+                if open.meta.size > 0 || !is_own(&open.meta, asked) {
+                    self.share.close(open)?;
+                    return Err(error.into());
+                }
+                open
+            }
+            result => result?,
+        };
         let meta = open.meta;
         attr(0, &meta, self.owner)?;
         let node = self.nodes.found(path);
@@ -460,9 +506,9 @@ impl Server {
 
     /// Removes what a server may refuse to rename for, and renames.
     fn rename_anyway(&mut self, from: &str, to: &str, replace: bool) -> Result<Answer, Failed> {
-        let hidden = match replace {
+        let way = match replace {
             true => self.make_way(to)?,
-            false => None,
+            false => Way::Free,
         };
         let closed = self.close_below(from);
         let done = closed.and_then(|()| Ok(self.rename_there(from, to, replace)?));
@@ -471,10 +517,13 @@ impl Server {
             // It is asked again.
             Err(Failed::There(error)) if self.is_over(error) => {}
             Err(_) => {
-                if let Some(number) = hidden
-                    && let Err(failed) = self.show(number, to)
-                {
-                    tracing::error!("{to} is called otherwise now: {failed:?}");
+                let back = match way {
+                    Way::Free => Ok(()),
+                    Way::Hidden(number) => self.show(number, to),
+                    Way::Removed => self.make_folder(to, None).map(drop),
+                };
+                if let Err(failed) = back {
+                    tracing::error!("{to} is not there as it was: {failed:?}");
                 }
             }
         }
@@ -484,26 +533,29 @@ impl Server {
     }
 
     /// What is at a path must not be in the way: a file that is open or read-only, a folder in
-    /// which nothing is. Gives the number of a file that has another name now.
-    fn make_way(&mut self, to: &str) -> Result<Option<u64>, Failed> {
+    /// which nothing is.
+    fn make_way(&mut self, to: &str) -> Result<Way, Failed> {
         let meta = match self.share.stat(to) {
-            Err(error) if error.status() == Some(status::OBJECT_NAME_NOT_FOUND) => return Ok(None),
+            Err(error) if error.status() == Some(status::OBJECT_NAME_NOT_FOUND) => {
+                return Ok(Way::Free);
+            }
             result => result?,
         };
         let open = self.nodes.known(to).filter(|it| self.nodes.is_open(*it));
         match (meta.kind, open) {
             (Kind::Folder, _) => {
+                // It keeps its number until something else has its name.
                 self.share.remove(to)?;
-                self.nodes.gone(to);
+                return Ok(Way::Removed);
             }
             (_, Some(number)) => {
                 self.hide(to, number)?;
-                return Ok(Some(number));
+                return Ok(Way::Hidden(number));
             }
             (_, None) if meta.attributes & attributes::READONLY != 0 => self.make_writable(to)?,
             _ => {}
         }
-        Ok(None)
+        Ok(Way::Free)
     }
 
     /// Closes the files below a folder, which a server does not rename otherwise; they are to be

@@ -47,8 +47,9 @@ pub(super) struct Question {
     reply: Reply,
     /// Since when the server is away for it.
     away: Option<Instant>,
-    /// It may have been done on a connection that was lost.
-    again: bool,
+    /// It may have been done on a connection that was lost: the server's clock when it was
+    /// first asked.
+    again: Option<u64>,
 }
 
 /// What is open.
@@ -179,7 +180,7 @@ impl Server {
                     ask,
                     reply,
                     away,
-                    again: false,
+                    again: None,
                 }),
                 other => self.add_data(other, away),
             }
@@ -223,6 +224,9 @@ impl Server {
     }
 
     fn question(&mut self, question: Question) -> Result<(), Error> {
+        let asked = question
+            .again
+            .unwrap_or(self.share.connection.server_time());
         match self.answer(&question.ask, question.again) {
             Ok(answer) => {
                 match question.reply {
@@ -242,7 +246,7 @@ impl Server {
                 match error.is_broken() {
                     true => question.reply.fail(Errno::EIO),
                     false => self.questions.push_front(Question {
-                        again: true,
+                        again: Some(asked),
                         ..question
                     }),
                 }

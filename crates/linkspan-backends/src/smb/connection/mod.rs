@@ -1,18 +1,21 @@
 //! One connection: what carries it, time limit, log-on, and memory that is lent to the server.
 
+mod log_on;
+
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use linkspan_rdma::verbs::Access;
 use linkspan_smb2::client::{
     Agreed, Client, Event, Options, Phase, Protection, Request, RequestId, Response,
 };
 use linkspan_smb2::io::{ReadRequest, ReadResponse, WriteRequest};
-use linkspan_smb2::ntlm::{self, Credentials, Nonces};
+use linkspan_smb2::notify::{Break, LeaseAck, LeaseBreak};
+use linkspan_smb2::ntlm::Credentials;
 use linkspan_smb2::wire::Body as _;
-use linkspan_smb2::{Command, spnego, status};
+use linkspan_smb2::{Command, status};
 use linkspan_sys::EventFd;
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -29,12 +32,12 @@ const AROUND: u32 = 8192;
 /// Payload from which on RDMA pays, as Linux has it.
 const RDMA_FROM: u32 = 4096;
 
-/// From 1601 to 1970, in 100 ns.
-const EPOCH: u64 = 116_444_736_000_000_000;
-
 /// Bytes that have to go one way or the other for a peer not to be silent: less than any
 /// network carries in the time that it has.
 const PROGRESS: u64 = 65_536;
+
+/// What may be taken back of a lease before anybody looks: reads and the handle, one by one.
+const BREAKS: usize = 2;
 
 /// How many times as long a request may take of which the server says that it takes time.
 const PATIENCE_ASYNC: u32 = 10;
@@ -94,12 +97,17 @@ pub struct Connection {
     placed: BTreeMap<RequestId, Vec<u8>>,
     /// Requests whose answers nobody wants any more.
     forgotten: BTreeSet<RequestId>,
+    /// The key of the lease that may have been granted, and what was taken back of it.
+    lease: Option<[u8; 16]>,
+    broken: VecDeque<LeaseBreak>,
     /// Since when the server says nothing though something is asked, and the bytes that had
     /// moved then.
     silent: Option<(Instant, u64)>,
     /// The first request without an answer, since one that was asked later was answered.
     overtaken: Option<(RequestId, Instant)>,
     patience: Duration,
+    /// When it was made.
+    made: Instant,
 }
 
 /// Random bytes of the system.
@@ -119,11 +127,12 @@ impl Connection {
     /// # Errors
     /// Whatever the first step is that does not work; nothing is left then.
     pub fn open(host: &str, port: u16, login: &Login, settings: &Settings) -> Result<Self, Error> {
-        Self::open_after(host, port, login, settings, 0)
+        Self::open_after(host, port, login, settings, (random()?, 0))
     }
 
-    /// The same, in the place of a connection with this [session](Self::session): what is
-    /// under way there is over before this one is there, or the server does not know that.
+    /// The same, as the client with this GUID, in the place of a connection with this
+    /// [session](Self::session): what is under way there is over before this one is there, or
+    /// the server does not know that.
     ///
     /// # Errors
     /// As for [`Connection::open`].
@@ -132,10 +141,10 @@ impl Connection {
         port: u16,
         login: &Login,
         settings: &Settings,
-        session: u64,
+        (guid, session): ([u8; 16], u64),
     ) -> Result<Self, Error> {
         let (transport, instead) = Transport::open(host, port, settings)?;
-        let mut options = Options::new(random()?, random()?);
+        let mut options = Options::new(guid, random()?);
         options.dialects.clone_from(&settings.dialects);
         options.require_signing = settings.require_signing;
         options.require_encryption = settings.require_encryption;
@@ -151,53 +160,15 @@ impl Connection {
             lent: BTreeMap::new(),
             placed: BTreeMap::new(),
             forgotten: BTreeSet::new(),
+            lease: None,
+            broken: VecDeque::new(),
             silent: None,
             overtaken: None,
             patience: settings.patience,
+            made: Instant::now(),
         };
         connection.log_on(login)?;
         Ok(connection)
-    }
-
-    fn log_on(&mut self, login: &Login) -> Result<(), Error> {
-        let name = || match login.user.as_str() {
-            "" => "nobody".into(),
-            user => user.to_string(),
-        };
-        self.client.negotiate()?;
-        let offered = match self.step()? {
-            Event::Negotiated(token) => token,
-            other => return Err(refused("NEGOTIATE", &other)),
-        };
-        if !spnego::names_ntlm(&offered)? {
-            return Err(Error::KerberosOnly);
-        }
-        let first = ntlm::negotiate();
-        self.client.log_on(&spnego::init(&first), None)?;
-        let token = match self.step()? {
-            Event::Token(token) => token,
-            Event::Response(response) => return Err(no_session(name(), response.status())),
-            other => return Err(refused("SESSION_SETUP", &other)),
-        };
-        let nonces = Nonces {
-            challenge: random()?,
-            key: random()?,
-        };
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let now = u64::try_from(since.as_nanos() / 100).unwrap_or(0) + EPOCH;
-        let challenge = spnego::token(&token)?;
-        let answer = ntlm::authenticate(login, &first, challenge, nonces, now)?;
-        let signature = answer.key.map(|key| ntlm::sign(key, &spnego::mechanisms()));
-        let last = spnego::response(&answer.token, signature.as_ref().map(|bytes| &bytes[..]));
-        self.client.log_on(&last, answer.key)?;
-        match self.step()? {
-            Event::LoggedOn(_) => {}
-            Event::Response(response) => return Err(no_session(name(), response.status())),
-            other => return Err(refused("SESSION_SETUP", &other)),
-        }
-        Ok(())
     }
 
     /// What was agreed upon.
@@ -234,6 +205,17 @@ impl Connection {
     #[must_use]
     pub fn instead(&self) -> Option<&str> {
         self.instead.as_deref()
+    }
+
+    /// The server's clock now: 100 ns since 1601; 0 if it does not say.
+    pub(super) fn server_time(&self) -> u64 {
+        let then = self.client.agreed().map_or(0, |agreed| agreed.system_time);
+        let since = u64::try_from(self.made.elapsed().as_nanos() / 100).unwrap_or(0);
+        if then == 0 {
+            0
+        } else {
+            then.saturating_add(since)
+        }
     }
 
     /// Bytes of one READ and one WRITE, at most: what the server takes, and, where data goes in
@@ -390,16 +372,6 @@ impl Connection {
         self.any(|answered| answered == id)
     }
 
-    /// The next event of the log-on.
-    fn step(&mut self) -> Result<Event, Error> {
-        loop {
-            if let Some(event) = self.client.poll_event() {
-                return Ok(event);
-            }
-            self.exchange()?;
-        }
-    }
-
     /// Waits until something was answered.
     fn wait(&mut self) -> Result<(), Error> {
         loop {
@@ -419,11 +391,33 @@ impl Connection {
                     self.answered(response)?;
                     answered = true;
                 }
-                // No oplock and no lease is ever asked for here.
+                Event::Break(Break::Lease(said))
+                    if self.lease == Some(said.key) && self.broken.len() < BREAKS =>
+                {
+                    self.broken.push_back(said);
+                }
+                // No other lease and no oplock is ever asked for here.
                 _ => return Err(linkspan_smb2::Error::Unasked.into()),
             }
         }
         Ok(answered)
+    }
+
+    /// The server may grant a lease with this key, and take it back.
+    pub(super) fn expect_lease(&mut self, key: [u8; 16]) {
+        self.lease = Some(key);
+    }
+
+    /// What of the lease was taken back.
+    pub(super) fn broken(&mut self) -> Option<LeaseBreak> {
+        self.broken.pop_front()
+    }
+
+    /// Says that it is not used any more.
+    pub(super) fn acknowledge(&mut self, ack: &LeaseAck) -> Result<(), Error> {
+        let id = self.submit(Request::fixed(ack))?;
+        self.forget(std::iter::once(id));
+        Ok(())
     }
 
     /// Has [`turn`](Self::turn) end when this is readable, too.
@@ -567,20 +561,5 @@ fn wire(lent: &Lent) -> linkspan_smb2::io::Descriptor {
         offset: memory.offset.into(),
         token: memory.token.into(),
         length: memory.length.into(),
-    }
-}
-
-fn no_session(user: String, status: u32) -> Error {
-    Error::LogOn { user, status }
-}
-
-fn refused(what: &str, event: &Event) -> Error {
-    let status = match event {
-        Event::Response(response) => response.status(),
-        _ => status::INVALID_PARAMETER,
-    };
-    Error::Refused {
-        what: what.into(),
-        status,
     }
 }
