@@ -420,7 +420,9 @@ fn a_compound_is_one_message_with_its_own_numbers_and_signatures() {
         file: FileId::RELATED,
         ..CloseRequest::new()
     });
-    let ids = client.requests(&mut [read_request(200_000), close]).unwrap();
+    let ids = client
+        .requests(&mut [read_request(200_000), close])
+        .unwrap();
     let message = client.poll_out().unwrap();
     assert_eq!(client.poll_out(), None);
     let parts: Vec<_> = Compound::new(&message).map(Result::unwrap).collect();

@@ -267,10 +267,7 @@ impl Connection {
     }
 
     /// Sends a compound as soon as there are credits for it.
-    pub(super) fn submit_all(
-        &mut self,
-        requests: &mut [Request],
-    ) -> Result<Vec<RequestId>, Error> {
+    pub(super) fn submit_all(&mut self, requests: &mut [Request]) -> Result<Vec<RequestId>, Error> {
         loop {
             match self.client.requests(requests) {
                 Err(linkspan_smb2::Error::Credits { .. }) if self.client.in_flight() > 0 => {

@@ -144,7 +144,9 @@ mod tests {
             data.write_all_at(&file, at).unwrap();
             Room::Lent(place()).clear();
             Room::Lent(place()).read_exact_at(&file, at).unwrap();
-            Room::Message(&mut message).read_exact_at(&file, at).unwrap();
+            Room::Message(&mut message)
+                .read_exact_at(&file, at)
+                .unwrap();
             Data::Placed(place()).copy_to(&mut copy);
             assert!(copy == bytes && message == bytes);
             Room::Message(&mut message).clear();

@@ -594,7 +594,9 @@ fn join(requests: &mut [Request]) -> Vec<u8> {
         return mem::take(&mut request.bytes);
     }
     let start = ROOM - Header::LEN;
-    let messages = requests.iter().map(|request| request.bytes[start..].to_vec());
+    let messages = requests
+        .iter()
+        .map(|request| request.bytes[start..].to_vec());
     let compound = header::compound(&messages.collect::<Vec<_>>());
     [&[0; ROOM - Header::LEN][..], &compound].concat()
 }
