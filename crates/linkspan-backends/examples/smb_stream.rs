@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use linkspan_backends::smb::{Login, Settings, Share, There, Wanted};
+use linkspan_backends::smb::{Login, Room, Settings, Share, There, Wanted};
 use linkspan_testkit::samba::{PASSWORD, Samba};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -117,8 +117,9 @@ fn stream(share: &mut Share, way: &str, path: &str, seconds: f64) -> Result<(), 
                 Ok(())
             })?,
             _ => {
-                let source = |_, piece: &mut [u8]| {
-                    piece.copy_from_slice(&content[..piece.len()]);
+                let source = |_, piece: Room<'_>| {
+                    let len = piece.len();
+                    piece.copy_from(&content[..len]);
                     Ok(())
                 };
                 share.write(&open, 0, size, source, |count| bytes += count)?;

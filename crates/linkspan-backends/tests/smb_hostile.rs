@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use linkspan_backends::image::{Image as _, Operation};
-use linkspan_backends::smb::{DiskOptions, Error, Login, Settings, Share, SmbImage};
+use linkspan_backends::smb::{Data, DiskOptions, Error, Login, Settings, Share, SmbImage};
 use linkspan_smb2::create::{CloseResponse, CreateResponse, attributes};
 use linkspan_smb2::header::{Command, Header, flags};
 use linkspan_smb2::info::{Entry, EntryHeader, QueryDirectoryResponse, write_entries};
@@ -259,7 +259,7 @@ fn few_credits_make_short_pieces() {
         let mut share = open(port, LONG).unwrap();
         let file = share.open_read("file").unwrap();
         let mut got = 0;
-        let sink = |_, piece: &[u8]| {
+        let sink = |_, piece: Data<'_>| {
             got += piece.len() as u64;
             Ok(())
         };

@@ -147,6 +147,26 @@ impl RegionTable {
         short(source.len() - done)
     }
 
+    /// As [`scatter`](Self::scatter), out of shared memory.
+    ///
+    /// # Errors
+    /// When the spans end first; what fits has then been written.
+    pub fn scatter_shared(
+        &self,
+        spans: &[Span],
+        offset: u64,
+        source: SharedSlice<'_>,
+    ) -> Result<(), Short> {
+        let mut done = 0;
+        for slice in self.run(spans, offset) {
+            done += source.part(done, source.len()).copy_to(slice);
+            if done == source.len() {
+                return Ok(());
+            }
+        }
+        short(source.len() - done)
+    }
+
     /// Copies `len` bytes into spans taken as one run, beginning at `offset`, out of
     /// `from`, such a run of another table, beginning at `from_offset`. Each byte is
     /// copied once.

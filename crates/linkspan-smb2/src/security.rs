@@ -2,7 +2,6 @@
 //! signatures, encryption (MS-SMB2 3.1.4, 3.1.5).
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 
 use aes::{Aes128, Aes256};
 use aes_gcm::aead::{AeadInOut, KeyInit};
@@ -409,9 +408,4 @@ fn short(got: usize) -> Error {
         got,
         want: TRANSFORM_LEN,
     }
-}
-
-/// Room for a transform header, if there will be one.
-pub(crate) fn room(sealed: bool) -> Vec<u8> {
-    alloc::vec![0; if sealed { TRANSFORM_LEN } else { 0 }]
 }

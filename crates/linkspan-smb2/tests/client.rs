@@ -40,7 +40,7 @@ fn answer(request: &Header, status: u32, body: &[u8]) -> Vec<u8> {
 
 fn sent(client: &mut Client) -> (Header, Vec<u8>) {
     let message = client.poll_out().expect("a message");
-    (Header::parse(&message).unwrap(), message)
+    (Header::parse(&message).unwrap(), message.to_vec())
 }
 
 fn negotiate_body(dialect: u16, mode: u16) -> NegotiateFixed {
@@ -420,7 +420,9 @@ fn a_compound_is_one_message_with_its_own_numbers_and_signatures() {
         file: FileId::RELATED,
         ..CloseRequest::new()
     });
-    let ids = client.requests(&[read_request(200_000), close]).unwrap();
+    let ids = client
+        .requests(&mut [read_request(200_000), close])
+        .unwrap();
     let message = client.poll_out().unwrap();
     assert_eq!(client.poll_out(), None);
     let parts: Vec<_> = Compound::new(&message).map(Result::unwrap).collect();

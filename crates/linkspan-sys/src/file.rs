@@ -1,7 +1,7 @@
 //! Files and block devices as images of disks: reads and writes that go
 //! directly to shared memory.
 
-use linkspan_mem::{RegionTable, Span};
+use linkspan_mem::{RegionTable, SharedSlice, Span};
 use rustix::fs::{FileType, fdatasync, fstat, fsync, ioctl_blksszget};
 use rustix::ioctl::{Getter, ioctl, opcode};
 use std::ffi::c_int;
@@ -116,6 +116,47 @@ pub fn write_vectored_at(
             )
         }
     })
+}
+
+/// Fills `place` with what a file has from byte `offset` on.
+///
+/// # Errors
+/// `UnexpectedEof` if the file ends before; as [`read_vectored_at`].
+pub fn read_exact_at(fd: BorrowedFd<'_>, place: SharedSlice<'_>, offset: u64) -> io::Result<()> {
+    let short = io::ErrorKind::UnexpectedEof;
+    whole(place, offset, short, |slice, offset| {
+        read_vectored_at(fd, &[slice], offset, ReadWriteFlags::empty())
+    })
+}
+
+/// Writes all of `place` to a file, from byte `offset` on.
+///
+/// # Errors
+/// `WriteZero` if the file takes no more; as [`write_vectored_at`].
+pub fn write_all_at(fd: BorrowedFd<'_>, place: SharedSlice<'_>, offset: u64) -> io::Result<()> {
+    let short = io::ErrorKind::WriteZero;
+    whole(place, offset, short, |slice, offset| {
+        write_vectored_at(fd, &[slice], offset, ReadWriteFlags::empty())
+    })
+}
+
+fn whole(
+    place: SharedSlice<'_>,
+    offset: u64,
+    short: io::ErrorKind,
+    mut call: impl FnMut(IoVec<'_>, u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < place.len() {
+        let rest = place.part(done, place.len());
+        // SAFETY: the borrow keeps the bytes mapped, and nothing refers to shared memory.
+        let slice = unsafe { IoVec::new(rest.as_ptr(), rest.len()) };
+        match call(slice, offset.saturating_add(done as u64))? {
+            0 => return Err(short.into()),
+            moved => done += moved,
+        }
+    }
+    Ok(())
 }
 
 /// Spans of shared memory, in order, and the bytes of a file that they stand for.

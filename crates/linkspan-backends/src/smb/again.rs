@@ -9,6 +9,7 @@ use linkspan_smb2::client::Request as Asked;
 use linkspan_smb2::ioctl::{IoctlRequest, ZeroData, code};
 use linkspan_smb2::{Command, status};
 
+use super::data::Room;
 use super::error::Error;
 use super::kept::{Content, Kept};
 use super::share::{Open, Share, accepted};
@@ -140,14 +141,14 @@ pub(super) fn write_again(share: &mut Share, open: &Open, kept: &Kept) -> Result
                 (&[][..], range.start)
             }
         };
-        let source = |at: u64, piece: &mut [u8]| {
+        let source = |at: u64, piece: Room<'_>| {
             match data {
-                [] => piece.fill(0),
+                [] => piece.clear(),
                 data => {
                     let from = to_usize(at - skip);
                     let part = data.get(from..from + piece.len());
                     let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
-                    piece.copy_from_slice(part.ok_or_else(short)?);
+                    piece.copy_from(part.ok_or_else(short)?);
                 }
             }
             Ok(())

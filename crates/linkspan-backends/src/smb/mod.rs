@@ -6,6 +6,7 @@
 
 mod again;
 mod connection;
+mod data;
 mod disk;
 mod error;
 pub mod gateway;
@@ -16,6 +17,7 @@ mod transfer;
 mod transport;
 
 pub use connection::{Connection, Login, PORT, Settings};
+pub use data::{Data, Room};
 pub use disk::{DiskOptions, SmbImage};
 pub use error::Error;
 pub use mount::{Happened, Mount, MountError, MountOptions, Unmounted};

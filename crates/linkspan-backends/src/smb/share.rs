@@ -368,7 +368,7 @@ impl Share {
         let create = Self::create(path, access::READ_ATTRIBUTES, disposition::OPEN, 0);
         let ids = self
             .connection
-            .submit_all(&[create, Self::close_request(FileId::RELATED)])?;
+            .submit_all(&mut [create, Self::close_request(FileId::RELATED)])?;
         let created = self.connection.any(|answered| answered == ids[0]);
         // Both are answered, whatever the first answer is.
         self.connection.any(|answered| answered == ids[1])?;

@@ -8,6 +8,7 @@ use linkspan_smb2::io::{ReadRequest, WriteRequest, WriteResponse};
 use linkspan_smb2::status;
 use linkspan_smb2::wire::Body as _;
 
+use super::data::{Data, Room};
 use super::error::Error;
 use super::share::{Open, Share, accepted, refused};
 
@@ -91,7 +92,7 @@ impl Share {
         open: &Open,
         from: u64,
         end: u64,
-        mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
+        mut sink: impl FnMut(u64, Data<'_>) -> io::Result<()>,
     ) -> Result<(), Error> {
         let mut pieces = Pieces::new(from, end, self.connection.io_max().0);
         let result = self.read_pieces(open, &mut pieces, &mut sink);
@@ -103,7 +104,7 @@ impl Share {
         &mut self,
         open: &Open,
         pieces: &mut Pieces,
-        sink: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
+        sink: &mut impl FnMut(u64, Data<'_>) -> io::Result<()>,
     ) -> Result<(), Error> {
         loop {
             while let Some(piece) = pieces.take(self.connection.affordable()) {
@@ -124,14 +125,17 @@ impl Share {
                 continue;
             };
             let response = accepted(&open.path, response)?;
-            let data = self.connection.data(&response)?;
-            if data.is_empty() {
+            let taken = self.connection.data(&response, |data| match data.len() {
+                0 => Ok(0),
+                len => sink(piece.0, data).map(|()| len),
+            })?;
+            let len = taken.map_err(Error::Here)?;
+            if len == 0 {
                 // It would be asked for again for ever.
                 return Err(refused(&open.path, status::END_OF_FILE));
             }
-            sink(piece.0, &data).map_err(Error::Here)?;
             // The protocol's end has checked that it is not more than was asked for.
-            pieces.rest(piece, u32::try_from(data.len()).unwrap_or(piece.1));
+            pieces.rest(piece, u32::try_from(len).unwrap_or(piece.1));
         }
     }
 
@@ -144,7 +148,7 @@ impl Share {
         open: &Open,
         from: u64,
         end: u64,
-        mut source: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+        mut source: impl FnMut(u64, Room<'_>) -> io::Result<()>,
         mut done: impl FnMut(u64),
     ) -> Result<(), Error> {
         let mut pieces = Pieces::new(from, end, self.connection.io_max().1);
@@ -157,7 +161,7 @@ impl Share {
         &mut self,
         open: &Open,
         pieces: &mut Pieces,
-        source: &mut impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+        source: &mut impl FnMut(u64, Room<'_>) -> io::Result<()>,
         done: &mut impl FnMut(u64),
     ) -> Result<(), Error> {
         loop {
@@ -167,7 +171,7 @@ impl Share {
                     file: open.file,
                     ..WriteRequest::new()
                 };
-                let fill = |bytes: &mut [u8]| source(piece.0, bytes);
+                let fill = |room: Room<'_>| source(piece.0, room);
                 let id = self.connection.write(request, piece.1, fill)?;
                 pieces.flying.insert(id, piece);
             }

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use linkspan_backends::smb::gateway::{self, End, FrontConfig, Gateway, Happened, Traffic};
-use linkspan_backends::smb::{Error, Kind, Login, Settings, Share, There, Wanted};
+use linkspan_backends::smb::{Error, Kind, Login, Room, Settings, Share, There, Wanted};
 use linkspan_backends::smbdirect::{self, Endpoint};
 use linkspan_smb2::negotiate::dialect;
 use linkspan_smb2::status;
@@ -51,9 +51,10 @@ pub(crate) fn bytes(len: usize) -> Vec<u8> {
 
 pub(crate) fn put(share: &mut Share, path: &str, data: &[u8]) -> Result<(), Error> {
     let file = share.open_write(path, There::Replace)?;
-    let source = |at: u64, piece: &mut [u8]| {
+    let source = |at: u64, piece: Room<'_>| {
         let at = usize::try_from(at).unwrap();
-        piece.copy_from_slice(&data[at..at + piece.len()]);
+        let end = at + piece.len();
+        piece.copy_from(&data[at..end]);
         Ok(())
     };
     let mut sum = 0;
@@ -68,7 +69,7 @@ pub(crate) fn get(share: &mut Share, path: &str) -> Result<Vec<u8>, Error> {
     let mut data = vec![0; usize::try_from(file.meta.size).unwrap()];
     share.read(&file, 0, file.meta.size, |at, piece| {
         let at = usize::try_from(at).unwrap();
-        data[at..at + piece.len()].copy_from_slice(piece);
+        piece.copy_to(&mut data[at..at + piece.len()]);
         Ok(())
     })?;
     share.close(file)?;

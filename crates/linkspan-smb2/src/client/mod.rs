@@ -5,11 +5,13 @@
 //! signature or seal is checked before anything in it counts, and credits are kept. What is
 //! in a response beyond that is checked by who reads it, with the types of this crate.
 
+mod message;
 mod options;
 mod receive;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use core::mem;
 
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
@@ -21,10 +23,11 @@ use crate::io::{ReadRequest, WriteRequest, channel};
 use crate::ioctl::{self, IoctlRequest, IoctlResponse, ValidateRequest, ValidateResponse};
 use crate::negotiate::{Contexts, NegotiateRequest, Request as NegotiateFixed, SHA_512, dialect};
 use crate::notify::Break;
-use crate::security::{self, Preauth, Sealer, Signer};
+use crate::security::{Preauth, Sealer, Signer, TRANSFORM_LEN};
 use crate::session::{Empty, SetupRequest, TreeConnectRequest};
 use crate::wire::{self, Body};
 
+pub use message::{Message, ROOM};
 pub use options::{Agreed, Options, describe};
 
 /// Bytes of messages besides their payload, at most: what is allowed on top of it.
@@ -61,14 +64,18 @@ pub enum Phase {
 pub struct Request {
     /// What it is about.
     pub command: Command,
-    /// What stands behind the header.
-    pub body: Vec<u8>,
+    /// [`ROOM`] bytes, and what stands behind the header.
+    bytes: Vec<u8>,
     /// Bytes of data that it carries or asks for: what it costs, and the most that its
     /// response may have.
     pub payload: u32,
 }
 
 impl Request {
+    fn is_remote(&self) -> bool {
+        self.channel() != channel::NONE
+    }
+
     /// One with a body that is all in its fixed part.
     #[must_use]
     pub fn fixed<T: Body>(body: &T) -> Self {
@@ -78,9 +85,11 @@ impl Request {
     /// The channel that its payload takes: [`channel::NONE`] is the message itself.
     fn channel(&self) -> u32 {
         let channel = match self.command {
-            Command::Read => wire::view("a READ", &self.body).map(|read: ReadRequest| read.channel),
+            Command::Read => {
+                wire::view("a READ", self.body()).map(|read: ReadRequest| read.channel)
+            }
             Command::Write => {
-                wire::view("a WRITE", &self.body).map(|write: WriteRequest| write.channel)
+                wire::view("a WRITE", self.body()).map(|write: WriteRequest| write.channel)
             }
             _ => return channel::NONE,
         };
@@ -90,11 +99,28 @@ impl Request {
     /// One with this body and payload.
     #[must_use]
     pub fn new(command: Command, body: Vec<u8>, payload: u32) -> Self {
+        Self::with_room(command, [&[0; ROOM][..], &body].concat(), payload)
+    }
+
+    /// The same, where `bytes` are [`ROOM`] bytes of any value and the body behind them: the
+    /// message is made there, and its payload stays where it is.
+    ///
+    /// # Panics
+    /// There is no room.
+    #[must_use]
+    pub fn with_room(command: Command, bytes: Vec<u8>, payload: u32) -> Self {
+        assert!(bytes.len() >= ROOM, "there is no room for a header");
         Self {
             command,
-            body,
+            bytes,
             payload,
         }
+    }
+
+    /// What stands behind the header.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
+        &self.bytes[ROOM..]
     }
 }
 
@@ -170,7 +196,7 @@ pub struct Client {
     protection: Protection,
     signer: Option<Signer>,
     sealer: Option<Sealer>,
-    out: VecDeque<Vec<u8>>,
+    out: VecDeque<Message>,
     events: VecDeque<Event>,
 }
 
@@ -250,7 +276,7 @@ impl Client {
     }
 
     /// The next message that is to be sent.
-    pub fn poll_out(&mut self) -> Option<Vec<u8>> {
+    pub fn poll_out(&mut self) -> Option<Message> {
         self.out.pop_front()
     }
 
@@ -295,7 +321,7 @@ impl Client {
         };
         self.phase = Phase::Negotiating;
         let request = Request::new(Command::Negotiate, request.body(), 0);
-        self.send(&[request]).map(drop)
+        self.send(&mut [request]).map(drop)
     }
 
     /// A step of the log-on. With the last token comes the key of the session, if the
@@ -318,7 +344,7 @@ impl Client {
             ..SetupRequest::new()
         };
         let request = Request::new(Command::SessionSetup, fixed.body(token)?, 0);
-        self.send(&[request]).map(drop)
+        self.send(&mut [request]).map(drop)
     }
 
     /// How READ and WRITE may name memory that the server reaches by RDMA: [`channel`]; not at
@@ -363,16 +389,17 @@ impl Client {
     /// # Errors
     /// There is no session, or there are not enough credits.
     pub fn request(&mut self, request: Request) -> Result<RequestId, Error> {
-        let ids = self.requests(&[request])?;
+        let ids = self.requests(&mut [request])?;
         Ok(ids[0])
     }
 
     /// Several requests in one compound, each about the file of the one before. None is
-    /// sent if one cannot.
+    /// sent, and all are as they were, if there are no credits for one; else what was in them
+    /// may be taken.
     ///
     /// # Errors
     /// There is no session, there are not enough credits, or there is no request.
-    pub fn requests(&mut self, requests: &[Request]) -> Result<Vec<RequestId>, Error> {
+    pub fn requests(&mut self, requests: &mut [Request]) -> Result<Vec<RequestId>, Error> {
         self.is_in(Phase::Ready, "a request")?;
         self.send(requests)
     }
@@ -398,8 +425,9 @@ impl Client {
             (header.process_id, header.tree_id) = (half(0), half(4));
         }
         let (signed, sealed) = (pending.signed, pending.sealed);
-        let message = [header.as_bytes(), Empty::new().as_bytes()].concat();
-        self.protect(&[message], signed, sealed)
+        let mut message = [&[0; ROOM][..], Empty::new().as_bytes()].concat();
+        message[ROOM - Header::LEN..ROOM].copy_from_slice(header.as_bytes());
+        self.protect(message, signed, sealed)
     }
 
     /// Whether what was negotiated has yet to be confirmed under a signature: all dialects
@@ -470,7 +498,7 @@ impl Client {
         match request.command {
             Command::TreeConnect => newest,
             Command::Ioctl => {
-                let code = request.body.get(4..8).unwrap_or_default();
+                let code = request.body().get(4..8).unwrap_or_default();
                 code == ioctl::code::VALIDATE_NEGOTIATE_INFO.to_le_bytes()
             }
             _ => false,
@@ -478,7 +506,7 @@ impl Client {
     }
 
     /// Gives requests their headers and sends them.
-    fn send(&mut self, requests: &[Request]) -> Result<Vec<RequestId>, Error> {
+    fn send(&mut self, requests: &mut [Request]) -> Result<Vec<RequestId>, Error> {
         if requests.is_empty() || requests.len() > header::COMPOUND_MAX {
             return Err(Error::State {
                 what: "a compound of so many requests",
@@ -499,12 +527,11 @@ impl Client {
         // All or none is sent, so credits are taken from a copy.
         let mut credits = self.credits;
         let mut charged = Vec::with_capacity(requests.len());
-        for request in requests {
+        for request in requests.iter() {
             let charge = Credits::charge(request.payload)?;
             charged.push((charge, credits.take(charge)?));
         }
-        let mut messages = Vec::with_capacity(requests.len());
-        for (index, (request, (charge, id))) in requests.iter().zip(&charged).enumerate() {
+        for (index, (request, (charge, id))) in requests.iter_mut().zip(&charged).enumerate() {
             let mut header = Header::request(request.command);
             header.credit_charge = (*charge).into();
             header.credits = credits.request(*charge).into();
@@ -514,17 +541,18 @@ impl Client {
             if index > 0 {
                 header.flags |= U32::new(flags::RELATED);
             }
-            messages.push([header.as_bytes(), &request.body].concat());
+            request.bytes[ROOM - Header::LEN..ROOM].copy_from_slice(header.as_bytes());
         }
-        self.protect(&messages, signed, sealed)?;
+        let remotes: Vec<bool> = requests.iter().map(Request::is_remote).collect();
+        self.protect(join(requests), signed, sealed)?;
         self.credits = credits;
-        for (request, (_, id)) in requests.iter().zip(&charged) {
+        for ((request, remote), (_, id)) in requests.iter().zip(remotes).zip(&charged) {
             let pending = Pending {
                 command: request.command,
                 payload: request.payload,
                 signed,
                 sealed,
-                remote: request.channel() != channel::NONE,
+                remote,
                 async_id: None,
             };
             self.pending.insert(*id, pending);
@@ -532,17 +560,15 @@ impl Client {
         Ok(charged.iter().map(|(_, id)| RequestId(*id)).collect())
     }
 
-    /// Joins messages, signs or encrypts them, and puts the result out.
-    fn protect(&mut self, messages: &[Vec<u8>], signed: bool, sealed: bool) -> Result<(), Error> {
-        let start = security::room(sealed);
-        let from = start.len();
-        let mut whole = [start, header::compound(messages)].concat();
+    /// Signs or encrypts what stands behind [`ROOM`] without its header, and puts it out.
+    fn protect(&mut self, mut bytes: Vec<u8>, signed: bool, sealed: bool) -> Result<(), Error> {
+        let mut start = ROOM - Header::LEN;
         if let (true, Some(signer)) = (signed, &self.signer) {
-            let mut at = from;
-            while at < whole.len() {
-                let next = Header::parse(&whole[at..])?.next_command.get() as usize;
-                let end = if next == 0 { whole.len() } else { at + next };
-                signer.sign(&mut whole[at..end])?;
+            let mut at = start;
+            while at < bytes.len() {
+                let next = Header::parse(&bytes[at..])?.next_command.get() as usize;
+                let end = if next == 0 { bytes.len() } else { at + next };
+                signer.sign(&mut bytes[at..end])?;
                 at = end;
             }
         }
@@ -551,12 +577,26 @@ impl Client {
                 .sealer
                 .as_mut()
                 .ok_or(Error::State { what: "encryption" })?;
-            sealer.seal(&mut whole)?;
+            start -= TRANSFORM_LEN;
+            sealer.seal(&mut bytes[start..])?;
         } else if self.phase != Phase::Ready {
             // Over all that is said before there is a session.
-            self.preauth.update(&whole);
+            self.preauth.update(&bytes[start..]);
         }
-        self.out.push_back(whole);
+        self.out.push_back(Message { bytes, start });
         Ok(())
     }
+}
+
+/// The bytes of requests whose headers are written: those of one as they are.
+fn join(requests: &mut [Request]) -> Vec<u8> {
+    if let [request] = requests {
+        return mem::take(&mut request.bytes);
+    }
+    let start = ROOM - Header::LEN;
+    let messages = requests
+        .iter()
+        .map(|request| request.bytes[start..].to_vec());
+    let compound = header::compound(&messages.collect::<Vec<_>>());
+    [&[0; ROOM - Header::LEN][..], &compound].concat()
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use linkspan_backends::smb::{Kind, Settings, Share, There, WINDOW};
+use linkspan_backends::smb::{Data, Kind, Room, Settings, Share, There, WINDOW};
 use linkspan_smb2::status;
 use rustix::fs::OFlags;
 use serde::Serialize;
@@ -248,9 +248,9 @@ impl Copying<'_> {
         self.bar.inc_length(size);
         self.bar.inc(start);
         let bar = &self.bar;
-        let sink = |at: u64, piece: &[u8]| {
+        let sink = |at: u64, piece: Data<'_>| {
             bar.inc(piece.len() as u64);
-            file.write_all_at(piece, at)
+            piece.write_all_at(&file, at)
         };
         self.share.read(&open, start, size, sink).map_err(broke)?;
         file.set_len(size).with_context(|| cannot("write", &part))?;
@@ -285,7 +285,7 @@ impl Copying<'_> {
         self.bar.inc_length(size);
         self.bar.inc(start);
         let bar = &self.bar;
-        let source = |at: u64, piece: &mut [u8]| file.read_exact_at(piece, at);
+        let source = |at: u64, piece: Room<'_>| piece.read_exact_at(&file, at);
         let sent = self
             .share
             .write(&open, start, size, source, |count| bar.inc(count));
@@ -313,11 +313,13 @@ impl Copying<'_> {
         }
         let size = file.metadata()?.len();
         let mut differs = None;
-        let mut here = Vec::new();
-        let sink = |at: u64, piece: &[u8]| {
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        let sink = |at: u64, piece: Data<'_>| {
             here.resize(piece.len(), 0);
+            there.resize(piece.len(), 0);
             file.read_exact_at(&mut here, at)?;
-            if here != piece {
+            piece.copy_to(&mut there);
+            if here != there {
                 differs = Some(at);
             }
             Ok(())

@@ -2,14 +2,13 @@
 
 mod log_on;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
 use linkspan_rdma::verbs::Access;
 use linkspan_smb2::client::{
-    Agreed, Client, Event, Options, Phase, Protection, Request, RequestId, Response,
+    Agreed, Client, Event, Options, Phase, Protection, ROOM, Request, RequestId, Response,
 };
 use linkspan_smb2::io::{ReadRequest, ReadResponse, WriteRequest};
 use linkspan_smb2::notify::{Break, LeaseAck, LeaseBreak};
@@ -19,6 +18,7 @@ use linkspan_smb2::{Command, status};
 use linkspan_sys::EventFd;
 use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::data::{Data, Room};
 use super::error::Error;
 use super::transport::{Lent, Transport, Wanted};
 use crate::smbdirect;
@@ -93,8 +93,8 @@ pub struct Connection {
     answers: BTreeMap<RequestId, Response>,
     /// Memory that the server may reach until it has answered.
     lent: BTreeMap<RequestId, Lent>,
-    /// Data of answers that came by RDMA.
-    placed: BTreeMap<RequestId, Vec<u8>>,
+    /// Memory that is ours again, with data of answers that came by RDMA.
+    placed: BTreeMap<RequestId, Lent>,
     /// Requests whose answers nobody wants any more.
     forgotten: BTreeSet<RequestId>,
     /// The key of the lease that may have been granted, and what was taken back of it.
@@ -244,12 +244,12 @@ impl Connection {
 
     /// Sends a request as soon as there are credits for it.
     pub(super) fn submit(&mut self, request: Request) -> Result<RequestId, Error> {
-        let ids = self.submit_all(&[request])?;
+        let ids = self.submit_all(&mut [request])?;
         Ok(ids[0])
     }
 
     /// Sends a compound as soon as there are credits for it.
-    pub(super) fn submit_all(&mut self, requests: &[Request]) -> Result<Vec<RequestId>, Error> {
+    pub(super) fn submit_all(&mut self, requests: &mut [Request]) -> Result<Vec<RequestId>, Error> {
         loop {
             match self.client.requests(requests) {
                 Err(linkspan_smb2::Error::Credits { .. }) if self.client.in_flight() > 0 => {
@@ -262,7 +262,7 @@ impl Connection {
 
     /// Asks for data of a file: [`Self::data`] has it.
     pub(super) fn read(&mut self, request: ReadRequest, len: u32) -> Result<RequestId, Error> {
-        let Some((channel, lent)) = self.lend(Access::WRITE, &[], len)? else {
+        let Some((channel, lent)) = self.lend(Access::WRITE, len)? else {
             return self.submit(Request::new(Command::Read, request.body(&[]), len));
         };
         let request = ReadRequest {
@@ -273,20 +273,33 @@ impl Connection {
         self.submit_lent(Request::new(Command::Read, body, len), lent)
     }
 
-    /// Sends data of a file, which `source` gives.
+    /// Sends data of a file, which `source` puts where it is sent from.
     pub(super) fn write(
         &mut self,
         request: WriteRequest,
         len: u32,
-        source: impl FnOnce(&mut [u8]) -> io::Result<()>,
+        source: impl FnOnce(Room<'_>) -> io::Result<()>,
     ) -> Result<RequestId, Error> {
-        let mut body = request.head(len);
-        let head = body.len();
-        body.resize(head + len as usize, 0);
-        source(&mut body[head..]).map_err(Error::Here)?;
-        let Some((channel, lent)) = self.lend(Access::READ, &body[head..], len)? else {
-            return self.submit(Request::new(Command::Write, body, len));
+        let Some((channel, lent)) = self.lend(Access::READ, len)? else {
+            let head = request.head(len);
+            let begin = ROOM + head.len();
+            let mut bytes = self.transport.spare();
+            bytes.resize(begin + len as usize, 0);
+            bytes[ROOM..begin].copy_from_slice(&head);
+            source(Room::Message(&mut bytes[begin..])).map_err(Error::Here)?;
+            return self.submit(Request::with_room(Command::Write, bytes, len));
         };
+        let place = self.transport.place(&lent);
+        let filled = match place.map(|place| source(Room::Lent(place))) {
+            Some(filled) => filled.map_err(Error::Here),
+            None => Err(no_memory(len)),
+        };
+        if let Err(error) = filled {
+            // Nobody was told of it. What goes wrong here too says less.
+            let _ = self.transport.take_back(&lent);
+            self.transport.put_back(&lent);
+            return Err(error);
+        }
         let request = WriteRequest {
             channel: channel.into(),
             remaining: len.into(),
@@ -297,25 +310,17 @@ impl Connection {
     }
 
     /// Memory for the server, if that may be and pays; waits until there is some.
-    fn lend(
-        &mut self,
-        access: Access,
-        bytes: &[u8],
-        len: u32,
-    ) -> Result<Option<(u32, Lent)>, Error> {
+    fn lend(&mut self, access: Access, len: u32) -> Result<Option<(u32, Lent)>, Error> {
         let pays = self.transport.bounds().is_some() && len >= RDMA_FROM;
         let Some(channel) = self.client.channel().filter(|_| pays) else {
             return Ok(None);
         };
         loop {
-            if let Some(lent) = self.transport.lend(access, bytes, len)? {
+            if let Some(lent) = self.transport.lend(access, len)? {
                 return Ok(Some((channel, lent)));
             }
             if self.lent.is_empty() {
-                return Err(Error::Room {
-                    what: "data that the server reaches by RDMA",
-                    bytes: len as usize,
-                });
+                return Err(no_memory(len));
             }
             self.wait()?;
         }
@@ -329,26 +334,36 @@ impl Connection {
             }
             Err(error) => {
                 // Nobody was told of it. What goes wrong here too says less.
-                let _ = self.transport.take_back(&lent, 0);
+                let _ = self.transport.take_back(&lent);
+                self.transport.put_back(&lent);
                 Err(error)
             }
         }
     }
 
-    /// The data of a READ that was answered.
-    pub(super) fn data<'a>(&mut self, response: &'a Response) -> Result<Cow<'a, [u8]>, Error> {
-        if let Some(data) = self.placed.remove(&response.id) {
-            return Ok(Cow::Owned(data));
-        }
-        let message = response.message();
-        let data = ReadResponse::read(message)?.data(message)?;
-        Ok(Cow::Borrowed(data))
+    /// Gives `take` the data of a READ that was answered; once.
+    pub(super) fn data<R>(
+        &mut self,
+        response: &Response,
+        take: impl FnOnce(Data<'_>) -> R,
+    ) -> Result<R, Error> {
+        let Some(lent) = self.placed.remove(&response.id) else {
+            let message = response.message();
+            let data = ReadResponse::read(message)?.data(message)?;
+            return Ok(take(Data::Message(data)));
+        };
+        let place = self.transport.place(&lent).ok_or_else(|| no_memory(0))?;
+        let taken = take(Data::Placed(place));
+        self.transport.put_back(&lent);
+        Ok(taken)
     }
 
     /// Nobody wants the answers to these any more.
     pub(super) fn forget(&mut self, ids: impl Iterator<Item = RequestId>) {
         for id in ids {
-            self.placed.remove(&id);
+            if let Some(lent) = self.placed.remove(&id) {
+                self.transport.put_back(&lent);
+            }
             if self.answers.remove(&id).is_none() {
                 self.forgotten.insert(id);
             }
@@ -511,13 +526,12 @@ impl Connection {
         if let Some(lent) = self.lent.remove(&response.id) {
             let is_data = response.header.command() == Ok(Command::Read)
                 && response.status() == status::SUCCESS;
-            let len = match is_data {
-                true => ReadResponse::read(response.message())?.data_remaining.get(),
-                false => 0,
-            };
-            let data = self.transport.take_back(&lent, len)?;
+            self.transport.take_back(&lent)?;
             if is_data && wanted {
-                self.placed.insert(response.id, data);
+                let len = ReadResponse::read(response.message())?.data_remaining.get();
+                self.placed.insert(response.id, lent.first(len));
+            } else {
+                self.transport.put_back(&lent);
             }
         }
         if wanted {
@@ -561,5 +575,12 @@ fn wire(lent: &Lent) -> linkspan_smb2::io::Descriptor {
         offset: memory.offset.into(),
         token: memory.token.into(),
         length: memory.length.into(),
+    }
+}
+
+fn no_memory(len: u32) -> Error {
+    Error::Room {
+        what: "data that the server reaches by RDMA",
+        bytes: len as usize,
     }
 }

@@ -11,6 +11,7 @@ use linkspan_smb2::status;
 use linkspan_smb2::wire::Body as _;
 
 use super::super::again::{Pace, is_over, is_unknown, to_usize, zeroes};
+use super::super::data::{Data, Room};
 use super::super::error::Error;
 use super::super::kept::{Content, Kept};
 use super::super::share::{Open, Share, flush_request, refused};
@@ -266,8 +267,8 @@ impl Server {
                     file,
                     ..WriteRequest::new()
                 };
-                let fill = |bytes: &mut [u8]| {
-                    bytes.copy_from_slice(&data);
+                let fill = |room: Room<'_>| {
+                    room.copy_from(&data);
                     Ok(())
                 };
                 self.share.connection.write(request, len, fill)
@@ -363,19 +364,20 @@ impl Server {
         }
         match &piece.what {
             What::Read { at } => {
-                let connection = &mut self.share.connection;
-                let data = connection.data(response)?;
-                if data.is_empty() {
+                let tasks = &mut self.tasks;
+                let len = self.share.connection.data(response, |data| {
+                    // The protocol's end has checked that it is not more than was asked for.
+                    if let Some(task) = tasks.get_mut(&piece.task)
+                        && let Err(error) = scatter(task, *at, data)
+                    {
+                        task.error.get_or_insert(error);
+                    }
+                    data.len() as u64
+                })?;
+                if len == 0 {
                     return Ok(Err(status::END_OF_FILE));
                 }
-                // The protocol's end has checked that it is not more than was asked for.
-                if let Some(task) = self.tasks.get_mut(&piece.task) {
-                    let (spans, memory) = (&task.request.spans, &task.request.memory);
-                    if let Err(error) = memory.scatter(spans, *at, &data) {
-                        task.error.get_or_insert(io::Error::other(error));
-                    }
-                }
-                Ok(Ok(data.len() as u64))
+                Ok(Ok(len))
             }
             What::Write { data, .. } => {
                 let count = WriteResponse::read(response.message())?.count.get();
@@ -472,4 +474,14 @@ impl Server {
             task.request.complete(Err(error()));
         }
     }
+}
+
+/// Puts data to where a request wants it, from a byte of it on.
+fn scatter(task: &Task, at: u64, data: Data<'_>) -> io::Result<()> {
+    let (spans, memory) = (&task.request.spans, &task.request.memory);
+    let done = match data {
+        Data::Message(bytes) => memory.scatter(spans, at, bytes),
+        Data::Placed(place) => memory.scatter_shared(spans, at, place),
+    };
+    done.map_err(io::Error::other)
 }

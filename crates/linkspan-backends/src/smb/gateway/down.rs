@@ -19,35 +19,65 @@ use crate::smbdirect::{Endpoint, Id};
 /// Messages that wait for the client before nothing is read from the server.
 const WAITING: usize = 64;
 
-/// Bytes that one connection reads before others have their turn.
-const TURN: usize = 4 << 20;
+/// Bytes that one connection reads before others have their turn, and before what was read goes
+/// on: so much is still in the processor's cache then.
+const TURN: u64 = 256 << 10;
 
-/// A message of the server's, as far as it has come.
+/// Bytes of data that go on before all of it has come, at least.
+const PART: usize = 128 << 10;
+
+/// Bytes of messages that the client does not have yet before no other message is begun: what is
+/// on its way without end is in no cache any more when it goes on.
+const AHEAD: usize = 2 << 20;
+
+/// A message of the server's, until it was sent.
 struct Coming {
     buffers: Vec<Slice>,
     len: usize,
     got: usize,
+    told: Option<Told>,
 }
 
-/// A message for the client, and what goes before it.
-struct Going {
-    /// Data, where it goes, and what it is written to, until it is.
-    write: Option<(Vec<Slice>, Vec<Memory>)>,
-    /// What is sent.
+/// What becomes of a message of which enough has come to be seen.
+struct Told {
+    /// Data that goes another way, before what is sent.
+    place: Option<Place>,
     send: Vec<Slice>,
-    /// The message's, which come back when all was sent.
-    buffers: Vec<Slice>,
     invalidate: Option<u32>,
-    /// Its data is being written.
-    transfer: Option<TransferId>,
+    /// Data that is being written.
+    transfers: Vec<TransferId>,
+}
+
+/// Data that is written into the client's memory, as it comes.
+struct Place {
+    /// Where in the message it is, and its bytes.
+    at: usize,
+    len: usize,
+    to: Vec<Memory>,
+    /// Bytes of it that are on their way.
+    posted: usize,
 }
 
 /// A message that is being sent.
 struct Sending {
     buffers: Vec<Slice>,
-    /// Its data is being written.
-    transfer: Option<TransferId>,
+    /// Data of it that is being written.
+    transfers: Vec<TransferId>,
     sent: bool,
+}
+
+impl Coming {
+    fn is_whole(&self) -> bool {
+        self.got == self.len
+    }
+
+    /// Data that has come, and may go on: where it is in all data, and its bytes.
+    fn part(&self) -> Option<(usize, usize)> {
+        let place = self.told.as_ref()?.place.as_ref()?;
+        let came = self.got.saturating_sub(place.at).min(place.len);
+        let part = came - place.posted;
+        (part >= PART || (self.is_whole() && part > 0)).then_some((place.posted, part))
+    }
 }
 
 pub(super) struct Down {
@@ -55,13 +85,10 @@ pub(super) struct Down {
     /// Bytes of the prefix that are there.
     got: usize,
     coming: Option<Coming>,
-    /// One for which there was no room at the client.
-    going: Option<Going>,
     sending: VecDeque<Sending>,
     /// Bytes of a message that the client takes, and of one that may come.
     longest: usize,
     max: usize,
-    /// Bytes of buffers, of all connections of the address.
     held: Held,
     /// There was no memory.
     pub(super) stalled: bool,
@@ -76,7 +103,6 @@ impl Down {
             prefix: [0; PREFIX_LEN],
             got: 0,
             coming: None,
-            going: None,
             sending: VecDeque::new(),
             longest,
             max,
@@ -91,13 +117,17 @@ impl Down {
         !self.ended && !self.stalled && !self.is_full()
     }
 
+    /// A message has no room at the client, or there are enough on their way.
     fn is_full(&self) -> bool {
-        self.going.is_some() || self.sending.len() >= WAITING
+        match &self.coming {
+            Some(coming) => coming.is_whole(),
+            None => self.sending.len() >= WAITING || self.held.own() >= AHEAD,
+        }
     }
 
     /// Whether the server says no more, and the client has all of it.
     pub(super) fn is_over(&self) -> bool {
-        self.ended && self.going.is_none() && self.sending.is_empty()
+        self.ended && self.coming.is_none() && self.sending.is_empty()
     }
 
     /// So many messages were sent.
@@ -111,17 +141,11 @@ impl Down {
 
     /// Data was written.
     pub(super) fn placed(&mut self, stock: &mut Stock, id: TransferId) {
-        if let Some(going) = self
-            .going
-            .as_mut()
-            .filter(|going| going.transfer == Some(id))
-        {
-            going.transfer = None;
-        }
-        for sending in &mut self.sending {
-            if sending.transfer == Some(id) {
-                sending.transfer = None;
-            }
+        let coming = self.coming.as_mut().and_then(|coming| coming.told.as_mut());
+        let coming = coming.map(|told| &mut told.transfers);
+        let sending = self.sending.iter_mut().map(|it| &mut it.transfers);
+        for transfers in sending.chain(coming) {
+            transfers.retain(|transfer| *transfer != id);
         }
         self.give_sent(stock);
     }
@@ -130,10 +154,10 @@ impl Down {
     fn give_sent(&mut self, stock: &mut Stock) {
         while let Some(first) = self.sending.front()
             && first.sent
-            && first.transfer.is_none()
+            && first.transfers.is_empty()
         {
             if let Some(sending) = self.sending.pop_front() {
-                stock.give(&self.held, sending.buffers);
+                stock.give(&mut self.held, sending.buffers);
             }
         }
     }
@@ -151,10 +175,10 @@ impl Down {
         self.stalled = false;
         let before = traffic.down_bytes;
         loop {
-            if let Some(going) = self.going.take() {
-                self.send(id, endpoint, going)?;
+            if let Some(coming) = self.coming.take() {
+                self.coming = self.pass_on(id, endpoint, core, traffic, coming)?;
             }
-            if self.ended || self.is_full() || traffic.down_bytes - before >= TURN as u64 {
+            if self.ended || self.is_full() || traffic.down_bytes - before >= TURN {
                 return Ok(());
             }
             if self.got == PREFIX_LEN && self.coming.is_none() && !self.begin(endpoint, stock)? {
@@ -167,10 +191,7 @@ impl Down {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(End::Lost(error)),
             }
-            if let Some(coming) = self.coming.take_if(|coming| coming.got == coming.len) {
-                traffic.down += 1;
-                self.arrived(endpoint, stock, core, traffic, coming)?;
-            }
+            traffic.down += u64::from(self.coming.as_ref().is_some_and(Coming::is_whole));
         }
     }
 
@@ -181,7 +202,7 @@ impl Down {
         stock: &mut Stock,
     ) -> Result<bool, End> {
         let len = frame::length(self.prefix, self.max).map_err(Error::Server)?;
-        let Some(buffers) = stock.take(endpoint, &self.held, len) else {
+        let Some(buffers) = stock.take(endpoint, &mut self.held, len) else {
             self.stalled = true;
             return Ok(false);
         };
@@ -190,6 +211,7 @@ impl Down {
             buffers,
             len,
             got: 0,
+            told: None,
         });
         Ok(true)
     }
@@ -223,112 +245,131 @@ impl Down {
         Ok(count)
     }
 
-    /// A message is there.
-    fn arrived<C: Host>(
+    /// Passes on what has come of a message; gives back what has to wait.
+    fn pass_on<C: Host>(
         &mut self,
+        id: Id,
         endpoint: &mut Endpoint<C>,
-        stock: &mut Stock,
         core: &mut Seen,
         traffic: &mut Traffic,
-        coming: Coming,
-    ) -> Result<(), End> {
-        let Coming { buffers, len, .. } = coming;
-        let mut head = peek(endpoint, &buffers, HEAD_MAX);
-        if is_compound(&head) {
-            head = peek(endpoint, &buffers, len);
+        mut coming: Coming,
+    ) -> Result<Option<Coming>, End> {
+        if coming.told.is_none() {
+            match self.tell(endpoint, core, &coming) {
+                Ok(told) => coming.told = told,
+                Err(end) => {
+                    // Its buffers come back with all others.
+                    self.coming = Some(coming);
+                    return Err(end);
+                }
+            }
         }
-        let told = core.server_says(&head, len);
-        let going = match told {
-            Ok(ToClient::Pass { invalidate }) if len <= self.longest => Going {
-                write: None,
-                send: buffers.clone(),
-                buffers,
+        let passed = self.pass_told(id, endpoint, traffic, &mut coming);
+        let Some(told) = coming.told.take_if(|_| matches!(passed, Ok(true))) else {
+            return match passed {
+                Err(why) if !matches!(why, Misuse::Full { .. }) => {
+                    self.coming = Some(coming);
+                    Err(End::Rdma(why.into()))
+                }
+                // One that is done makes room, and is heard of.
+                _ => Ok(Some(coming)),
+            };
+        };
+        self.sending.push_back(Sending {
+            buffers: coming.buffers,
+            transfers: told.transfers,
+            sent: false,
+        });
+        Ok(None)
+    }
+
+    /// What becomes of a message, if enough of it has come.
+    fn tell<C: Host>(
+        &mut self,
+        endpoint: &mut Endpoint<C>,
+        core: &mut Seen,
+        coming: &Coming,
+    ) -> Result<Option<Told>, End> {
+        let &Coming { len, got, .. } = coming;
+        if got < len.min(HEAD_MAX) {
+            return Ok(None);
+        }
+        let mut head = peek(endpoint, &coming.buffers, HEAD_MAX);
+        if is_compound(&head) {
+            if got < len {
+                return Ok(None);
+            }
+            head = peek(endpoint, &coming.buffers, len);
+        }
+        let told = match core.server_says(&head, len)? {
+            ToClient::Pass { invalidate } if len <= self.longest => Told {
+                place: None,
+                send: coming.buffers.clone(),
                 invalidate,
-                transfer: None,
+                transfers: Vec::new(),
             },
-            Ok(ToClient::Pass { .. }) => {
-                stock.give(&self.held, buffers);
+            ToClient::Pass { .. } => {
                 let max = self.longest;
                 return Err(End::Long { len, max });
             }
-            Ok(ToClient::Place {
+            ToClient::Place {
                 at,
                 len,
                 to,
                 answer,
                 invalidate,
-            }) => {
+            } => {
                 // Data lies behind it, and the first buffer is longer.
-                endpoint.fill(buffers[0].memory, buffers[0].offset, &answer);
-                traffic.placed += u64::from(len);
-                let data = cut(&buffers, at, len as usize);
-                Going {
-                    write: (len > 0).then(|| (data, memory(&to))),
-                    send: cut(&buffers, 0, ANSWER_LEN),
-                    buffers,
+                let first = coming.buffers[0];
+                endpoint.fill(first.memory, first.offset, &answer);
+                Told {
+                    place: Some(Place {
+                        at,
+                        len: len as usize,
+                        to: memory(&to),
+                        posted: 0,
+                    }),
+                    send: cut(&coming.buffers, 0, ANSWER_LEN),
                     invalidate,
-                    transfer: None,
+                    transfers: Vec::new(),
                 }
             }
-            Err(error) => {
-                stock.give(&self.held, buffers);
-                return Err(error.into());
-            }
         };
-        self.going = Some(going);
-        Ok(())
+        Ok(Some(told))
     }
 
-    /// Sends a message, behind its data; or keeps it until there is room.
-    fn send<C: Host>(
+    /// Writes data that has come, and sends a message behind all of its data; whether it did.
+    fn pass_told<C: Host>(
         &mut self,
         id: Id,
         endpoint: &mut Endpoint<C>,
-        mut going: Going,
-    ) -> Result<(), End> {
-        let Some(mut session) = endpoint.session(id) else {
-            // Its end is what is heard of next.
-            self.going = Some(going);
-            return Ok(());
+        traffic: &mut Traffic,
+        coming: &mut Coming,
+    ) -> Result<bool, Misuse> {
+        let part = coming.part();
+        let is_whole = coming.is_whole();
+        // Without a session its end is what is heard of next.
+        let (Some(told), Some(mut session)) = (&mut coming.told, endpoint.session(id)) else {
+            return Ok(false);
         };
-        if let Some((data, to)) = &going.write {
-            match session.write(data, to, 0) {
-                Ok(transfer) => {
-                    going.transfer = Some(transfer);
-                    going.write = None;
-                }
-                Err(why) => return self.not_now(going, why),
-            }
+        if let (Some(place), Some((from, len))) = (&mut told.place, part) {
+            let data = cut(&coming.buffers, place.at + from, len);
+            told.transfers
+                .push(session.write(&data, &place.to, from as u64)?);
+            place.posted += len;
+            traffic.placed += len as u64;
         }
-        match session.send_ending(&going.send, going.invalidate) {
-            Ok(_) => {
-                self.sending.push_back(Sending {
-                    buffers: going.buffers,
-                    transfer: going.transfer,
-                    sent: false,
-                });
-                Ok(())
-            }
-            Err(why) => self.not_now(going, why),
+        if is_whole {
+            session.send_ending(&told.send, told.invalidate)?;
         }
-    }
-
-    fn not_now(&mut self, going: Going, why: Misuse) -> Result<(), End> {
-        self.going = Some(going);
-        match why {
-            // One that is done makes room, and is heard of.
-            Misuse::Full { .. } => Ok(()),
-            why => Err(End::Rdma(why.into())),
-        }
+        Ok(is_whole)
     }
 
     pub(super) fn give_all(&mut self, stock: &mut Stock) {
         let coming = self.coming.take().map(|coming| coming.buffers);
-        let going = self.going.take().map(|going| going.buffers);
         let sending = self.sending.drain(..).map(|sending| sending.buffers);
-        let all = sending.chain(going).chain(coming);
-        for buffers in all.collect::<Vec<_>>() {
-            stock.give(&self.held, buffers);
+        for buffers in sending.chain(coming).collect::<Vec<_>>() {
+            stock.give(&mut self.held, buffers);
         }
     }
 }
@@ -340,4 +381,43 @@ fn peek<C: Host>(endpoint: &Endpoint<C>, buffers: &[Slice], max: usize) -> Vec<u
         .iter()
         .flat_map(|slice| endpoint.bytes(*slice))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_goes_on_while_the_rest_of_it_comes() {
+        let (at, len) = (80, 2 * PART + 7);
+        let place = Place {
+            at,
+            len,
+            to: Vec::new(),
+            posted: 0,
+        };
+        let mut coming = Coming {
+            buffers: Vec::new(),
+            len: at + len + 20,
+            got: 0,
+            told: None,
+        };
+        assert_eq!(coming.part(), None);
+        coming.told = Some(Told {
+            place: Some(place),
+            send: Vec::new(),
+            invalidate: None,
+            transfers: Vec::new(),
+        });
+        let mut parts = Vec::new();
+        for came in [0, PART - 1, PART + 1, 2 * PART, 2 * PART + 1, len, len + 20] {
+            coming.got = at + came;
+            let part = coming.part();
+            let place = coming.told.as_mut().unwrap().place.as_mut().unwrap();
+            place.posted += part.map_or(0, |part| part.1);
+            parts.extend(part);
+        }
+        assert_eq!(parts, [(0, PART + 1), (PART + 1, PART), (2 * PART + 1, 6)]);
+        assert!(coming.is_whole());
+    }
 }

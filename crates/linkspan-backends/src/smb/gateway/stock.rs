@@ -37,17 +37,32 @@ pub(super) struct Stocks {
     addresses: BTreeMap<IpAddr, [Held; 2]>,
 }
 
-/// Bytes that all connections of one address have of a stock.
+/// Bytes that a connection has of a stock, and all connections of its address.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Held(Arc<AtomicUsize>);
+pub(super) struct Held {
+    own: usize,
+    all: Arc<AtomicUsize>,
+}
 
 impl Held {
-    fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+    /// Bytes of this connection.
+    pub(super) fn own(&self) -> usize {
+        self.own
     }
 
-    fn set(&self, bytes: usize) {
-        self.0.store(bytes, Ordering::Relaxed);
+    fn all(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.own += bytes;
+        self.all.store(self.all() + bytes, Ordering::Relaxed);
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.own = self.own.saturating_sub(bytes);
+        let all = self.all().saturating_sub(bytes);
+        self.all.store(all, Ordering::Relaxed);
     }
 }
 
@@ -65,7 +80,7 @@ impl Stocks {
     pub(super) fn of(&mut self, address: IpAddr) -> [Held; 2] {
         // Those that have no connection any more.
         self.addresses
-            .retain(|_, [held, _]| Arc::strong_count(&held.0) > 1);
+            .retain(|_, [held, _]| Arc::strong_count(&held.all) > 1);
         self.addresses.entry(network(address)).or_default().clone()
     }
 
@@ -117,10 +132,10 @@ impl Stock {
     pub(super) fn take<C: Host>(
         &mut self,
         endpoint: &mut Endpoint<C>,
-        held: &Held,
+        held: &mut Held,
         len: usize,
     ) -> Option<Vec<Slice>> {
-        let has = held.get();
+        let has = held.all();
         if has > 0 && has + len > self.share {
             return None;
         }
@@ -143,14 +158,14 @@ impl Stock {
             buffers.push(buffer.part(0, u32::try_from(part).unwrap_or(buffer.len)));
             left -= part;
         }
-        held.set(has + len);
+        held.add(len);
         Some(buffers)
     }
 
     /// Takes back what was taken at once.
-    pub(super) fn give(&mut self, held: &Held, buffers: Vec<Slice>) {
+    pub(super) fn give(&mut self, held: &mut Held, buffers: Vec<Slice>) {
         let len: usize = buffers.iter().map(|buffer| buffer.len as usize).sum();
-        held.set(held.get().saturating_sub(len));
+        held.take(len);
         let pool = match len <= SMALL_MAX * SMALL as usize {
             true => &mut self.small,
             false => &mut self.large,
@@ -202,29 +217,29 @@ mod tests {
         let mut stocks = Stocks::new(8 * LEN, 2 * LEN);
         let address = |text: &str| text.parse().unwrap();
         let of = |stocks: &mut Stocks, text| stocks.of(address(text))[0].clone();
-        let [one, two] = ["10.0.0.1"; 2].map(|it| of(&mut stocks, it));
-        let other = of(&mut stocks, "10.0.0.2");
-        let first = stocks.up.take(&mut endpoint, &one, LEN).unwrap();
-        let second = stocks.up.take(&mut endpoint, &two, LEN).unwrap();
-        for held in [&one, &two] {
+        let [mut one, mut two] = ["10.0.0.1"; 2].map(|it| of(&mut stocks, it));
+        let mut other = of(&mut stocks, "10.0.0.2");
+        let first = stocks.up.take(&mut endpoint, &mut one, LEN).unwrap();
+        let second = stocks.up.take(&mut endpoint, &mut two, LEN).unwrap();
+        for held in [&mut one, &mut two] {
             assert!(stocks.up.take(&mut endpoint, held, 1).is_none());
         }
         // Another one has its own, and what is longer than that while it has nothing.
-        let long = stocks.up.take(&mut endpoint, &other, 3 * LEN).unwrap();
-        assert!(stocks.up.take(&mut endpoint, &other, LEN).is_none());
-        stocks.up.give(&other, long);
+        let long = stocks.up.take(&mut endpoint, &mut other, 3 * LEN).unwrap();
+        assert!(stocks.up.take(&mut endpoint, &mut other, LEN).is_none());
+        stocks.up.give(&mut other, long);
         // What one connection gives back another one of its address may have.
-        stocks.up.give(&one, first);
-        let third = stocks.up.take(&mut endpoint, &two, LEN).unwrap();
-        stocks.up.give(&two, second);
-        stocks.up.give(&two, third);
-        assert_eq!((one.get(), other.get(), stocks.lent()), (0, 0, 0));
+        stocks.up.give(&mut one, first);
+        let third = stocks.up.take(&mut endpoint, &mut two, LEN).unwrap();
+        stocks.up.give(&mut two, second);
+        stocks.up.give(&mut two, third);
+        assert_eq!((one.all(), other.all(), stocks.lent()), (0, 0, 0));
         // A network of IPv6 is one, and who is gone is forgotten.
         let [a, b] = ["2001:db8::1", "2001:db8::2:1"].map(|it| of(&mut stocks, it));
-        assert!(Arc::ptr_eq(&a.0, &b.0) && stocks.addresses.len() == 3);
+        assert!(Arc::ptr_eq(&a.all, &b.all) && stocks.addresses.len() == 3);
         drop([one, two, other]);
         let last = of(&mut stocks, "2001:db8::3");
-        assert!(Arc::ptr_eq(&a.0, &last.0) && stocks.addresses.len() == 1);
+        assert!(Arc::ptr_eq(&a.all, &last.all) && stocks.addresses.len() == 1);
     }
 
     /// Ours: who waited for more than there is waited for ever.

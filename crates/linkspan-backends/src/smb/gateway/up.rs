@@ -19,20 +19,32 @@ use crate::smbdirect::{Endpoint, Id};
 /// Bytes of messages that wait for the server before no more are taken.
 const WAITING: usize = 1 << 20;
 
+/// Bytes of data that are fetched together: so much goes on as soon as it is there.
+const PART: usize = 256 << 10;
+
+/// Bytes of data that the server does not have yet before no other is fetched: what is on its
+/// way without end is in no cache any more when it goes on.
+const AHEAD: usize = 2 << 20;
+
 /// A message to the server.
 struct Message {
     /// Its length, and its bytes before `data`.
     head: Vec<u8>,
     data: Vec<Slice>,
-    /// The data is not there yet.
-    fetching: Option<TransferId>,
+    /// Bytes of the data that are there: all before those that are being fetched.
+    fetched: usize,
+    /// What is being fetched, in order, and whether it has come.
+    fetching: VecDeque<(TransferId, usize, bool)>,
 }
 
-/// A WRITE for whose data there was no room.
+/// A WRITE of whose data not all is fetched or being fetched: its message is the last one, or
+/// there was no room for one.
 struct Fetch {
     head: Vec<u8>,
     from: Vec<Memory>,
-    len: u32,
+    len: usize,
+    /// Bytes that were asked for, once there was room.
+    asked: Option<usize>,
 }
 
 #[derive(Default)]
@@ -43,7 +55,6 @@ pub(super) struct Up {
     /// Bytes of the first one that are written.
     written: usize,
     fetch: Option<Fetch>,
-    /// Bytes of buffers, of all connections of the address.
     held: Held,
     /// There was no memory.
     pub(super) stalled: bool,
@@ -97,75 +108,95 @@ impl Up {
             };
             traffic.up += 1;
             match core.client_says(&message)? {
-                ToServer::Pass => self.push(framed(&message, 0)?, Vec::new(), None),
-                ToServer::Read(bytes) => self.push(framed(&bytes, 0)?, Vec::new(), None),
+                ToServer::Pass => self.push(framed(&message, 0)?, Vec::new()),
+                ToServer::Read(bytes) => self.push(framed(&bytes, 0)?, Vec::new()),
                 ToServer::Write { head, from, len } => {
                     self.fetch = Some(Fetch {
                         head: framed(&head, len)?,
                         from: memory(&from),
-                        len,
+                        len: len as usize,
+                        asked: None,
                     });
                 }
             }
         }
     }
 
-    fn push(&mut self, head: Vec<u8>, data: Vec<Slice>, fetching: Option<TransferId>) {
+    fn push(&mut self, head: Vec<u8>, data: Vec<Slice>) {
         self.waiting += head.len();
         self.messages.push_back(Message {
             head,
             data,
-            fetching,
+            fetched: 0,
+            fetching: VecDeque::new(),
         });
     }
 
-    /// Begins to read data of a WRITE, or keeps it until there is room.
+    /// Reads data of a WRITE, or keeps what has to wait until there is room.
     fn fetch<C: Host>(
         &mut self,
         id: Id,
         endpoint: &mut Endpoint<C>,
         stock: &mut Stock,
-        fetch: Fetch,
+        mut fetch: Fetch,
     ) -> Result<(), End> {
-        let len = fetch.len as usize;
-        let Some(data) = stock.take(endpoint, &self.held, len) else {
-            self.stalled = true;
-            self.fetch = Some(fetch);
+        let mut asked = match fetch.asked {
+            Some(asked) => asked,
+            None => {
+                let room = match self.held.own() {
+                    AHEAD.. => None,
+                    _ => stock.take(endpoint, &mut self.held, fetch.len),
+                };
+                let Some(data) = room else {
+                    self.stalled = self.held.own() < AHEAD;
+                    self.fetch = Some(fetch);
+                    return Ok(());
+                };
+                self.push(std::mem::take(&mut fetch.head), data);
+                0
+            }
+        };
+        let (Some(message), Some(mut session)) = (self.messages.back_mut(), endpoint.session(id))
+        else {
+            // Its end is what is heard of next.
             return Ok(());
         };
-        let session = endpoint.session(id);
-        let begun = session.map(|mut session| session.read(&data, &fetch.from, 0));
-        match begun {
-            Some(Ok(transfer)) => {
-                self.push(fetch.head, data, Some(transfer));
-                Ok(())
+        while asked < fetch.len {
+            let part = PART.min(fetch.len - asked);
+            let data = cut(&message.data, asked, part);
+            match session.read(&data, &fetch.from, asked as u64) {
+                Ok(transfer) => message.fetching.push_back((transfer, part, false)),
+                Err(Misuse::Full { .. }) => {
+                    // One that is done makes room, and is heard of.
+                    fetch.asked = Some(asked);
+                    self.fetch = Some(fetch);
+                    return Ok(());
+                }
+                Err(why) => return Err(End::Rdma(why.into())),
             }
-            Some(Err(Misuse::Full { .. })) => {
-                // One that is done makes room, and is heard of.
-                stock.give(&self.held, data);
-                self.fetch = Some(fetch);
-                Ok(())
-            }
-            Some(Err(why)) => {
-                stock.give(&self.held, data);
-                Err(End::Rdma(why.into()))
-            }
-            // Its end is what is heard of next.
-            None => {
-                stock.give(&self.held, data);
-                Ok(())
-            }
+            asked += part;
         }
+        Ok(())
     }
 
     /// A transfer is over; whether it was one of these.
     pub(super) fn fetched(&mut self, id: TransferId) -> bool {
-        let mut messages = self.messages.iter_mut();
-        let message = messages.find(|message| message.fetching == Some(id));
-        message.map(|message| message.fetching = None).is_some()
+        for message in &mut self.messages {
+            let mut fetching = message.fetching.iter_mut();
+            let Some(part) = fetching.find(|part| part.0 == id) else {
+                continue;
+            };
+            part.2 = true;
+            while let Some((_, len, true)) = message.fetching.front() {
+                message.fetched += len;
+                message.fetching.pop_front();
+            }
+            return true;
+        }
+        false
     }
 
-    /// Writes what is complete, in order.
+    /// Writes what is there, in order.
     pub(super) fn write<C: Host>(
         &mut self,
         endpoint: &Endpoint<C>,
@@ -175,13 +206,14 @@ impl Up {
     ) -> Result<(), End> {
         self.blocked = false;
         while let Some(message) = self.messages.front() {
-            if message.fetching.is_some() {
-                return Ok(());
-            }
             let data_len: usize = message.data.iter().map(|slice| slice.len as usize).sum();
             let left = message.head.get(self.written..).unwrap_or_default();
             let skipped = self.written.saturating_sub(message.head.len());
-            let data = cut(&message.data, skipped, data_len - skipped);
+            let there = message.fetched - skipped;
+            if there == 0 && skipped < data_len {
+                return Ok(());
+            }
+            let data = cut(&message.data, skipped, there);
             let mut gather = Gather::new();
             if !left.is_empty() {
                 gather.push(left);
@@ -210,7 +242,7 @@ impl Up {
                 self.waiting -= message.head.len();
                 traffic.fetched += data_len as u64;
                 if let Some(message) = self.messages.pop_front() {
-                    stock.give(&self.held, message.data);
+                    stock.give(&mut self.held, message.data);
                 }
             }
         }
@@ -219,7 +251,29 @@ impl Up {
 
     pub(super) fn give_all(&mut self, stock: &mut Stock) {
         for message in self.messages.drain(..) {
-            stock.give(&self.held, message.data);
+            stock.give(&mut self.held, message.data);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RDMA says nothing about the order in which others finish.
+    #[test]
+    fn data_goes_on_up_to_the_first_part_that_has_not_come() {
+        let mut up = Up::default();
+        let [first, second, third] = [1, 2, 3].map(TransferId);
+        up.push(Vec::new(), Vec::new());
+        up.push(Vec::new(), Vec::new());
+        up.messages[1].fetching = [(first, 5, false), (second, 6, false), (third, 7, false)].into();
+        let mut fetched = Vec::new();
+        for id in [second, first, third] {
+            assert!(up.fetched(id));
+            fetched.push(up.messages[1].fetched);
+        }
+        assert_eq!(fetched, [0, 11, 18]);
+        assert!(!up.fetched(first) && up.messages[0].fetched == 0);
     }
 }

@@ -238,7 +238,7 @@ impl Server {
                 };
                 let from = &bytes[piece.at..piece.at + len as usize];
                 connection.write(request, len, |to| {
-                    to.copy_from_slice(from);
+                    to.copy_from(from);
                     Ok(())
                 })
             }
@@ -390,13 +390,15 @@ impl Server {
             }
             said => return Ok(Err(said)),
         }
-        let bytes = self.share.connection.data(response)?;
         // The protocol's end has checked that it is not more than was asked for.
-        let got = u32::try_from(bytes.len()).unwrap_or(whole);
-        data.bytes[piece.at..piece.at + bytes.len()].copy_from_slice(&bytes);
+        let came = self.share.connection.data(response, |bytes| {
+            bytes.copy_to(&mut data.bytes[piece.at..piece.at + bytes.len()]);
+            bytes.len()
+        })?;
+        let got = u32::try_from(came).unwrap_or(whole);
         let is_end = piece.range.start + u64::from(got) >= size;
         if got == 0 || (got < whole && is_end) {
-            data.end = data.end.min(piece.at + bytes.len());
+            data.end = data.end.min(piece.at + came);
             return Ok(Ok(whole));
         }
         Ok(Ok(got))

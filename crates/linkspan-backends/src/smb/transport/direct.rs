@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use linkspan_mem::SharedSlice;
 use linkspan_rdma::Pool;
 use linkspan_rdma::verbs::{Access, Slice};
-use linkspan_smb2::client::Client;
+use linkspan_smb2::client::{Client, Message};
 use linkspan_smbdirect::{Descriptor, Misuse, Options, Refusal, RegistrationId, Role};
 use linkspan_sys::EventFd;
 
@@ -39,7 +40,7 @@ pub(in super::super) struct Direct {
     stages: Pool,
     loans: Pool,
     /// A message for which there was no room.
-    waiting: Option<Vec<u8>>,
+    waiting: Option<Message>,
     /// The buffers of each message that is being sent.
     sending: VecDeque<Vec<Slice>>,
     /// Registrations that have ended, and whether in order.
@@ -55,6 +56,16 @@ pub(in super::super) struct Lent {
     buffer: Slice,
     /// What the server has to be told.
     pub(in super::super) descriptor: Descriptor,
+}
+
+impl Lent {
+    /// Its first bytes.
+    pub(in super::super) fn first(self, len: u32) -> Self {
+        Self {
+            buffer: self.buffer.part(0, len),
+            ..self
+        }
+    }
 }
 
 impl fmt::Debug for Direct {
@@ -143,7 +154,7 @@ impl Direct {
     }
 
     /// It goes when one before it has gone.
-    fn no_room(&mut self, message: Vec<u8>) -> Result<(), Error> {
+    fn no_room(&mut self, message: Message) -> Result<(), Error> {
         if self.sending.is_empty() {
             // None will.
             return Err(Error::Room {
@@ -233,12 +244,7 @@ impl Direct {
         Ok(())
     }
 
-    pub(super) fn lend(
-        &mut self,
-        access: Access,
-        bytes: &[u8],
-        len: u32,
-    ) -> Result<Option<Lent>, Error> {
+    pub(super) fn lend(&mut self, access: Access, len: u32) -> Result<Option<Lent>, Error> {
         if len > self.loans.size() {
             return Ok(None);
         }
@@ -246,7 +252,6 @@ impl Direct {
             return Ok(None);
         };
         let buffer = buffer.part(0, len);
-        self.endpoint.fill(buffer.memory, buffer.offset, bytes);
         let mut session = self.endpoint.session(self.id).ok_or_else(gone)?;
         match session.register(&[buffer], access) {
             Ok((registration, descriptor)) => Ok(Some(Lent {
@@ -264,7 +269,15 @@ impl Direct {
         }
     }
 
-    pub(super) fn take_back(&mut self, lent: &Lent, len: u32) -> Result<Vec<u8>, Error> {
+    pub(super) fn place(&self, lent: &Lent) -> Option<SharedSlice<'_>> {
+        self.endpoint.memories().slice(lent.buffer)
+    }
+
+    pub(super) fn put_back(&mut self, lent: &Lent) {
+        self.loans.put(lent.buffer);
+    }
+
+    pub(super) fn take_back(&mut self, lent: &Lent) -> Result<(), Error> {
         let mut session = self.endpoint.session(self.id).ok_or_else(gone)?;
         let asked = session.deregister(lent.registration);
         asked.map_err(|why| Error::Rdma(why.into()))?;
@@ -272,10 +285,7 @@ impl Direct {
         loop {
             let mine = |(id, _): &(RegistrationId, _)| *id == lent.registration;
             if let Some(at) = self.ended.iter().position(mine) {
-                self.ended.swap_remove(at).1.map_err(Error::Rdma)?;
-                let bytes = self.endpoint.bytes(lent.buffer.part(0, len));
-                self.loans.put(lent.buffer);
-                return Ok(bytes);
+                return self.ended.swap_remove(at).1.map_err(Error::Rdma);
             }
             let left = END.saturating_sub(begin.elapsed());
             if left.is_zero() {

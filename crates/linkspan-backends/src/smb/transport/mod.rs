@@ -6,6 +6,7 @@ mod tcp;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
+use linkspan_mem::SharedSlice;
 use linkspan_rdma::verbs::Access;
 use linkspan_smb2::client::Client;
 use linkspan_sys::EventFd;
@@ -128,25 +129,43 @@ impl Transport {
         }
     }
 
-    /// Memory that the server may reach, which is filled with `bytes`, or has room for `len`;
-    /// `None` if there is no such thing, or none is free.
-    pub(super) fn lend(
-        &mut self,
-        access: Access,
-        bytes: &[u8],
-        len: u32,
-    ) -> Result<Option<Lent>, Error> {
+    /// Memory of a message that was sent, to be used again; of any length.
+    pub(super) fn spare(&mut self) -> Vec<u8> {
         match self {
-            Self::Tcp(_) => Ok(None),
-            Self::Direct(direct) => direct.lend(access, bytes, len),
+            Self::Tcp(tcp) => tcp.spare(),
+            Self::Direct(_) => Vec::new(),
         }
     }
 
-    /// Ends what was lent: the server cannot reach it any more. Its first `len` bytes.
-    pub(super) fn take_back(&mut self, lent: &Lent, len: u32) -> Result<Vec<u8>, Error> {
+    /// Memory of `len` bytes that the server may reach; `None` if there is no such thing, or none
+    /// is free.
+    pub(super) fn lend(&mut self, access: Access, len: u32) -> Result<Option<Lent>, Error> {
         match self {
-            Self::Tcp(_) => Ok(Vec::new()),
-            Self::Direct(direct) => direct.take_back(lent, len),
+            Self::Tcp(_) => Ok(None),
+            Self::Direct(direct) => direct.lend(access, len),
+        }
+    }
+
+    /// The bytes of what is lent, or was taken back.
+    pub(super) fn place(&self, lent: &Lent) -> Option<SharedSlice<'_>> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Direct(direct) => direct.place(lent),
+        }
+    }
+
+    /// Ends what was lent: the server cannot reach it any more.
+    pub(super) fn take_back(&mut self, lent: &Lent) -> Result<(), Error> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            Self::Direct(direct) => direct.take_back(lent),
+        }
+    }
+
+    /// Nobody looks at what was taken back any more: others may have it.
+    pub(super) fn put_back(&mut self, lent: &Lent) {
+        if let Self::Direct(direct) = self {
+            direct.put_back(lent);
         }
     }
 }

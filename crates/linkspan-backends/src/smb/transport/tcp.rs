@@ -1,6 +1,7 @@
 //! Messages over TCP, each after its length.
 
 use std::io::{self, Read, Write};
+use std::mem;
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -12,6 +13,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::error::Error;
 
+/// Memory of long messages that were sent, and that is kept for others: so many pieces of so many
+/// bytes at least.
+const SPARES: usize = 4;
+const SPARE_MIN: usize = 64 << 10;
+
 /// A socket, and what is on its way through it.
 #[derive(Debug)]
 pub(in super::super) struct Tcp {
@@ -19,6 +25,7 @@ pub(in super::super) struct Tcp {
     framer: Framer,
     /// What is being sent, and how much of it is.
     sending: (Vec<u8>, usize),
+    spares: Vec<Vec<u8>>,
     /// Bytes that went either way.
     moved: u64,
     /// What ends a wait, too.
@@ -39,6 +46,7 @@ impl Tcp {
                         stream,
                         framer: Framer::new(frame::MESSAGE_MAX),
                         sending: (Vec::new(), 0),
+                        spares: Vec::new(),
                         moved: 0,
                         watched: None,
                     });
@@ -59,8 +67,10 @@ impl Tcp {
                 let Some(message) = client.poll_out() else {
                     return Ok(());
                 };
-                let prefix = frame::prefix(message.len())?;
-                self.sending = ([&prefix[..], &message].concat(), 0);
+                let (sent, _) = mem::replace(&mut self.sending, message.framed()?);
+                if sent.len() >= SPARE_MIN && self.spares.len() < SPARES {
+                    self.spares.push(sent);
+                }
             }
             match self.stream.write(&self.sending.0[self.sending.1..]) {
                 Ok(len) => {
@@ -72,6 +82,10 @@ impl Tcp {
                 Err(error) => return Err(Error::Lost(error)),
             }
         }
+    }
+
+    pub(super) fn spare(&mut self) -> Vec<u8> {
+        self.spares.pop().unwrap_or_default()
     }
 
     pub(super) fn receive(&mut self, max: usize) -> Result<Option<Vec<u8>>, Error> {
