@@ -7,6 +7,7 @@
 //: limit 500
 
 mod programs;
+#[allow(dead_code, reason = "each test uses some of it")]
 #[path = "smb_mount/work.rs"]
 mod work;
 
