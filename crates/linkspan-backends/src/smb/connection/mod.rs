@@ -1,5 +1,6 @@
 //! One connection: what carries it, time limit, log-on, and memory that is lent to the server.
 
+mod lending;
 mod log_on;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,6 +23,7 @@ use super::data::{Data, Room};
 use super::error::Error;
 use super::transport::{Lent, Transport, Wanted};
 use crate::smbdirect;
+use lending::{no_memory, wire};
 
 /// Where SMB servers listen.
 pub const PORT: u16 = 445;
@@ -29,8 +31,6 @@ pub const PORT: u16 = 445;
 /// What of a message over SMB Direct is not payload, at most: headers, names, a seal.
 const AROUND: u32 = 8192;
 
-/// Payload from which on RDMA pays, as Linux has it.
-const RDMA_FROM: u32 = 4096;
 
 /// Bytes that have to go one way or the other for a peer not to be silent: less than any
 /// network carries in the time that it has.
@@ -295,9 +295,7 @@ impl Connection {
             None => Err(no_memory(len)),
         };
         if let Err(error) = filled {
-            // Nobody was told of it. What goes wrong here too says less.
-            let _ = self.transport.take_back(&lent);
-            self.transport.put_back(&lent);
+            self.unlend(&lent);
             return Err(error);
         }
         let request = WriteRequest {
@@ -307,38 +305,6 @@ impl Connection {
         };
         let body = request.body_with_memory(&[wire(&lent)]);
         self.submit_lent(Request::new(Command::Write, body, len), lent)
-    }
-
-    /// Memory for the server, if that may be and pays; waits until there is some.
-    fn lend(&mut self, access: Access, len: u32) -> Result<Option<(u32, Lent)>, Error> {
-        let pays = self.transport.bounds().is_some() && len >= RDMA_FROM;
-        let Some(channel) = self.client.channel().filter(|_| pays) else {
-            return Ok(None);
-        };
-        loop {
-            if let Some(lent) = self.transport.lend(access, len)? {
-                return Ok(Some((channel, lent)));
-            }
-            if self.lent.is_empty() {
-                return Err(no_memory(len));
-            }
-            self.wait()?;
-        }
-    }
-
-    fn submit_lent(&mut self, request: Request, lent: Lent) -> Result<RequestId, Error> {
-        match self.submit(request) {
-            Ok(id) => {
-                self.lent.insert(id, lent);
-                Ok(id)
-            }
-            Err(error) => {
-                // Nobody was told of it. What goes wrong here too says less.
-                let _ = self.transport.take_back(&lent);
-                self.transport.put_back(&lent);
-                Err(error)
-            }
-        }
     }
 
     /// Gives `take` the data of a READ that was answered; once.
@@ -565,22 +531,5 @@ impl Connection {
             let left = left_of_oldest.map_or(left, |other| other.min(left));
             self.transport.wait(Some(left))?;
         }
-    }
-}
-
-/// Memory as SMB2 writes it.
-fn wire(lent: &Lent) -> linkspan_smb2::io::Descriptor {
-    let memory = lent.descriptor;
-    linkspan_smb2::io::Descriptor {
-        offset: memory.offset.into(),
-        token: memory.token.into(),
-        length: memory.length.into(),
-    }
-}
-
-fn no_memory(len: u32) -> Error {
-    Error::Room {
-        what: "data that the server reaches by RDMA",
-        bytes: len as usize,
     }
 }

@@ -23,6 +23,9 @@ const WAITING: usize = 64;
 /// on: so much is still in the processor's cache then.
 const TURN: u64 = 256 << 10;
 
+/// Bytes of one system call.
+const READ_MAX: usize = 256 << 10;
+
 /// Bytes of data that go on before all of it has come, at least.
 const PART: usize = 128 << 10;
 
@@ -216,7 +219,7 @@ impl Down {
         Ok(true)
     }
 
-    /// One system call: the rest of a message, and the length of the next one.
+    /// One system call: what is next of a message, and the length of the one behind its end.
     fn read_once<C: Host>(
         &mut self,
         endpoint: &Endpoint<C>,
@@ -224,16 +227,19 @@ impl Down {
     ) -> io::Result<usize> {
         let mut scatter = Scatter::new();
         let mut rest = 0;
+        let mut is_rest = true;
         if let Some(coming) = &self.coming {
-            for slice in cut(&coming.buffers, coming.got, coming.len - coming.got) {
+            // No more than goes on at once, while it is in the cache.
+            rest = (coming.len - coming.got).min(READ_MAX);
+            is_rest = coming.got + rest == coming.len;
+            for slice in cut(&coming.buffers, coming.got, rest) {
                 if let Some(slice) = endpoint.memories().slice(slice) {
                     scatter.push_shared(slice);
                 }
             }
-            rest = coming.len - coming.got;
         }
         // There are fewer buffers than places, as a message has 16 MiB at most.
-        if scatter.len() == rest {
+        if is_rest && scatter.len() == rest {
             scatter.push(&mut self.prefix[self.got..]);
         }
         let count = stream.read(&mut scatter)?;
