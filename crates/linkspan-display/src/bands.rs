@@ -6,13 +6,13 @@ use crate::damage::{TILE, Tiles};
 use crate::layout::Layout;
 use crate::tiling::{TILE_BYTES, Tiling};
 
-/// The most bytes of a band, so that it stays in the first cache with what becomes of it.
+/// The most bytes of a band, so that it stays in the caches with what becomes of it.
 pub const BAND_MAX: usize = TILES_Y * TILE_BYTES;
 /// Bytes of a band of lines.
 const LINES_MAX: usize = TILE_BYTES;
-/// Tiles of a band of Y tiles, which are side by side. More do not fit into the first cache
-/// with what they are compared with and what the next ones are.
-pub(crate) const TILES_Y: usize = 2;
+/// Tiles of a band of Y tiles, which are side by side: lines of 512 bytes, as memory likes long
+/// runs. Two bands and what they are compared with are a little more than the first cache holds.
+pub(crate) const TILES_Y: usize = 4;
 
 /// A piece of memory that is read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

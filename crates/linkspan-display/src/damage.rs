@@ -133,6 +133,7 @@ impl Tiles {
     }
 
     /// The bits of the row of tiles with line `y`.
+    #[inline(always)]
     pub(crate) fn row_mut(&mut self, y: usize) -> &mut [u64] {
         let row = y / TILE;
         &mut self.bits[row * self.words..(row + 1) * self.words]

@@ -7,13 +7,13 @@
 use alloc::string::String;
 use core::fmt::Write as _;
 
-use linkspan_mem::{Kernel, ahead};
+use linkspan_mem::{Kernel, ahead, ahead_later};
 
 use crate::bands::{BAND_MAX, Band, Line, TILES_Y};
 use crate::damage::{TILE, Tiles};
 use crate::fourcc::FourCc;
 use crate::layout::Layout;
-use crate::tiling::{COLUMN, COLUMNS, TILE_BYTES, Tiling, WIDTH_Y, line_y, pieces_y};
+use crate::tiling::{COLUMN, COLUMNS, HEIGHT_Y, TILE_BYTES, Tiling, WIDTH_Y, line_y, pieces_y};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,8 +189,8 @@ pub(crate) struct Merge<'a> {
     pub(crate) bands: &'a mut dyn Iterator<Item = Band>,
     /// Copies bytes from an offset on; `false` is the end of it all.
     pub(crate) read: &'a mut dyn FnMut(u64, &mut [u8]) -> bool,
-    /// Room for what is read at once.
-    pub(crate) room: &'a mut [u8; BAND_MAX],
+    /// Room for two bands.
+    pub(crate) room: &'a mut [u8; 2 * BAND_MAX],
     /// All that is known, `0xAARRGGBB` each.
     pub(crate) pixels: &'a mut [u32],
     /// Where tiles are marked in which something differs.
@@ -267,28 +267,45 @@ impl Merge<'_> {
         }
     }
 
-    /// Where they are in columns.
+    /// Where they are in columns. With each line of a band a part of the next one is read, and
+    /// a hint goes to what that will be compared with, so that both come from memory meanwhile.
     #[inline(always)]
     fn columns<const N: usize>(self, pixel: impl Fn([u8; N]) -> u32) {
         let width = self.layout.surface().width as usize;
-        let mut bands = self.bands.peekable();
-        while let Some(band) = bands.next() {
-            let bytes = &mut self.room[..band.len];
-            if !(self.read)(band.offset, bytes) {
-                return;
-            }
-            let tiles = bytes.as_chunks().0;
-            let next = bands.peek().map(|next| self.layout.lines(*next, N));
-            let mut next = next.into_iter().flatten();
+        let (mut tiles, mut next_tiles) = self.room.split_at_mut(BAND_MAX);
+        let Some(mut band) = self.bands.next() else {
+            return;
+        };
+        let mut ok = (self.read)(band.offset, &mut tiles[..band.len]);
+        while ok {
+            let next = self.bands.next();
+            let (mut offset, len) = next.map_or((0, 0), |next| (next.offset, next.len));
+            let mut parts = next_tiles[..len].chunks_mut((len / HEIGHT_Y).max(1));
+            let mut read = |part: &mut [u8]| {
+                let from = offset;
+                offset += part.len() as u64;
+                (self.read)(from, part)
+            };
+            let next_lines = next.map(|next| self.layout.lines(next, N));
+            let mut next_lines = next_lines.into_iter().flatten();
             for line in self.layout.lines(band, N) {
-                // Its lines are too short for the processor to foresee, so a hint goes to each.
-                if let Some(Line { x, y, len, .. }) = next.next() {
-                    ahead(&self.pixels[y * width + x..][..len / N]);
+                if ok && let Some(part) = parts.next() {
+                    ok = read(part);
+                }
+                // Its lines are too short for the processor to foresee.
+                if let Some(Line { x, y, len, .. }) = next_lines.next() {
+                    ahead_later(&self.pixels[y * width + x..][..len / N]);
                 }
                 let known = &mut self.pixels[line.y * width..][..width];
                 let columns = self.damage.row_mut(line.y);
-                run_y(tiles, line, known, columns, &pixel);
+                run_y(tiles.as_chunks().0, line, known, columns, &pixel);
             }
+            ok = ok && parts.all(read);
+            let Some(next) = next else {
+                return;
+            };
+            band = next;
+            core::mem::swap(&mut tiles, &mut next_tiles);
         }
     }
 }
@@ -327,8 +344,8 @@ fn run_y<const N: usize>(
 }
 
 /// A column of damage in a line of a Y tile, from piece `from` on; says whether anything in
-/// it differed. Pieces are compared where they are: what was just stored in pieces is slow
-/// to load as a whole.
+/// it differed. Pieces are compared where they are, two by two: what was just stored in pieces
+/// is slow to load as a whole.
 #[inline(always)]
 fn whole_y<const N: usize>(
     pieces: impl Fn(usize) -> [u8; COLUMN],
@@ -336,25 +353,25 @@ fn whole_y<const N: usize>(
     known: &mut [u32; TILE],
     pixel: &impl Fn([u8; N]) -> u32,
 ) -> bool {
-    let count = COLUMN / N;
-    let mut differs = [0; COLUMN];
-    for (at, known) in known.chunks_exact(count).enumerate() {
-        let piece = pieces(from + at);
-        let pixels = piece.as_chunks::<N>().0.iter().zip(known);
-        for (differs, (bytes, known)) in differs.iter_mut().zip(pixels) {
-            *differs |= pixel(*bytes) ^ known;
+    let count = 2 * COLUMN / N;
+    let fresh = |pair: usize| {
+        let pair = [0, 1].map(|piece| pieces(from + 2 * pair + piece));
+        let mut fresh = [0; 2 * COLUMN];
+        for (fresh, bytes) in fresh.iter_mut().zip(pair.as_flattened().as_chunks().0) {
+            *fresh = pixel(*bytes);
+        }
+        fresh
+    };
+    let mut differs = false;
+    for (pair, known) in known.chunks_exact(count).enumerate() {
+        differs |= fresh(pair)[..count] != *known;
+    }
+    if differs {
+        for (pair, known) in known.chunks_exact_mut(count).enumerate() {
+            known.copy_from_slice(&fresh(pair)[..count]);
         }
     }
-    if differs.iter().fold(0, |all, one| all | one) == 0 {
-        return false;
-    }
-    for (at, known) in known.chunks_exact_mut(count).enumerate() {
-        let piece = pieces(from + at);
-        for (bytes, known) in piece.as_chunks::<N>().0.iter().zip(known) {
-            *known = pixel(*bytes);
-        }
-    }
-    true
+    differs
 }
 
 /// One line.

@@ -139,7 +139,7 @@ impl Frame {
                 failed = read(offset, bytes);
                 failed.is_ok()
             },
-            room: &mut [0; BAND_MAX],
+            room: &mut [0; 2 * BAND_MAX],
             pixels: &mut self.pixels,
             damage,
         });

@@ -119,7 +119,7 @@ pub fn untile(tiling: Tiling, tiles: &[u8], lines: &mut PastCaches<'_>, at: usiz
     }
 }
 
-const HEIGHT_Y: usize = Tiling::Y.height();
+pub(crate) const HEIGHT_Y: usize = Tiling::Y.height();
 pub(crate) const WIDTH_Y: usize = Tiling::Y.width_bytes();
 pub(crate) const COLUMNS: usize = WIDTH_Y / COLUMN;
 
@@ -132,6 +132,9 @@ pub(crate) fn line_y(tile: &[u8; TILE_BYTES], y: usize) -> [[u8; COLUMN]; COLUMN
 /// The pieces of line `y` of a Y tile.
 #[inline(always)]
 pub(crate) fn pieces_y(tile: &[u8; TILE_BYTES], y: usize) -> impl Fn(usize) -> [u8; COLUMN] {
+    // In columns, so that the places of all pieces are one address and constants.
     let (pieces, _) = tile.as_chunks::<COLUMN>();
-    move |column| pieces[(column * HEIGHT_Y + y) % (TILE_BYTES / COLUMN)]
+    let (columns, _) = pieces.as_chunks::<HEIGHT_Y>();
+    let columns: &[_; COLUMNS] = columns.first_chunk().expect("a tile is these columns");
+    move |column| columns[column % COLUMNS][y % HEIGHT_Y]
 }

@@ -31,5 +31,5 @@ pub use ring::{
     UsedElement, Window, WindowError,
 };
 pub use space::{AddressSpace, GuestMemory, RegionTable, Short, SpaceError, Span};
-pub use stream::{PastCaches, ahead, past_caches};
+pub use stream::{PastCaches, ahead, ahead_later, past_caches};
 pub use wide::{Kernel, wide};

@@ -81,13 +81,30 @@ fn store(line: &mut [u8; LINE], bytes: &[u8; LINE]) {
 /// Hints that this memory will be looked at soon.
 #[inline(always)]
 pub fn ahead<T>(memory: &[T]) {
+    hint::<T0, T>(memory);
+}
+
+/// Hints that it will be looked at, after as much as the first cache holds: it comes to the
+/// second one, to which more can be on its way at once.
+#[inline(always)]
+pub fn ahead_later<T>(memory: &[T]) {
+    hint::<T1, T>(memory);
+}
+
+/// `_MM_HINT_T0`: to all caches.
+const T0: i32 = 3;
+/// `_MM_HINT_T1`: to the second one.
+const T1: i32 = 2;
+
+#[inline(always)]
+fn hint<const HINT: i32, T>(memory: &[T]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use core::arch::x86_64::_mm_prefetch;
         let start = memory.as_ptr().cast::<i8>();
         for at in (0..size_of_val(memory)).step_by(LINE) {
             // SAFETY: the address is within the memory, and a hint changes nothing anyway.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(at)) };
+            unsafe { _mm_prefetch::<HINT>(start.add(at)) };
         }
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -115,6 +132,7 @@ mod tests {
             }
         }
         ahead(&bytes[1..]);
+        ahead_later(&bytes[1..]);
         ahead::<u64>(&[]);
     }
 

@@ -11,19 +11,25 @@ use super::source::SourceError;
 
 /// From one look to the next while there is something to see: 60 a second.
 const LOOK: Duration = Duration::from_micros(16_600);
-/// The same when nothing has changed for a while, or when the last look failed.
+/// The same once nothing has changed for so long. What changes again within a second of a change
+/// is seen within 1/30 s; a film of 24 pictures a second is looked at 60 times.
+const CALMER: [(Duration, Duration); 3] = [
+    (Duration::from_millis(100), Duration::from_millis(30)),
+    (Duration::from_secs(1), Duration::from_millis(60)),
+    (Duration::from_secs(2), REST),
+];
+/// The same when nothing has changed for long, or when the last look failed.
 pub(super) const REST: Duration = Duration::from_millis(250);
 /// From one check to the next while nobody looks.
 const CHECK: Duration = Duration::from_secs(1);
-/// For how long.
-const CALM_AFTER: Duration = Duration::from_secs(2);
 
 /// When the next look is due. A source that says when something has changed is looked at
-/// then, and not more often than others; others are asked, less often when they are calm.
+/// then, and not more often than others; others are asked, the less often the longer they are calm.
 #[derive(Debug)]
 pub(super) struct Pace {
     tells: bool,
     looked: Instant,
+    /// When something had changed last, or was about to.
     changed: Instant,
     told: bool,
     /// The last look failed, and nobody may say when another one would not.
@@ -56,6 +62,11 @@ impl Pace {
     /// The source says that something has changed.
     pub(super) fn tell(&mut self) {
         self.told = true;
+    }
+
+    /// A viewer has used the guest's keyboard or pointer, so that something will change soon.
+    pub(super) fn expect(&mut self, now: Instant) {
+        self.changed = now;
     }
 
     /// Looks, if that is due.
@@ -111,8 +122,12 @@ impl Pace {
             (true, false) if self.failed => REST,
             (true, false) => return None,
             (true, true) => LOOK,
-            (false, _) if self.looked.duration_since(self.changed) > CALM_AFTER => REST,
-            (false, _) => LOOK,
+            (false, _) => {
+                let calm = self.looked.saturating_duration_since(self.changed);
+                let mut calmer = CALMER.iter().rev();
+                let pause = calmer.find(|(after, _)| calm > *after);
+                pause.map_or(LOOK, |(_, pause)| *pause)
+            }
         };
         Some(self.looked + pause)
     }
@@ -230,12 +245,12 @@ mod tests {
         asked.load(Ordering::Relaxed)
     }
 
-    /// 60 a second for two seconds and then four, of one that does not tell; one look of one
-    /// that does.
+    /// 60 a second at first, half of that for a second and again for one, and then four, of one
+    /// that does not tell; one look of one that does.
     #[test]
     fn a_screen_that_does_not_change_is_hardly_looked_at() {
         let silent = looks(None, true);
-        assert!((120..=160).contains(&silent), "{silent}");
+        assert!((75..=95).contains(&silent), "{silent}");
         let telling = looks(Some(EventFd::new().unwrap()), true);
         assert_eq!(telling, 1);
         // While nobody looks a device is asked once a second whether it is there.
@@ -272,5 +287,46 @@ mod tests {
         assert_eq!(pace.due(), Some(later + REST));
         pace.looked(later, true);
         assert_eq!(pace.due(), Some(later + LOOK));
+    }
+
+    /// Within 1/30 s, the work included, if that is within a second of the change before.
+    #[test]
+    fn what_moves_is_seen_soon() {
+        let start = Instant::now();
+        let mut pace = Pace::new(false, start);
+        pace.looked(start, true);
+        let (mut looks, mut now) = (0, start);
+        while now < start + Duration::from_secs(2) {
+            let due = pace.due().unwrap();
+            if now <= start + Duration::from_secs(1) {
+                assert!(due - now <= Duration::from_millis(30), "{looks}");
+            }
+            now = due;
+            pace.looked(now, false);
+            looks += 1;
+        }
+        // Less than half of 60 a second.
+        assert!((50..60).contains(&looks), "{looks}");
+        // A film is looked at as often as ever.
+        let mut pace = Pace::new(false, start);
+        pace.looked(start, true);
+        for _ in 0..5 {
+            now = pace.due().unwrap();
+            pace.looked(now, false);
+        }
+        assert_eq!(now, start + 5 * LOOK);
+    }
+
+    #[test]
+    fn after_a_key_one_looks_at_once() {
+        let start = Instant::now();
+        let mut pace = Pace::new(false, start);
+        let later = start + Duration::from_secs(3);
+        pace.looked(later, false);
+        let key = later + Duration::from_millis(20);
+        pace.expect(key);
+        assert!(pace.due().is_some_and(|due| due <= key));
+        pace.looked(key, false);
+        assert_eq!(pace.due(), Some(key + LOOK));
     }
 }

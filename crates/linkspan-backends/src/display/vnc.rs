@@ -271,6 +271,7 @@ impl VncServer {
                 // Without a seat it only looks.
                 if let Some(seat) = client.and_then(|client| client.seat.as_mut()) {
                     feel(seat, event, (frame.width(), frame.height()));
+                    self.pace.expect(Instant::now());
                 }
                 return;
             }

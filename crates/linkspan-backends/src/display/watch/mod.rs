@@ -270,8 +270,11 @@ impl WatchServer {
                 let frame = self.screen.view().frame;
                 let size = (frame.width(), frame.height());
                 let viewer = self.viewers.get_mut(&id);
-                if !viewer.is_some_and(|viewer| viewer.hear(&text, size)) {
+                let said = Said::parse(&text);
+                if !viewer.is_some_and(|viewer| viewer.hear(said, size)) {
                     self.web.close(id, "this is not what a page of ours says");
+                } else if said != Some(Said::Seen) {
+                    self.pace.expect(Instant::now());
                 }
             }
             Event::Left { id } => {
@@ -315,8 +318,8 @@ impl WatchServer {
 impl Viewer {
     /// Carries out what it says, on a screen of this size; whether a page of ours says that
     /// now. It was told whether there are keys.
-    fn hear(&mut self, text: &str, size: (u32, u32)) -> bool {
-        match (Said::parse(text), &mut self.seat) {
+    fn hear(&mut self, said: Option<Said<'_>>, size: (u32, u32)) -> bool {
+        match (said, &mut self.seat) {
             (Some(Said::Seen), _) if self.unseen > 0 => self.unseen -= 1,
             (Some(Said::Key { down, code }), Some(seat)) => seat.code(down, code),
             (Some(Said::Pointer { place, buttons }), Some(seat)) => {
