@@ -31,7 +31,6 @@ pub const PORT: u16 = 445;
 /// What of a message over SMB Direct is not payload, at most: headers, names, a seal.
 const AROUND: u32 = 8192;
 
-
 /// Bytes that have to go one way or the other for a peer not to be silent: less than any
 /// network carries in the time that it has.
 const PROGRESS: u64 = 65_536;
