@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,7 +14,7 @@ use linkspan_devices::block::{
     SECTOR, Status,
 };
 use linkspan_engine::{
-    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, Histogram, LogLimit,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, Histogram, LogLimit, NotLent,
     OpenQueueError, Progress, QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
@@ -225,6 +226,32 @@ impl Device for BlockDevice {
             len,
             size: self.config_size(),
         })
+    }
+
+    fn lend(&self) -> Result<Vec<OwnedFd>, NotLent> {
+        self.image.lend().map_err(NotLent)
+    }
+
+    /// The size that its driver knows, which the image may have outgrown.
+    fn save(&self) -> Result<Vec<u8>, NotLent> {
+        // What is broken by now is not handed on.
+        self.lend()?;
+        Ok(self.size.load(Ordering::Acquire).to_le_bytes().to_vec())
+    }
+
+    fn load(&self, saved: &[u8]) -> Result<(), NotLent> {
+        let size = <[u8; 8]>::try_from(saved).map(u64::from_le_bytes);
+        let own = self.image.len();
+        match size {
+            Ok(size) if size <= own && size.is_multiple_of(SECTOR) => {
+                self.size.store(size, Ordering::Release);
+                Ok(())
+            }
+            Ok(size) => Err(NotLent(format!(
+                "its driver knows a disk of {size} bytes, and the image has {own}"
+            ))),
+            Err(_) => Err(NotLent(format!("{} bytes are no disk", saved.len()))),
+        }
     }
 
     fn open_queue(

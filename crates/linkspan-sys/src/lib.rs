@@ -12,6 +12,7 @@
 //! bring-up fail in turn.
 
 mod anonymous;
+pub mod clock;
 pub mod daemon;
 pub mod dmabuf;
 pub mod eventfd;
