@@ -24,6 +24,7 @@ use crate::image::{self, Completion, Image, ImageQueue, ResizeError};
 use clock::Clock;
 
 mod clock;
+mod saved;
 
 /// A block device on an image.
 pub struct BlockDevice {
@@ -232,26 +233,16 @@ impl Device for BlockDevice {
         self.image.lend().map_err(NotLent)
     }
 
-    /// The size that its driver knows, which the image may have outgrown.
     fn save(&self) -> Result<Vec<u8>, NotLent> {
         // What is broken by now is not handed on.
         self.lend()?;
-        Ok(self.size.load(Ordering::Acquire).to_le_bytes().to_vec())
+        Ok(saved::save(self.size.load(Ordering::Acquire)))
     }
 
     fn load(&self, saved: &[u8]) -> Result<(), NotLent> {
-        let size = <[u8; 8]>::try_from(saved).map(u64::from_le_bytes);
-        let own = self.image.len();
-        match size {
-            Ok(size) if size <= own && size.is_multiple_of(SECTOR) => {
-                self.size.store(size, Ordering::Release);
-                Ok(())
-            }
-            Ok(size) => Err(NotLent(format!(
-                "its driver knows a disk of {size} bytes, and the image has {own}"
-            ))),
-            Err(_) => Err(NotLent(format!("{} bytes are no disk", saved.len()))),
-        }
+        let size = saved::load(saved, self.image.len())?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     fn open_queue(

@@ -180,10 +180,9 @@ fn run() -> ExitCode {
         Ok(()) => carry_out(cli.command),
         Err(failure) => Err(failure),
     };
-    let done = done.map_err(|failure| {
-        upgrade::not_taken(&failure);
-        failure
-    });
+    if let Err(failure) = &done {
+        upgrade::not_taken(failure);
+    }
     match done {
         Ok(code) => code,
         Err(failure) => exit::code(Err(failure)),
@@ -197,7 +196,7 @@ fn not_taken() -> Failure {
 }
 
 fn carry_out(command: Command) -> Result<ExitCode, Failure> {
-    match command {
+    let done = match command {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
         Command::Gpu(args) => gpu::run(&args),
@@ -221,8 +220,8 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
         Command::Demo(args) => return Ok(demo_code(&args)),
         Command::Man(args) => pages::man(&args),
         Command::Completions(args) => pages::completions(&args),
-    }?;
-    Ok(ExitCode::SUCCESS)
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// The definition of the command line.

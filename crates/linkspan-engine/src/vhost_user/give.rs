@@ -240,7 +240,7 @@ impl Job {
         let over = match back {
             Err(error) => Some(End::Failed(error)),
             // Whoever waits is told that rings run again once they do.
-            Ok(()) => match come(session, |session| session.waiting.is_none(), None) {
+            Ok(()) => match come(session, BackendSession::is_back, None) {
                 End::Reached | End::Late | End::Cancelled => None,
                 end => Some(end),
             },

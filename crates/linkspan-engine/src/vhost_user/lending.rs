@@ -42,11 +42,20 @@ impl BackendSession {
 
     /// It was not taken: rings go on, each as soon as it has come to rest.
     pub(super) fn take_back(&mut self) -> Result<(), SessionError> {
-        let Some(Waiting::Lend { left, rings }) = self.waiting.take() else {
-            return Ok(());
+        let (left, rings) = match self.waiting.take() {
+            Some(Waiting::Lend { left, rings }) => (left, rings),
+            other => {
+                self.waiting = other;
+                return Ok(());
+            }
         };
         let (starting, lost) = self.go_on(rings);
         self.returned(left, starting, lost)
+    }
+
+    /// Whether no ring is on its way back any more.
+    pub(super) fn is_back(&self) -> bool {
+        !matches!(self.waiting, Some(Waiting::Return { .. }))
     }
 
     /// So many rings are on their way back.

@@ -30,7 +30,7 @@ pub(super) struct Serving<R> {
 }
 
 /// Where the link comes from.
-pub(super) enum From {
+pub(super) enum Origin {
     /// It begins here.
     Source(Source),
     /// Another process had it.
@@ -39,27 +39,27 @@ pub(super) enum From {
 
 impl<R: Fn(Event)> Serving<R> {
     /// Serves until it is to end.
-    pub(super) fn run(self, from: From) -> Result<(), NotQuiet> {
+    pub(super) fn run(self, from: Origin) -> Result<(), NotQuiet> {
         let done = self.serve(from);
         self.desk.close();
         done
     }
 
-    fn serve(&self, from: From) -> Result<(), NotQuiet> {
+    fn serve(&self, from: Origin) -> Result<(), NotQuiet> {
         let mut source = match from {
-            From::Source(source) => {
+            Origin::Source(source) => {
                 (self.report)(Event::Listening);
                 source
             }
-            From::Another(taken) => {
+            Origin::Another(taken) => {
                 let listener = taken.listener.map(Source::Listener);
                 let source = listener.unwrap_or(Source::Stream(None));
                 let generation = taken.generation;
                 self.common.endpoint.resume(generation);
                 match taken.session {
                     Some((session, stream)) => {
-                        let session = self.go_on(session, &stream, generation, taken.paused_at);
-                        if self.one(session, &stream, generation, &source)? {
+                        let front = (&stream, generation, Some(taken.paused_at));
+                        if self.one(Ok(self.shown(session)), front, &source)? {
                             return self.leave(source);
                         }
                     }
@@ -81,7 +81,7 @@ impl<R: Fn(Event)> Serving<R> {
                     let session =
                         BackendSession::new(Arc::clone(device), Arc::clone(workers), changes);
                     let session = session.map(|session| self.shown(session));
-                    if self.one(session, &stream, generation, &source)? {
+                    if self.one(session, (&stream, generation, None), &source)? {
                         return self.leave(source);
                     }
                 }
@@ -104,38 +104,39 @@ impl<R: Fn(Event)> Serving<R> {
         session.shown_by(Arc::clone(&self.common.endpoint))
     }
 
-    /// A session that was taken over, once its rings run again.
+    /// The rings of a session that was taken over run again; or how it ended before that.
     fn go_on(
         &self,
-        session: BackendSession,
-        stream: &Stream,
-        generation: u32,
+        session: &mut BackendSession,
+        (stream, generation): (&Stream, u32),
         paused_at: u64,
-    ) -> io::Result<BackendSession> {
-        let mut session = self.shown(session);
-        let runs = |session: &BackendSession| session.is_calm();
-        // What ends it shows in the next step as well.
-        session::run_until(&mut session, stream, &self.common.cancel, None, runs);
-        session.show();
+    ) -> Option<End<SessionError>> {
+        let cancel = &self.common.cancel;
+        match session::run_until(session, stream, cancel, None, BackendSession::is_back) {
+            End::Reached | End::Cancelled | End::Late => {}
+            end => return Some(end),
+        }
         let pause = Duration::from_nanos(monotonic_ns().saturating_sub(paused_at));
+        session.show();
         (self.report)(Event::TakenOver {
             generation,
             pause: Some(pause),
         });
-        Ok(session)
+        None
     }
 
-    /// Serves one front end; whether another process has it in the end.
+    /// Serves one front end: its connection, which one it is, and when its rings were
+    /// stopped if another process had it before. Whether another one has it in the end.
     fn one(
         &self,
         session: io::Result<BackendSession>,
-        stream: &Stream,
-        generation: u32,
+        front: (&Stream, u32, Option<u64>),
         source: &Source,
     ) -> Result<bool, NotQuiet> {
+        let generation = front.1;
         let (reason, fault): Ending = match session {
             Ok(mut session) => {
-                let Some(end) = self.talk(&mut session, stream, generation, source) else {
+                let Some(end) = self.talk(&mut session, front, source) else {
                     return Ok(true);
                 };
                 session.close();
@@ -157,11 +158,15 @@ impl<R: Fn(Event)> Serving<R> {
     fn talk(
         &self,
         session: &mut BackendSession,
-        stream: &Stream,
-        generation: u32,
+        (stream, generation, paused_at): (&Stream, u32, Option<u64>),
         source: &Source,
     ) -> Option<End<SessionError>> {
         let cancel = &self.common.cancel;
+        if let Some(paused_at) = paused_at
+            && let Some(end) = self.go_on(session, (stream, generation), paused_at)
+        {
+            return Some(end);
+        }
         loop {
             let end = session::run_until(session, stream, cancel, None, |_| false);
             let End::Cancelled = end else {

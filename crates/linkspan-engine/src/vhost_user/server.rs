@@ -9,7 +9,7 @@ use linkspan_sys::socket::Inherited;
 
 use super::give::{Desk, Giver};
 use super::handing::HandOverError;
-use super::serve::{From, Serving};
+use super::serve::{Origin, Serving};
 use super::take::Successor;
 use crate::connecting::{self, Event, Source};
 use crate::device::Device;
@@ -49,7 +49,15 @@ pub fn take_over(
     let taken = successor.take(&device, &workers, &common.changes, path)?;
     let desk = Arc::new(Desk::default());
     // Whoever has to have a thread for it has none here: the link is ours now, and ends.
-    start_device(common, desk, device, workers, report, From::Another(taken)).map_err(Into::into)
+    start_device(
+        common,
+        desk,
+        device,
+        workers,
+        report,
+        Origin::Another(taken),
+    )
+    .map_err(Into::into)
 }
 
 /// Begins to pass a vDPA device on, as [`serve`] does a device of this process.
@@ -90,7 +98,14 @@ fn begin_device(
 ) -> io::Result<Server> {
     let common = Common::new(device.config_changes())?;
     let desk = Arc::new(Desk::default());
-    start_device(common, desk, device, workers, report, From::Source(source))
+    start_device(
+        common,
+        desk,
+        device,
+        workers,
+        report,
+        Origin::Source(source),
+    )
 }
 
 /// Serves a device of this process on a thread that may hand the link over.
@@ -100,7 +115,7 @@ fn start_device(
     device: Arc<dyn Device>,
     workers: Arc<Workers>,
     report: impl Fn(Event) + Send + 'static,
-    from: From,
+    from: Origin,
 ) -> io::Result<Server> {
     let giver = Giver {
         desk: Arc::clone(&desk),
