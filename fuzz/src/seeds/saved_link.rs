@@ -2,6 +2,7 @@
 
 use linkspan_engine::vhost_user::{HandedFd, SavedLink, SavedRing, SavedSession};
 use linkspan_vhost::backend::Backend;
+use linkspan_virtio::QueueState;
 
 use super::{Expected, Seed};
 use crate::saved_link::offer;
@@ -56,7 +57,7 @@ pub(super) fn seeds() -> Vec<Seed> {
     let ring = |index| SavedRing {
         index,
         retired: false,
-        state: Default::default(),
+        state: QueueState::default(),
     };
     let twice = SavedLink {
         fds: vec![HandedFd::Log, HandedFd::Log],

@@ -187,7 +187,7 @@ impl Job {
         belongings: &Belongings<'_>,
     ) -> Given {
         let until = Instant::now() + PAUSE_LIMIT;
-        let mut come = |session: &mut _, there: fn(&BackendSession) -> bool, until| {
+        let mut come = |session: &mut BackendSession, there: fn(&BackendSession) -> bool, until| {
             session::run_until(session, stream, cancel, until, there)
         };
         let limit = PAUSE_LIMIT;

@@ -18,8 +18,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: another linkspan was installed; the disks of running guests go on in it\n\n  \
-    linkspan upgrade disk-a --control examples/control.sock\n  \
-    linkspan upgrade --all --control examples/control.sock\n  \
+    linkspan upgrade disk-a\n  \
+    linkspan upgrade --all --json\n  \
     linkspan upgrade disk-a --program ./linkspan --control examples/control.sock\n\n\
     The new process opens everything while the old one serves. Then requests in flight end, the\n\
     new one takes memory, rings and sockets over, and the guest goes on: that pause is printed.\n\
