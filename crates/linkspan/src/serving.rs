@@ -49,6 +49,10 @@ pub(crate) fn reporter(port: Option<String>, json: bool) -> impl Fn(Event) + Sen
             upgrade::taken(*pause);
         }
         if json {
+            let pause_us = match &event {
+                Event::TakenOver { pause, .. } => pause.map(|pause| pause.as_micros()),
+                _ => None,
+            };
             let (event, generation, reason) = match &event {
                 Event::Listening => ("listening", None, None),
                 Event::TakenOver { generation, .. } => ("taken-over", Some(*generation), None),
@@ -57,10 +61,6 @@ pub(crate) fn reporter(port: Option<String>, json: bool) -> impl Fn(Event) + Sen
                 Event::Ended {
                     generation, reason, ..
                 } => ("ended", Some(*generation), Some(reason.as_str())),
-            };
-            let pause_us = match &event {
-                Event::TakenOver { pause, .. } => pause.map(|pause| pause.as_micros()),
-                _ => None,
             };
             print(&Line {
                 event,

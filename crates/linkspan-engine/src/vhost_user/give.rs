@@ -187,7 +187,7 @@ impl Job {
         belongings: &Belongings<'_>,
     ) -> Given {
         let until = Instant::now() + PAUSE_LIMIT;
-        let mut come = |session: &mut BackendSession, there: fn(&BackendSession) -> bool, until| {
+        let come = |session: &mut BackendSession, there: fn(&BackendSession) -> bool, until| {
             session::run_until(session, stream, cancel, until, there)
         };
         let limit = PAUSE_LIMIT;
@@ -203,7 +203,7 @@ impl Job {
                             self.end(Ok(()));
                             return Given::Away;
                         }
-                        return self.keep(session, given, &mut come);
+                        return self.keep(session, given);
                     }
                     end => (end, "requests in flight did not end"),
                 }
@@ -214,7 +214,7 @@ impl Job {
             End::Late => HandOverError::NotQuiet { why, limit },
             _ => HandOverError::Ended,
         };
-        let kept = self.keep(session, Err(error), &mut come);
+        let kept = self.keep(session, Err(error));
         match (end, kept) {
             // A word to stop is looked at next.
             (End::Late | End::Cancelled, kept) => kept,
@@ -222,31 +222,14 @@ impl Job {
         }
     }
 
-    /// The session goes on here.
-    fn keep(
-        self,
-        session: &mut BackendSession,
-        given: Result<(), HandOverError>,
-        come: &mut impl FnMut(
-            &mut BackendSession,
-            fn(&BackendSession) -> bool,
-            Option<Instant>,
-        ) -> End<super::SessionError>,
-    ) -> Given {
+    /// The session goes on here, each ring as soon as it has come to rest.
+    fn keep(self, session: &mut BackendSession, given: Result<(), HandOverError>) -> Given {
         let back = session.take_back();
         if let Err(error) = &given {
             tracing::warn!("the link is not handed over, and goes on here: {error}");
         }
-        let over = match back {
-            Err(error) => Some(End::Failed(error)),
-            // Whoever waits is told that rings run again once they do.
-            Ok(()) => match come(session, BackendSession::is_back, None) {
-                End::Reached | End::Late | End::Cancelled => None,
-                end => Some(end),
-            },
-        };
         self.end(given);
-        over.map_or(Given::Here, Given::Over)
+        back.map_or_else(|error| Given::Over(End::Failed(error)), |()| Given::Here)
     }
 
     fn give_session(

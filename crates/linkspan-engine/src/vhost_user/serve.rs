@@ -71,7 +71,8 @@ impl<R: Fn(Event)> Serving<R> {
                 source
             }
         };
-        loop {
+        // A word to end may have been heard during a session.
+        while !self.desk.is_stopping() {
             match source.next(&self.common.cancel) {
                 Came::Peer(stream) => {
                     let generation = self.common.endpoint.begin();
