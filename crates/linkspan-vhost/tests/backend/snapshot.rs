@@ -155,7 +155,6 @@ const FIRST: &[u8] = include_bytes!("session-1.bin");
 
 #[test]
 fn the_first_form_is_read() {
-    println!("HEX {}", saved().iter().map(|b| format!("{b:02x}")).collect::<String>());
     let now = saved();
     let first = Backend::restore(offer(), FIRST).expect("the first form");
     assert_eq!(first.snapshot().expect("quiet"), now);
