@@ -6,6 +6,7 @@ mod input;
 pub mod net;
 pub mod rdma;
 pub mod ring_memory;
+pub mod saved_link;
 pub mod seeds;
 pub mod smb2;
 pub mod smb2_gateway;
@@ -36,6 +37,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rdma_mpa", rdma::mpa),
     ("rfb_input", display::rfb::target),
     ("ring_memory", ring_memory::target),
+    ("saved_link", saved_link::target),
     ("smb2", smb2::target),
     ("smb2_gateway", smb2_gateway::target),
     ("smbdirect", smbdirect::target),

@@ -9,6 +9,7 @@ mod packed;
 mod queue;
 mod rdma;
 mod replies;
+mod saved_link;
 mod smb2;
 mod smb2_gateway;
 mod smbdirect;
@@ -127,6 +128,8 @@ pub enum Expected {
     },
     /// What came to a supervisor was this.
     Told(&'static str),
+    /// A saved link is this.
+    Saved(&'static str),
     /// A first message is this.
     Hello(&'static str),
     /// So many pictures or updates and events, refusals, and an error that says this.
@@ -183,6 +186,7 @@ pub fn all() -> Vec<Seed> {
         smb2_gateway::seeds(),
         smbdirect::seeds(),
         smbdirect_hello::seeds(),
+        saved_link::seeds(),
         supervisor::seeds(),
         display::seeds(),
         gpu::seeds(),
@@ -267,6 +271,9 @@ impl Seed {
             }
             Expected::Told(what) => {
                 assert_eq!(linkspan::outside::take(&self.bytes), what, "{name}");
+            }
+            Expected::Saved(what) => {
+                assert_eq!(crate::saved_link::run(&self.bytes), what, "{name}");
             }
             Expected::Hello(what) => {
                 assert_eq!(crate::smbdirect_hello::run(&self.bytes), what, "{name}");

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,7 +14,7 @@ use linkspan_devices::block::{
     SECTOR, Status,
 };
 use linkspan_engine::{
-    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, Histogram, LogLimit,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Counter, Device, Histogram, LogLimit, NotLent,
     OpenQueueError, Progress, QueueHandler, RateLimit,
 };
 use linkspan_mem::fault::Injected;
@@ -23,6 +24,7 @@ use crate::image::{self, Completion, Image, ImageQueue, ResizeError};
 use clock::Clock;
 
 mod clock;
+mod saved;
 
 /// A block device on an image.
 pub struct BlockDevice {
@@ -225,6 +227,22 @@ impl Device for BlockDevice {
             len,
             size: self.config_size(),
         })
+    }
+
+    fn lend(&self) -> Result<Vec<OwnedFd>, NotLent> {
+        self.image.lend().map_err(NotLent)
+    }
+
+    fn save(&self) -> Result<Vec<u8>, NotLent> {
+        // What is broken by now is not handed on.
+        self.lend()?;
+        Ok(saved::save(self.size.load(Ordering::Acquire)))
+    }
+
+    fn load(&self, saved: &[u8]) -> Result<(), NotLent> {
+        let size = saved::load(saved, self.image.len())?;
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     fn open_queue(

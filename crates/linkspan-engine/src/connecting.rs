@@ -31,6 +31,15 @@ pub enum Event {
         /// How many there have been.
         generation: u32,
     },
+    /// This process took the link over from another one, with its front end if one is there.
+    TakenOver {
+        /// How many front ends there have been.
+        generation: u32,
+        /// For how long its rings were stopped; none if no front end was there.
+        pause: Option<Duration>,
+    },
+    /// Another process has the link now.
+    HandedOver,
     /// It is gone.
     Ended {
         /// Which one.
@@ -66,12 +75,7 @@ pub(crate) fn run(
     report: &dyn Fn(Event),
 ) -> Result<(), NotQuiet> {
     report(Event::Listening);
-    let mut next = || match &mut source {
-        Source::Listener(listener) => next_connection(listener, cancel),
-        Source::Stream(stream) => stream.take(),
-        Source::Path(path) => connection_to(path, cancel),
-    };
-    while let Some(stream) = next() {
+    while let Came::Peer(stream) = source.next(cancel) {
         let generation = endpoint.begin();
         report(Event::Connected { generation });
         let (reason, fault) = one(&stream)?;
@@ -96,6 +100,35 @@ pub(crate) enum Source {
     Path(PathBuf),
 }
 
+/// What a wait for the next peer came to.
+pub(crate) enum Came {
+    /// It is connected.
+    Peer(Stream),
+    /// Somebody has a word with the server.
+    Word,
+    /// Nobody will come any more.
+    Nobody,
+}
+
+impl Source {
+    /// The next peer, once there is one.
+    pub(crate) fn next(&mut self, cancel: &EventFd) -> Came {
+        match self {
+            Self::Listener(listener) => next_connection(listener, cancel),
+            Self::Stream(stream) => stream.take().map_or(Came::Nobody, Came::Peer),
+            Self::Path(path) => connection_to(path, cancel),
+        }
+    }
+
+    /// What peers connect to, if they do.
+    pub(crate) fn listener(&self) -> Option<&Listener> {
+        match self {
+            Self::Listener(listener) => Some(listener),
+            Self::Stream(_) | Self::Path(_) => None,
+        }
+    }
+}
+
 impl From<Inherited> for Source {
     fn from(inherited: Inherited) -> Self {
         match inherited {
@@ -105,30 +138,30 @@ impl From<Inherited> for Source {
     }
 }
 
-/// Tries to connect until there is a front end; `None` when the server is to stop.
-fn connection_to(path: &Path, cancel: &EventFd) -> Option<Stream> {
+/// Tries to connect until there is a front end; or a word.
+fn connection_to(path: &Path, cancel: &EventFd) -> Came {
     let mut pause = CONNECT_PAUSE;
     loop {
         // Before the first attempt too: one that closes at once is not asked at once.
         let deadline = Instant::now() + pause;
         match wait_for(cancel.as_fd(), Direction::Read, None, Some(deadline)) {
-            Ok(Wake::Ready) => return None,
+            Ok(Wake::Ready) => return Came::Word,
             Ok(_) => {}
             Err(error) => {
                 tracing::error!("waiting for a front end failed: {error}");
-                return None;
+                return Came::Nobody;
             }
         }
         match Stream::connect(path) {
-            Ok(stream) => return Some(stream),
+            Ok(stream) => return Came::Peer(stream),
             Err(error) => tracing::debug!("nobody at {}: {error}", path.display()),
         }
         pause = (2 * pause).min(CONNECT_PAUSE_MAX);
     }
 }
 
-/// Waits for a front end; `None` when the server is to stop.
-fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
+/// Waits for a front end; or a word.
+fn next_connection(listener: &Listener, cancel: &EventFd) -> Came {
     loop {
         let deadline = None;
         match wait_for(
@@ -137,9 +170,9 @@ fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
             Some(cancel.as_fd()),
             deadline,
         ) {
-            Ok(Wake::Cancelled) => return None,
+            Ok(Wake::Cancelled) => return Came::Word,
             Ok(_) => match listener.accept() {
-                Ok(stream) => return Some(stream),
+                Ok(stream) => return Came::Peer(stream),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     // Out of descriptors, most likely: others may give some back.
@@ -147,19 +180,20 @@ fn next_connection(listener: &Listener, cancel: &EventFd) -> Option<Stream> {
                     let deadline = Instant::now() + ACCEPT_PAUSE;
                     let paused = wait_for(cancel.as_fd(), Direction::Read, None, Some(deadline));
                     if matches!(paused, Ok(Wake::Ready)) {
-                        return None;
+                        return Came::Word;
                     }
                 }
             },
             Err(error) => {
                 tracing::error!("waiting for a front end failed: {error}");
-                return None;
+                return Came::Nobody;
             }
         }
     }
 }
 
-fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
+/// How a session ended, in words; whether something was wrong.
+pub(crate) fn describe<E: std::error::Error>(end: End<E>) -> (String, bool) {
     match end {
         End::PeerClosed => ("the front end closed the connection".into(), false),
         End::Cancelled => ("stopped".into(), false),

@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -119,6 +119,34 @@ pub trait Device: Send + Sync + 'static {
         })
     }
 
+    /// What another process opens this device with while this one still serves it, so that it
+    /// can take it over: descriptors that stand for what only one may have.
+    ///
+    /// # Errors
+    /// It cannot be taken over.
+    fn lend(&self) -> Result<Vec<OwnedFd>, NotLent> {
+        Err(NotLent::of(self.name()))
+    }
+
+    /// What the process that takes the device over has to know beside what was agreed upon.
+    /// No ring runs then.
+    ///
+    /// # Errors
+    /// It cannot be taken over now.
+    fn save(&self) -> Result<Vec<u8>, NotLent> {
+        Err(NotLent::of(self.name()))
+    }
+
+    /// Goes on from what [`save`](Self::save) said in another process, in place of
+    /// [`reset`](Self::reset). The bytes are checked.
+    ///
+    /// # Errors
+    /// They make no sense for this device, which is to be dropped then.
+    fn load(&self, saved: &[u8]) -> Result<(), NotLent> {
+        let _ = saved;
+        Err(NotLent::of(self.name()))
+    }
+
     /// What serves queue `index` from now on, with these features acknowledged.
     /// Called once per start, on a session thread; must not wait.
     ///
@@ -129,6 +157,21 @@ pub trait Device: Send + Sync + 'static {
         index: u16,
         features: Features,
     ) -> Result<Box<dyn QueueHandler>, OpenQueueError>;
+}
+
+/// Why a device cannot be taken over by another process.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotLent(pub String);
+
+impl NotLent {
+    /// None of this kind can.
+    #[must_use]
+    pub fn of(kind: &str) -> Self {
+        Self(format!(
+            "a {kind} device cannot be taken over while it runs; restart its link instead"
+        ))
+    }
 }
 
 /// A range outside a device's configuration space.

@@ -173,6 +173,11 @@ impl Endpoint {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
+    /// There have been so many peers in the processes before this one.
+    pub(crate) fn resume(&self, generation: u32) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
     /// A new peer is there: begins the next generation and returns its number.
     pub fn begin(&self) -> u32 {
         self.enter(Phase::Negotiating);

@@ -14,8 +14,8 @@ use linkspan_virtio::{Features, QueueLayout};
 #[derive(Debug)]
 pub(crate) struct InflightArea {
     region: Region,
-    /// To be sent to the front end; only of a region that we made.
-    fd: Option<OwnedFd>,
+    /// For the front end if we made it, and for a successor process.
+    file: PeerMemory,
     queues: u16,
     queue_size: u16,
 }
@@ -69,10 +69,10 @@ impl InflightArea {
         let size = each as u64 * u64::from(queues);
         let fd = memfd::create("linkspan-inflight", size, memfd::Sealing::Fixed)
             .map_err(InflightAreaError::System)?;
-        let file = PeerMemory::check(fd.try_clone().map_err(InflightAreaError::System)?)?;
+        let file = PeerMemory::check(fd)?;
         Ok(Self {
             region: Region::new(Arc::new(file.map(0, size, None)?)),
-            fd: Some(fd),
+            file,
             queues,
             queue_size,
         })
@@ -104,10 +104,11 @@ impl InflightArea {
                 queue_size,
             });
         }
-        let mapping = PeerMemory::check(fd)?.map(offset, size, Some(Arc::clone(gone)))?;
+        let file = PeerMemory::check(fd)?;
+        let mapping = file.map(offset, size, Some(Arc::clone(gone)))?;
         Ok(Self {
             region: Region::new(Arc::new(mapping)),
-            fd: None,
+            file,
             queues,
             queue_size,
         })
@@ -123,10 +124,11 @@ impl InflightArea {
         queues: u16,
         queue_size: u16,
     ) -> Result<Self, InflightAreaError> {
-        let mapping = PeerMemory::check(fd)?.map(offset, size, None)?;
+        let file = PeerMemory::check(fd)?;
+        let mapping = file.map(offset, size, None)?;
         Ok(Self {
             region: Region::new(Arc::new(mapping)),
-            fd: None,
+            file,
             queues,
             queue_size,
         })
@@ -137,9 +139,9 @@ impl InflightArea {
         self.region.len() as u64
     }
 
-    /// The file that it is in, if we made it.
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+    /// The file that it is in.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Whether the region has a part for this ring.

@@ -33,7 +33,7 @@ mod worker;
 
 pub use counters::{Counter, QueueCounters, WorkerCounters};
 pub use device::{
-    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Device, GPU_DEVICE, NETWORK_DEVICE,
+    ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Device, GPU_DEVICE, NETWORK_DEVICE, NotLent,
     OpenQueueError, Progress, QueueHandler,
 };
 pub use dirty::RingLog;

@@ -90,6 +90,11 @@ impl Rings {
         &mut self.slots[usize::from(ring)]
     }
 
+    /// What is known of each ring, in order.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = (u16, &RingSlot)> {
+        (0..).zip(&self.slots)
+    }
+
     /// The rings that run, in order.
     pub(crate) fn running(&self) -> impl Iterator<Item = (u16, Run)> {
         let slots = (0..).zip(&self.slots);
@@ -143,16 +148,30 @@ impl Rings {
         kick: Option<PeerEventFd>,
         ground: Ground<'_>,
     ) -> Result<(), StartRingError> {
-        let features = Features::from_bits_retain(setup.features);
         let start = if self.device.device_id() == NETWORK_DEVICE {
             Start::BehindUsed
         } else {
             Start::AsTold
         };
-        let queue = place_queue(index, &setup, ground.memory, ground.inflight, start)?;
+        let ring = self.place(index, &setup, start, kick, ground)?;
+        self.launch(ring, setup);
+        Ok(())
+    }
+
+    /// A ring in its place, that does not run yet.
+    pub(crate) fn place(
+        &self,
+        index: u16,
+        setup: &RingSetup,
+        start: Start,
+        kick: Option<PeerEventFd>,
+        ground: Ground<'_>,
+    ) -> Result<Box<Ring>, StartRingError> {
+        let features = Features::from_bits_retain(setup.features);
+        let queue = place_queue(index, setup, ground.memory, ground.inflight, start)?;
         let handler = self.device.open_queue(index, features)?;
-        let slot = &mut self.slots[usize::from(index)];
-        let ring = Box::new(Ring {
+        let slot = &self.slots[usize::from(index)];
+        Ok(Box::new(Ring {
             index,
             lane: self.device.lane(index),
             active: ActiveRing {
@@ -168,10 +187,14 @@ impl Rings {
             retired: false,
             moves: false,
             counters: Arc::clone(&slot.counters),
-        });
+        }))
+    }
+
+    /// Gives a ring in its place to its worker, which says [`RingEvent::Done`].
+    pub(crate) fn launch(&mut self, ring: Box<Ring>, setup: RingSetup) {
+        let index = usize::from(ring.index);
         let key = self.workers.start(ring, self.sink.clone());
-        slot.run = Some(Run { key, setup });
-        Ok(())
+        self.slots[index].run = Some(Run { key, setup });
     }
 
     /// A ring that came to rest goes on, in other memory perhaps, once its worker
@@ -201,9 +224,7 @@ impl Rings {
                 ring.retire();
             }
         }
-        let slot = &mut self.slots[usize::from(ring.index)];
-        let key = self.workers.start(ring, self.sink.clone());
-        slot.run = Some(Run { key, setup });
+        self.launch(ring, setup);
         Ok(())
     }
 }

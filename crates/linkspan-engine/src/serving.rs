@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use linkspan_sys::EventFd;
@@ -12,12 +13,15 @@ use linkspan_sys::thread::spawn;
 
 use crate::endpoint::Endpoint;
 use crate::session::NotQuiet;
+use crate::vhost_user::Giver;
 use crate::worker::signal;
 
 /// A device that is being served by a thread of its own.
 #[derive(Debug)]
 pub struct Server {
     common: Common,
+    /// Hands the link over, where that can be.
+    giver: Option<Giver>,
     thread: Option<JoinHandle<Result<(), NotQuiet>>>,
 }
 
@@ -31,6 +35,8 @@ pub(crate) struct Common {
     /// Signalled when configuration space changed.
     pub(crate) changes: Arc<EventFd>,
     pub(crate) endpoint: Arc<Endpoint>,
+    /// Set when another process has the link.
+    pub(crate) away: Arc<AtomicBool>,
 }
 
 /// Why a server did not stop cleanly.
@@ -56,6 +62,7 @@ impl Common {
                 None => Arc::new(EventFd::new()?),
             },
             endpoint: Arc::new(Endpoint::default()),
+            away: Arc::default(),
         })
     }
 }
@@ -75,8 +82,25 @@ impl Server {
         })?;
         Ok(Self {
             common,
+            giver: None,
             thread: Some(thread),
         })
+    }
+
+    /// The same with a thread that looks at this desk whenever `cancel` is signalled.
+    pub(crate) fn with_giver(mut self, giver: Giver) -> Self {
+        self.giver = Some(giver);
+        self
+    }
+
+    /// Whether another process has the link: it is to be left alone.
+    pub fn is_away(&self) -> bool {
+        self.common.away.load(Ordering::Acquire)
+    }
+
+    /// Hands the link over to another process; `None` where that cannot be.
+    pub fn giver(&self) -> Option<Giver> {
+        self.giver.clone()
     }
 
     /// The endpoint, to look at.
@@ -107,6 +131,9 @@ impl Server {
     }
 
     fn join(&mut self) -> Result<(), StopError> {
+        if let Some(giver) = &self.giver {
+            giver.desk.stop();
+        }
         signal(&self.common.cancel);
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(result)) => Ok(result?),

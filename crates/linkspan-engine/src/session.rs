@@ -239,8 +239,11 @@ fn send_all<S: Session>(session: &mut S, stream: &Stream) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the session is quiet.
-fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
+/// Waits until a session that was [closed](Session::close) is quiet.
+///
+/// # Errors
+/// It did not become so within its limit.
+pub(crate) fn settle<S: Session>(session: &mut S) -> Result<(), NotQuiet> {
     let limit = session.quiet_limit();
     let deadline = Instant::now() + limit;
     loop {

@@ -13,6 +13,7 @@
 
 mod anonymous;
 pub mod capabilities;
+pub mod clock;
 pub mod daemon;
 pub mod dmabuf;
 pub mod eventfd;

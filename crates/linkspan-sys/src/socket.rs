@@ -18,6 +18,7 @@ use rustix::fs::{
     CWD, FileType, Mode, OFlags, RenameFlags, Stat, link, lstat, open, renameat_with, unlink,
 };
 use rustix::io::Errno;
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -93,6 +94,50 @@ impl Listener {
                 Err(errno) => return Err(errno.into()),
             }
         }
+    }
+
+    /// A socket that another process listened on, and gave to this one. No path goes away
+    /// with it until it is [owned](Self::own).
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is no Unix stream socket that listens; the descriptor is then
+    /// closed by the [`reaper`](crate::reaper).
+    pub fn handed(fd: OwnedFd) -> io::Result<Self> {
+        let listens = socket_type(&fd) == Ok(SocketType::STREAM)
+            && socket_domain(&fd) == Ok(AddressFamily::UNIX)
+            && socket_acceptconn(&fd) == Ok(true);
+        if !listens {
+            crate::reaper::dispose(fd);
+            let text = "the descriptor is not a Unix stream socket that listens";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(Self {
+            socket: fd,
+            path: None,
+        })
+    }
+
+    /// From now on this path goes away with the listener if it is still the socket that it
+    /// was, which `inode` tells: what [`inode`](Self::inode) said in the process before.
+    pub fn own(&mut self, path: &Path, inode: (u64, u64)) {
+        self.path = Some(BoundPath {
+            path: path.to_owned(),
+            inode,
+        });
+    }
+
+    /// Leaves the path where it is: another process has this socket now.
+    pub fn leave(mut self) {
+        if let Some(path) = &mut self.path {
+            // No file has it, so that nothing is removed.
+            path.inode = (0, 0);
+        }
+    }
+
+    /// The device and the number of what goes away with this listener, if anything does.
+    #[must_use]
+    pub fn inode(&self) -> Option<(u64, u64)> {
+        self.path.as_ref().map(|bound| bound.inode)
     }
 
     /// The path that goes away with this listener; `None` if it was inherited.
@@ -279,6 +324,29 @@ mod tests {
         first.accept().unwrap();
         let empty = first.accept().unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// The path goes with the last process that has the socket, and no sooner.
+    #[test]
+    fn a_socket_that_is_handed_on_takes_its_path_along() {
+        let folder = tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = Listener::bind(&path).unwrap();
+        let fd = first.as_fd().try_clone_to_owned().unwrap();
+        let inode = first.inode().unwrap();
+        let mut second = Listener::handed(fd).unwrap();
+        // One that was not taken in the end.
+        let again = first.as_fd().try_clone_to_owned().unwrap();
+        drop(Listener::handed(again).unwrap());
+        assert!(path.exists());
+        second.own(&path, inode);
+        first.leave();
+        let client = Stream::connect(&path).unwrap();
+        second.accept().unwrap();
+        drop(second);
+        assert!(!path.exists());
+        let refused = Listener::handed(client.into()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
     }
 
     /// Scripts wait for the file and connect then.

@@ -1,6 +1,6 @@
 //! `linkspan blk`: serves a disk image over vhost-user, or to the kernel.
 
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use crate::plane::{Use, Used};
 use crate::sandbox::{self, Kind};
 use crate::serving;
 use crate::tether;
+use crate::upgrade;
 use crate::vduse::{self, VduseArgs};
 use crate::vm::{Offer, Plug};
 use crate::workers::WorkerArgs;
@@ -180,7 +181,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let signals = Signals::install(&[Signal::Interrupt, Signal::Terminate, Signal::Hangup])
         .context("cannot watch for signals")?;
     let workers = args.workers.start(args.queues)?;
-    let image = open_image(args)?;
+    let (successor, lent) = upgrade::begin()?.unzip();
+    if successor.is_some() && args.vduse.is_some() {
+        let error = anyhow::anyhow!("a disk of this machine's kernel cannot be taken over");
+        return Err(Failure::new(Status::Failed, error).hint("`linkspan link restart`"));
+    }
+    let image = open_image(args, lent)?;
     let device = BlockDevice::with_options(Arc::clone(&image), &args.disk_options())
         .context("the image makes no block device")?;
     let device = match args.limits.limit() {
@@ -199,21 +205,28 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         true => Kind::Block,
         false => Kind::BlockOnShare,
     };
-    let server = match &args.vduse {
-        None => {
+    let server = match (&args.vduse, successor) {
+        (None, Some(successor)) => {
+            let report = serving::reporter(None, args.json);
+            let path = args.socket_path.as_deref();
+            sandbox::seal(kind, &[])?;
+            vhost_user::take_over(successor, shared, workers, path, report)?
+        }
+        (None, None) => {
             let report = serving::reporter(None, args.json);
             let socket = listen(args)?;
             sandbox::seal(kind, &[])?;
             let server = vhost_user::serve(socket, shared, workers, report);
             server.context("cannot start serving")?
         }
-        Some(name) => {
+        (Some(name), _) => {
             let vduse = &args.vduse_args;
             vduse.seal(kind)?;
             vduse.serve(name, shared, workers, None, args.json)?
         }
     };
     show(&device, &server);
+    upgrade::offer(server.giver());
     while let Wake::Cancelled =
         wait_for(server.ended(), Direction::Read, Some(signals.as_fd()), None)
             .context("cannot wait for a signal")?
@@ -226,6 +239,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         if came.iter().any(|signal| *signal != Signal::Hangup) {
             break;
         }
+    }
+    if server.is_away() {
+        // Another process has the disk, and what is to be made durable.
+        counts(&device, args.json);
+        return Ok(server.stop()?);
     }
     tracing::info!("ending: finishing what is in flight");
     image.hurry();
@@ -378,16 +396,23 @@ impl Args {
     }
 }
 
-fn open_image(args: &Args) -> Result<Arc<dyn Image>, Failure> {
+/// Opens the image, with what another process has lent that serves it.
+fn open_image(args: &Args, lent: Option<Vec<OwnedFd>>) -> Result<Arc<dyn Image>, Failure> {
     let spec = match &args.image {
         Some(Disk::Spec(spec)) => spec,
+        Some(Disk::Share(_)) if lent.is_some() => return Err(image::ImageError::NotLent.into()),
         Some(Disk::Share(url)) => return share::open(url, &args.share, &args.image_options()),
         None => {
             let error = anyhow::anyhow!("--image is missing");
             return Err(Failure::new(Status::Usage, error));
         }
     };
-    image::open(spec, &args.image_options()).map_err(|error| {
+    let options = args.image_options();
+    let image = match lent {
+        None => image::open(spec, &options),
+        Some(lent) => image::take_over(spec, &options, lent),
+    };
+    image.map_err(|error| {
         let hint = if error.permission_denied().is_some() {
             Some("give yourself access to the image, or --read-only if reading is enough")
         } else if error.io_uring_refused() {

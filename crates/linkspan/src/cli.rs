@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::{ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use linkspan_backends::image::qcow2::contains_panics;
 
-use crate::exit::Failure;
+use crate::exit::{Failure, Status};
 use crate::plane::{Shows, Use, Used};
 use crate::sandbox::Needs;
 use crate::vm::{Machine, Offer};
 use crate::{
     blk, demo, display, doctor, driver, exit, fcopy, gpu, ic, inspect, log, net, page, pages,
-    plane, sandbox, smb, smbdirect, supervisor, tether, vdpa, vm,
+    plane, sandbox, smb, smbdirect, supervisor, tether, upgrade, vdpa, vm,
 };
 
 /// How commands end.
@@ -34,6 +35,7 @@ Usage: linkspan [-v] COMMAND …; COMMAND --help has its options and examples
   smb, smbdirect       files on SMB shares; SMB Direct, without an RDMA card
   driver               use a disk or a network device without a guest
   up, link, plane      run links from one file; start, end, check them
+  upgrade              links of running guests go on in a new linkspan
   vm                   run virtual machines on links
   inspect, top, trace  what links agreed upon, do, and say
   doctor               what this machine can do, and how to get the rest
@@ -68,6 +70,10 @@ struct Cli {
     #[arg(long, hide = true, value_name = "NAME", requires = "supervisor")]
     link_name: Option<String>,
 
+    /// Take the link over from the process at the other end of this inherited socket
+    #[arg(long, hide = true, value_name = "FD", requires = "supervisor")]
+    take_over: Option<i32>,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -98,6 +104,8 @@ enum Command {
     Up(supervisor::up::Args),
     /// Shows, starts and ends links of a plane that runs
     Link(supervisor::link::Args),
+    /// Has links of a plane go on in new processes, which their guests hardly notice
+    Upgrade(upgrade::Args),
     /// Runs virtual machines on links, and says what to start them with
     Vm(vm::Args),
     /// Shows all that there is to see of the links of a plane that runs
@@ -138,11 +146,19 @@ fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
-    if let Some(name) = cli.link_name {
-        log::speak_as(name);
+    if let Some(name) = &cli.link_name {
+        log::speak_as(name.clone());
     }
     log::to_stderr(cli.verbose);
     sandbox::set(&matches);
+    let taken = cli.take_over.map_or(Ok(()), |fd| {
+        upgrade::take_from(fd)?;
+        match cli.command {
+            Command::Blk(_) => Ok(()),
+            // Before it does anything that only one process may do.
+            _ => Err(not_taken()),
+        }
+    });
     let is_up = cli.supervisor.is_none() && matches!(cli.command, Command::Up(_));
     if is_up && let Err(error) = log::wait_for_nobody() {
         return exit::code(Err(error.into()));
@@ -165,22 +181,40 @@ fn run() -> ExitCode {
     {
         return exit::code(Err(error.into()));
     }
-    exit::code(match cli.command {
+    let done = match taken {
+        Ok(()) => carry_out(cli.command),
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = &done {
+        upgrade::not_taken(failure);
+    }
+    match done {
+        Ok(code) => code,
+        Err(failure) => exit::code(Err(failure)),
+    }
+}
+
+/// What a link says that is asked to take another one over and cannot.
+fn not_taken() -> Failure {
+    let error = anyhow!("a link of this kind cannot be taken over");
+    Failure::new(Status::Failed, error).hint("`linkspan link restart`")
+}
+
+fn carry_out(command: Command) -> Result<ExitCode, Failure> {
+    let done = match command {
         Command::Blk(args) => blk::run(&args),
         Command::Net(args) => net::run(&args),
         Command::Gpu(args) => gpu::run(&args),
         Command::Display(args) => display::run(&args),
         Command::Driver(args) => driver::run(&args),
-        Command::Fcopy(args) => match fcopy::run(&args) {
-            Ok(code) => return code,
-            Err(failure) => Err(failure),
-        },
+        Command::Fcopy(args) => return fcopy::run(&args),
         Command::Ic(args) => ic::run(&args),
         Command::Smb(args) => smb::run(&args),
         Command::Smbdirect(args) => smbdirect::run(&args),
         Command::Vdpa(args) => vdpa::run(&args),
         Command::Up(args) => supervisor::up::run(&args),
         Command::Link(args) => supervisor::link::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Vm(args) => vm::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Top(args) => inspect::top::run(&args),
@@ -188,10 +222,11 @@ fn run() -> ExitCode {
         Command::Plane(args) => plane::run(&args),
         Command::Page(args) => page::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Demo(args) => return demo_code(&args),
+        Command::Demo(args) => return Ok(demo_code(&args)),
         Command::Man(args) => pages::man(&args),
         Command::Completions(args) => pages::completions(&args),
-    })
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// The definition of the command line.
@@ -223,6 +258,7 @@ fn used(command: &Command) -> Vec<Used> {
         Command::Driver(_)
         | Command::Up(_)
         | Command::Link(_)
+        | Command::Upgrade(_)
         | Command::Inspect(_)
         | Command::Top(_)
         | Command::Trace(_)

@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes of a question at most.
-const QUESTION_MAX: usize = 256;
+const QUESTION_MAX: usize = 4608;
 
 /// What can be asked.
 pub(crate) trait Question: Sized + Send + 'static {
@@ -230,6 +230,18 @@ fn read(
 /// # Errors
 /// Nobody answers.
 pub(crate) fn ask(path: &Path, question: &impl Question) -> Result<String, Failure> {
+    ask_within(path, question, LIMIT)
+}
+
+/// The same of what may take this long.
+///
+/// # Errors
+/// As for [`ask`].
+pub(crate) fn ask_within(
+    path: &Path,
+    question: &impl Question,
+    limit: Duration,
+) -> Result<String, Failure> {
     let asked = || -> io::Result<String> {
         let stream = Stream::connect(path)?;
         let deadline = Instant::now() + LIMIT;
@@ -238,7 +250,7 @@ pub(crate) fn ask(path: &Path, question: &impl Question) -> Result<String, Failu
         let mut text = Vec::new();
         let mut bytes = [0; 4096];
         loop {
-            match read(&stream, &mut bytes, None, Instant::now() + LIMIT) {
+            match read(&stream, &mut bytes, None, Instant::now() + limit) {
                 Ok(0) => break,
                 Ok(count) => text.extend_from_slice(&bytes[..count]),
                 // Who is refused is not listened to.

@@ -27,6 +27,7 @@ pub mod smb;
 pub mod smbdirect;
 pub mod supervisor;
 mod tether;
+pub mod upgrade;
 pub mod vdpa;
 mod vduse;
 pub mod vm;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::exit::Failure;
 use crate::log;
+use crate::upgrade;
 
 /// What management software reads (docs/interop/vhost-user.json of QEMU).
 #[derive(Serialize)]
@@ -34,6 +35,9 @@ struct Line<'a> {
     generation: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// For how long a guest was not served while another process took the link over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause_us: Option<u128>,
 }
 
 /// Says what happens to a link, to people or to programs; `port` names it where
@@ -41,9 +45,18 @@ struct Line<'a> {
 pub(crate) fn reporter(port: Option<String>, json: bool) -> impl Fn(Event) + Send + 'static {
     move |event| {
         let port = port.as_deref();
+        if let Event::TakenOver { pause, .. } = &event {
+            upgrade::taken(*pause);
+        }
         if json {
+            let pause_us = match &event {
+                Event::TakenOver { pause, .. } => pause.map(|pause| pause.as_micros()),
+                _ => None,
+            };
             let (event, generation, reason) = match &event {
                 Event::Listening => ("listening", None, None),
+                Event::TakenOver { generation, .. } => ("taken-over", Some(*generation), None),
+                Event::HandedOver => ("handed-over", None, None),
                 Event::Connected { generation } => ("connected", Some(*generation), None),
                 Event::Ended {
                     generation, reason, ..
@@ -54,10 +67,21 @@ pub(crate) fn reporter(port: Option<String>, json: bool) -> impl Fn(Event) + Sen
                 port,
                 generation,
                 reason,
+                pause_us,
             });
         }
         match event {
             Event::Listening => tracing::info!(port, "listening"),
+            Event::TakenOver { generation, pause } => {
+                let pause = pause.map(|pause| pause.as_micros());
+                tracing::info!(
+                    port,
+                    generation,
+                    pause_us = pause,
+                    "the link was taken over"
+                );
+            }
+            Event::HandedOver => tracing::info!(port, "another process has the link now"),
             Event::Connected { generation } => {
                 tracing::info!(port, generation, "a front end connected");
             }

@@ -5,20 +5,25 @@
 //! in, lines of JSON and an empty one out. What there is to see is the whole process's, as
 //! its log is, so it is registered here by whoever has it.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::collections::VecDeque;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use linkspan_engine::{Endpoint, Latency, Messages, Passed, View, WorkerCounters, Workers};
-use linkspan_sys::EventFd;
+use linkspan_sys::poll::{Direction, wait_for};
+use linkspan_sys::{EventFd, Stream};
 use linkspan_vhost::vdpa::feature_name;
 use rustix::io::fcntl_dupfd_cloexec;
 use serde_json::{Map, Value, json};
 
+use crate::upgrade;
+
 /// Bytes of a question at most.
-const QUESTION_MAX: u64 = 64;
+const QUESTION_MAX: usize = 64;
 
 /// Bytes of an answer at most: who says more is not heard any more.
 pub(crate) const ANSWER_MAX: usize = 4 << 20;
@@ -38,6 +43,11 @@ pub(crate) enum Question {
     Inspect,
     /// The last messages of each endpoint.
     Trace,
+    /// To hand what it serves over to who is at the other end of the socket that comes with
+    /// it. How that went is answered there.
+    HandOver,
+    /// Of a process that is to take a link over: how that went, once it is known.
+    TakenOver,
 }
 
 impl Question {
@@ -47,11 +57,19 @@ impl Question {
             Self::Beat => "beat\n",
             Self::Inspect => "inspect\n",
             Self::Trace => "trace\n",
+            Self::HandOver => "hand-over\n",
+            Self::TakenOver => "taken-over\n",
         }
     }
 
     fn parse(line: &str) -> Option<Self> {
-        let all = [Self::Beat, Self::Inspect, Self::Trace];
+        let all = [
+            Self::Beat,
+            Self::Inspect,
+            Self::Trace,
+            Self::HandOver,
+            Self::TakenOver,
+        ];
         all.into_iter().find(|it| it.line() == line)
     }
 }
@@ -173,25 +191,66 @@ pub(crate) fn hold() -> io::Result<()> {
 }
 
 fn answer(line: &UnixStream) -> io::Result<()> {
-    let mut reader = BufReader::new(line);
+    let mut questions = Questions {
+        stream: Stream::check(line.try_clone()?.into())?,
+        text: Vec::new(),
+        fds: VecDeque::new(),
+    };
     let mut writer = line;
-    loop {
-        let mut text = String::new();
-        let read = (&mut reader).take(QUESTION_MAX).read_line(&mut text)?;
-        if read == 0 {
-            return Ok(());
-        }
-        let mut answer = match Question::parse(&text) {
+    while let Some(text) = questions.next()? {
+        let question = Question::parse(&text);
+        let mut answer = match question {
             Some(Question::Beat) => {
                 come_round();
                 String::new()
             }
             Some(Question::Inspect) => look(),
             Some(Question::Trace) => messages(),
+            Some(Question::HandOver) => {
+                upgrade::hand_over(questions.fds.pop_front());
+                String::new()
+            }
+            Some(Question::TakenOver) => upgrade::outcome(),
             None => return Err(io::ErrorKind::InvalidData.into()),
         };
         answer.push('\n');
         writer.write_all(answer.as_bytes())?;
+        if question == Some(Question::TakenOver) {
+            upgrade::told();
+        }
+    }
+    Ok(())
+}
+
+/// What a supervisor asks, with the descriptors that come with it.
+struct Questions {
+    stream: Stream,
+    text: Vec<u8>,
+    fds: VecDeque<OwnedFd>,
+}
+
+impl Questions {
+    /// The next line, with its end; `None` once there is no supervisor.
+    fn next(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.text.iter().position(|byte| *byte == b'\n') {
+                let line = self.text.drain(..=end).collect();
+                return String::from_utf8(line).map(Some).map_err(io::Error::other);
+            }
+            if self.text.len() >= QUESTION_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            let (mut bytes, mut fds) = ([0; QUESTION_MAX], Vec::new());
+            match self.stream.receive(&mut bytes, &mut fds, 1) {
+                Ok(received) if received.bytes == 0 => return Ok(None),
+                Ok(received) => self.text.extend_from_slice(&bytes[..received.bytes]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_for(self.stream.as_fd(), Direction::Read, None, None)?;
+                }
+                Err(error) => return Err(error),
+            }
+            self.fds.extend(fds);
+        }
     }
 }
 
@@ -371,9 +430,9 @@ pub(crate) fn with(mut endpoint: Value, more: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd as _;
+    use std::io::{BufRead as _, BufReader, Read as _};
 
-    use linkspan_sys::poll::{Direction, Wake, wait_for};
+    use linkspan_sys::poll::Wake;
     use linkspan_testkit::census::settled;
 
     use super::*;

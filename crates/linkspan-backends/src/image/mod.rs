@@ -5,7 +5,7 @@
 //! the image and guest memory directly wherever the format allows it.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use linkspan_mem::{RegionTable, Span};
@@ -19,7 +19,7 @@ mod raw;
 mod spec;
 
 pub use memory::{MemoryImage, NullImage};
-pub use open::{ImageError, ImageOptions, open};
+pub use open::{ImageError, ImageOptions, open, take_over};
 pub use options::{Durability, Engine, Io, LOCK_WAIT, OpenError, OpenOptions};
 pub use qcow2::Qcow2Image;
 pub use raw::RawImage;
@@ -78,6 +78,15 @@ pub trait Image: Send + Sync + 'static {
     /// # Errors
     /// When the system could not, now or at any time before: a failed sync stays failed.
     fn sync(&self) -> io::Result<()>;
+
+    /// What another process opens the image with while this one still has it, so that it can
+    /// go on with it: see [`take_over`].
+    ///
+    /// # Errors
+    /// It cannot, in words.
+    fn lend(&self) -> Result<Vec<OwnedFd>, String> {
+        Err("an image of this kind cannot be handed to another process".to_owned())
+    }
 
     /// The disk is to be closed: what waits for somebody who is away fails soon from now on.
     fn hurry(&self) {}

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +51,12 @@ pub enum ImageError {
     /// Folders for an image that stands on nothing.
     #[error("a raw image stands on no other; folders for backing images are for qcow2")]
     NoBacking,
+    /// Another process has the image, and this is not it.
+    #[error(
+        "the image is not the one that the other process has, or of a kind that two processes \
+         cannot have open at once"
+    )]
+    NotLent,
     /// A way of I/O for what has only one.
     #[error("how I/O is done and what is cached can be chosen for raw files and devices only")]
     NoIo,
@@ -90,6 +97,36 @@ impl ImageError {
 /// # Errors
 /// [`ImageError`]; nothing stays open then.
 pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, ImageError> {
+    open_with(spec, options, None)
+}
+
+/// Opens the image that another process has, which goes on with it until it hands it over;
+/// `lent` is what [`Image::lend`] gave there.
+///
+/// # Errors
+/// As [`open`]; or it is not the other one's image, or of a kind that only one process at a
+/// time can have open.
+pub fn take_over(
+    spec: &Spec,
+    options: &ImageOptions,
+    lent: Vec<OwnedFd>,
+) -> Result<Arc<dyn Image>, ImageError> {
+    let raw = options.format.unwrap_or_default() == Format::Raw;
+    match spec {
+        Spec::File(_) if raw => {
+            let [lock] = <[OwnedFd; 1]>::try_from(lent).map_err(|_| ImageError::NotLent)?;
+            open_with(spec, options, Some(lock))
+        }
+        Spec::Null { .. } if lent.is_empty() => open_with(spec, options, None),
+        _ => Err(ImageError::NotLent),
+    }
+}
+
+fn open_with(
+    spec: &Spec,
+    options: &ImageOptions,
+    lock: Option<OwnedFd>,
+) -> Result<Arc<dyn Image>, ImageError> {
     let OpenOptions {
         read_only,
         lock_wait,
@@ -111,7 +148,10 @@ pub fn open(spec: &Spec, options: &ImageOptions) -> Result<Arc<dyn Image>, Image
     match spec {
         Spec::File(path) => match format {
             Format::Raw => {
-                let image = RawImage::open(path, &options.file)?;
+                let image = match lock {
+                    None => RawImage::open(path, &options.file)?,
+                    Some(lock) => RawImage::take_over(path, &options.file, lock)?,
+                };
                 if options.format.is_none() && begins_as_qcow2(path) {
                     tracing::warn!(
                         "{path}: it begins as a qcow2 image does, and is served raw, since formats are \

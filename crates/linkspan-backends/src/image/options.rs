@@ -103,6 +103,12 @@ pub enum OpenError {
         /// Who is in the way.
         conflict: Conflict,
     },
+    /// The image that another process hands over is another one.
+    #[error("{path}: not the image that the other process has", path = path.display())]
+    Other {
+        /// The image.
+        path: PathBuf,
+    },
     /// It cannot be used past the page cache.
     #[error("{path}: cannot be used past the page cache: {source}; use the cache", path = path.display())]
     Direct {

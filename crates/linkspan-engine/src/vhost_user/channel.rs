@@ -2,6 +2,7 @@
 //! both of its ends do with it.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use linkspan_sys::poll::Interest;
@@ -52,6 +53,11 @@ impl Channel {
         })
     }
 
+    /// Whether no message waits for room.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.unsent.is_none()
+    }
+
     /// Ends the watch and closes the socket.
     pub(crate) fn close(self, watch: &Epoll) {
         // The peer may hold the same open file, which would stay watched.
@@ -100,5 +106,11 @@ impl Channel {
             watch.modify(&self.stream, TOKEN, interest)?;
         }
         Ok(sent)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }

@@ -1,7 +1,7 @@
 //! The dirty log of a front end: its memory, and what each ring writes there
 //! (vhost-user: Migration).
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use linkspan_mem::{DirtyLog, Gpa, GuestMemory, Region, SplitRing, Window};
@@ -14,11 +14,18 @@ use crate::dirty::RingLog;
 /// What a front end said of its log so far.
 #[derive(Debug, Default)]
 pub(super) struct Logging {
-    log: Option<Arc<DirtyLog>>,
+    log: Option<MappedLog>,
     /// Whether `VHOST_F_LOG_ALL` is set.
     pub(super) all: bool,
     /// Who wants to hear of changes.
     pub(super) told: Option<Arc<PeerEventFd>>,
+}
+
+/// A log, and the file that it is in, for a successor process.
+#[derive(Debug)]
+pub(super) struct MappedLog {
+    pub(super) log: Arc<DirtyLog>,
+    file: PeerMemory,
 }
 
 /// Why writes cannot be logged.
@@ -48,33 +55,41 @@ pub enum LogError {
     },
 }
 
-impl Logging {
-    /// Another log, which was not there before or replaces the one that was.
-    /// `gone` is signalled when the peer takes the memory back.
+impl MappedLog {
+    /// A log that was not there before. `gone` is signalled when the peer takes the
+    /// memory back.
     pub(super) fn map(
         fd: OwnedFd,
         log: linkspan_vhost::Log,
         gone: &Arc<EventFd>,
-    ) -> Result<DirtyLog, LogError> {
-        let memory = PeerMemory::check(fd)?;
-        let mapping = memory.map(log.offset, log.size, Some(Arc::clone(gone)))?;
-        Ok(DirtyLog::new(Region::new(Arc::new(mapping))))
+    ) -> Result<Self, LogError> {
+        let file = PeerMemory::check(fd)?;
+        let mapping = file.map(log.offset, log.size, Some(Arc::clone(gone)))?;
+        let log = Arc::new(DirtyLog::new(Region::new(Arc::new(mapping))));
+        Ok(Self { log, file })
+    }
+}
+
+impl Logging {
+    /// Uses this log from now on.
+    pub(super) fn replace(&mut self, log: MappedLog) {
+        self.log = Some(log);
     }
 
-    /// Uses this log from now on.
-    pub(super) fn replace(&mut self, log: DirtyLog) {
-        self.log = Some(Arc::new(log));
+    /// The file of the log, if there is one.
+    pub(super) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.log.as_ref().map(|mapped| mapped.file.as_fd())
     }
 
     /// Whether the peer took memory back.
     pub(super) fn poisoned(&self) -> bool {
-        self.log.as_ref().is_some_and(|log| log.poisoned())
+        self.log.as_ref().is_some_and(|it| it.log.poisoned())
     }
 
     /// What a ring of this setup logs. Without a log there is nothing to write,
     /// whatever was negotiated: front ends set the feature before the log.
     pub(super) fn of_ring(&self, setup: &RingSetup) -> Option<RingLog> {
-        let log = self.log.as_ref()?;
+        let log = &self.log.as_ref()?.log;
         let features = Features::from_bits_retain(setup.features);
         (self.all || setup.log.is_some()).then(|| RingLog {
             log: Arc::clone(log),
@@ -88,14 +103,15 @@ impl Logging {
     /// Whether all of this memory can be logged, if it is to be.
     pub(super) fn check_memory(&self, memory: &GuestMemory) -> Result<(), LogError> {
         match &self.log {
-            Some(log) if self.all => covers(log, memory),
+            Some(it) if self.all => covers(&it.log, memory),
             _ => Ok(()),
         }
     }
 
     /// Whether all of this ring can be logged, if it is to be.
     pub(super) fn check_ring(&self, setup: &RingSetup) -> Result<(), LogError> {
-        self.log.as_ref().map_or(Ok(()), |log| reaches(log, setup))
+        let log = self.log.as_ref();
+        log.map_or(Ok(()), |it| reaches(&it.log, setup))
     }
 }
 

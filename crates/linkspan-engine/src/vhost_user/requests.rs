@@ -1,7 +1,7 @@
 //! The socket on which we tell the front end what it did not ask for.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use linkspan_sys::{Epoll, Stream};
 use linkspan_vhost::ProtocolFeatures;
@@ -42,6 +42,11 @@ impl RequestSocket {
         self.channel.close(watch);
     }
 
+    /// Whether nothing is half said or waits for an answer.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.requests.is_quiet() && self.channel.is_quiet()
+    }
+
     /// Configuration space changed: the front end hears of it with the next
     /// [`pump`](Self::pump), if it can be told at all.
     pub(crate) fn config_changed(&mut self) {
@@ -69,5 +74,11 @@ impl RequestSocket {
         }
         self.channel.send(watch, || self.requests.poll_send())?;
         Ok(())
+    }
+}
+
+impl AsFd for RequestSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
     }
 }

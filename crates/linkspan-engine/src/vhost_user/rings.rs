@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use linkspan_mem::{DirtyLog, Gpa, GuestMemory};
+use linkspan_mem::{Gpa, GuestMemory};
 use linkspan_vhost::backend::{Answer, FdSlot, RingSetup};
 
 use super::error::{Reason, SessionError};
-use super::log::{covers, reaches};
+use super::log::{MappedLog, covers, reaches};
 use super::memory::MemoryTable;
 use super::session::BackendSession;
 use crate::rings::Ground;
@@ -24,6 +24,18 @@ pub(super) enum Waiting {
         left: usize,
         paused: Vec<(Box<Ring>, RingSetup)>,
         change: MemoryTable,
+    },
+    /// Running rings come to rest so that another process can take them over.
+    Lend {
+        left: usize,
+        rings: Vec<(Box<Ring>, RingSetup)>,
+    },
+    /// It did not, or did: `stopping` rings go on as soon as they have come to rest,
+    /// `starting` ones do not run again yet.
+    Return {
+        stopping: usize,
+        starting: usize,
+        lost: Option<SessionError>,
     },
     /// They run again, or take note of another log; then this is the answer,
     /// unless one was lost.
@@ -138,10 +150,10 @@ impl BackendSession {
     }
 
     /// `VHOST_USER_SET_LOG_BASE`. The log of before is mapped until no ring uses it.
-    pub(super) fn set_log(&mut self, log: DirtyLog) -> Result<Option<Answer>, Reason> {
-        covers(&log, &self.memory)?;
+    pub(super) fn set_log(&mut self, log: MappedLog) -> Result<Option<Answer>, Reason> {
+        covers(&log.log, &self.memory)?;
         for (_, run) in self.rings.running() {
-            reaches(&log, &run.setup)?;
+            reaches(&log.log, &run.setup)?;
         }
         self.logging.replace(log);
         Ok(self.relog())
@@ -195,6 +207,15 @@ impl BackendSession {
             }
             Err(reason) => Err(reason),
         };
+        let (left, lost) = self.go_on(paused);
+        self.resumed(left, answer, lost)
+    }
+
+    /// Rings at rest go on: how many are started, and the last one that cannot be.
+    pub(super) fn go_on(
+        &mut self,
+        paused: Vec<(Box<Ring>, RingSetup)>,
+    ) -> (usize, Option<SessionError>) {
         let (mut left, mut lost) = (0, None);
         for (ring, setup) in paused {
             let ground = Ground {
@@ -212,7 +233,7 @@ impl BackendSession {
                 }
             }
         }
-        self.resumed(left, answer, lost)
+        (left, lost)
     }
 
     /// `left` rings do not run again yet.
@@ -263,6 +284,15 @@ impl BackendSession {
                 let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
                 self.resumed(left - 1, answer, refused.or(lost))
             }
+            Some(Waiting::Return {
+                stopping,
+                starting,
+                lost,
+            }) => {
+                let refused = result.err();
+                let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
+                self.returned(stopping, starting - 1, refused.or(lost))
+            }
             _ => self.answer(result.map_err(|(_, reason)| reason)),
         }
     }
@@ -289,6 +319,23 @@ impl BackendSession {
                     return Ok(());
                 }
                 self.resume(paused, change)
+            }
+            (Some(Waiting::Lend { left, mut rings }), Some(run)) => {
+                rings.push((ring, run.setup));
+                let left = left - 1;
+                self.waiting = Some(Waiting::Lend { left, rings });
+                Ok(())
+            }
+            (
+                Some(Waiting::Return {
+                    stopping,
+                    starting,
+                    lost,
+                }),
+                Some(run),
+            ) => {
+                let (more, missing) = self.go_on(vec![(ring, run.setup)]);
+                self.returned(stopping - 1, starting + more, missing.or(lost))
             }
             _ => {
                 slot.call = None;

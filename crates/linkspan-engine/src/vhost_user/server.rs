@@ -2,13 +2,15 @@
 //! each disconnect, until it is stopped.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use linkspan_sys::EventFd;
 use linkspan_sys::socket::Inherited;
 
-use super::session::BackendSession;
+use super::give::{Desk, Giver};
+use super::handing::HandOverError;
+use super::serve::{Origin, Serving};
+use super::take::Successor;
 use crate::connecting::{self, Event, Source};
 use crate::device::Device;
 use crate::serving::{Common, Server};
@@ -26,8 +28,36 @@ pub fn serve(
     workers: Arc<Workers>,
     report: impl Fn(Event) + Send + 'static,
 ) -> io::Result<Server> {
-    let changes = device.config_changes();
-    begin(source.into(), changes, served(device, workers), report)
+    begin_device(source.into(), device, workers, report)
+}
+
+/// Goes on with a link that another process serves at the other end of the successor's
+/// socket; its front end notices nothing but a pause. `device` is what the other one has, and
+/// opened with what it lent. The listener's `path` goes away at the end if the other process
+/// made it.
+///
+/// # Errors
+/// The other process goes on with it; nothing is left behind.
+pub fn take_over(
+    successor: Successor,
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+    path: Option<&Path>,
+    report: impl Fn(Event) + Send + 'static,
+) -> Result<Server, HandOverError> {
+    let common = Common::new(device.config_changes())?;
+    let taken = successor.take(&device, &workers, &common.changes, path)?;
+    let desk = Arc::new(Desk::default());
+    // Whoever has to have a thread for it has none here: the link is ours now, and ends.
+    start_device(
+        common,
+        desk,
+        device,
+        workers,
+        report,
+        Origin::Another(taken),
+    )
+    .map_err(Into::into)
 }
 
 /// Begins to pass a vDPA device on, as [`serve`] does a device of this process.
@@ -43,7 +73,7 @@ pub fn bridge(
         let (changes, endpoint) = (&common.changes, &common.endpoint);
         device.session(Arc::clone(changes), Arc::clone(endpoint))
     };
-    begin(source.into(), None, session, report)
+    begin(source.into(), session, report)
 }
 
 /// Begins to serve a front end that listens at `path`, whenever there is one: it
@@ -57,18 +87,58 @@ pub fn connect(
     workers: Arc<Workers>,
     report: impl Fn(Event) + Send + 'static,
 ) -> io::Result<Server> {
-    let changes = device.config_changes();
-    let source = Source::Path(path);
-    begin(source, changes, served(device, workers), report)
+    begin_device(Source::Path(path), device, workers, report)
+}
+
+fn begin_device(
+    source: Source,
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+    report: impl Fn(Event) + Send + 'static,
+) -> io::Result<Server> {
+    let common = Common::new(device.config_changes())?;
+    let desk = Arc::new(Desk::default());
+    start_device(
+        common,
+        desk,
+        device,
+        workers,
+        report,
+        Origin::Source(source),
+    )
+}
+
+/// Serves a device of this process on a thread that may hand the link over.
+fn start_device(
+    common: Common,
+    desk: Arc<Desk>,
+    device: Arc<dyn Device>,
+    workers: Arc<Workers>,
+    report: impl Fn(Event) + Send + 'static,
+    from: Origin,
+) -> io::Result<Server> {
+    let giver = Giver {
+        desk: Arc::clone(&desk),
+        cancel: Arc::clone(&common.cancel),
+        device: Arc::clone(&device),
+    };
+    let serving = Serving {
+        common: common.clone(),
+        desk,
+        device,
+        workers,
+        report,
+    };
+    let server = Server::start("vhost-user", common, move || serving.run(from))?;
+    Ok(server.with_giver(giver))
 }
 
 fn begin<S: Session>(
     source: Source,
-    changes: Option<Arc<EventFd>>,
     session: impl Fn(&Common) -> io::Result<S> + Send + 'static,
     report: impl Fn(Event) + Send + 'static,
 ) -> io::Result<Server> {
-    let common = Common::new(changes)?;
+    let common = Common::new(None)?;
     Server::start("vhost-user", common.clone(), move || {
         let mut one = |stream: &_| {
             let session = session(&common);
@@ -79,16 +149,4 @@ fn begin<S: Session>(
         } = &common;
         connecting::run(source, &mut one, cancel, endpoint, &report)
     })
-}
-
-/// Sessions of a device of this process.
-fn served(
-    device: Arc<dyn Device>,
-    workers: Arc<Workers>,
-) -> impl Fn(&Common) -> io::Result<BackendSession> + Send + 'static {
-    move |common| {
-        let changes = Arc::clone(&common.changes);
-        let session = BackendSession::new(Arc::clone(&device), Arc::clone(&workers), changes)?;
-        Ok(session.shown_by(Arc::clone(&common.endpoint)))
-    }
 }

@@ -15,7 +15,7 @@ use linkspan_vhost::{Direction, Inflight, ProtocolFeatures, VHOST_F_LOG_ALL};
 use linkspan_virtio::Features;
 
 use super::error::{Reason, SessionError};
-use super::log::Logging;
+use super::log::{Logging, MappedLog};
 use super::memory::MemoryTable;
 use super::rings::Waiting;
 use super::talk::Talk;
@@ -65,14 +65,27 @@ pub struct BackendSession {
     /// When requests in flight that somebody waits for must have ended.
     pub(super) quiet_by: Option<Instant>,
     quiet_limit: Duration,
-    events: Receiver<RingEvent>,
-    wake: Arc<EventFd>,
+    pub(super) events: Receiver<RingEvent>,
+    pub(super) wake: Arc<EventFd>,
     transfer: Option<Transfer>,
 }
 
 /// What is offered beside the bits of the device: either layout, and the reset of
 /// one ring (virtio 1.3 2.6.1), which is its stop and a start from the beginning.
 const RINGS: Features = Features::PACKED_QUEUE.union(Features::VIRTIO_F_RING_RESET);
+
+/// What is offered of this device, and of its rings.
+pub(super) fn offer(device: &dyn Device) -> Offer {
+    Offer {
+        features: (device.features() | RINGS).bits() | VHOST_F_LOG_ALL,
+        protocol_features: protocol_features(device),
+        queues: device.queues(),
+        queue_num: device.queue_num(),
+        queue_size_max: device.queue_size_max(),
+        config_size: device.config_size(),
+        memory_slots: MEMORY_SLOTS,
+    }
+}
 
 impl BackendSession {
     /// A session before its first message. Whoever signals `changes` says that
@@ -87,23 +100,30 @@ impl BackendSession {
     ) -> io::Result<Self> {
         let (rings, events, wake) = Rings::new(Arc::clone(&device), workers)?;
         device.reset();
-        let queues = device.queues();
-        let offer = Offer {
-            features: (device.features() | RINGS).bits() | VHOST_F_LOG_ALL,
-            protocol_features: protocol_features(&*device),
-            queues,
-            queue_num: device.queue_num(),
-            queue_size_max: device.queue_size_max(),
-            config_size: device.config_size(),
-            memory_slots: MEMORY_SLOTS,
-        };
-        let table = MemoryTable::default();
-        let memory = table.resolve().map_err(io::Error::other)?;
-        let mut talk = Talk::new(offer, changes, &wake)?;
+        let mut talk = Talk::new(offer(&*device), changes, &wake)?;
         if device.device_id() == GPU_DEVICE {
             talk.core.be_gpu();
         }
-        Ok(Self {
+        let table = MemoryTable::default();
+        let memory = table.resolve().map_err(io::Error::other)?;
+        Ok(Self::of(
+            device,
+            talk,
+            rings,
+            (table, memory),
+            (events, wake),
+        ))
+    }
+
+    /// A session that waits for a message.
+    pub(super) fn of(
+        device: Arc<dyn Device>,
+        talk: Talk,
+        rings: Rings,
+        (table, memory): (MemoryTable, Arc<GuestMemory>),
+        (events, wake): (Receiver<RingEvent>, Arc<EventFd>),
+    ) -> Self {
+        Self {
             talk,
             device,
             table,
@@ -117,7 +137,13 @@ impl BackendSession {
             events,
             wake,
             transfer: None,
-        })
+        }
+    }
+
+    /// Whether nothing is half done or half said, so that another process can go on
+    /// from here.
+    pub(super) fn is_calm(&self) -> bool {
+        self.waiting.is_none() && self.transfer.is_none() && self.talk.is_calm()
     }
 
     /// Shows what was agreed upon there from now on.
@@ -127,7 +153,7 @@ impl BackendSession {
         self
     }
 
-    fn show(&self) {
+    pub(super) fn show(&self) {
         self.talk.show(|enabled| self.rings.views(enabled));
     }
 
@@ -184,7 +210,7 @@ impl BackendSession {
             }
             Effect::SetRingLog { ring, log } => return self.set_ring_log(ring, log),
             Effect::SetLog { log, fd } => {
-                let log = Logging::map(self.talk.take_fd(fd)?, log, &self.wake)?;
+                let log = MappedLog::map(self.talk.take_fd(fd)?, log, &self.wake)?;
                 return self.set_log(log);
             }
             Effect::SetLogFd { fd } => {
@@ -311,8 +337,8 @@ impl BackendSession {
 
     /// The descriptor that an answer named, to go with a message.
     fn inflight_fd(&self) -> io::Result<OwnedFd> {
-        match self.inflight.as_ref().and_then(InflightArea::fd) {
-            Some(fd) => fd.try_clone_to_owned(),
+        match &self.inflight {
+            Some(area) => area.file().try_clone_to_owned(),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }

@@ -44,13 +44,19 @@ pub(crate) struct Talk {
 impl Talk {
     /// Before the first message. `wake` wakes the session.
     pub(crate) fn new(offer: Offer, changes: Arc<EventFd>, wake: &EventFd) -> io::Result<Self> {
+        let core = Backend::new(offer).map_err(io::Error::other)?;
+        Self::with(core, changes, wake)
+    }
+
+    /// Between two messages, as `core` has it.
+    pub(crate) fn with(core: Backend, changes: Arc<EventFd>, wake: &EventFd) -> io::Result<Self> {
         let watch = Epoll::new()?;
         watch.add(wake, 0, Interest::READ)?;
         watch.add(&*changes, 0, Interest::READ)?;
         // What changed before nobody has read yet.
         changes.drain()?;
         Ok(Self {
-            core: Backend::new(offer).map_err(io::Error::other)?,
+            core,
             fds: Vec::new(),
             outgoing: VecDeque::new(),
             watch,
@@ -187,8 +193,13 @@ impl Talk {
     /// From now on the front end is asked over this socket.
     pub(crate) fn set_request_socket(&mut self, fd: FdSlot) -> Result<(), Reason> {
         let fd = self.take_fd(fd)?;
+        self.ask_over(fd).map_err(Reason::Socket)
+    }
+
+    /// The same with a descriptor that is no message's.
+    pub(crate) fn ask_over(&mut self, fd: OwnedFd) -> io::Result<()> {
         let features = self.core.protocol_features();
-        let socket = RequestSocket::open(fd, features, &self.watch).map_err(Reason::Socket)?;
+        let socket = RequestSocket::open(fd, features, &self.watch)?;
         if let Some(before) = self.requests.replace(socket) {
             before.close(&self.watch);
         }
@@ -206,6 +217,22 @@ impl Talk {
             Ok(changes) => self.changed |= changes > 0,
             Err(error) => panic!("our own eventfd cannot be read: {error}"),
         }
+    }
+
+    /// Whether nothing is half said, so that another process can go on from here.
+    pub(crate) fn is_calm(&self) -> bool {
+        let quiet = self.requests.as_ref().is_none_or(RequestSocket::is_quiet);
+        quiet && self.outgoing.is_empty() && self.core.snapshot().is_ok()
+    }
+
+    /// The socket for requests to the front end, if there is one.
+    pub(crate) fn request_socket(&self) -> Option<BorrowedFd<'_>> {
+        self.requests.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Configuration space changed in the life before this one, and nobody was told.
+    pub(crate) fn set_changed(&mut self) {
+        self.changed = true;
     }
 
     /// Whether configuration space changed and the front end was not told yet.

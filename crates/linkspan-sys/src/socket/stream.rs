@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType, getpeername, recvmsg,
-    sendmsg,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketType, getpeername,
+    recvmsg, sendmsg, shutdown,
 };
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -164,6 +164,15 @@ impl Stream {
         }
     }
 
+    /// Nothing more comes in or goes out: the peer's next message fails, for sure. What
+    /// came before can still be read.
+    ///
+    /// # Errors
+    /// What `shutdown(2)` reports.
+    pub fn shut(&self) -> io::Result<()> {
+        Ok(shutdown(&self.socket, Shutdown::Both)?)
+    }
+
     /// Who connected, or whom we connected to (`SO_PEERCRED`).
     ///
     /// # Errors
@@ -309,6 +318,21 @@ mod tests {
         assert_eq!(end.bytes, 0);
         let gone = one.send(b"x", &[], soon()).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    /// What came before can be read, and nothing comes after it.
+    #[test]
+    fn a_socket_that_is_shut_gives_what_had_come() {
+        let (one, other) = Stream::pair().unwrap();
+        other.send(b"before", &[], soon()).unwrap();
+        one.shut().unwrap();
+        let gone = other.send(b"after", &[], soon()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);
+        let mut buffer = [0; 16];
+        let got = one.receive(&mut buffer, &mut Vec::new(), 0).unwrap();
+        assert_eq!(&buffer[..got.bytes], b"before");
+        let end = one.receive(&mut buffer, &mut Vec::new(), 0).unwrap();
+        assert_eq!(end.bytes, 0);
     }
 
     #[test]

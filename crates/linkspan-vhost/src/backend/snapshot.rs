@@ -20,6 +20,12 @@ use crate::wire::MAX_TABLE_REGIONS;
 const MAGIC: [u8; 8] = *b"LSvhubck";
 const VERSION: u32 = 2;
 
+/// Before a session had a log, an in-flight region, a status and a socket for requests.
+const FIRST_VERSION: u32 = 1;
+
+/// Bytes of the record in that version: up to the number of rings.
+const FIRST_HEAD: usize = 40;
+
 const HAS_FEATURES: u32 = 1 << 0;
 const HAS_LOG: u32 = 1 << 1;
 const HAS_LOG_FD: u32 = 1 << 2;
@@ -118,7 +124,7 @@ impl Backend {
     /// `offer` cannot be made.
     pub fn restore(offer: Offer, bytes: &[u8]) -> Result<Self, RestoreError> {
         let mut backend = Self::new(offer)?;
-        let (session, rest) = session(bytes)?;
+        let (session, head, rest) = session(bytes)?;
         backend.restore_features(&session)?;
         backend.restore_device(&session)?;
         let rings = session.rings.get();
@@ -137,8 +143,7 @@ impl Backend {
             }
             .into());
         }
-        let (region_bytes, ring_bytes) =
-            split::<RegionRecord>(size_of::<SessionRecord>(), rest, regions, rings)?;
+        let (region_bytes, ring_bytes) = split::<RegionRecord>(head, rest, regions, rings)?;
         backend.regions = memory::table(
             region_bytes
                 .chunks_exact(size_of::<RegionRecord>())
@@ -220,20 +225,34 @@ impl Backend {
     }
 }
 
-fn session(bytes: &[u8]) -> Result<(SessionRecord, &[u8]), RestoreError> {
-    let want = size_of::<SessionRecord>();
-    let (session, rest) =
-        SessionRecord::read_from_prefix(bytes).map_err(|_| RestoreError::Length {
-            got: bytes.len(),
-            want,
-        })?;
+/// The record of the session, how many bytes it has in its version, and what follows.
+fn session(bytes: &[u8]) -> Result<(SessionRecord, usize, &[u8]), RestoreError> {
+    let short = |want| RestoreError::Length {
+        got: bytes.len(),
+        want,
+    };
+    let (first, rest) = bytes
+        .split_at_checked(FIRST_HEAD)
+        .ok_or(short(FIRST_HEAD))?;
+    let mut whole = [0; size_of::<SessionRecord>()];
+    whole[..FIRST_HEAD].copy_from_slice(first);
+    let session = SessionRecord::read_from_bytes(&whole).expect("the sizes are equal");
     if session.magic != MAGIC {
         return Err(RestoreError::Magic);
     }
-    if session.version.get() != VERSION {
-        return Err(RestoreError::Version {
-            got: session.version.get(),
-        });
+    match session.version.get() {
+        VERSION => {
+            let want = size_of::<SessionRecord>();
+            let (session, rest) =
+                SessionRecord::read_from_prefix(bytes).map_err(|_| short(want))?;
+            Ok((session, want, rest))
+        }
+        FIRST_VERSION if session.flags.get() & !HAS_FEATURES == 0 => {
+            Ok((session, FIRST_HEAD, rest))
+        }
+        FIRST_VERSION => Err(RestoreError::Flags {
+            flags: session.flags.get(),
+        }),
+        got => Err(RestoreError::Version { got }),
     }
-    Ok((session, rest))
 }

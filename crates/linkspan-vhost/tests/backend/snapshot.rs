@@ -149,6 +149,25 @@ fn every_shorter_and_longer_form_is_refused() {
     assert!(matches!(error, RestoreError::Length { .. }));
 }
 
+/// A session of the first form, which had no log, in-flight region, status and socket for
+/// requests: 40 bytes of head, and the rest as now.
+const FIRST: &[u8] = include_bytes!("session-1.bin");
+
+#[test]
+fn the_first_form_is_read() {
+    let now = saved();
+    let first = Backend::restore(offer(), FIRST).expect("the first form");
+    assert_eq!(first.snapshot().expect("quiet"), now);
+    for len in 0..FIRST.len() {
+        Backend::restore(offer(), &FIRST[..len]).expect_err("cut");
+    }
+    let mut later = FIRST.to_vec();
+    // It had no log.
+    later[12] |= 2;
+    let error = Backend::restore(offer(), &later).expect_err("flags");
+    assert!(matches!(error, RestoreError::Flags { .. }), "{error}");
+}
+
 /// Whatever the bytes say, what is restored could have been reached by messages.
 #[test]
 fn changed_bytes_are_refused_or_still_a_session() {

@@ -478,6 +478,12 @@ impl Core {
         self.ending && self.links.is_empty()
     }
 
+    /// What a link's process is started with, if it has one that is not to end.
+    pub fn running(&self, name: &str) -> Option<&[OsString]> {
+        let link = self.links.get(name)?;
+        matches!(link.phase, Phase::Running { .. }).then_some(&link.arguments)
+    }
+
     /// All links, by name.
     pub fn links(&self) -> impl Iterator<Item = Seen> + '_ {
         self.links.iter().map(|(name, link)| Seen {

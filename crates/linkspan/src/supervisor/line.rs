@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use linkspan_sys::Stream;
 
 use crate::tether::{ANSWER_MAX, Question};
 
@@ -53,7 +56,7 @@ impl Line {
     pub(crate) fn ask(&mut self, question: Question) -> bool {
         let most = match question {
             Question::Beat => ASKED_MAX,
-            Question::Inspect | Question::Trace => ASKED_MAX - BEATS,
+            _ => ASKED_MAX - BEATS,
         };
         if self.asked.len() >= most {
             return false;
@@ -61,6 +64,22 @@ impl Line {
         let line = question.line().as_bytes();
         // So few short lines always have room; a part of one never goes.
         let sent = matches!(self.stream.write(line), Ok(count) if count == line.len());
+        if sent {
+            self.asked.push_back(question);
+        }
+        sent
+    }
+
+    /// Asks something that comes with a socket; whether an answer may come.
+    pub(crate) fn ask_with(&mut self, question: Question, socket: BorrowedFd<'_>) -> bool {
+        if self.asked.len() >= ASKED_MAX - BEATS {
+            return false;
+        }
+        let send = || {
+            let stream = Stream::check(self.stream.try_clone()?.into())?;
+            stream.send(question.line().as_bytes(), &[socket], Instant::now())
+        };
+        let sent = send().is_ok();
         if sent {
             self.asked.push_back(question);
         }

@@ -10,6 +10,7 @@ mod notify;
 mod page;
 pub mod processes;
 mod question;
+mod succession;
 pub mod up;
 
 pub use activation::Sockets;

@@ -1,5 +1,7 @@
 //! What a supervisor can be asked over its control socket, and by its page.
 
+use std::path::PathBuf;
+
 use crate::control;
 
 /// A question: `list`, `inspect`, `page`, or a verb and the name of a link.
@@ -15,6 +17,8 @@ pub(crate) enum Question {
     Trace(String),
     /// Do this to this link.
     Change(Verb, String),
+    /// Have this link go on in a new process, of this program if one is named.
+    Upgrade(String, Option<PathBuf>),
 }
 
 /// What can be done to a link.
@@ -47,6 +51,8 @@ impl control::Question for Question {
             Self::Page => "page".to_owned(),
             Self::Trace(name) => format!("trace {name}"),
             Self::Change(verb, name) => format!("{} {name}", verb.name()),
+            Self::Upgrade(name, None) => format!("upgrade {name}"),
+            Self::Upgrade(name, Some(program)) => format!("upgrade {name} {}", program.display()),
         }
     }
 
@@ -61,6 +67,14 @@ impl control::Question for Question {
         };
         if word == "trace" {
             return Some(Self::Trace(name.to_owned()));
+        }
+        if word == "upgrade" {
+            // A name has no space, and a path may.
+            let (name, program) = match name.split_once(' ') {
+                Some((name, program)) => (name, Some(PathBuf::from(program))),
+                None => (name, None),
+            };
+            return Some(Self::Upgrade(name.to_owned(), program));
         }
         let verb = Verb::ALL.into_iter().find(|verb| verb.name() == word)?;
         Some(Self::Change(verb, name.to_owned()))
@@ -79,6 +93,8 @@ mod tests {
             Question::Inspect,
             Question::Page,
             Question::Trace("disk-a".to_owned()),
+            Question::Upgrade("disk-a".to_owned(), None),
+            Question::Upgrade("disk-a".to_owned(), Some("/opt/a b/linkspan".into())),
         ];
         all.extend(Verb::ALL.map(|verb| Question::Change(verb, "disk-a".to_owned())));
         for question in all {

@@ -26,6 +26,7 @@ use super::notify::Manager;
 use super::page::{self, Page};
 use super::processes::Processes;
 use super::question::{Question, Verb};
+use super::succession::Succession;
 use crate::control::{Askers, Control, refusal};
 use crate::display::{NOT_ENCRYPTED, listen};
 use crate::exit::{Failure, Status};
@@ -109,6 +110,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         core: Core::new(plane.settings.drain),
         processes: Processes::new(&plane.folder, PROCESSES, activated.links),
         epoll,
+        successions: BTreeMap::new(),
         json: args.json,
         gatherings: Vec::new(),
     };
@@ -157,10 +159,12 @@ fn raise_descriptors() {
     }
 }
 
-struct Supervisor {
-    core: Core,
-    processes: Processes,
-    epoll: Epoll,
+pub(super) struct Supervisor {
+    pub(super) core: Core,
+    pub(super) processes: Processes,
+    pub(super) epoll: Epoll,
+    /// Links that are to go on in another process.
+    pub(super) successions: BTreeMap<String, Succession>,
     json: bool,
     /// What somebody waits for who asked to see links.
     gatherings: Vec<Gathering>,
@@ -212,7 +216,8 @@ impl Supervisor {
         let mut beat = manager.beat.map(|every| Instant::now() + every);
         while !self.core.is_over() {
             let gathered = self.gatherings.iter().map(Gathering::due).min();
-            let next = [self.core.due(), beat, gathered];
+            let handed = self.successions.values().map(Succession::due).min();
+            let next = [self.core.due(), beat, gathered, handed];
             let next = next.into_iter().flatten().min();
             let pause = next.map(|next| until(next, Instant::now()));
             self.epoll.wait(&mut ready, pause).context("cannot wait")?;
@@ -225,12 +230,14 @@ impl Supervisor {
                     (token, _) => {
                         self.heard(token, now);
                         self.ended(token, now);
+                        self.succession(token, now);
                     }
                 }
             }
             self.core.tick(now);
             self.carry_out();
             self.gather(now);
+            self.end_late_successors(now);
             self.tell_page();
             if beat.is_some_and(|beat| beat <= now) {
                 manager.lives();
@@ -353,6 +360,7 @@ impl Supervisor {
         for Heard { question, text } in answers {
             match question {
                 Asked::Beat => self.core.heard(&name, now),
+                Asked::HandOver | Asked::TakenOver => {}
                 Asked::Inspect | Asked::Trace => {
                     for gathering in &mut self.gatherings {
                         gathering.take(question, &name, &text);
@@ -395,7 +403,9 @@ impl Supervisor {
                     }
                 }
                 // It has no use for these.
-                Said::Asks(Question::List | Question::Trace(_) | Question::Page) => {}
+                Said::Asks(
+                    Question::List | Question::Trace(_) | Question::Page | Question::Upgrade(..),
+                ) => {}
             }
         }
     }
@@ -409,7 +419,7 @@ impl Supervisor {
     }
 
     /// Links have changed their state.
-    fn is_news(&mut self) {
+    pub(super) fn is_news(&mut self) {
         if let Some(page) = &mut self.page {
             page.is_news();
         }
@@ -442,18 +452,32 @@ impl Supervisor {
         let Some((name, end)) = self.processes.ended(token, &self.epoll) else {
             return;
         };
-        self.core.ended(&name, end, now);
         for gathering in &mut self.gatherings {
             gathering.leave(&name);
         }
+        if self.waits_for_successor(&name, end) {
+            return;
+        }
+        self.has_ended(&name, end, now);
+    }
+
+    /// A link has no process any more.
+    pub(super) fn has_ended(&mut self, name: &str, end: End, now: Instant) {
+        self.core.ended(name, end, now);
         self.is_news();
         if let Some(page) = self.page.as_mut().filter(|_| name == page::NAME) {
             page.leave();
         }
-        self.tell("ended", &name, None, Some(words(end)));
+        self.tell("ended", name, None, Some(words(end)));
     }
 
-    fn tell(&self, event: &'static str, link: &str, pid: Option<u32>, end: Option<String>) {
+    pub(super) fn tell(
+        &self,
+        event: &'static str,
+        link: &str,
+        pid: Option<u32>,
+        end: Option<String>,
+    ) {
         match (&end, pid) {
             (Some(end), _) => tracing::info!("link {link}: {end}"),
             (None, Some(pid)) => tracing::info!("link {link}: process {pid}"),
@@ -495,6 +519,10 @@ impl Supervisor {
                     Some(url) => format!("{}\n", serde_json::json!({ "url": url })),
                     None => refusal("there is no page: `page` in [plane], or --page"),
                 },
+                Question::Upgrade(name, program) => {
+                    self.upgrade(name, program, answer, now);
+                    continue;
+                }
                 Question::Change(verb, name) => match self.change(verb, &name, now) {
                     Ok(()) => self.list(),
                     Err(unknown) => refusal(&unknown.to_string()),
@@ -558,7 +586,7 @@ fn state(state: State) -> &'static str {
 /// What ends who calls what its sandbox does not have, on all processors here.
 const SIGSYS: i32 = Number::SYS.as_raw();
 
-fn words(end: End) -> String {
+pub(super) fn words(end: End) -> String {
     match end {
         End::Status(status) => format!("it ended with status {status}"),
         End::Signal(SIGSYS) => "its sandbox killed it (SIGSYS): see docs/SECURITY.md, and \

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
@@ -24,6 +24,8 @@ const SLICE: u64 = 64 << 20;
 #[derive(Debug)]
 pub(super) struct RawFile {
     pub(super) file: File,
+    /// The open file that has the lock, if another process opened it.
+    pub(super) lock: Option<OwnedFd>,
     /// Bytes in the file. The disk has those, rounded up to a sector.
     pub(super) len: AtomicU64,
     pub(super) read_only: bool,

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use linkspan_mem::fault::{self, Site};
 use linkspan_sys::file;
 use linkspan_sys::lock;
+use linkspan_sys::reaper;
 use linkspan_sys::storage::{self, Alignment};
 use linkspan_sys::uring::{self, Ring};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat};
 
 use super::options::{Engine, Io, OpenError, OpenOptions};
 use super::{Image, ImageQueue, ResizeError};
@@ -68,12 +69,38 @@ impl RawImage {
     /// # Errors
     /// When it cannot be opened as asked, is something else, is empty, or in use.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
+        let file = open_file(path, options)?;
+        lock_image(&file, path, options.read_only, options.lock_wait)?;
+        Self::of(path, options, file, None)
+    }
+
+    /// Opens the file or block device that another process has open and locked: `lock` is
+    /// a descriptor of its open file, and the lock is ours as well for as long as we have it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or it is another file.
+    pub fn take_over(path: &Path, options: &OpenOptions, lock: OwnedFd) -> Result<Self, OpenError> {
+        let file = open_file(path, options)?;
+        let known = (fstat(&file), fstat(&lock));
+        let same = matches!(known, (Ok(own), Ok(other)) if is_same(&own, &other));
+        if !same {
+            reaper::dispose(lock);
+            let path = path.to_owned();
+            return Err(OpenError::Other { path });
+        }
+        Self::of(path, options, file, Some(lock))
+    }
+
+    fn of(
+        path: &Path,
+        options: &OpenOptions,
+        file: File,
+        lock: Option<OwnedFd>,
+    ) -> Result<Self, OpenError> {
         let system = |source| OpenError::System {
             path: path.to_owned(),
             source,
         };
-        let file = open_file(path, options)?;
-        lock_image(&file, path, options.read_only, options.lock_wait)?;
         // Only now: a user before us may have changed the size.
         let extent = file::extent(&file).map_err(system)?;
         if extent.bytes == 0 {
@@ -117,6 +144,7 @@ impl RawImage {
         };
         let file = Arc::new(RawFile {
             file,
+            lock,
             mapped,
             len: AtomicU64::new(extent.bytes),
             read_only: options.read_only,
@@ -326,4 +354,27 @@ impl Image for RawImage {
     fn sync(&self) -> io::Result<()> {
         self.file.sync()
     }
+
+    fn lend(&self) -> Result<Vec<OwnedFd>, String> {
+        if self.file.sync_failed.load(Ordering::Acquire) {
+            return Err(
+                "writes to the image were lost, which another process would not know; \
+                 end this one and look after the disk"
+                    .to_owned(),
+            );
+        }
+        let lock = self.file.lock.as_ref().map(AsFd::as_fd);
+        let lock = lock.unwrap_or(self.file.as_fd()).try_clone_to_owned();
+        Ok(vec![lock.map_err(|error| error.to_string())?])
+    }
+}
+
+/// Whether two open files are the same file, or the same device.
+fn is_same(one: &Stat, other: &Stat) -> bool {
+    let kind = |stat: &Stat| FileType::from_raw_mode(stat.st_mode);
+    kind(one) == kind(other)
+        && match kind(one) {
+            FileType::BlockDevice => one.st_rdev == other.st_rdev,
+            _ => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        }
 }
