@@ -21,7 +21,7 @@ use crate::server::Agreed;
 use crate::version::{self, Capabilities, Said, VersionError};
 use crate::wire::{
     Access, DATA_MAX, DeviceInfo, DmaAccess, HEADER_BYTES, Header, IoEvent, IoFds, IrqInfo,
-    PlaneBuffer, PlaneInfo, RegionInfo, VERSION, errno, head,
+    PLANE_REFUSED, PlaneBuffer, PlaneInfo, RegionInfo, VERSION, errno, head,
 };
 
 /// Questions that wait for their answers at a time.
@@ -66,6 +66,8 @@ pub enum Answer {
     Bytes(Vec<u8>),
     /// What a plane shows; of format 0: nothing.
     Plane(PlaneInfo),
+    /// A plane is on and not shown; why, in words of the server that nobody has checked.
+    PlaneRefused(Vec<u8>),
     /// The memory of a plane, whose descriptor is the message's.
     Buffer(PlaneBuffer),
 }
@@ -417,9 +419,12 @@ fn answer(waiting: &Waiting, body: &[u8]) -> Result<Answer, ClientError> {
             Answer::Done
         }
         Command::QueryGfxPlane => {
-            let (info, _) = head::<PlaneInfo>(body).ok_or(short)?;
+            let (info, words) = head::<PlaneInfo>(body).ok_or(short)?;
             same(info.plane_type.into(), echo.region.into())?;
-            Answer::Plane(info)
+            match info.flags & PLANE_REFUSED {
+                0 => Answer::Plane(info),
+                _ => Answer::PlaneRefused(words.to_vec()),
+            }
         }
         Command::GetGfxDmabuf => {
             let (buffer, _) = head::<PlaneBuffer>(body).ok_or(short)?;

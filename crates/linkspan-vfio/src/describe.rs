@@ -10,7 +10,7 @@ use zerocopy::FromBytes as _;
 use crate::message::Command;
 use crate::wire::{
     Access, DeviceInfo, DmaAccess, DmaMapBody, DmaUnmapBody, HEADER_BYTES, Header, IoFds, IrqInfo,
-    IrqSet, PlaneBuffer, PlaneInfo, RegionInfo, Version, head,
+    IrqSet, PLANE_REFUSED, PlaneBuffer, PlaneInfo, RegionInfo, Version, head,
 };
 
 /// Bytes of a body that are looked at.
@@ -199,8 +199,11 @@ fn words(command: Command, is_reply: bool, body: &[u8]) -> Option<String> {
             format!("{count} writes")
         }
         C::QueryGfxPlane => {
-            let (plane, _) = head::<PlaneInfo>(body)?;
+            let (plane, words) = head::<PlaneInfo>(body)?;
             match is_reply {
+                true if plane.flags & PLANE_REFUSED != 0 => {
+                    format!("not shown: {}", words.escape_ascii())
+                }
                 true => format!(
                     "{} by {}, format {:#x}, handle {}, flags {:#x}",
                     plane.width, plane.height, plane.format, plane.handle, plane.flags

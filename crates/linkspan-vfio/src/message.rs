@@ -208,7 +208,7 @@ pub static MESSAGES: [Message; 20] = {
         row(C::DeviceFeature, "VFIO_USER_DEVICE_FEATURE", ANY).gate(Gate::Refused),
         row(C::MigDataRead, "VFIO_USER_MIG_DATA_READ", ANY).gate(Gate::Refused),
         row(C::MigDataWrite, "VFIO_USER_MIG_DATA_WRITE", ANY).gate(Gate::Refused),
-        row(C::QueryGfxPlane, "LINKSPAN_QUERY_GFX_PLANE", exact::<PlaneInfo>()).gate(Gate::Planes).replies(64, 64),
+        row(C::QueryGfxPlane, "LINKSPAN_QUERY_GFX_PLANE", exact::<PlaneInfo>()).gate(Gate::Planes).replies(64, 64 + wire::PLANE_WORDS_MAX),
         row(C::GetGfxDmabuf, "LINKSPAN_GET_GFX_DMABUF", (4, 4)).gate(Gate::Planes).replies(24, 24).reply_fds(1),
     ]
 };

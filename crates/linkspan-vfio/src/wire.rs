@@ -349,6 +349,11 @@ pub const PLANE_PROBE: u32 = 1 << 0;
 pub const PLANE_DMABUF: u32 = 1 << 1;
 /// Bit of [`PlaneInfo::flags`]: planes within a region.
 pub const PLANE_REGION: u32 = 1 << 2;
+/// Bit of [`PlaneInfo::flags`], of ours: the plane is on and not shown, and behind the
+/// structure stands why, in words. Only who has room for words is told so.
+pub const PLANE_REFUSED: u32 = 1 << 31;
+/// The most bytes of those words.
+pub const PLANE_WORDS_MAX: usize = 160;
 
 /// The answer to `LINKSPAN_GET_GFX_DMABUF`, which comes with a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

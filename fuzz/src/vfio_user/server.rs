@@ -8,7 +8,7 @@ use linkspan_devices::bochs::Bochs;
 use linkspan_mem::Iova;
 use linkspan_vfio::describe::Watcher;
 use linkspan_vfio::pci::{self, Bar, Config, Identity, Msix, MsixTable};
-use linkspan_vfio::server::{Answer, Effect};
+use linkspan_vfio::server::{Answer, Effect, PlaneState};
 use linkspan_vfio::wire::{
     BODY_MAX, HEADER_BYTES, Header, IRQ_EVENTFD, PlaneBuffer, PlaneInfo, WRITES_MAX,
 };
@@ -278,7 +278,13 @@ impl Script {
             }
             Effect::QueryPlane { kind } => {
                 assert!(*kind < 3);
-                Answer::Plane((*kind == 1).then(PlaneInfo::new_zeroed))
+                Answer::Plane(match kind {
+                    0 => PlaneState::Off,
+                    1 => PlaneState::Shown(PlaneInfo::new_zeroed()),
+                    _ => {
+                        PlaneState::Refused("a plane of the fuzzer, which nobody shows. ".repeat(8))
+                    }
+                })
             }
             Effect::GetPlane { id } => {
                 let mut buffer = PlaneBuffer::new_zeroed();

@@ -22,8 +22,8 @@ use super::source::{Memory, Shown, Source, SourceError};
 
 /// Planes that are asked for, as `DRM_PLANE_TYPE_*`.
 const KINDS: [(u32, Kind); 3] = [(1, Kind::Primary), (0, Kind::Sprite(1)), (2, Kind::Cursor)];
-/// What the device says of a plane that is on and that it does not show.
-const NOT_SHOWN: &str = "the device does not show this plane; its own viewers are told why";
+/// Of a plane that is on, by a device that has no words for it.
+const NOT_SHOWN: &str = "the device does not show this plane and does not say why";
 /// Ids whose memory is kept.
 const KEPT_MAX: usize = 8;
 /// The most room for what a region says of itself.
@@ -195,8 +195,15 @@ impl Source for VfioUserSource {
                 }
                 answer => answer?.0,
             };
-            let Answer::Plane(info) = answer else {
-                return Err(unexpected("what a plane shows"));
+            let info = match answer {
+                Answer::Plane(info) => info,
+                Answer::PlaneRefused(words) => {
+                    let broken = || unexpected("why a plane is not shown");
+                    let (head, why) = (0, Reason::from_bytes(&words).ok_or_else(broken)?);
+                    self.refused.push(RefusedPlane { head, kind, why });
+                    continue;
+                }
+                _ => return Err(unexpected("what a plane shows")),
             };
             if info.format == 0 || info.width == 0 {
                 continue;

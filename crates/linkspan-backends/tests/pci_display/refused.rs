@@ -1,6 +1,7 @@
 //! What is not shown has a name, which viewers are told, and the picture comes back.
 
-use linkspan_backends::display::{Model, Script};
+use linkspan_backends::display::{Model, Screen, Script, VfioUserSource};
+use linkspan_display::Kind;
 use linkspan_testkit::logs;
 
 use crate::rig::{Guest, Rig, until};
@@ -86,6 +87,35 @@ fn each_reason_of_intel_reaches_its_viewers() {
         until(&mut screen, "the picture", |screen| {
             screen.no_signal().is_none()
         });
+    }
+}
+
+/// A viewer that is the device's client itself hears the same words, and what is shown beside.
+#[test]
+fn the_reason_reaches_a_viewer_that_is_the_client() {
+    for (bad, kind, why) in [
+        (
+            "0x70180 0x84000001",
+            Kind::Primary,
+            "rotation by 90 degrees",
+        ),
+        ("0x70280 0x84008020", Kind::Sprite(1), "compressed memory"),
+    ] {
+        let (register, _) = bad.split_once(' ').unwrap();
+        let lines = SCRIPT.lines().map(|line| match line.contains(register) {
+            true => format!("register {bad}"),
+            false => line.to_owned(),
+        });
+        let script = Script::parse(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let rig = Rig::new(Model::Intel(Box::new(script)));
+        let source = VfioUserSource::connect(&rig.path("vga")).unwrap();
+        let mut screen = Screen::new(Box::new(source), 0).unwrap();
+        until(&mut screen, why, |screen| {
+            let said = screen.refused(kind).map(ToString::to_string);
+            said.is_some_and(|said| said.contains(why))
+        });
+        let said = screen.no_signal().map(ToString::to_string);
+        assert_eq!(said.is_some(), kind == Kind::Primary, "{said:?}");
     }
 }
 

@@ -8,7 +8,8 @@ use linkspan_mem::Iova;
 use linkspan_sys::eventfd::{self, Delivery};
 use linkspan_sys::{EventFd, PeerEventFd, reaper};
 use linkspan_vfio::server::AskError;
-use linkspan_vfio::wire::{IRQ_AUTOMASKED, PlaneBuffer, PlaneInfo};
+use linkspan_vfio::server::PlaneState;
+use linkspan_vfio::wire::{IRQ_AUTOMASKED, PlaneBuffer};
 use linkspan_vfio::{DmaMap, IRQS_MAX, IrqAction, IrqData, Offer, Server, SetIrqs};
 
 use super::error::Refused;
@@ -104,11 +105,11 @@ pub trait Device: Send {
     /// once this returns. State of the device's own stays.
     fn disconnected(&mut self) {}
 
-    /// What a plane shows (`VFIO_DEVICE_QUERY_GFX_PLANE`); `None`: nothing.
+    /// What a plane shows (`VFIO_DEVICE_QUERY_GFX_PLANE`).
     ///
     /// # Errors
     /// [`Refused`], which the client is told.
-    fn query_plane(&mut self, kind: u32) -> Result<Option<PlaneInfo>, Refused> {
+    fn query_plane(&mut self, kind: u32) -> Result<PlaneState, Refused> {
         let _ = kind;
         Err(Refused::UNSUPPORTED)
     }

@@ -14,7 +14,7 @@ use crate::message::{Command, Gate};
 use crate::wire::{
     Access, DmaMapBody, DmaUnmapBody, Header, IRQ_ACTION_MASK, IRQ_ACTION_TRIGGER,
     IRQ_ACTION_UNMASK, IRQ_DATA_BOOL, IRQ_DATA_EVENTFD, IRQ_DATA_NONE, IrqSet, MultiWrite,
-    PlaneInfo, UNMAP_ALL,
+    PLANE_WORDS_MAX, PlaneInfo, UNMAP_ALL,
 };
 
 /// A question to a server.
@@ -218,7 +218,8 @@ impl Ask<'_> {
             Self::Reset => (None, Vec::new()),
             Self::QueryPlane { flags, kind } => {
                 let mut all = [0; 16];
-                (all[0], all[1], all[2]) = (PlaneInfo::BYTES, flags, kind);
+                let room = PlaneInfo::BYTES + len(PLANE_WORDS_MAX);
+                (all[0], all[1], all[2]) = (room, flags, kind);
                 (Some(echo(kind)), words(&all))
             }
             Self::GetPlane { id } => (Some(echo(id)), words(&[id])),

@@ -1,6 +1,7 @@
 //! What each message of a client means.
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::mem::size_of;
@@ -8,7 +9,7 @@ use core::mem::size_of;
 use linkspan_mem::Iova;
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
-use super::{Agreed, Answer, Effect, Server, version_body};
+use super::{Agreed, Answer, Effect, PlaneState, Server, version_body};
 use crate::dma::{DmaMap, Place};
 use crate::error::{Cause, Misuse};
 use crate::fd::{FdId, FdSlot};
@@ -20,7 +21,7 @@ use crate::version::{self, Capabilities, VersionError};
 use crate::wire::{
     Access, DATA_MAX, DEVICE_PCI, DEVICE_RESET, DeviceInfo, DmaMapBody, DmaUnmapBody, FDS_MAX,
     Header, IO_EVENT, IoEvent, IoFds, IrqInfo, IrqSet, MultiWrite, PLANE_DMABUF, PLANE_PROBE,
-    PLANE_REGION, PlaneInfo, RegionInfo, UNMAP_ALL, head,
+    PLANE_REFUSED, PLANE_REGION, PLANE_WORDS_MAX, PlaneInfo, RegionInfo, UNMAP_ALL, head,
 };
 
 /// Planes of the kernel's structure: overlay, primary, cursor.
@@ -164,16 +165,7 @@ impl Server {
                 Some(next) => Ok(Step::Ask(next.into(), Commit::Writes { left, count })),
                 None => Ok(Step::Reply(count.as_bytes().to_vec(), Vec::new())),
             },
-            (Commit::Plane { query }, Answer::Plane(shown)) => {
-                let nothing = PlaneInfo::new_zeroed();
-                let body = PlaneInfo {
-                    argsz: PlaneInfo::BYTES,
-                    flags: query.flags,
-                    plane_type: query.plane_type,
-                    ..shown.unwrap_or(nothing)
-                };
-                Ok(Step::Reply(body.as_bytes().to_vec(), Vec::new()))
-            }
+            (Commit::Plane { query }, Answer::Plane(state)) => plane(&query, state),
             (Commit::Buffer { id }, Answer::Buffer(buffer, fd)) if buffer.id == id => {
                 Ok(Step::Reply(buffer.as_bytes().to_vec(), vec![fd]))
             }
@@ -478,6 +470,30 @@ fn query_plane(body: &[u8]) -> Result<Step, Cause> {
     }
     let commit = Commit::Plane { query };
     Ok(Step::Ask(Effect::QueryPlane { kind }, commit))
+}
+
+/// The reply to what is asked of a plane. Of one that is refused it is an error, unless there is
+/// room for words.
+fn plane(query: &PlaneInfo, state: PlaneState) -> Result<Step, Cause> {
+    let nothing = PlaneInfo::new_zeroed();
+    let (shown, flag, why) = match state {
+        PlaneState::Off => (nothing, 0, String::new()),
+        PlaneState::Shown(shown) => (shown, 0, String::new()),
+        PlaneState::Refused(why) => (nothing, PLANE_REFUSED, why),
+    };
+    let room = query.argsz.saturating_sub(PlaneInfo::BYTES);
+    let room = usize::try_from(room).unwrap_or(PLANE_WORDS_MAX);
+    let words = &why.as_bytes()[..why.len().min(room).min(PLANE_WORDS_MAX)];
+    if flag != 0 && words.is_empty() {
+        return Err(Cause::Unsupported);
+    }
+    let head = PlaneInfo {
+        argsz: PlaneInfo::BYTES + u32::try_from(words.len()).unwrap_or(0),
+        flags: query.flags | flag,
+        plane_type: query.plane_type,
+        ..shown
+    };
+    Ok(Step::Reply([head.as_bytes(), words].concat(), Vec::new()))
 }
 
 /// A structure of a body whose length the table has checked.

@@ -1,5 +1,6 @@
 //! What a session wants done, and how that is answered.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::dma::DmaMap;
@@ -100,6 +101,17 @@ impl Effect {
     }
 }
 
+/// What a plane shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlaneState {
+    /// Nothing: it is off.
+    Off,
+    /// This.
+    Shown(PlaneInfo),
+    /// Nothing, since it would be shown wrong, and why in words.
+    Refused(String),
+}
+
 /// How an effect went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -112,8 +124,8 @@ pub enum Answer {
     Fd(FdId),
     /// Descriptors, as many as were asked for.
     Fds(Vec<FdId>),
-    /// What the plane shows; `None`: nothing.
-    Plane(Option<PlaneInfo>),
+    /// What the plane shows.
+    Plane(PlaneState),
     /// The descriptor of a plane, and what it is.
     Buffer(PlaneBuffer, FdId),
 }

@@ -21,7 +21,7 @@ use core::mem;
 use zerocopy::IntoBytes as _;
 
 pub use ask::AskError;
-pub use effect::{Answer, Effect};
+pub use effect::{Answer, Effect, PlaneState};
 pub use linkspan_mem::record::RestoreError;
 pub use snapshot::NotQuiet;
 

@@ -3,7 +3,7 @@
 
 use linkspan_vfio::message::{Gate, MESSAGES, Sender};
 use linkspan_vfio::server::Effect;
-use linkspan_vfio::wire::{DATA_MAX, Header, errno};
+use linkspan_vfio::wire::{DATA_MAX, Header, PLANE_REFUSED, errno};
 use linkspan_vfio::{Cause, Disposition, DmaError, Server};
 
 use crate::rig::{Device, agreed, header, message, offer, version};
@@ -310,6 +310,32 @@ fn planes_that_are_not_are_refused() {
         (Cause::PlaneType { kind: 3 }, errno::EINVAL)
     );
     assert_eq!(refused(0x8001, &words(&[4]), 0).1, errno::ENOENT);
+    // One that is on and not shown: an error for who has no room for words.
+    for argsz in [60, 64] {
+        assert_eq!(
+            refused(0x8000, &query(argsz, 2, 0), 0),
+            (Cause::Unsupported, errno::EOPNOTSUPP)
+        );
+    }
+    for (argsz, why) in [
+        (65, "r"),
+        (68, "rota"),
+        (72, "rotation"),
+        (u32::MAX, "rotation"),
+    ] {
+        let (mut server, mut device) = agreed();
+        let asked = message(0x8000, 0, &query(argsz, 2, 0));
+        let (sent, result) = device.serve(&mut server, &asked, 0);
+        let [(reply, 0)] = &sent[..] else {
+            panic!("{sent:?}");
+        };
+        let (info, words) = reply[16..].split_at(64);
+        assert_eq!((result, words), (Ok(()), why.as_bytes()));
+        let len = u32::try_from(info.len() + words.len()).unwrap();
+        assert_eq!(info[..4], len.to_ne_bytes());
+        assert_eq!(info[4..8], (2 | PLANE_REFUSED).to_ne_bytes());
+        assert!(info[12..].iter().all(|byte| *byte == 0));
+    }
 }
 
 #[test]

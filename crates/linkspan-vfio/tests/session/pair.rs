@@ -256,6 +256,14 @@ fn planes(pair: &mut Pair) {
         (none.format, none.size, none.width, none.height),
         (0, 0, 0, 0)
     );
+    let refused = Ask::QueryPlane {
+        flags: PLANE_DMABUF,
+        kind: 0,
+    };
+    assert_eq!(
+        pair.ask(&refused, 0),
+        Answer::PlaneRefused(b"rotation".to_vec())
+    );
     let Answer::Buffer(buffer) = pair.ask(&Ask::GetPlane { id: 5 }, 0) else {
         panic!("no buffer");
     };

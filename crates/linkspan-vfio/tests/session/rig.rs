@@ -1,6 +1,6 @@
 //! A device without a system behind it, and messages by hand.
 
-use linkspan_vfio::server::{Answer, Effect};
+use linkspan_vfio::server::{Answer, Effect, PlaneState};
 use linkspan_vfio::wire::{
     BUFFER_MEMORY, HEADER_BYTES, Header, IRQ_EVENTFD, PlaneBuffer, PlaneInfo, errno,
 };
@@ -66,7 +66,7 @@ impl Device {
             }
             Effect::RegionFd { .. } => Answer::Fd(FdId(1)),
             Effect::DoorbellFds { count, .. } => Answer::Fds(vec![FdId(3); *count]),
-            Effect::QueryPlane { kind: 1 } => Answer::Plane(Some(PlaneInfo {
+            Effect::QueryPlane { kind: 1 } => Answer::Plane(PlaneState::Shown(PlaneInfo {
                 argsz: 0,
                 flags: 0,
                 plane_type: 9,
@@ -83,7 +83,8 @@ impl Device {
                 handle: 5,
                 reserved: 0,
             })),
-            Effect::QueryPlane { .. } => Answer::Plane(None),
+            Effect::QueryPlane { kind: 2 } => Answer::Plane(PlaneState::Off),
+            Effect::QueryPlane { .. } => Answer::Plane(PlaneState::Refused("rotation".into())),
             Effect::GetPlane { id: id @ 5 } => {
                 let buffer = PlaneBuffer {
                     id: *id,

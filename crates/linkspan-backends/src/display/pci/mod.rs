@@ -19,7 +19,7 @@ use linkspan_display::edid::{EdidError, Mode};
 use linkspan_display::{Kind, Layout, Loss, Position, Reason, RefusedPlane};
 use linkspan_engine::vfio_user::{Device, Guest, Mapped, PlaneFd, Refused};
 use linkspan_vfio::pci::{self, Config, ConfigError};
-use linkspan_vfio::wire::PlaneInfo;
+use linkspan_vfio::server::PlaneState;
 use linkspan_vfio::{DmaMap, Irq, Offer, Region};
 
 use super::hub::{Hub, Layer};
@@ -328,7 +328,7 @@ impl Device for PciDisplay {
         self.hub.lose(Loss::Off);
     }
 
-    fn query_plane(&mut self, kind: u32) -> Result<Option<PlaneInfo>, Refused> {
+    fn query_plane(&mut self, kind: u32) -> Result<PlaneState, Refused> {
         plane::query(&self.hub, kind)
     }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use linkspan_display::{ExportError, Kind};
 use linkspan_engine::vfio_user::{PlaneFd, Refused};
+use linkspan_vfio::server::PlaneState;
 use linkspan_vfio::wire::{BUFFER_DMABUF, BUFFER_MEMORY, PlaneBuffer, PlaneInfo, errno};
 
 use super::super::hub::Hub;
@@ -14,7 +15,7 @@ const PRIMARY: u32 = 1;
 const CURSOR: u32 = 2;
 
 /// What a plane of the first screen shows.
-pub(super) fn query(hub: &Hub, kind: u32) -> Result<Option<PlaneInfo>, Refused> {
+pub(super) fn query(hub: &Hub, kind: u32) -> Result<PlaneState, Refused> {
     let wanted = match kind {
         PRIMARY => Kind::Primary,
         CURSOR => Kind::Cursor,
@@ -23,17 +24,15 @@ pub(super) fn query(hub: &Hub, kind: u32) -> Result<Option<PlaneInfo>, Refused> 
     };
     let now = hub.now();
     let first = (0, wanted);
-    if now.refused.iter().any(|it| (it.head, it.kind) == first) {
-        return Err(Refused {
-            errno: errno::EOPNOTSUPP,
-            what: "a plane that is on and not shown",
-        });
+    let mut refused = now.refused.iter();
+    if let Some(plane) = refused.find(|it| (it.head, it.kind) == first) {
+        return Ok(PlaneState::Refused(plane.why.as_str().into()));
     }
     let told = now
         .planes
         .into_iter()
         .find(|told| (told.head, told.kind) == first);
-    Ok(told.map(|told| {
+    let info = told.map(|told| {
         let surface = &told.plane.surface;
         let size = u64::from(surface.stride) * u64::from(surface.height);
         let hot = told.plane.hot_spot;
@@ -54,7 +53,8 @@ pub(super) fn query(hub: &Hub, kind: u32) -> Result<Option<PlaneInfo>, Refused> 
             handle: told.id,
             reserved: 0,
         }
-    }))
+    });
+    Ok(info.map_or(PlaneState::Off, PlaneState::Shown))
 }
 
 /// The memory of an id: a dma-buf where the machine makes one, else its file.
