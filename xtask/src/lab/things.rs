@@ -104,6 +104,14 @@ const THINGS: &[Thing] = &[
         programs: &["rping", "rdma_server", "rdma_client"],
         files: &[],
     },
+    // Who serves files of a folder, and who adds a user.
+    Thing {
+        name: "samba",
+        package: "samba",
+        unpacked: false,
+        programs: &["smbd", "smbpasswd"],
+        files: &[],
+    },
     program(&["tcpdump"], "tcpdump"),
     program(&["tshark"], "tshark"),
     // It excludes samba, which other tests want installed.
