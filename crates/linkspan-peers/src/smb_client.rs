@@ -261,9 +261,12 @@ fn carry(
         while let Some((_, happening)) = endpoint.poll() {
             match happening {
                 Happening::Received => {
-                    let message = endpoint.session(id).and_then(|mut session| session.take());
-                    // Nobody reads what comes after the crate has ended its connection.
-                    let _ = received.send(message.expect("a message"));
+                    // One word for several, or for one that was taken already.
+                    let mut take = || endpoint.session(id)?.take();
+                    while let Some(message) = take() {
+                        // Nobody reads what comes after the crate has ended its connection.
+                        let _ = received.send(message);
+                    }
                 }
                 Happening::Sent(_, result) => {
                     result.expect("a message is sent");

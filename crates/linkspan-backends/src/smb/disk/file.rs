@@ -23,6 +23,14 @@ const SECTOR: u64 = 512;
 /// Between two looks whether somebody else has ended.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Contexts as they are written.
+fn wire(contexts: &Contexts) -> Vec<Context<'_>> {
+    let contexts = contexts.iter();
+    contexts
+        .map(|(name, data)| (&name[..], &data[..]))
+        .collect()
+}
+
 /// Which file a disk is.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -48,7 +56,7 @@ impl Target {
     }
 
     /// The request: nobody else may write it, nor read it if it is written here.
-    fn create(&self, oplock: u8, held: &Contexts) -> Request {
+    fn create(&self, oplock: u8, contexts: &[Context<'_>]) -> Request {
         let (rights, others) = match self.read_only {
             true => (0, share::READ),
             false => (access::WRITE_DATA, 0),
@@ -64,9 +72,7 @@ impl Target {
             options: (options::NON_DIRECTORY_FILE | options::OPEN_REPARSE_POINT).into(),
             ..CreateRequest::new()
         };
-        let mut contexts: Vec<Context<'_>> = vec![(&context::DISK_ID, &[])];
-        contexts.extend(held.iter().map(|(name, data)| (&name[..], &data[..])));
-        let body = fixed.body(&wire_path(&self.path), &contexts);
+        let body = fixed.body(&wire_path(&self.path), contexts);
         Request::new(Command::Create, body, 0)
     }
 
@@ -90,7 +96,9 @@ impl Target {
             None => (create::oplock::NONE, Contexts::new()),
         };
         share.connection.expect_lease(key);
-        let response = share.connection.call(self.create(oplock, &asked))?;
+        let mut contexts = wire(&asked);
+        contexts.push((&context::DISK_ID, &[]));
+        let response = share.connection.call(self.create(oplock, &contexts))?;
         let response = accepted(&self.path, response)?;
         let message = response.message();
         let fixed = CreateResponse::read(message)?;
@@ -112,7 +120,9 @@ impl Target {
             return Ok(None);
         };
         share.connection.expect_lease(key);
-        let response = share.connection.call(self.create(oplock, &asked))?;
+        // Nothing else may be asked with it (MS-SMB2 3.3.5.9.12).
+        let request = self.create(oplock, &wire(&asked));
+        let response = share.connection.call(request)?;
         match response.status() {
             status::SUCCESS => {}
             said if is_over(said) => return Err(refused(&self.path, said)),
