@@ -305,9 +305,8 @@ impl Wire {
     /// any more.
     pub(super) fn let_go(&self, until: Instant) -> Result<(), HandOverError> {
         self.send(Word::Go, &[], &[], until)?;
-        let first = match self.receive(&[Word::Taken], until) {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(first) = self.receive(&[Word::Taken], until) else {
+            return Ok(());
         };
         // From here on it cannot be said any more; it may have been until now.
         self.0.shut()?;

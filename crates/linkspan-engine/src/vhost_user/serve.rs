@@ -34,7 +34,7 @@ pub(super) enum Origin {
     /// It begins here.
     Source(Source),
     /// Another process had it.
-    Another(TakenLink),
+    Another(Box<TakenLink>),
 }
 
 impl<R: Fn(Event)> Serving<R> {
@@ -52,6 +52,7 @@ impl<R: Fn(Event)> Serving<R> {
                 source
             }
             Origin::Another(taken) => {
+                let taken = *taken;
                 let listener = taken.listener.map(Source::Listener);
                 let source = listener.unwrap_or(Source::Stream(None));
                 let generation = taken.generation;

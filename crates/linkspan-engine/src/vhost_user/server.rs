@@ -55,7 +55,7 @@ pub fn take_over(
         device,
         workers,
         report,
-        Origin::Another(taken),
+        Origin::Another(Box::new(taken)),
     )
     .map_err(Into::into)
 }
