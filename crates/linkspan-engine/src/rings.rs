@@ -140,6 +140,13 @@ impl Rings {
         self.running().map(stop).count()
     }
 
+    /// Has rings that were to stop go on; how many there are, each of which says
+    /// [`RingEvent::Done`], or [`RingEvent::Stopped`] if it has stopped by now.
+    pub(crate) fn stay_all(&self) -> usize {
+        let stay = |(_, run): (u16, Run)| self.workers.stay(run.key);
+        self.running().map(stay).count()
+    }
+
     /// Starts a ring, once its worker says [`RingEvent::Done`].
     pub(crate) fn start(
         &mut self,

@@ -213,6 +213,7 @@ enum Command {
     Add(Box<dyn Task>, Sender<io::Result<()>>),
     Answer(Sender<()>),
     Stop,
+    Stay,
     Enable(bool),
     Kick(Option<PeerEventFd>),
     Call(Option<Notify>),
@@ -357,6 +358,12 @@ impl Workers {
     /// Takes a ring back once it is quiet: [`RingEvent::Stopped`] follows.
     pub fn stop(&self, key: RingKey) {
         self.send(key, Command::Stop);
+    }
+
+    /// Takes a [`stop`](Self::stop) back: [`RingEvent::Done`] follows, unless the ring has
+    /// become quiet and [`RingEvent::Stopped`] is on its way.
+    pub(crate) fn stay(&self, key: RingKey) {
+        self.send(key, Command::Stay);
     }
 
     /// Allows or forbids processing; enabling scans the ring once.

@@ -185,17 +185,19 @@ fn requests_that_do_not_end_are_waited_for_no_longer_than_the_limit() {
     peer.say(1, &hello(), &[]);
     peer.hear(2);
     peer.say(3, &[], &[]);
-    // Its other ring goes on although the first one has not come to rest.
+    // Both rings go on, though the first one has not come to rest, and its front end is heard.
     let (_, why) = peer.hear(9);
     assert!(
         String::from_utf8(why)
             .unwrap()
             .contains("requests in flight")
     );
+    disk.front.sync().unwrap();
     submit(&mut disk, 1, 5..6);
-    image.expect_kept(4);
-    image.release(4);
-    for sector in 0..3 {
+    submit(&mut disk, 0, 3..4);
+    image.expect_kept(5);
+    image.release(5);
+    for sector in 0..4 {
         assert_eq!(disk.rings[0].wait().data, content(sector));
     }
     assert_eq!(disk.rings[1].wait().data, content(5));
@@ -345,6 +347,49 @@ fn the_new_process_takes_nothing_when_the_old_one_dies_before_it_has_let_go() {
         assert_eq!(disk.rings[0].read(5, SECTOR), content(5));
         assert!(served.socket().exists());
     }
+}
+
+/// Passes the next message on.
+#[track_caller]
+fn pass(from: &Peer, to: &Peer) -> u16 {
+    let (number, body, fds) = from.next().expect("a message");
+    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    to.say(number, &body, &fds);
+    number
+}
+
+/// Whoever waits to hear that the link was taken over hears so.
+#[test]
+fn a_front_end_that_leaves_meanwhile_is_missed_by_the_new_process() {
+    let served = Served::disk(2);
+    let disk = served.drive(2);
+    let (to_old, old_end) = Stream::pair().unwrap();
+    let (to_new, new_end) = Stream::pair().unwrap();
+    let giver = giver(served.server());
+    let old = thread::spawn(move || giver.hand_over(old_end));
+    let (image, socket) = (served.image(), served.socket());
+    let new = thread::spawn(move || take(new_end, &image, &socket));
+    let (old_side, new_side) = (Peer(to_old), Peer(to_new));
+    for from_new in [true, false, true, false, false, true] {
+        match from_new {
+            true => pass(&new_side, &old_side),
+            false => pass(&old_side, &new_side),
+        };
+    }
+    drop(disk);
+    assert_eq!(pass(&old_side, &new_side), 7);
+    assert_eq!(pass(&new_side, &old_side), 8);
+    let next = new.join().unwrap().unwrap();
+    old.join().unwrap().unwrap();
+    let taken = next.event();
+    assert!(matches!(taken, Event::TakenOver { .. }), "{taken:?}");
+    let ended = next.event();
+    assert!(
+        matches!(ended, Event::Ended { fault: false, .. }),
+        "{ended:?}"
+    );
+    let mut disk = served.drive(2);
+    assert_eq!(disk.rings[0].read(3, SECTOR), content(3));
 }
 
 /// What the old process gives is not believed.

@@ -241,9 +241,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     if server.is_away() {
-        // Another process has the disk, and what is to be made durable.
+        // Another process has the disk, and what is to be made durable. The supervisor looks at
+        // this end only if that process died before it said so: then there has to be a new one.
         counts(&device, args.json);
-        return Ok(server.stop()?);
+        server.stop()?;
+        let error = anyhow::anyhow!("another process has the disk now");
+        return Err(Failure::new(Status::Failed, error));
     }
     tracing::info!("ending: finishing what is in flight");
     image.hurry();

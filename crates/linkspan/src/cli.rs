@@ -175,8 +175,8 @@ fn run() -> ExitCode {
         }
     }
     // What enters a sandbox holds the line from within, as a thread of before would stay outside;
-    // with the line comes the thread of the log.
-    if !confines_itself(&cli.command)
+    // with the line comes the thread of the log. Who takes nothing over ends, and says why before.
+    if (taken.is_err() || !confines_itself(&cli.command))
         && let Err(error) = tether::hold()
     {
         return exit::code(Err(error.into()));

@@ -1,7 +1,8 @@
 //! The socket over which a program that runs is asked how it is, and told what to do.
 //!
 //! One line in, lines of JSON out. A thread of its own talks to whoever asks, one after the
-//! other, so that nobody holds up what the program is there for.
+//! other, so that nobody holds up what the program is there for; who asks what takes long has
+//! another one.
 
 use std::io::{self, ErrorKind::ConnectionReset, ErrorKind::PermissionDenied};
 use std::os::fd::AsFd;
@@ -35,6 +36,11 @@ pub(crate) trait Question: Sized + Send + 'static {
 
     /// What a line asks, if it makes sense.
     fn parse(line: &str) -> Option<Self>;
+
+    /// Whether the answer may take so long that others are not to wait for it.
+    fn is_slow(&self) -> bool {
+        false
+    }
 }
 
 /// Who may ask. Who may connect at all, the rights of the socket say.
@@ -144,28 +150,35 @@ impl<Q: Question> Desk<Q> {
                 }
             };
             // Whoever asks nonsense, or leaves, gets no answer.
-            let _ = self.answer(&stream);
+            let _ = self.answer(stream);
         }
     }
 
-    fn answer(&self, stream: &Stream) -> io::Result<()> {
-        if !self.hears(stream) {
-            let refusal = refusal("this user may not ask");
-            return stream.send(refusal.as_bytes(), &[], Instant::now() + LIMIT);
+    fn answer(&self, stream: Stream) -> io::Result<()> {
+        let tell =
+            |stream: &Stream, text: &str| stream.send(text.as_bytes(), &[], Instant::now() + LIMIT);
+        if !self.hears(&stream) {
+            return tell(&stream, &refusal("this user may not ask"));
         }
-        let line = line(stream, &self.stop, Instant::now() + LIMIT)?;
-        let text = match Q::parse(&line) {
-            Some(question) => {
-                let (answer, answered) = sync_channel(1);
-                let asked = (question, answer);
-                let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-                self.ask.send(asked).map_err(gone)?;
-                self.event.signal()?;
-                answered.recv().map_err(io::Error::other)?
-            }
-            None => refusal("not understood"),
+        let line = line(&stream, &self.stop, Instant::now() + LIMIT)?;
+        let Some(question) = Q::parse(&line) else {
+            return tell(&stream, &refusal("not understood"));
         };
-        stream.send(text.as_bytes(), &[], Instant::now() + LIMIT)
+        let is_slow = question.is_slow();
+        let (answer, answered) = sync_channel(1);
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        self.ask.send((question, answer)).map_err(gone)?;
+        self.event.signal()?;
+        let wait = move || {
+            let text = answered.recv().map_err(io::Error::other)?;
+            tell(&stream, &text)
+        };
+        if !is_slow {
+            return wait();
+        }
+        // It ends with the answer, or when there will be none.
+        let thread = thread::Builder::new().name("answer".to_owned());
+        thread.spawn(move || drop(wait())).map(drop)
     }
 
     /// Whether this peer may ask.
@@ -360,5 +373,55 @@ mod tests {
         assert!(control.take().is_none());
         drop(control);
         assert!(ask(&path, &Well).is_err());
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Pace {
+        Quick,
+        Slow,
+    }
+
+    impl Question for Pace {
+        fn line(&self) -> String {
+            format!("{self:?}")
+        }
+
+        fn parse(line: &str) -> Option<Self> {
+            [Self::Quick, Self::Slow]
+                .into_iter()
+                .find(|it| it.line() == line)
+        }
+
+        fn is_slow(&self) -> bool {
+            *self == Self::Slow
+        }
+    }
+
+    /// Ours: nobody was answered while a link was handed over.
+    #[test]
+    fn what_takes_long_holds_up_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let control = Control::<Pace>::new(&path, Askers::Ours).unwrap();
+        let asker = |question: Pace| {
+            let path = path.clone();
+            thread::spawn(move || ask_within(&path, &question, 12 * LIMIT).unwrap())
+        };
+        let next = || loop {
+            wait_for(control.event().as_fd(), Direction::Read, None, None).unwrap();
+            if let Some(asked) = control.take() {
+                break asked;
+            }
+        };
+        let slow = asker(Pace::Slow);
+        let (question, late) = next();
+        assert_eq!(question, Pace::Slow);
+        let quick = asker(Pace::Quick);
+        let (question, answer) = next();
+        assert_eq!(question, Pace::Quick);
+        answer.send("quick\n".to_owned()).unwrap();
+        assert_eq!(quick.join().unwrap(), "quick\n");
+        late.send("slow\n".to_owned()).unwrap();
+        assert_eq!(slow.join().unwrap(), "slow\n");
     }
 }

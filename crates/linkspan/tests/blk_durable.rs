@@ -117,7 +117,9 @@ fn a_sync_that_failed_stays_failed_for_the_driver() {
         "-e",
         "inject=fsync,fdatasync:error=EIO:when=1",
     ];
-    let Some(traced) = Traced::start(test, &inject, &["--io", "threads"]) else {
+    // A call that is injected has a number that no list of a sandbox has.
+    let options = ["--io", "threads", "--sandbox", "off"];
+    let Some(traced) = Traced::start(test, &inject, &options) else {
         return;
     };
     let mut disk = traced.connect(0);

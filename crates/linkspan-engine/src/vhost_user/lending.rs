@@ -40,17 +40,19 @@ impl BackendSession {
         matches!(self.waiting, Some(Waiting::Lend { left: 0, .. }))
     }
 
-    /// It was not taken: rings go on, each as soon as it has come to rest.
+    /// It was not taken: rings go on, also those that have not come to rest.
     pub(super) fn take_back(&mut self) -> Result<(), SessionError> {
-        let (left, rings) = match self.waiting.take() {
-            Some(Waiting::Lend { left, rings }) => (left, rings),
+        let rings = match self.waiting.take() {
+            Some(Waiting::Lend { rings, .. }) => rings,
             other => {
                 self.waiting = other;
                 return Ok(());
             }
         };
+        // First, so that those at rest are not among them.
+        let staying = self.rings.stay_all();
         let (starting, lost) = self.go_on(rings);
-        self.returned(left, starting, lost)
+        self.returned(staying + starting, lost)
     }
 
     /// Whether no ring is on its way back any more.
@@ -61,16 +63,11 @@ impl BackendSession {
     /// So many rings are on their way back.
     pub(super) fn returned(
         &mut self,
-        stopping: usize,
-        starting: usize,
+        left: usize,
         lost: Option<SessionError>,
     ) -> Result<(), SessionError> {
-        if stopping + starting > 0 {
-            self.waiting = Some(Waiting::Return {
-                stopping,
-                starting,
-                lost,
-            });
+        if left > 0 {
+            self.waiting = Some(Waiting::Return { left, lost });
             return Ok(());
         }
         self.waiting = None;
@@ -82,6 +79,11 @@ impl BackendSession {
         let Some(Waiting::Lend { left: 0, rings }) = &self.waiting else {
             return Err(HandOverError::Ended);
         };
+        // A change that came while the rings were stopped may wait for its answer.
+        if !self.talk.is_calm() {
+            let why = "the front end is being told of a change";
+            return Err(part("the session", &why));
+        }
         let core = self.talk.core.snapshot();
         let core = core.map_err(|error| part("the session", &error))?;
         let mut saved = SavedSession {
@@ -167,16 +169,12 @@ impl Placed {
     /// while nobody watched.
     pub(super) fn launch(self) -> BackendSession {
         let Self { mut session, rings } = self;
-        let starting = rings.len();
+        let left = rings.len();
         for (ring, setup) in rings {
             session.rings.launch(ring, setup);
         }
-        if starting > 0 {
-            session.waiting = Some(Waiting::Return {
-                stopping: 0,
-                starting,
-                lost: None,
-            });
+        if left > 0 {
+            session.waiting = Some(Waiting::Return { left, lost: None });
         }
         session
     }

@@ -30,11 +30,9 @@ pub(super) enum Waiting {
         left: usize,
         rings: Vec<(Box<Ring>, RingSetup)>,
     },
-    /// It did not, or did: `stopping` rings go on as soon as they have come to rest,
-    /// `starting` ones do not run again yet.
+    /// It did not, or did: so many rings do not go on yet.
     Return {
-        stopping: usize,
-        starting: usize,
+        left: usize,
         lost: Option<SessionError>,
     },
     /// They run again, or take note of another log; then this is the answer,
@@ -284,14 +282,10 @@ impl BackendSession {
                 let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
                 self.resumed(left - 1, answer, refused.or(lost))
             }
-            Some(Waiting::Return {
-                stopping,
-                starting,
-                lost,
-            }) => {
+            Some(Waiting::Return { left, lost }) => {
                 let refused = result.err();
                 let refused = refused.map(|(ring, reason)| SessionError::RingLost { ring, reason });
-                self.returned(stopping, starting - 1, refused.or(lost))
+                self.returned(left - 1, refused.or(lost))
             }
             _ => self.answer(result.map_err(|(_, reason)| reason)),
         }
@@ -326,16 +320,9 @@ impl BackendSession {
                 self.waiting = Some(Waiting::Lend { left, rings });
                 Ok(())
             }
-            (
-                Some(Waiting::Return {
-                    stopping,
-                    starting,
-                    lost,
-                }),
-                Some(run),
-            ) => {
-                let (more, missing) = self.go_on(vec![(ring, run.setup)]);
-                self.returned(stopping - 1, starting + more, missing.or(lost))
+            (Some(Waiting::Return { left, lost }), Some(run)) => {
+                let (started, missing) = self.go_on(vec![(ring, run.setup)]);
+                self.returned(left - 1 + started, missing.or(lost))
             }
             _ => {
                 slot.call = None;

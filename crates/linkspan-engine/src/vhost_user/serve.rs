@@ -114,17 +114,19 @@ impl<R: Fn(Event)> Serving<R> {
         paused_at: u64,
     ) -> Option<End<SessionError>> {
         let cancel = &self.common.cancel;
-        match session::run_until(session, stream, cancel, None, BackendSession::is_back) {
-            End::Reached | End::Cancelled | End::Late => {}
-            end => return Some(end),
-        }
+        let run = session::run_until(session, stream, cancel, None, BackendSession::is_back);
+        let end = match run {
+            End::Reached | End::Cancelled | End::Late => None,
+            // The link is ours all the same, and whoever waits to hear so does.
+            end => Some(end),
+        };
         let pause = Duration::from_nanos(monotonic_ns().saturating_sub(paused_at));
         session.show();
         (self.report)(Event::TakenOver {
             generation,
             pause: Some(pause),
         });
-        None
+        end
     }
 
     /// Serves one front end: its connection, which one it is, and when its rings were

@@ -447,6 +447,9 @@ impl Loop {
             slot.stopping = true;
             return self.queue(place);
         }
+        if let Command::Stay = command {
+            slot.stopping = false;
+        }
         let (address, stopping) = (slot.address, slot.stopping);
         let Work::Ring(ring, events) = &mut slot.work else {
             return;
@@ -455,6 +458,7 @@ impl Loop {
         let (mut result, mut scan) = (Ok(()), false);
         match command {
             Command::Start(..) | Command::Add(..) | Command::Answer(_) | Command::Stop => {}
+            Command::Stay => scan = true,
             Command::Enable(enabled) => {
                 ring.enabled = enabled;
                 if address.is_some() {

@@ -69,7 +69,8 @@ impl Group {
             Self::Interfaces => &[NETLINK, CONNECT],
             Self::Vfio => &[OF_OTHERS],
             Self::Fuse => &[UNMOUNT],
-            Self::Tap | Self::Pictures | Self::VhostVdpa | Self::Vduse => &[],
+            Self::Pictures => &[MEMORY_FILES],
+            Self::Tap | Self::VhostVdpa | Self::Vduse => &[],
         };
         lists.iter().flat_map(|list| list.iter())
     }
@@ -419,6 +420,9 @@ const NETLINK: &[Call] = &[when(
 )];
 
 const SIOCGIFFLAGS: u32 = 0x8913;
+
+/// Memory in a file is for its owner alone.
+const MEMORY_FILES: &[Call] = &[call(c::SYS_fchmod)];
 
 const PICTURES: &[u32] = &[dmabuf::CALLS[0], udmabuf::CALLS[0], udmabuf::CALLS[1]];
 

@@ -97,8 +97,10 @@ impl Line {
         // supervisor into doing nothing else.
         for _ in 0..16 {
             let count = match self.stream.read(&mut bytes) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => count,
+                Ok(count) if count > 0 => count,
+                // What it said last counts. If it is gone, that is heard in the next turn.
+                _ if !answers.is_empty() => break,
+                Ok(_) => return Err(ErrorKind::UnexpectedEof.into()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
@@ -155,6 +157,21 @@ mod tests {
         ];
         assert_eq!(line.hear().unwrap(), expected);
         drop(link);
+        assert!(line.hear().is_err());
+    }
+
+    /// Ours: what a successor said was lost if it ended right after.
+    #[test]
+    fn what_is_said_last_is_heard_before_the_end() {
+        let (mut line, mut link) = pair();
+        assert!(line.ask(Question::TakenOver));
+        link.write_all(b"{}\n\n").unwrap();
+        drop(link);
+        let heard = Heard {
+            question: Question::TakenOver,
+            text: "{}\n".to_owned(),
+        };
+        assert_eq!(line.hear().unwrap(), [heard]);
         assert!(line.hear().is_err());
     }
 

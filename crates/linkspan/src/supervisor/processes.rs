@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use linkspan_mem::fault::{self, Site};
 use linkspan_sys::poll::Interest;
@@ -27,6 +28,9 @@ use crate::tether::Question;
 /// The program that links are: this one, also once another is in its place.
 const PROGRAM: &str = "/proc/self/exe";
 
+/// How long a process may take to end that handed its link over.
+const LEAVING: Duration = Duration::from_secs(30);
+
 /// Processes of links, one each at most.
 #[derive(Debug)]
 pub struct Processes {
@@ -35,8 +39,8 @@ pub struct Processes {
     running: BTreeMap<String, Process>,
     /// Those that are to take a link over from the one that runs, and that nobody hears of yet.
     successors: BTreeMap<String, Process>,
-    /// Those that handed their link over.
-    leaving: Vec<Process>,
+    /// Those that handed their link over, and when each has had long enough to end.
+    leaving: Vec<(Instant, Process)>,
     /// Programs of links that another one than this has taken over.
     programs: BTreeMap<String, PathBuf>,
     /// What a service manager has listening for links.
@@ -87,7 +91,8 @@ impl Processes {
             Some((arguments, socket)) => (arguments.as_slice(), Some(*socket)),
             None => (arguments, None),
         };
-        let program = self.programs.get(name);
+        // One that is gone meanwhile keeps no guest from its link.
+        let program = self.programs.get(name).filter(|program| program.exists());
         let mut command = Command::new(program.map_or(Path::new(PROGRAM), PathBuf::as_path));
         command
             .arg(format!("--supervisor={}", std::process::id()))
@@ -148,7 +153,7 @@ impl Processes {
     }
 
     /// The successor has the link: it is the link's process from now on. Its number.
-    pub(super) fn swap(&mut self, name: &str, epoll: &Epoll) -> Option<u32> {
+    pub(super) fn swap(&mut self, name: &str, epoll: &Epoll, now: Instant) -> Option<u32> {
         let mut process = self.successors.remove(name)?;
         let id = process.child.id();
         if let Some(program) = process.program.take() {
@@ -159,7 +164,7 @@ impl Processes {
             if let Some(line) = old.line.take() {
                 let _ = epoll.delete(&line);
             }
-            self.leaving.push(old);
+            self.leaving.push((now + LEAVING, old));
         }
         Some(id)
     }
@@ -182,18 +187,35 @@ impl Processes {
 
     /// A process that handed its link over, and has this token, may have ended.
     pub(super) fn left(&mut self, token: u64, epoll: &Epoll) {
-        let ended = |it: &mut Process| {
+        let ended = |(_, it): &mut (Instant, Process)| {
             it.token == token && it.child.try_wait().is_ok_and(|status| status.is_some())
         };
-        for process in self.leaving.extract_if(.., ended) {
+        for (_, process) in self.leaving.extract_if(.., ended) {
             process.forget(epoll);
         }
     }
 
-    /// What the successor says whose line has this token, if one has.
+    /// When the next of those that handed their link over has had long enough.
+    pub(super) fn leaving_due(&self) -> Option<Instant> {
+        self.leaving.iter().map(|(due, _)| *due).min()
+    }
+
+    /// Ends those that handed their link over and had long enough to end by themselves.
+    pub(super) fn end_late_leavers(&mut self, now: Instant) {
+        for (due, process) in &mut self.leaving {
+            if *due <= now {
+                let _ = pidfd_send_signal(&process.end, Signal::KILL);
+                *due = now + LEAVING;
+            }
+        }
+    }
+
+    /// What the successor says whose line or end has this token, if one has: its last words come
+    /// before its end.
     pub(super) fn heard_of_successor(&mut self, token: u64) -> Option<(String, Vec<Heard>)> {
         let mut successors = self.successors.iter_mut();
-        let (name, process) = successors.find(|(_, it)| it.token + 1 == token)?;
+        let found = successors.find(|(_, it)| it.token == token || it.token + 1 == token);
+        let (name, process) = found?;
         match process.line.as_mut()?.hear() {
             Ok(heard) => Some((name.clone(), heard)),
             Err(_) => {

@@ -79,6 +79,10 @@ impl control::Question for Question {
         let verb = Verb::ALL.into_iter().find(|verb| verb.name() == word)?;
         Some(Self::Change(verb, name.to_owned()))
     }
+
+    fn is_slow(&self) -> bool {
+        matches!(self, Self::Upgrade(..))
+    }
 }
 
 #[cfg(test)]

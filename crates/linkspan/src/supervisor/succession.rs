@@ -115,7 +115,7 @@ impl Supervisor {
     }
 
     fn succeeded(&mut self, name: &str, pause_us: Option<u64>, now: Instant) {
-        let Some(pid) = self.processes.swap(name, &self.epoll) else {
+        let Some(pid) = self.processes.swap(name, &self.epoll, now) else {
             return;
         };
         // What the old one was asked last the new one does not know.

@@ -217,7 +217,8 @@ impl Supervisor {
         while !self.core.is_over() {
             let gathered = self.gatherings.iter().map(Gathering::due).min();
             let handed = self.successions.values().map(Succession::due).min();
-            let next = [self.core.due(), beat, gathered, handed];
+            let leaving = self.processes.leaving_due();
+            let next = [self.core.due(), beat, gathered, handed, leaving];
             let next = next.into_iter().flatten().min();
             let pause = next.map(|next| until(next, Instant::now()));
             self.epoll.wait(&mut ready, pause).context("cannot wait")?;
@@ -238,6 +239,7 @@ impl Supervisor {
             self.carry_out();
             self.gather(now);
             self.end_late_successors(now);
+            self.processes.end_late_leavers(now);
             self.tell_page();
             if beat.is_some_and(|beat| beat <= now) {
                 manager.lives();
