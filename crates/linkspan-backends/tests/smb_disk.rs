@@ -363,6 +363,7 @@ fn first_connection(
     let mut holding = false;
     while kept.len() < LATE {
         let len = client.read(&mut bytes).unwrap();
+        assert!(len > 0, "the client is gone");
         holding = holding || holds.try_recv().is_ok();
         if holding {
             kept.extend_from_slice(&bytes[..len]);

@@ -97,7 +97,8 @@ const fn when(number: libc::c_long, when: &'static [Check]) -> Call {
 /// [`Error`]. New privileges may be gone then.
 pub fn enter(kind: Kind, more: &[Group], mode: Mode) -> Result<(), Error> {
     let groups = [Group::Process].iter().chain(kind.groups()).chain(more);
-    let programs = [answered()?, allowed(groups, mode)?];
+    let looks_up = kind.groups().contains(&Group::Resolve);
+    let programs = [answered(looks_up)?, allowed(groups, mode)?];
     for program in &programs {
         apply_filter_all_threads(program).map_err(|error| match error {
             seccompiler::Error::Seccomp(error) if is_missing(&error) => Error::Missing,
@@ -149,10 +150,15 @@ fn allowed<'a>(groups: impl Iterator<Item = &'a Group>, mode: Mode) -> Result<Bp
     Ok(SeccompFilter::new(rules, otherwise, SeccompAction::Allow, ARCH)?.try_into()?)
 }
 
-/// A filter for the one call whose arguments no filter sees, and for which the C libraries
-/// have an older one: threads are made by clone.
-fn answered() -> Result<BpfProgram, Error> {
-    let rules = [(calls::CLONE3, Vec::new())].into();
+/// A filter for calls that are not done, and that the C libraries have something else for:
+/// the one whose arguments no filter sees, as threads are made by clone; and, where names are
+/// looked up, that by which a module gets its program.
+fn answered(looks_up: bool) -> Result<BpfProgram, Error> {
+    let mut rules = BTreeMap::from([(calls::CLONE3, Vec::new())]);
+    if looks_up {
+        let program = SeccompRule::new(conditions(&[calls::TO_RUN])?)?;
+        rules.insert(libc::SYS_mmap, vec![program]);
+    }
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     Ok(SeccompFilter::new(rules, SeccompAction::Allow, missing, ARCH)?.try_into()?)
 }

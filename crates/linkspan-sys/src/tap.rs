@@ -315,7 +315,7 @@ const TUNSETVNETLE: libc::Ioctl = 0x4004_54dc;
 const TUNSETCARRIER: libc::Ioctl = 0x4004_54e2;
 
 /// What is asked of an interface once it is set up, for a filter of calls.
-pub(crate) const CALLS: &[u32] = requests![TUNSETCARRIER];
+pub(crate) const CALLS: &[u32] = requests![TUNGETIFF, TUNSETCARRIER];
 
 /// Flags of interfaces fit into 16 bits, of which the upper one is no sign.
 #[expect(clippy::cast_possible_truncation, reason = "16 bits on the wire")]

@@ -1,8 +1,10 @@
 //! Samba's server in a folder of its own, at a port that needs no privilege.
 
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +26,21 @@ pub struct Samba {
     pub port: u16,
     /// Its one user: whoever runs the test.
     pub user: String,
+}
+
+/// Ports that Linux gives to nobody who asks for any: such a one may be given to another test before
+/// the server listens there, and while it is restarted.
+const PORTS: Range<u16> = 16_384..32_768;
+
+/// A port at which nobody listens.
+fn free_port() -> u16 {
+    let count = u64::from(PORTS.end - PORTS.start);
+    let any = |_| {
+        let random = RandomState::new().hash_one(std::process::id());
+        PORTS.start + u16::try_from(random % count).unwrap()
+    };
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..100).map(any).find(is_free).expect("a free port")
 }
 
 /// Lines of the configuration that every server here has.
@@ -75,11 +92,7 @@ impl Samba {
         for name in ["state", "share"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port();
         let mut text = common(folder.path(), port);
         for line in global {
             text += &format!(" {line}\n");

@@ -124,7 +124,7 @@ pub(crate) fn seal(kind: Kind, more: &[Group]) -> Result<(), Failure> {
     };
     match seccomp::enter(kind, more, mode) {
         Ok(()) => tracing::debug!("sealed, as {kind:?} with {more:?}"),
-        Err(error @ seccomp::Error::Missing) => tracing::info!("{error}"),
+        Err(error @ seccomp::Error::Missing) => tracing::warn!("{error}"),
         Err(error) => return Err(anyhow::Error::new(error).into()),
     }
     Ok(())
@@ -137,7 +137,7 @@ pub(crate) enum Needs {
     Devices(&'static [&'static str]),
     /// TCP; no other file but what shows this process and the machine.
     Network,
-    /// All files to read, all devices and settings of the kernel, and TCP.
+    /// All files to read, all devices with their settings, and TCP.
     Machine,
     /// Files that its options do not name: new privileges alone are given up.
     Files,
@@ -188,11 +188,12 @@ pub(crate) fn enter(needs: Needs, used: &[Used]) -> Result<(), Failure> {
         }
         Needs::Network => (shown().collect(), Network::With),
         Needs::Machine => {
-            let mut rules = vec![
+            let rules = vec![
                 Rule::new("/", Access::Read),
                 Rule::new("/dev", Access::Device),
+                // Not /proc: by its memory there a process gets other programs.
+                Rule::new("/sys", Access::ReadWrite),
             ];
-            rules.extend(SHOWN.map(|path| Rule::new(path, Access::ReadWrite)));
             (rules, Network::With)
         }
     };

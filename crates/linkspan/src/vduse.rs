@@ -44,13 +44,7 @@ impl VduseArgs {
         if self.vdpa_add {
             return Ok(());
         }
-        let more = [
-            Group::Durable,
-            Group::OpenDevices,
-            Group::Remove,
-            Group::Vduse,
-        ];
-        sandbox::seal(kind, &more)
+        sandbox::seal(kind, &[Group::Durable, Group::Remove, Group::Vduse])
     }
 
     /// Offers a device; `port` names it where there are several.

@@ -16,7 +16,10 @@ use programs::Program;
 fn status(id: u32, name: &str) -> Option<String> {
     let mut found: Option<String> = None;
     for task in fs::read_dir(format!("/proc/{id}/task")).ok()? {
-        let status = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+        // It may have ended by now.
+        let Ok(status) = fs::read_to_string(task.ok()?.path().join("status")) else {
+            continue;
+        };
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         let value = line.trim_start_matches(':').trim().to_owned();
         if found.get_or_insert_with(|| value.clone()) != &value {

@@ -38,7 +38,7 @@ pub enum Group {
     VhostVdpa,
     /// Devices of ours in the kernel.
     Vduse,
-    /// Devices that are passed through, of other processes too.
+    /// Devices that are passed through.
     Vfio,
     /// A file system in user space.
     Fuse,
@@ -62,15 +62,15 @@ impl Group {
             Self::IoUring => &[IO_URING],
             Self::Remove => &[REMOVE, OLD_REMOVE],
             Self::Files => &[DURABLE, OPEN, FILES, REMOVE, OLD_FILES, OLD_REMOVE],
-            Self::OpenDevices => &[OPEN],
+            Self::OpenDevices => &[DEVICES],
             Self::Unix => &[CONNECT, UNIX],
             Self::Tcp => &[CONNECT, TCP],
-            Self::Resolve => &[CONNECT, UNIX, NETLINK, TCP],
+            Self::Resolve => &[CONNECT, UNIX, NETLINK, TCP, UDP, MODULES],
             Self::Interfaces => &[NETLINK, CONNECT],
-            Self::Vfio => &[OF_OTHERS],
+            Self::Vduse => &[OPEN, FOLDER],
             Self::Fuse => &[UNMOUNT],
             Self::Pictures => &[MEMORY_FILES],
-            Self::Tap | Self::VhostVdpa | Self::Vduse => &[],
+            Self::Tap | Self::VhostVdpa | Self::Vfio => &[],
         };
         lists.iter().flat_map(|list| list.iter())
     }
@@ -80,6 +80,7 @@ impl Group {
         match self {
             Self::Process => PLAIN,
             Self::Durable => BLOCK_DEVICES,
+            Self::Files => &[FS_IOC_GETFLAGS],
             Self::Interfaces => &[SIOCGIFFLAGS],
             Self::Tap => tap::CALLS,
             Self::Pictures => PICTURES,
@@ -94,6 +95,9 @@ impl Group {
 
 /// Its arguments are in memory, which a filter does not see.
 pub(super) const CLONE3: c_long = c::SYS_clone3;
+
+/// Memory with programs in it is wanted of mmap.
+pub(super) const TO_RUN: Check = bits(2, c::PROT_EXEC, c::PROT_EXEC);
 
 /// An argument is this number.
 const fn is(argument: u8, number: i32) -> Check {
@@ -258,7 +262,8 @@ const CONNECTIONS: &[Call] = &[
     call(c::SYS_getpeername),
     call(c::SYS_getsockopt),
     call(c::SYS_setsockopt),
-    when(c::SYS_socketpair, &[is(0, c::AF_UNIX)]),
+    // Datagrams of a pair could be sent to any socket.
+    when(c::SYS_socketpair, &[is(0, c::AF_UNIX), STREAM]),
 ];
 
 /// What makes a file, cuts it or writes to it.
@@ -319,12 +324,7 @@ const DURABLE: &[Call] = &[
 
 /// How large a block device is, in which blocks, and no more of these.
 const BLOCK_DEVICES: &[u32] = &[
-    0x1260,      // BLKGETSIZE
     0x1268,      // BLKSSZGET
-    0x127b,      // BLKPBSZGET
-    0x1277,      // BLKDISCARD
-    0x127f,      // BLKZEROOUT
-    0x127c,      // BLKDISCARDZEROES
     0x8008_1272, // BLKGETSIZE64
 ];
 
@@ -336,6 +336,15 @@ const IO_URING: &[Call] = &[
 
 /// `IORING_UNREGISTER_FILES`.
 const UNREGISTER_FILES: i32 = 3;
+
+/// What makes a file or cuts it: not what who opens a device does.
+const MAKES: i32 = c::O_CREAT | c::O_TRUNC | c::O_TMPFILE;
+
+const DEVICES: &[Call] = &[
+    when(c::SYS_openat, &[bits(2, MAKES, 0)]),
+    #[cfg(target_arch = "x86_64")]
+    when(c::SYS_open, &[bits(1, MAKES, 0)]),
+];
 
 const OPEN: &[Call] = &[
     call(c::SYS_openat),
@@ -356,6 +365,7 @@ const FILES: &[Call] = &[
     call(c::SYS_mkdirat),
     call(c::SYS_linkat),
     call(c::SYS_symlinkat),
+    #[cfg(not(target_arch = "riscv64"))]
     call(c::SYS_renameat),
     call(c::SYS_renameat2),
     call(c::SYS_truncate),
@@ -381,6 +391,20 @@ const FILES: &[Call] = &[
     call(c::SYS_removexattr),
     call(c::SYS_lremovexattr),
     call(c::SYS_fremovexattr),
+    // A client of a share may want to hear of what changes in a folder.
+    call(c::SYS_inotify_init1),
+    call(c::SYS_inotify_add_watch),
+    call(c::SYS_inotify_rm_watch),
+];
+
+/// Whether names in a folder differ by their case alone, among others.
+const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
+
+/// A folder for files of ours, which may be there.
+const FOLDER: &[Call] = &[
+    call(c::SYS_mkdirat),
+    #[cfg(target_arch = "x86_64")]
+    call(c::SYS_mkdir),
 ];
 
 /// The same on all processors; not all C libraries name it.
@@ -409,10 +433,23 @@ const CONNECT: &[Call] = &[call(c::SYS_connect), call(c::SYS_bind)];
 
 const UNIX: &[Call] = &[when(c::SYS_socket, &[is(0, c::AF_UNIX)])];
 
+/// A type of socket without its flags.
+const STREAM: Check = bits(1, 0xf, c::SOCK_STREAM);
+const DATAGRAM: Check = bits(1, 0xf, c::SOCK_DGRAM);
+
 const TCP: &[Call] = &[
-    when(c::SYS_socket, &[is(0, c::AF_INET)]),
-    when(c::SYS_socket, &[is(0, c::AF_INET6)]),
+    when(c::SYS_socket, &[is(0, c::AF_INET), STREAM]),
+    when(c::SYS_socket, &[is(0, c::AF_INET6), STREAM]),
 ];
+
+const UDP: &[Call] = &[
+    when(c::SYS_socket, &[is(0, c::AF_INET), DATAGRAM]),
+    when(c::SYS_socket, &[is(0, c::AF_INET6), DATAGRAM]),
+];
+
+/// glibc loads modules to look names up with, some of them only once others have failed. The
+/// filter that comes before answers that their programs cannot be mapped, and it does without.
+const MODULES: &[Call] = &[call(c::SYS_mmap)];
 
 const NETLINK: &[Call] = &[when(
     c::SYS_socket,
@@ -425,8 +462,5 @@ const SIOCGIFFLAGS: u32 = 0x8913;
 const MEMORY_FILES: &[Call] = &[call(c::SYS_fchmod)];
 
 const PICTURES: &[u32] = &[dmabuf::CALLS[0], udmabuf::CALLS[0], udmabuf::CALLS[1]];
-
-/// Devices that another process has: the kernel asks whether it may be looked into.
-const OF_OTHERS: &[Call] = &[call(c::SYS_pidfd_open), call(c::SYS_pidfd_getfd)];
 
 const UNMOUNT: &[Call] = &[call(c::SYS_umount2)];

@@ -60,11 +60,6 @@ const NEVER: &[Made] = &[
     ("kcmp", libc::SYS_kcmp, first(-1)),
     ("quotactl", libc::SYS_quotactl, first(-1)),
     ("mknodat", libc::SYS_mknodat, first(-1)),
-    (
-        "memory for all to run",
-        libc::SYS_mmap,
-        [0, 4096, EXECUTE, ANONYMOUS, -1],
-    ),
     ("mprotect to run", libc::SYS_mprotect, [0, 0, EXECUTE, 0, 0]),
     ("pkey_mprotect", libc::SYS_pkey_mprotect, [0, 0, 1, -1, 0]),
     ("shmget", libc::SYS_shmget, NONE),
@@ -78,6 +73,8 @@ const NEVER: &[Made] = &[
     ("other limits", libc::SYS_prlimit64, [0, 7, 1, 0, 0]),
     ("dumps of memory", libc::SYS_prctl, [DUMPABLE, 1, 0, 0, 0]),
     ("raw packets", libc::SYS_socket, [17, 3, 0, 0, 0]),
+    ("raw packets of IP", libc::SYS_socket, [2, 3, -1, 0, 0]),
+    ("pairs of datagrams", libc::SYS_socketpair, [1, 2, 0, 0, 0]),
     (
         "netlink of the firewall",
         libc::SYS_socket,
@@ -112,14 +109,34 @@ const SOME: &[(Made, &[Kind])] = &[
     ),
     (
         ("a file to make", libc::SYS_openat, [-1, 0, 0o100, 0, 0]),
+        &[Kind::FcopyGuest, Kind::SmbServe],
+    ),
+    (
+        ("a mode", libc::SYS_fchmod, [-1, 0o600, 0, 0, 0]),
         &[
             Kind::Gpu,
             Kind::DisplayServe,
             Kind::DisplayView,
-            Kind::Vdpa,
             Kind::FcopyGuest,
             Kind::SmbServe,
+            Kind::Page,
         ],
+    ),
+    (
+        ("news of a folder", libc::SYS_inotify_add_watch, first(-1)),
+        &[Kind::FcopyGuest, Kind::SmbServe],
+    ),
+    (
+        ("flags", libc::SYS_ioctl, [-1, 0x8008_6601, 0, 0, 0]),
+        &[Kind::FcopyGuest, Kind::SmbServe],
+    ),
+    (
+        (
+            "memory to run, which some are answered that there is none of",
+            libc::SYS_mmap,
+            [0, 4096, EXECUTE, ANONYMOUS, -1],
+        ),
+        &[Kind::BlockOnShare, Kind::SmbMount],
     ),
     (
         ("a folder", libc::SYS_mkdirat, first(-1)),
@@ -130,7 +147,7 @@ const SOME: &[(Made, &[Kind])] = &[
         &[Kind::FcopyGuest, Kind::SmbServe],
     ),
     (
-        ("TCP", libc::SYS_socket, [2, -1, 0, 0, 0]),
+        ("TCP", libc::SYS_socket, [2, 1, -1, 0, 0]),
         &[
             Kind::BlockOnShare,
             Kind::SmbGateway,
@@ -139,13 +156,17 @@ const SOME: &[(Made, &[Kind])] = &[
         ],
     ),
     (
-        ("TCP of version 6", libc::SYS_socket, [10, -1, 0, 0, 0]),
+        ("TCP of version 6", libc::SYS_socket, [10, 1, -1, 0, 0]),
         &[
             Kind::BlockOnShare,
             Kind::SmbGateway,
             Kind::SmbServe,
             Kind::SmbMount,
         ],
+    ),
+    (
+        ("UDP", libc::SYS_socket, [2, 2, -1, 0, 0]),
+        &[Kind::BlockOnShare, Kind::SmbMount],
     ),
     (
         ("a Unix socket", libc::SYS_socket, [1, -1, 0, 0, 0]),
@@ -169,6 +190,10 @@ const SOME: &[(Made, &[Kind])] = &[
     ),
     (
         ("a carrier", libc::SYS_ioctl, [-1, 0x4004_54e2, 0, 0, 0]),
+        &[Kind::Net],
+    ),
+    (
+        ("tap's name", libc::SYS_ioctl, [-1, 0x8004_54d2, 0, 0, 0]),
         &[Kind::Net],
     ),
     (
@@ -249,6 +274,20 @@ fn what_is_logged_is_done() {
         for made in NEVER {
             assert_eq!(end(Kind::Page, Mode::Log, *made), None, "{}", made.0);
         }
+    });
+}
+
+/// Names are looked up without modules that a C library has not loaded yet.
+#[test]
+fn memory_to_run_is_not_had_where_names_are_looked_up() {
+    let test = "seccomp::tests::memory_to_run_is_not_had_where_names_are_looked_up";
+    here(test, || {
+        enter(Kind::SmbMount, &[], Mode::Kill).unwrap();
+        let none = std::ptr::null_mut();
+        let (run, private) = (libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: memory that nobody else has.
+        let memory = unsafe { libc::mmap(none, 4096, run, private, -1, 0) };
+        assert_eq!(memory, libc::MAP_FAILED);
     });
 }
 

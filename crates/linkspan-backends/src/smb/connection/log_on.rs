@@ -1,6 +1,6 @@
 //! The log-on: NTLM, as SPNEGO has it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use linkspan_smb2::client::Event;
 use linkspan_smb2::ntlm::{self, Nonces};
@@ -24,6 +24,7 @@ impl Connection {
             Event::Negotiated(token) => token,
             other => return Err(refused("NEGOTIATE", &other)),
         };
+        self.timed = Instant::now();
         if !spnego::names_ntlm(&offered)? {
             return Err(Error::KerberosOnly);
         }

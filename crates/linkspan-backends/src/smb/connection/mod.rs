@@ -21,6 +21,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::data::{Data, Room};
 use super::error::Error;
+use super::transfer::CREDIT;
 use super::transport::{Lent, Transport, Wanted};
 use crate::smbdirect;
 use lending::{no_memory, wire};
@@ -105,8 +106,8 @@ pub struct Connection {
     /// The first request without an answer, since one that was asked later was answered.
     overtaken: Option<(RequestId, Instant)>,
     patience: Duration,
-    /// When it was made.
-    made: Instant,
+    /// When the server said what time it is.
+    timed: Instant,
 }
 
 /// Random bytes of the system.
@@ -164,7 +165,7 @@ impl Connection {
             silent: None,
             overtaken: None,
             patience: settings.patience,
-            made: Instant::now(),
+            timed: Instant::now(),
         };
         connection.log_on(login)?;
         Ok(connection)
@@ -209,7 +210,7 @@ impl Connection {
     /// The server's clock now: 100 ns since 1601; 0 if it does not say.
     pub(super) fn server_time(&self) -> u64 {
         let then = self.client.agreed().map_or(0, |agreed| agreed.system_time);
-        let since = u64::try_from(self.made.elapsed().as_nanos() / 100).unwrap_or(0);
+        let since = u64::try_from(self.timed.elapsed().as_nanos() / 100).unwrap_or(0);
         if then == 0 {
             0
         } else {
@@ -217,8 +218,8 @@ impl Connection {
         }
     }
 
-    /// Bytes of one READ and one WRITE, at most: what the server takes, and, where data goes in
-    /// messages of SMB Direct, what fits into one.
+    /// Bytes of one READ and one WRITE, at most: what the server takes, and, over SMB Direct, what
+    /// fits into one message or can be lent.
     pub(super) fn io_max(&self) -> (u32, u32) {
         let agreed = self.client.agreed();
         let (read, write) = agreed.map_or((0, 0), |agreed| (agreed.max_read, agreed.max_write));
@@ -227,7 +228,11 @@ impl Connection {
             Some((out, into)) if self.client.channel().is_none() => {
                 (read.min(into - AROUND), write.min(out - AROUND))
             }
-            _ => (read, write),
+            // Less than any server may take is refused when it is to be lent.
+            _ => {
+                let loan = self.transport.loan_max().max(CREDIT);
+                (read.min(loan), write.min(loan))
+            }
         }
     }
 

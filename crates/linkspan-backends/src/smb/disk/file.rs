@@ -12,7 +12,6 @@ use linkspan_smb2::hold::{Contexts, Hold};
 use linkspan_smb2::wire::Body as _;
 use linkspan_smb2::{Command, status};
 
-use super::super::again::is_over;
 use super::super::connection::random;
 use super::super::error::Error;
 use super::super::share::{IMPERSONATION, Kind, Meta, Open, Share, accepted, refused, wire_path};
@@ -125,7 +124,10 @@ impl Target {
         let response = share.connection.call(request)?;
         match response.status() {
             status::SUCCESS => {}
-            said if is_over(said) => return Err(refused(&self.path, said)),
+            // It cannot be opened anew here, either. Whatever else is said is about the handle.
+            said @ (status::USER_SESSION_DELETED
+            | status::NETWORK_SESSION_EXPIRED
+            | status::NETWORK_NAME_DELETED) => return Err(refused(&self.path, said)),
             said => {
                 let why = status::text(said);
                 tracing::info!("{}: the server did not keep it open: {why}", self.path);

@@ -381,7 +381,7 @@ impl<C: Host> Gateway<C> {
             .min()
             .map(|due| due.saturating_duration_since(Instant::now()));
         // The machine refused memory, and nothing that is in use may come back.
-        let refused = !self.stalled.is_empty() && self.stocks.is_unused();
+        let mut refused = !self.stalled.is_empty() && self.stocks.is_unused();
         let rest = refused.then_some(REST);
         self.endpoint
             .wait([timeout, left, rest].into_iter().flatten().min())?;
@@ -401,7 +401,8 @@ impl<C: Host> Gateway<C> {
         if left.is_some() {
             self.overdue();
         }
-        if self.stocks.came_back() || refused {
+        // Whoever is tried gives some back, too.
+        while self.stocks.came_back() || std::mem::take(&mut refused) {
             self.retry();
         }
         Ok(())

@@ -42,9 +42,9 @@ fn says(result: &Result<(), Error>, said: &[u32]) -> bool {
 }
 
 /// Whether what is there may have been made by who asked for it then, if it was asked before: an
-/// answer may be lost, and others may have made it first.
+/// answer may be lost, and others may have made it first. Where the server says no time it was not.
 fn is_own(meta: &Meta, asked: Option<u64>) -> bool {
-    asked.is_some_and(|asked| meta.created.saturating_add(CLOCK) >= asked)
+    asked.is_some_and(|asked| asked > 0 && meta.created.saturating_add(CLOCK) >= asked)
 }
 
 impl Server {

@@ -47,6 +47,8 @@ pub(in super::super) struct Direct {
     ended: Vec<(RegistrationId, Result<(), Refusal>)>,
     /// The longest message out and in.
     bounds: (u32, u32),
+    /// The longest transfer.
+    loan_max: u32,
 }
 
 /// Memory that the server may reach.
@@ -106,15 +108,18 @@ impl Direct {
             match connected(&mut endpoint, id)? {
                 Ok((bounds, transfer)) => {
                     let max = max_io.min(transfer);
+                    // A buffer may be a bit longer.
+                    let size = Pool::new(max, 0).size() as usize;
                     return Ok(Self {
                         endpoint,
                         id,
                         stages: Pool::new(STAGE, STAGES),
-                        loans: Pool::new(max, LOANS * max as usize),
+                        loans: Pool::new(max, LOANS * size),
                         waiting: None,
                         sending: VecDeque::new(),
                         ended: Vec::new(),
                         bounds,
+                        loan_max: max,
                     });
                 }
                 Err(error) => last = Some(error),
@@ -129,6 +134,10 @@ impl Direct {
 
     pub(super) fn bounds(&self) -> (u32, u32) {
         self.bounds
+    }
+
+    pub(super) fn loan_max(&self) -> u32 {
+        self.loan_max
     }
 
     pub(super) fn send(&mut self, client: &mut Client) -> Result<(), Error> {

@@ -137,6 +137,14 @@ impl Transport {
         }
     }
 
+    /// Bytes that can be lent for one request, if any can.
+    pub(super) fn loan_max(&self) -> u32 {
+        match self {
+            Self::Tcp(_) => u32::MAX,
+            Self::Direct(direct) => direct.loan_max(),
+        }
+    }
+
     /// Memory of `len` bytes that the server may reach; `None` if there is no such thing, or none
     /// is free.
     pub(super) fn lend(&mut self, access: Access, len: u32) -> Result<Option<Lent>, Error> {
