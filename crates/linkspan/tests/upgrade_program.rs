@@ -30,14 +30,16 @@ const PLANE: &str = "[plane]\ncontrol = \"control.sock\"\n\
 /// A plane with a disk, and a verifying load on it.
 struct Rig {
     host: Host,
-    driver: Child,
+    driver: Driver,
 }
 
-impl Drop for Rig {
+struct Driver(Child);
+
+impl Drop for Driver {
     fn drop(&mut self) {
         // It has ended already, or a test failed.
-        let _ = self.driver.kill();
-        let _ = self.driver.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -59,6 +61,7 @@ impl Rig {
             .unwrap();
         let host = Host::start(folder, PLANE, &["--json"]);
         host.becomes("disk/disk/phase", |phase| phase == "running");
+        let driver = Driver(driver);
         Self { host, driver }
     }
 
@@ -72,7 +75,7 @@ impl Rig {
     fn loaded(&mut self) -> u32 {
         let mut pid = 0;
         let mut loaded = || {
-            let over = self.driver.try_wait().unwrap();
+            let over = self.driver.0.try_wait().unwrap();
             assert!(over.is_none(), "the load ended: {over:?}\n{}", self.logs());
             let now = self.host.seen("disk/pid").as_u64();
             pid = now.and_then(|now| u32::try_from(now).ok()).unwrap_or(pid);
@@ -104,15 +107,16 @@ impl Rig {
         said
     }
 
-    /// Ends the load, which then reads everything once more.
+    /// Ends the load, which then reads everything once more, and the plane.
     fn finish(mut self) -> Value {
-        let pid = Pid::from_child(&self.driver);
+        let pid = Pid::from_child(&self.driver.0);
         kill_process(pid, Signal::TERM).unwrap();
         let mut report = String::new();
-        let out = self.driver.stdout.as_mut().unwrap();
+        let out = self.driver.0.stdout.as_mut().unwrap();
         std::io::Read::read_to_string(out, &mut report).unwrap();
-        let status = self.driver.wait().unwrap();
+        let status = self.driver.0.wait().unwrap();
         assert!(status.success(), "{status}\n{}", self.logs());
+        self.host.end();
         serde_json::from_str(&report).unwrap()
     }
 }
