@@ -185,7 +185,10 @@ fn serve(configuration: &Path, port: u16) -> Child {
         .process_group(0);
     let mut server = command.spawn().unwrap();
     let mut listens = || {
-        assert!(server.try_wait().unwrap().is_none(), "smbd has ended");
+        if let Some(status) = server.try_wait().unwrap() {
+            let log = fs::read_to_string(configuration.with_file_name("log"));
+            panic!("smbd has ended with {status}: {}", log.unwrap_or_default());
+        }
         TcpStream::connect(("127.0.0.1", port)).is_ok()
     };
     // It has much to do before that, and others run.

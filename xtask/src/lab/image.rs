@@ -166,9 +166,14 @@ impl Image {
         self.add("/lab/functions.sh", Entry::Copy(lab.join("functions.sh")));
         self.add(
             "/etc/passwd",
-            Entry::Text("root:x:0:0:root:/root:/bin/sh\n".to_owned()),
+            Entry::Text(
+                "root:x:0:0:root:/root:/bin/sh\n\
+                 nobody:x:65534:65534:nobody:/:/bin/false\n"
+                    .to_owned(),
+            ),
         );
-        self.add("/etc/group", Entry::Text("root:x:0:\n".to_owned()));
+        let groups = "root:x:0:\nnogroup:x:65534:\n";
+        self.add("/etc/group", Entry::Text(groups.to_owned()));
         self.add(
             "/etc/hosts",
             Entry::Text("127.0.0.1 localhost\n".to_owned()),

@@ -21,6 +21,7 @@ pub(crate) struct Files {
     want: BTreeMap<String, Vec<u8>>,
     /// Those that are open.
     open: BTreeMap<String, File>,
+    replaces_closed_only: bool,
 }
 
 fn to_usize(number: u64) -> usize {
@@ -33,6 +34,16 @@ impl Files {
             rng: Rng::new(seed),
             want: BTreeMap::new(),
             open: BTreeMap::new(),
+            replaces_closed_only: false,
+        }
+    }
+
+    /// No file takes the place of one that is open, as servers of SMB refuse that.
+    #[allow(dead_code, reason = "each test uses some of it")]
+    pub(crate) fn replacing_closed_only(seed: u64) -> Self {
+        Self {
+            replaces_closed_only: true,
+            ..Self::new(seed)
         }
     }
 
@@ -156,6 +167,9 @@ impl Files {
         let to = self.name();
         if to == name || !self.want.contains_key(name) {
             return;
+        }
+        if self.replaces_closed_only {
+            self.open.remove(&to);
         }
         fs::rename(folder.join(name), folder.join(&to)).unwrap();
         let want = self.want.remove(name).unwrap();
