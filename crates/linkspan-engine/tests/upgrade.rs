@@ -167,7 +167,7 @@ fn a_message_that_is_half_sent_is_finished_first_and_the_next_is_answered_there(
     let next = new.join().unwrap().unwrap();
     old.join().unwrap().unwrap();
     disk.front.sync().unwrap();
-    assert!(served.server().is_away());
+    assert!(settled(|| served.server().is_away()));
     drop(next);
 }
 

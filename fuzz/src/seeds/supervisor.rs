@@ -19,7 +19,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ("plane_with_a_machine", of(0, &(DISK.to_owned() + vm)), "plane"),
         ("plane_with_defaults", of(0, &(DISK.to_owned() + "[defaults.blk]\nqueues=2\n")), "plane"),
         ("plane_with_a_slip", of(0, &(DISK.to_owned() + "quees=1")), "wrong"),
-        ("plane_without_a_link", of(0, "[plane]\ncontrol=\"c\""), "wrong"),
+        ("plane_without_a_link", of(0, "[plane]\ncontrol=\"c\""), "plane"),
         ("list", of(1, "list"), "question"),
         ("stop", of(1, "stop a"), "question"),
         ("trace", of(1, "trace a"), "question"),

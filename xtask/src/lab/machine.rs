@@ -82,9 +82,10 @@ impl Machine<'_> {
     }
 
     fn append(&self, more: &str) -> String {
-        // A panic ends QEMU (-no-reboot). ramfs, unlike tmpfs, may fill all memory.
+        // A panic ends QEMU (-no-reboot). Without the timer check a busy machine is no reason for
+        // one. ramfs, unlike tmpfs, may fill all memory.
         format!(
-            "console=ttyS0 loglevel=5 panic=-1 oops=panic rootfstype=ramfs {} {more}",
+            "console=ttyS0 loglevel=5 panic=-1 oops=panic no_timer_check rootfstype=ramfs {} {more}",
             self.needs.append
         )
     }
