@@ -14,7 +14,7 @@ use linkspan_virtio::QueueState;
 
 const MAGIC: [u8; 8] = *b"LSlinkup";
 
-/// The form that is written. An earlier one is read too.
+/// The form that is written, and the first one: a later release has to read it too.
 pub(super) const VERSION: u32 = 1;
 
 /// Bytes of a saved link at most.
