@@ -13,27 +13,13 @@ use linkspan_sys::seccomp::{self, Mode};
 pub(crate) use linkspan_sys::seccomp::{Group, Kind};
 
 use crate::exit::Failure;
-use crate::plane::{Use, Used};
+use crate::plane::{LINKS, Use, Used};
 
-/// The commands that give something up, by their words.
-const COMMANDS: [&str; 16] = [
-    "blk",
-    "net",
-    "gpu",
-    "display serve",
-    "display vnc",
-    "display watch",
-    "vdpa serve",
-    "fcopy host",
-    "fcopy guest",
-    "ic host",
-    "ic guest",
-    "smbdirect listen",
-    "smb gateway",
-    "smb serve",
-    "smb mount",
-    "page",
-];
+/// The commands that give something up, by their words: those of links, and what else serves.
+fn commands() -> impl Iterator<Item = &'static str> {
+    let others = ["display vnc", "display watch", "smb mount", "page"];
+    LINKS.iter().copied().chain(others)
+}
 
 /// The option, by its name among parsed arguments.
 const OPTION: &str = "sandbox";
@@ -68,14 +54,12 @@ pub(crate) fn with_option(root: Command) -> Command {
                  log instead",
             )
     };
-    COMMANDS
-        .iter()
-        .fold(root, |root, words| match words.split_once(' ') {
-            Some((noun, verb)) => root.mut_subcommand(noun, |noun| {
-                noun.mut_subcommand(verb, |command| command.arg(option()))
-            }),
-            None => root.mut_subcommand(words, |command| command.arg(option())),
-        })
+    commands().fold(root, |root, words| match words.split_once(' ') {
+        Some((noun, verb)) => root.mut_subcommand(noun, |noun| {
+            noun.mut_subcommand(verb, |command| command.arg(option()))
+        }),
+        None => root.mut_subcommand(words, |command| command.arg(option())),
+    })
 }
 
 /// Takes the option of a command line, for the whole process.
@@ -241,7 +225,7 @@ mod tests {
     #[test]
     fn each_command_that_serves_has_the_option() {
         let root = crate::cli::command();
-        for words in COMMANDS {
+        for words in commands() {
             let find = |command: &Command, word: &str| command.find_subcommand(word).cloned();
             let command = words
                 .split(' ')

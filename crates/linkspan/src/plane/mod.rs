@@ -27,6 +27,7 @@ use crate::{cli, log};
 pub(crate) use lookout::Plane;
 use merge::Link;
 use problem::{Place, Problem};
+pub(crate) use schema::COMMANDS as LINKS;
 use schema::Form;
 use settings::{Origin, Setting};
 pub(crate) use settings::{Policy, metrics_address};

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::cli;
 
 /// The commands that serve a link until a signal ends them, by their words.
-pub(super) const COMMANDS: &[&str] = &[
+pub(crate) const COMMANDS: &[&str] = &[
     "blk",
     "net",
     "gpu",
