@@ -12,10 +12,13 @@ mod programs;
 mod work;
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, TcpStream};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use linkspan_testkit::census::settled;
 use linkspan_testkit::lab;
@@ -59,6 +62,11 @@ fn siw() {
             let mut command = Command::new(words.next().unwrap());
             lab::run(command.args(words));
         }
+        // The kernel's client asks for the other end's address once and waits 5 s; what is asked
+        // before the cable is up is lost. TCP asks again: once it is refused, all is known.
+        let nobody = (HERE.parse::<IpAddr>().unwrap(), 9).into();
+        let refused = TcpStream::connect_timeout(&nobody, Duration::from_secs(60)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
     });
 }
 
