@@ -97,7 +97,7 @@ pub(crate) fn prefetch(place: *const u8, write: bool) {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod imp {
     use core::arch::asm;
-    use core::arch::x86_64::__cpuid;
+    use core::arch::x86_64::{__cpuid, __cpuid_count};
     use core::sync::atomic::{AtomicU8, Ordering};
 
     /// From here on `rep movsb` is as fast as the widest vector loop, and faster
@@ -106,22 +106,25 @@ mod imp {
     /// Without wide vectors it pays much earlier.
     const STRING_MOVE_MIN_NARROW: usize = 1024;
 
-    /// Whether processor and system have 32-byte vectors; 0 until somebody looked.
-    static WIDE: AtomicU8 = AtomicU8::new(UNKNOWN);
-    const UNKNOWN: u8 = 0;
-    const NO: u8 = 1;
-    const YES: u8 = 2;
+    /// What processor and system have, a bit each; 0 until somebody looked.
+    static HAVE: AtomicU8 = AtomicU8::new(0);
+    const LOOKED: u8 = 1;
+    /// Vectors of 32 bytes.
+    const WIDE: u8 = 2;
+    /// `rep movsb` that moves more than a byte at a time: an emulator does not, nor do
+    /// processors before 2012.
+    const STRING_MOVE: u8 = 4;
 
     #[inline]
-    fn wide_vectors() -> bool {
-        match WIDE.load(Ordering::Relaxed) {
-            UNKNOWN => look_for_wide_vectors(),
-            known => known == YES,
+    fn have() -> u8 {
+        match HAVE.load(Ordering::Relaxed) {
+            0 => look(),
+            known => known,
         }
     }
 
     #[cold]
-    fn look_for_wide_vectors() -> bool {
+    fn look() -> u8 {
         let leaf = __cpuid(1);
         // AVX, and XGETBV usable.
         let wanted = (1 << 28) | (1 << 27);
@@ -133,10 +136,18 @@ mod imp {
                     options(nomem, nostack, preserves_flags));
             }
         }
+        let mut have = LOOKED;
         // The system saves the halves of the registers that the loop uses.
-        let wide = enabled & 0b110 == 0b110;
-        WIDE.store(if wide { YES } else { NO }, Ordering::Relaxed);
-        wide
+        if enabled & 0b110 == 0b110 {
+            have |= WIDE;
+        }
+        let leaves = __cpuid(0).eax;
+        // "Enhanced REP MOVSB": leaf 7, EBX, bit 9.
+        if leaves >= 7 && __cpuid_count(7, 0).ebx & (1 << 9) != 0 {
+            have |= STRING_MOVE;
+        }
+        HAVE.store(have, Ordering::Relaxed);
+        have
     }
 
     macro_rules! two_moves {
@@ -177,10 +188,12 @@ mod imp {
     /// As for [`super::copy`], with `len >= 64`.
     #[inline(never)]
     unsafe fn copy_long(dst: *mut u8, src: *const u8, len: usize) {
-        if len < STRING_MOVE_MIN && wide_vectors() {
+        let have = have();
+        let by_strings = |min: usize| len >= min && have & STRING_MOVE != 0;
+        if have & WIDE != 0 && !by_strings(STRING_MOVE_MIN) {
             // SAFETY: at least 64 bytes, and wide vectors are there.
             unsafe { copy_wide(dst, src, len) }
-        } else if len < STRING_MOVE_MIN_NARROW {
+        } else if !by_strings(STRING_MOVE_MIN_NARROW) {
             // SAFETY: at least 33 bytes.
             unsafe { copy_narrow(dst, src, len) }
         } else {
