@@ -52,6 +52,23 @@ impl Layout {
         Bands::new(self, None)
     }
 
+    /// The bands of one row of them in `step`, from the row of the number `first` on: all of them, once
+    /// `first` was each number below `step`.
+    ///
+    /// # Panics
+    /// If `step` is 0.
+    pub fn bands_of_rows(&self, first: usize, step: usize) -> impl Iterator<Item = Band> + use<> {
+        assert_ne!(step, 0);
+        let mut bands = Bands::new(self, None);
+        bands.step = step;
+        bands.row += first * bands.rows;
+        match bands.row < bands.last_row {
+            true => bands.begin_row(),
+            false => bands.left = 0..0,
+        }
+        bands
+    }
+
     /// The bands with pixels of what is marked, in the order of memory, and few others.
     ///
     /// # Panics
@@ -116,6 +133,8 @@ struct Bands<'a> {
     piece: usize,
     /// Rows of a band.
     rows: usize,
+    /// Bands are those of one in so many such rows.
+    step: usize,
     /// The row behind the last one.
     last_row: usize,
     /// Where the next band is: its row, the rows of damage there, the bytes of a line that
@@ -158,6 +177,7 @@ impl<'a> Bands<'a> {
             line: start..end,
             piece,
             rows,
+            step: 1,
             last_row: bottom.div_ceil(height),
             row: top / height,
             tiles: 0..0,
@@ -224,7 +244,7 @@ impl Iterator for Bands<'_> {
                 return None;
             }
             if !self.next_run() {
-                self.row = self.next_row();
+                self.row += self.rows * self.step;
                 if self.row < self.last_row {
                     self.begin_row();
                 }

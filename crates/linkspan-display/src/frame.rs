@@ -103,6 +103,24 @@ impl Frame {
         self.merge(layout, layout.bands(), damage, read)
     }
 
+    /// The same for one line in `step` (or row of the memory's tiles), from the one of the number `first` on. What
+    /// else has changed stays for later.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    ///
+    /// # Panics
+    /// The same, and if `step` is 0.
+    pub fn update_some<E>(
+        &mut self,
+        layout: &Layout,
+        (first, step): (usize, usize),
+        damage: &mut Tiles,
+        read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.merge(layout, layout.bands_of_rows(first, step), damage, read)
+    }
+
     /// The same where nothing has changed but within the tiles that are `marked`: little
     /// more than those is read.
     ///

@@ -11,14 +11,17 @@ use super::source::SourceError;
 
 /// From one look to the next while there is something to see: 60 a second.
 const LOOK: Duration = Duration::from_micros(16_600);
-/// The same once nothing has changed for so long. What changes again within a second of a change
-/// is seen within 1/30 s; a film of 24 pictures a second is looked at 60 times.
+/// The same once nothing has changed for so long, at one line of the picture in [`STEP`]. A line of text, or
+/// anything as high, is seen at once; a film of 24 pictures a second is looked at as a whole.
 const CALMER: [(Duration, Duration); 3] = [
-    (Duration::from_millis(100), Duration::from_millis(30)),
-    (Duration::from_secs(1), Duration::from_millis(60)),
-    (Duration::from_secs(2), REST),
+    (Duration::from_millis(100), LOOK),
+    (Duration::from_secs(1), Duration::from_millis(33)),
+    (Duration::from_secs(2), Duration::from_millis(125)),
 ];
-/// The same when nothing has changed for long, or when the last look failed.
+/// A calm screen costs this part of what reading all of it does, and its change is seen four times
+/// as soon as it would be for the same work.
+const STEP: usize = 4;
+/// From one look to the next when the last one failed.
 pub(super) const REST: Duration = Duration::from_millis(250);
 /// From one check to the next while nobody looks.
 const CHECK: Duration = Duration::from_secs(1);
@@ -81,7 +84,10 @@ impl Pace {
         if self.due().is_none_or(|due| due > now) {
             return Ok(None);
         }
-        let update = screen.look()?;
+        let update = match self.calmer() {
+            None => screen.look()?,
+            Some(_) => screen.glance(STEP)?,
+        };
         self.looked(now, !update.is_empty());
         // What was heard meanwhile is not told again, and a failure may pass.
         self.told = screen.source().has_news();
@@ -122,20 +128,26 @@ impl Pace {
             (true, false) if self.failed => REST,
             (true, false) => return None,
             (true, true) => LOOK,
-            (false, _) => {
-                let calm = self.looked.saturating_duration_since(self.changed);
-                let mut calmer = CALMER.iter().rev();
-                let pause = calmer.find(|(after, _)| calm > *after);
-                pause.map_or(LOOK, |(_, pause)| *pause)
-            }
+            (false, _) => self.calmer().unwrap_or(LOOK),
         };
         Some(self.looked + pause)
+    }
+
+    /// From one look to the next of a screen that has been calm; `None` of another one, and of one that tells.
+    fn calmer(&self) -> Option<Duration> {
+        let calm = self.looked.saturating_duration_since(self.changed);
+        let mut calmer = CALMER.iter().rev().filter(|_| !self.tells);
+        calmer
+            .find(|(after, _)| calm > *after)
+            .map(|(_, pause)| *pause)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::fd::BorrowedFd;
+    use std::os::unix::fs::FileExt as _;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -146,7 +158,10 @@ mod tests {
     use super::*;
     use crate::display::source::{Change, Memory, Shown, Source};
 
-    /// A screen that never changes, and how often it was asked.
+    const LINES: u32 = 16;
+    const BYTES: u64 = LINES as u64 * 4096;
+
+    /// A screen that never changes by itself, and how often it was asked.
     struct Still {
         memory: Memory,
         asked: Arc<AtomicU32>,
@@ -165,16 +180,16 @@ mod tests {
             let surface = Surface {
                 format: FourCc::XRGB8888,
                 modifier: Modifier::LINEAR,
-                width: 32,
-                height: 32,
-                stride: 128,
+                width: 1024,
+                height: LINES,
+                stride: 4096,
                 offset: 0,
                 x: 0,
                 y: 0,
             };
             let plane = Plane {
                 surface,
-                size: 4096,
+                size: BYTES,
                 position: Position::default(),
                 hot_spot: None,
             };
@@ -220,12 +235,12 @@ mod tests {
     /// How often the picture is compared in ten seconds, by a clock that is turned; or the
     /// source checked, when nobody looks.
     fn looks(wake: Option<EventFd>, seen: bool) -> u32 {
-        let file = memfd::create("still", 4096, Sealing::Fixed).unwrap();
+        let file = memfd::create("still", BYTES, Sealing::Fixed).unwrap();
         let file = PeerMemory::check(file).unwrap();
         let asked = Arc::new(AtomicU32::new(0));
         let tells = wake.is_some();
         let source = Still {
-            memory: View::of_peer(&file, 0, 4096).unwrap().into(),
+            memory: View::of_peer(&file, 0, BYTES).unwrap().into(),
             asked: Arc::clone(&asked),
             wake,
             fresh: true,
@@ -245,18 +260,57 @@ mod tests {
         asked.load(Ordering::Relaxed)
     }
 
-    /// 60 a second at first, half of that for a second and again for one, and then four, of one
-    /// that does not tell; one look of one that does.
+    /// 60 a second for a second, half of that for another one, and then eight, of one that does not
+    /// tell; one look of one that does.
     #[test]
     fn a_screen_that_does_not_change_is_hardly_looked_at() {
         let silent = looks(None, true);
-        assert!((75..=95).contains(&silent), "{silent}");
+        assert!((145..=160).contains(&silent), "{silent}");
         let telling = looks(Some(EventFd::new().unwrap()), true);
         assert_eq!(telling, 1);
         // While nobody looks a device is asked once a second whether it is there.
         let checked = looks(None, false);
         assert!((9..=10).contains(&checked), "{checked}");
         assert_eq!(looks(Some(EventFd::new().unwrap()), false), 0);
+    }
+
+    /// A calm screen is not read whole; what is as high as a line of text is seen at once, what is
+    /// less within four glances, and then all that has changed.
+    #[test]
+    fn a_glance_misses_nothing_for_long() {
+        let file = memfd::create("still", BYTES, Sealing::Fixed).unwrap();
+        let memory = fs::File::from(file.try_clone().unwrap());
+        let file = PeerMemory::check(file).unwrap();
+        let source = Still {
+            memory: View::of_peer(&file, 0, BYTES).unwrap().into(),
+            asked: Arc::default(),
+            wake: None,
+            fresh: true,
+        };
+        let mut screen = Screen::new(Box::new(source), 0).unwrap();
+        assert!(screen.look().unwrap().resized);
+        assert!(screen.glance(STEP).unwrap().is_empty());
+        let pixel = |screen: &Screen, line: u32| screen.scene().unwrap().frame.line(line, 7, 1)[0];
+        let paint = |line: u32, value: u8| {
+            memory
+                .write_all_at(&[value; 4], u64::from(line) * 4096 + 28)
+                .unwrap();
+        };
+        for line in 0..LINES {
+            paint(line, 1);
+            let seen = (0..STEP)
+                .filter(|_| screen.glance(STEP).unwrap().damaged)
+                .count();
+            assert_eq!((seen, pixel(&screen, line)), (1, 0xFF01_0101));
+        }
+        let high = 5..5 + u32::try_from(STEP).unwrap();
+        for line in high.clone() {
+            paint(line, 2);
+        }
+        assert!(screen.glance(STEP).unwrap().damaged);
+        for line in high {
+            assert_eq!(pixel(&screen, line), 0xFF02_0202, "{line}");
+        }
     }
 
     #[test]
@@ -282,36 +336,39 @@ mod tests {
         let mut pace = Pace::new(false, start);
         pace.looked(start, true);
         assert_eq!(pace.due(), Some(start + LOOK));
+        assert_eq!(pace.calmer(), None);
         let later = start + Duration::from_secs(3);
         pace.looked(later, false);
-        assert_eq!(pace.due(), Some(later + REST));
+        assert_eq!(pace.due(), Some(later + Duration::from_millis(125)));
         pace.looked(later, true);
         assert_eq!(pace.due(), Some(later + LOOK));
     }
 
-    /// Within 1/30 s, the work included, if that is within a second of the change before.
+    /// Within 1/60 s, the work left out, if that is within a second of the change before.
     #[test]
     fn what_moves_is_seen_soon() {
         let start = Instant::now();
         let mut pace = Pace::new(false, start);
         pace.looked(start, true);
-        let (mut looks, mut now) = (0, start);
+        // Of the work of looking at all of it, in quarters.
+        let (mut work, mut now) = (0, start);
         while now < start + Duration::from_secs(2) {
             let due = pace.due().unwrap();
             if now <= start + Duration::from_secs(1) {
-                assert!(due - now <= Duration::from_millis(30), "{looks}");
+                assert_eq!(due - now, LOOK);
             }
             now = due;
+            work += if pace.calmer().is_none() { 4 } else { 1 };
             pace.looked(now, false);
-            looks += 1;
         }
-        // Less than half of 60 a second.
-        assert!((50..60).contains(&looks), "{looks}");
-        // A film is looked at as often as ever.
+        // Less than a quarter of 60 looks a second.
+        assert!(work < 2 * 60, "{work}");
+        // A film is looked at as a whole.
         let mut pace = Pace::new(false, start);
         pace.looked(start, true);
         for _ in 0..5 {
             now = pace.due().unwrap();
+            assert_eq!(pace.calmer(), None);
             pace.looked(now, false);
         }
         assert_eq!(now, start + 5 * LOOK);

@@ -115,6 +115,8 @@ pub struct Screen {
     /// What is seen without a picture.
     card: Frame,
     lines: LogLimit,
+    /// Glances until now.
+    glances: usize,
 }
 
 impl fmt::Debug for Screen {
@@ -148,6 +150,7 @@ impl Screen {
             no_signal: Some(NoSignal::Nothing),
             card: card(&format!("No signal: {}", NoSignal::Nothing))?,
             lines: LogLimit::burst(LINES_MAX),
+            glances: 0,
         })
     }
 
@@ -257,6 +260,24 @@ impl Screen {
     /// # Errors
     /// The source has ended and will not come back.
     pub fn look(&mut self) -> Result<Update, SourceError> {
+        self.look_at_lines(1)
+    }
+
+    /// The same for less work while nothing changes: of a picture whose source does not say what has changed, one
+    /// line in `step` is compared, another one each time, and all of them once one has changed. What is less
+    /// than `step` lines high may be seen only after as many glances.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look).
+    ///
+    /// # Panics
+    /// If `step` is 0.
+    pub fn glance(&mut self, step: usize) -> Result<Update, SourceError> {
+        self.glances = self.glances.wrapping_add(1);
+        self.look_at_lines(step)
+    }
+
+    fn look_at_lines(&mut self, step: usize) -> Result<Update, SourceError> {
         self.damage.clear();
         let change = self.source.change();
         if change == Change::None && self.no_signal.is_none() && !self.has_failed() {
@@ -269,7 +290,7 @@ impl Screen {
             Err(error) => return Ok(self.lose(NoSignal::from(&error))),
         };
         let looked = match find(&planes, self.head, Kind::Primary) {
-            Some(primary) => self.look_at_picture(primary, &change),
+            Some(primary) => self.look_at_picture(primary, &change, step),
             None => {
                 let why = self.refused(Kind::Primary).cloned();
                 Err(why.map_or(NoSignal::Nothing, NoSignal::Refused))
@@ -345,7 +366,12 @@ impl Screen {
         update
     }
 
-    fn look_at_picture(&mut self, shown: Shown, change: &Change) -> Result<Update, NoSignal> {
+    fn look_at_picture(
+        &mut self,
+        shown: Shown,
+        change: &Change,
+        step: usize,
+    ) -> Result<Update, NoSignal> {
         let layout = Layout::new(&shown.plane.surface, shown.plane.size)?;
         let other = self.primary.shown.replace(shown).is_none_or(|before| {
             (before.id, before.plane, before.content) != (shown.id, shown.plane, shown.content)
@@ -385,9 +411,19 @@ impl Screen {
         };
         let reading = memory.reading().map_err(|error| NoSignal::from(&error))?;
         let read = |offset: u64, band: &mut [u8]| reading.read(offset, band);
+        let damage = &mut self.damage;
+        let all = step == 1 || other || resized;
         let read = match &marked {
-            Some(marked) => frame.update_within(&layout, marked, &mut self.damage, read),
-            None => frame.update(&layout, &mut self.damage, read),
+            Some(marked) => frame.update_within(&layout, marked, damage, read),
+            None if all => frame.update(&layout, damage, read),
+            None => {
+                let some = (self.glances % step, step);
+                let some = frame.update_some(&layout, some, damage, read);
+                some.and_then(|()| match damage.is_empty() {
+                    true => Ok(()),
+                    false => frame.update(&layout, damage, read),
+                })
+            }
         };
         read.map_err(|error| failed(&error))?;
         if resized {

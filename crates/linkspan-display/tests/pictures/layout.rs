@@ -252,4 +252,15 @@ proptest! {
         let pixels = u64::from(surface.width) * u64::from(surface.height);
         prop_assert!(bytes >= pixels * layout.format().bytes as u64);
     }
+
+    #[test]
+    fn bands_of_some_rows_are_all_of_them_in_turn(surface in any_surface(), step in 1..6_usize) {
+        let layout = Layout::new(&surface, u64::MAX).unwrap();
+        let turns = (0..step).map(|first| layout.bands_of_rows(first, step).collect::<Vec<_>>());
+        let turns: Vec<_> = turns.collect();
+        let all: Vec<_> = layout.bands().collect();
+        let mut together: Vec<_> = turns.concat();
+        together.sort_by_key(|band| band.offset);
+        prop_assert_eq!(together, all);
+    }
 }
