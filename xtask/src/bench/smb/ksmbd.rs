@@ -72,7 +72,7 @@ impl Told {
 
     fn page(&self) -> String {
         let mut text = String::from(
-            "\nThe same in the lab guest, where the server is ksmbd and nothing is between: siw at both ends of a cable, over which\n\
+            "\nThe same in the lab guest, where the server is ksmbd and nothing is between: siw at its end of a cable, and ours at the other, over which\n\
              TCP goes too. The guest is emulated, so only ratios count. 10^6 bytes a second and nanoseconds of all processors of the\n\
              guest a byte; of disks, 4 KiB random reads at depth 32 a second, and microseconds of all processors a read: ours is under\n\
              our driver, the kernel's mount, which cannot reach this kernel's own server by SMB Direct, under a loop of O_DIRECT.\n\n\
