@@ -235,7 +235,7 @@ fn await_progress(guest: &mut Told, then: [u64; 2]) {
 #[track_caller]
 fn migrate(source: &mut Monitor, destination: &mut Monitor, channel: &str, sides: &str) {
     // Slow enough that the guest goes on for seconds, and dirties what was copied.
-    let limits = json!({"max-bandwidth": 8 << 20, "downtime-limit": 300});
+    let limits = json!({"max-bandwidth": 8 << 20, "downtime-limit": 500});
     source.ask(&json!({"execute": "migrate-set-parameters", "arguments": limits}));
     source.ask(&json!({"execute": "migrate", "arguments": {"uri": channel}}));
     let mut told = Value::Null;
