@@ -20,7 +20,7 @@ use linkspan_engine::{
 use linkspan_mem::fault::Injected;
 use linkspan_virtio::{Chain, Features, QueueError};
 
-use crate::image::{self, Completion, Image, ImageQueue, ResizeError};
+use crate::image::{self, Completion, Image, ImageQueue, ResizeError, TURN_RETRY};
 use clock::Clock;
 
 mod clock;
@@ -236,6 +236,7 @@ impl Device for BlockDevice {
     fn save(&self) -> Result<Vec<u8>, NotLent> {
         // What is broken by now is not handed on.
         self.lend()?;
+        self.image.leave();
         Ok(saved::save(self.size.load(Ordering::Acquire)))
     }
 
@@ -443,6 +444,9 @@ impl BlockQueue {
         ring: &mut ActiveRing,
         budget: Budget,
     ) -> Result<Progress, QueueError> {
+        if budget.chains > 0 && !self.image.has_turn() {
+            return Ok(Progress::Until(Instant::now() + TURN_RETRY));
+        }
         let (mut chains, mut bytes) = (0, 0);
         // Slices have a budget of their own, or they would keep out new requests.
         let mut sliced = 0;

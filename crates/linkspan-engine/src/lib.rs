@@ -36,7 +36,7 @@ pub use device::{
     ActiveRing, BLOCK_DEVICE, Budget, ConfigRange, Device, GPU_DEVICE, NETWORK_DEVICE, NotLent,
     OpenQueueError, Progress, QueueHandler,
 };
-pub use dirty::RingLog;
+pub use dirty::{LoggedArea, RingLog};
 pub use driver::{
     DriverMemory, LinkEnded, QueueEvents, QueueHandle, QueueLink, Resumed, RingPlace, queue_link,
 };

@@ -483,7 +483,11 @@ impl Ring {
             budget.chains = 0;
         } else {
             self.active.queue.disarm()?;
-            self.active.queue.refresh()?;
+            let refreshed = self.active.queue.refresh();
+            if refreshed.is_err() {
+                self.log_words();
+            }
+            refreshed?;
         }
         let progress = self.handler.run_among(&mut self.active, budget, neighbours);
         self.moves = matches!(progress, Ok(Progress::More)) && self.handler.in_flight() > 0;
@@ -506,7 +510,7 @@ impl Ring {
         if let Some(log) = &active.log {
             // What is logged has to be there.
             active.queue.end_run();
-            log.used_elements(active.queue.size(), used, now);
+            log.before_publish(active.queue.size(), used, now);
         }
         // Before anything is acknowledged: zeroes read from a hole are not data.
         let result = if active.memory.table().poisoned() {
@@ -515,7 +519,7 @@ impl Ring {
             active.queue.publish().map_err(RingFault::from)
         };
         if let Some(log) = &active.log {
-            log.words(active.queue.size(), now != used);
+            log.after_publish(active.queue.size(), used, now);
         }
         result?;
         if active.queue.notify_wanted()? {
@@ -530,17 +534,24 @@ impl Ring {
         self.handler.takes(&mut self.active, serves);
         if serves {
             self.active.queue.disarm()?;
+            self.log_words();
         }
         Ok(Progress::Idle)
+    }
+
+    /// Logs the words that ask the driver to kick or not to.
+    fn log_words(&self) {
+        if let Some(log) = &self.active.log {
+            let at = self.active.queue.state().next_used;
+            log.after_publish(self.active.queue.size(), at, at);
+        }
     }
 
     /// Asks for a kick and looks once more: whether chains wait already, or the
     /// ring is broken, so that a pass has to follow.
     fn arm(&mut self) -> bool {
         let waits = self.active.queue.arm();
-        if let Some(log) = &self.active.log {
-            log.words(self.active.queue.size(), false);
-        }
+        self.log_words();
         waits.unwrap_or(true)
     }
 

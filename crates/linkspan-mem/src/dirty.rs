@@ -44,6 +44,26 @@ impl DirtyLog {
         self.bits.poisoned()
     }
 
+    /// Takes the marks out, for whoever migrates the guest: calls `page` with the number of
+    /// each page that was marked. One that is marked meanwhile is found now or next time.
+    pub fn take(&self, mut page: impl FnMut(u64)) {
+        for byte in 0..self.len() {
+            let Ok(place) = self.bits.slice(byte, 1) else {
+                return;
+            };
+            // SAFETY: as in `mark`.
+            let bits = unsafe { AtomicU8::from_ptr(place.as_ptr()) };
+            if bits.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            // `Acquire`, since the page is copied next.
+            let taken = bits.swap(0, Ordering::Acquire);
+            (0..8)
+                .filter(|bit| taken >> bit & 1 == 1)
+                .for_each(|bit| page(byte * 8 + bit));
+        }
+    }
+
     /// Marks each page that has one of the `len` bytes at `address`, which were
     /// written before. What lies behind the end of the log has no bit.
     pub fn mark(&self, address: Gpa, len: u64) {
@@ -133,7 +153,12 @@ mod tests {
                     *bit |= len > 0 && at < page_end && at + len > page_end - 4096;
                 }
             }
-            prop_assert_eq!(bits(&region), naive);
+            prop_assert_eq!(bits(&region), &naive[..]);
+            let mut taken = Vec::new();
+            log.take(|page| taken.push(page));
+            let marked = (0..).zip(naive).filter_map(|(page, bit)| bit.then_some(page));
+            prop_assert_eq!(taken, marked.collect::<Vec<u64>>());
+            prop_assert!(bits(&region).iter().all(|bit| !bit));
         }
     }
 }

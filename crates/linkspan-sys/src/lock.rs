@@ -52,13 +52,20 @@ pub fn lock_image(fd: BorrowedFd<'_>, read_only: bool) -> io::Result<Result<(), 
         .chain(bars.iter().map(|thing| (DOES + thing, true)));
     for (byte, writes) in conflict {
         if is_locked_by_another(fd, byte)? {
-            for byte in bytes(does, &bars) {
-                set(fd, libc::F_UNLCK, byte)?;
-            }
+            unlock_image(fd, read_only)?;
             return Ok(Err(Conflict { writes }));
         }
     }
     Ok(Ok(()))
+}
+
+/// Gives back the lock of [`lock_image`].
+///
+/// # Errors
+/// As there.
+pub fn unlock_image(fd: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
+    let does: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
+    bytes(does, &[WRITE, RESIZE]).try_for_each(|byte| set(fd, libc::F_UNLCK, byte))
 }
 
 fn bytes(does: &[i64], bars: &[i64]) -> impl Iterator<Item = i64> {

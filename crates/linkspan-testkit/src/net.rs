@@ -120,17 +120,22 @@ impl Rig {
         self.start_at(front, memory, base)
     }
 
-    #[track_caller]
-    fn start_at(&self, front: &FrontEnd, memory: &SharedMemory, base: u32) -> Result<(), Refused> {
+    /// The body of `VHOST_USER_SET_VRING_ADDR`.
+    fn address(&self, memory: &SharedMemory, logged: bool) -> VringAddr {
         let [descriptor, available, used] = self.parts.map(|part| memory.user(part).0);
-        let address = VringAddr {
+        VringAddr {
             index: self.index.into(),
-            flags: 0,
+            flags: logged.into(),
             descriptor,
             used,
             available,
-            log: 0,
-        };
+            log: memory.guest(self.parts[2]).0,
+        }
+    }
+
+    #[track_caller]
+    fn start_at(&self, front: &FrontEnd, memory: &SharedMemory, base: u32) -> Result<(), Refused> {
+        let address = self.address(memory, false);
         let index = self.index;
         front.tell(Request::SetVringNum, &state(index, self.size.into()), &[])?;
         front.tell(Request::SetVringBase, &state(index, base), &[])?;
@@ -246,6 +251,23 @@ impl Pair {
             front.enable(rig.index, true)?;
         }
         Ok(())
+    }
+
+    /// The memory in which all of it is.
+    pub fn memory(&self) -> &Arc<SharedMemory> {
+        &self.memory
+    }
+
+    /// Has what is written of both rings logged, at their addresses in the guest.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    #[track_caller]
+    pub fn log(&self, front: &FrontEnd) -> Result<(), Refused> {
+        self.rings.iter().try_for_each(|rig| {
+            let address = rig.address(&self.memory, true);
+            front.tell(Request::SetVringAddr, address.as_bytes(), &[])
+        })
     }
 
     /// Gives both rings to a model of the kernel with VDUSE, before the first status of

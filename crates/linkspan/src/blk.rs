@@ -53,6 +53,8 @@ mod share;
         linkspan blk --socket-path S --image mem:4G\n  \
         linkspan blk --socket-path S --image null:1T\n  \
         linkspan blk --socket-path S --image smb://me@server/share/disk.img\n\n\
+        A disk whose guest may move to another host that has the same file:\n  \
+        linkspan blk --socket-path S --image /srv/shared/disk.img --migratable\n\n\
         A disk of this machine's own kernel, with the module vduse:\n  \
         linkspan blk --vduse disk0 --image disk.img &\n  \
         vdpa dev add name disk0 mgmtdev vduse",

@@ -196,6 +196,15 @@ fn wrong_images_and_options_are_wrong_usage() {
             "a format is for files",
         ),
         (&["--image", image, "--allow-backing", "/"], "qcow2"),
+        (
+            &["--image", image, "--format", "qcow2", "--migratable"],
+            "a guest migrates with a raw file or device only",
+        ),
+        (&["--image", "mem:1M", "--migratable"], "raw file or device"),
+        (
+            &["--image", image, "--migratable", "--cache", "writeback"],
+            "cannot be used with",
+        ),
         (&["--image", image, "--format", "vmdk"], "raw or qcow2"),
         (&["--image", image, "--block-size", "1000"], "power of two"),
         (&["--image", image, "--block-size", "256"], "power of two"),

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use linkspan_mem::{RegionTable, Span};
 
@@ -24,6 +25,10 @@ pub use options::{Durability, Engine, Io, LOCK_WAIT, OpenError, OpenOptions};
 pub use qcow2::Qcow2Image;
 pub use raw::RawImage;
 pub use spec::{Format, FormatError, SizeError, Spec, SpecError, parse_size};
+
+/// How often to look whether an image has become free. The kernel has no wait for this kind
+/// of lock.
+pub(crate) const TURN_RETRY: Duration = Duration::from_millis(20);
 
 /// A disk image, shared by the queues that serve it.
 pub trait Image: Send + Sync + 'static {
@@ -88,6 +93,9 @@ pub trait Image: Send + Sync + 'static {
         Err("an image of this kind cannot be handed to another process".to_owned())
     }
 
+    /// Another process may have taken it over when its queues end next.
+    fn leave(&self) {}
+
     /// The disk is to be closed: what waits for somebody who is away fails soon from now on.
     fn hurry(&self) {}
 }
@@ -124,6 +132,12 @@ pub enum ResizeError {
 
 /// Operations of one queue, used by one worker.
 pub trait ImageQueue: Send {
+    /// Whether operations may be handed over. Not while another process has the image, to
+    /// which a guest may migrate or from which it comes: ask again after [`TURN_RETRY`].
+    fn has_turn(&mut self) -> bool {
+        true
+    }
+
     /// Hands over an operation, and gives what came of it if that is known at once.
     /// Otherwise there will be a completion that carries `token`; it may wait for
     /// [`launch`](Self::launch) before it begins. The spans point into `memory`, which

@@ -57,6 +57,11 @@ pub enum ImageError {
          cannot have open at once"
     )]
     NotLent,
+    /// A guest cannot take it along.
+    #[error(
+        "a guest migrates with a raw file or device only: no other image can be open at two places at once"
+    )]
+    NotMigratable,
     /// A way of I/O for what has only one.
     #[error("how I/O is done and what is cached can be chosen for raw files and devices only")]
     NoIo,
@@ -65,7 +70,10 @@ pub enum ImageError {
 impl ImageError {
     /// Whether the options contradict each other.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoFile | Self::NoBacking | Self::NoIo)
+        matches!(
+            self,
+            Self::NoFile | Self::NoBacking | Self::NoIo | Self::NotMigratable
+        )
     }
 
     /// Whether `io_uring` was asked for, and is refused here.
@@ -142,6 +150,9 @@ fn open_with(
         ..OpenOptions::default()
     };
     let raw = format == Format::Raw && matches!(spec, Spec::File(_));
+    if !raw && options.file.migratable {
+        return Err(ImageError::NotMigratable);
+    }
     if !raw && options.file != plain {
         return Err(ImageError::NoIo);
     }

@@ -29,6 +29,9 @@ pub struct OpenOptions {
     pub durability: Durability,
     /// Whether what is cached may be read through a mapping of the file.
     pub mapped: bool,
+    /// Whether the image is locked only while queues of it are open, so that another process
+    /// can have it open that a guest migrates to.
+    pub migratable: bool,
 }
 
 impl Default for OpenOptions {
@@ -41,6 +44,7 @@ impl Default for OpenOptions {
             direct: false,
             durability: Durability::default(),
             mapped: true,
+            migratable: false,
         }
     }
 }

@@ -232,12 +232,12 @@ impl BackendSession {
             let setup =
                 setup.ok_or_else(|| part("the rings", &"one is saved that does not run"))?;
             let kick = fds.event(HandedFd::Kick(known.index))?;
-            let logged = self.logging.check_ring(&setup);
+            let logged = self.logging.check_ring(&setup, &self.memory);
             logged.map_err(|error| part("the dirty log", &error))?;
             let ground = Ground {
                 memory: &self.memory,
                 inflight: self.inflight.as_ref(),
-                log: self.logging.of_ring(&setup),
+                log: self.logging.of_ring(&setup, &self.memory),
             };
             let start = Start::At(known.state);
             let ring = self.rings.place(known.index, &setup, start, kick, ground);

@@ -4,12 +4,12 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use linkspan_mem::{DirtyLog, Gpa, GuestMemory, Region, SplitRing, Window};
+use linkspan_mem::{DirtyLog, Gpa, GuestMemory, Region};
 use linkspan_sys::{EventFd, PeerEventFd, PeerMemory, mapping};
 use linkspan_vhost::backend::RingSetup;
-use linkspan_virtio::Features;
+use linkspan_virtio::{Features, QueueLayout};
 
-use crate::dirty::RingLog;
+use crate::dirty::{LoggedArea, RingLog};
 
 /// What a front end said of its log so far.
 #[derive(Debug, Default)]
@@ -88,14 +88,12 @@ impl Logging {
 
     /// What a ring of this setup logs. Without a log there is nothing to write,
     /// whatever was negotiated: front ends set the feature before the log.
-    pub(super) fn of_ring(&self, setup: &RingSetup) -> Option<RingLog> {
+    pub(super) fn of_ring(&self, setup: &RingSetup, memory: &GuestMemory) -> Option<RingLog> {
         let log = &self.log.as_ref()?.log;
-        let features = Features::from_bits_retain(setup.features);
         (self.all || setup.log.is_some()).then(|| RingLog {
             log: Arc::clone(log),
             buffers: self.all,
-            used: setup.log,
-            event_idx: features.contains(Features::VIRTIO_F_EVENT_IDX),
+            area: setup.log.and_then(|at| area(setup, at, memory)),
             told: self.told.clone(),
         })
     }
@@ -109,9 +107,13 @@ impl Logging {
     }
 
     /// Whether all of this ring can be logged, if it is to be.
-    pub(super) fn check_ring(&self, setup: &RingSetup) -> Result<(), LogError> {
+    pub(super) fn check_ring(
+        &self,
+        setup: &RingSetup,
+        memory: &GuestMemory,
+    ) -> Result<(), LogError> {
         let log = self.log.as_ref();
-        log.map_or(Ok(()), |it| reaches(&it.log, setup))
+        log.map_or(Ok(()), |it| reaches(&it.log, setup, memory))
     }
 }
 
@@ -128,16 +130,49 @@ pub(super) fn covers(log: &DirtyLog, memory: &GuestMemory) -> Result<(), LogErro
     Ok(())
 }
 
-/// Whether a log has a bit for each page of a used ring.
-pub(super) fn reaches(log: &DirtyLog, setup: &RingSetup) -> Result<(), LogError> {
+/// Whether a log has a bit for each page that a device writes of a ring.
+pub(super) fn reaches(
+    log: &DirtyLog,
+    setup: &RingSetup,
+    memory: &GuestMemory,
+) -> Result<(), LogError> {
     let Some(Gpa(used)) = setup.log else {
         return Ok(());
     };
-    let bytes = SplitRing::<Window>::used_len(setup.size) as u64;
-    let last = used.checked_add(bytes - 1).map(Gpa);
+    let layout = layout(setup);
+    let [_, _, bytes] = layout.part_lens(setup.size);
+    let last = used.checked_add(bytes as u64 - 1).map(Gpa);
     if last.is_none_or(|last| DirtyLog::len_for(last) > log.len()) {
         let len = log.len();
         return Err(LogError::UsedRing { len, used });
     }
-    Ok(())
+    match layout {
+        // Its descriptors are anywhere in memory.
+        QueueLayout::Packed => covers(log, memory),
+        QueueLayout::Split => Ok(()),
+    }
+}
+
+fn layout(setup: &RingSetup) -> QueueLayout {
+    QueueLayout::of(Features::from_bits_retain(setup.features))
+}
+
+/// What is written of a ring whose device area is logged at `at`; `None` for descriptors that
+/// are in no memory, where no ring can be.
+fn area(setup: &RingSetup, at: Gpa, memory: &GuestMemory) -> Option<LoggedArea> {
+    if layout(setup) == QueueLayout::Split {
+        let features = Features::from_bits_retain(setup.features);
+        return Some(LoggedArea::Split {
+            used: at,
+            event_idx: features.contains(Features::VIRTIO_F_EVENT_IDX),
+        });
+    }
+    // A ring is within one region, so its first byte says where the others are.
+    let first = memory
+        .front_end
+        .resolve_one(setup.descriptor, 1, false, &mut 0)?;
+    Some(LoggedArea::Packed {
+        descriptors: memory.guest.address(first)?,
+        device: at,
+    })
 }

@@ -66,11 +66,11 @@ impl BackendSession {
         kick: Option<FdSlot>,
     ) -> Result<Option<Answer>, Reason> {
         let kick = self.talk.take_event(kick)?;
-        self.logging.check_ring(&setup)?;
+        self.logging.check_ring(&setup, &self.memory)?;
         let ground = Ground {
             memory: &self.memory,
             inflight: self.inflight.as_ref(),
-            log: self.logging.of_ring(&setup),
+            log: self.logging.of_ring(&setup, &self.memory),
         };
         self.rings.start(index, setup, kick, ground)?;
         self.waiting = Some(Waiting::Ring);
@@ -151,7 +151,7 @@ impl BackendSession {
     pub(super) fn set_log(&mut self, log: MappedLog) -> Result<Option<Answer>, Reason> {
         covers(&log.log, &self.memory)?;
         for (_, run) in self.rings.running() {
-            reaches(&log.log, &run.setup)?;
+            reaches(&log.log, &run.setup, &self.memory)?;
         }
         self.logging.replace(log);
         Ok(self.relog())
@@ -167,9 +167,9 @@ impl BackendSession {
             return Ok(Some(Answer::Done));
         };
         let setup = RingSetup { log, ..run.setup };
-        self.logging.check_ring(&setup)?;
+        self.logging.check_ring(&setup, &self.memory)?;
         run.setup = setup;
-        let log = self.logging.of_ring(&setup);
+        let log = self.logging.of_ring(&setup, &self.memory);
         Ok(self.command(ring, |workers, key| workers.set_log(key, log)))
     }
 
@@ -177,7 +177,7 @@ impl BackendSession {
     pub(super) fn relog(&mut self) -> Option<Answer> {
         let mut left = 0;
         for (ring, run) in self.rings.running() {
-            let log = self.logging.of_ring(&run.setup);
+            let log = self.logging.of_ring(&run.setup, &self.memory);
             self.rings
                 .command(ring, |workers, key| workers.set_log(key, log));
             left += 1;
@@ -220,7 +220,7 @@ impl BackendSession {
                 memory: &self.memory,
                 inflight: self.inflight.as_ref(),
                 // New regions are logged as the old ones were.
-                log: self.logging.of_ring(&setup),
+                log: self.logging.of_ring(&setup, &self.memory),
             };
             let index = ring.index;
             match self.rings.go_on(ring, setup, ground) {
@@ -327,6 +327,8 @@ impl BackendSession {
             _ => {
                 slot.call = None;
                 let base = ring.active.queue.base();
+                // Before the answer: the next who serves this disk may start upon it.
+                drop(ring);
                 self.answer(Ok(Answer::RingStopped { base }))
             }
         }

@@ -24,6 +24,12 @@ pub(super) struct IoArgs {
     #[arg(long)]
     no_map: bool,
 
+    /// The guest may migrate to another host, where the same image is open, or come from
+    /// there: the image is locked only while a guest's queues run. Nothing is cached, as
+    /// with --direct
+    #[arg(long, conflicts_with_all = ["cache", "vduse"])]
+    migratable: bool,
+
     /// How long to wait for another process to let go of the image: one that was
     /// killed keeps it until its reads and writes have ended
     #[arg(long, value_name = "SECONDS", default_value_t = LOCK_WAIT.as_secs())]
@@ -60,7 +66,7 @@ enum CacheArg {
 impl IoArgs {
     /// These, as an image is opened with them.
     pub(super) fn options(self, read_only: bool) -> OpenOptions {
-        let cache = if self.direct {
+        let cache = if self.direct || self.migratable {
             CacheArg::None
         } else {
             self.cache
@@ -80,6 +86,7 @@ impl IoArgs {
                 CacheArg::Unsafe => Durability::Nothing,
             },
             mapped: !self.no_map,
+            migratable: self.migratable,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use linkspan_backends::image::{Format, Image, ImageOptions, OpenOptions, Spec};
+use linkspan_backends::image::{Format, Image, ImageError, ImageOptions, OpenOptions, Spec};
 use linkspan_backends::smb::{DiskOptions, SmbImage};
 use linkspan_smb2::status;
 
@@ -66,6 +66,9 @@ pub(super) fn open(
         lock_wait: options.file.lock_wait,
         ..OpenOptions::default()
     };
+    if options.file.migratable {
+        return usage(&ImageError::NotMigratable.to_string());
+    }
     if options.file != plain {
         return usage(
             "how I/O is done and what is cached can be chosen for raw files and devices only",

@@ -99,7 +99,7 @@ fn each_patch_and_remark_has_the_tests_that_the_page_names() {
 /// The pages for operators name tests in their text.
 #[test]
 fn pages_on_security_and_operations_name_tests_that_are_there() {
-    for page in ["SECURITY.md", "operations.md"] {
+    for page in ["SECURITY.md", "operations.md", "migration.md"] {
         let text = fs::read_to_string(docs().join(page)).unwrap();
         let spans = text.split('`').skip(1).step_by(2);
         let tests: Vec<&str> = spans

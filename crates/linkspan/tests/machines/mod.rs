@@ -57,9 +57,16 @@ impl Monitor {
         monitor
     }
 
-    /// Gives a command and reads until what is waited for. An error is none of that.
+    /// Gives a command: its answer.
     #[track_caller]
-    pub(crate) fn command(&mut self, command: &Value, awaited: impl Fn(&Value) -> bool) {
+    pub(crate) fn ask(&mut self, command: &Value) -> Value {
+        self.command(command, answered)["return"].take()
+    }
+
+    /// Gives a command and reads until what is waited for, which it gives. An error is none
+    /// of that.
+    #[track_caller]
+    pub(crate) fn command(&mut self, command: &Value, awaited: impl Fn(&Value) -> bool) -> Value {
         writeln!(self.0.get_mut(), "{command}").unwrap();
         loop {
             let mut line = String::new();
@@ -67,7 +74,7 @@ impl Monitor {
             let said: Value = serde_json::from_str(&line).unwrap();
             assert!(said.get("error").is_none(), "{command}: {line}");
             if awaited(&said) {
-                return;
+                return said;
             }
         }
     }

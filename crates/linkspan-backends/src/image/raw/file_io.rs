@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::SECTOR;
 use super::bounce::{Bounce, Buffer};
 use super::mapped::Mapped;
+use super::turns::Turns;
 use crate::image::Durability;
 
 /// Bytes that are discarded or zeroed at a time: the file system keeps writes
@@ -26,6 +27,8 @@ pub(super) struct RawFile {
     pub(super) file: File,
     /// The open file that has the lock, if another process opened it.
     pub(super) lock: Option<OwnedFd>,
+    /// Who has the lock, if it is not had for as long as the file is open.
+    pub(super) turns: Option<Turns>,
     /// Bytes in the file. The disk has those, rounded up to a sector.
     pub(super) len: AtomicU64,
     pub(super) read_only: bool,
@@ -47,6 +50,11 @@ pub(super) struct RawFile {
 }
 
 impl RawFile {
+    /// The open file that has the lock.
+    pub(super) fn locked_by(&self) -> BorrowedFd<'_> {
+        self.lock.as_ref().map_or(self.as_fd(), AsFd::as_fd)
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
     }

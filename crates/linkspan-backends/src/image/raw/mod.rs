@@ -22,7 +22,7 @@ use linkspan_sys::uring::{self, Ring};
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat};
 
 use super::options::{Engine, Io, OpenError, OpenOptions};
-use super::{Image, ImageQueue, ResizeError};
+use super::{Image, ImageQueue, ResizeError, TURN_RETRY};
 
 mod bounce;
 mod file_io;
@@ -33,19 +33,17 @@ mod queue;
 mod rings;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use file_io::RawFile;
 use mapped::Mapped;
 use pool::{Pool, Port};
 use queue::RawQueue;
 use rings::Rings;
+use turns::Turns;
 
 /// The unit of virtio-blk's addresses (virtio 1.3 5.2.4), in bytes.
 const SECTOR: u64 = 512;
-
-/// How often to look whether an image has become free. The kernel has no wait
-/// for this kind of lock.
-const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// The largest block size of a disk, in bytes: Linux knows no larger ones.
 const BLOCK_MAX: u32 = 32768;
@@ -70,7 +68,9 @@ impl RawImage {
     /// When it cannot be opened as asked, is something else, is empty, or in use.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, OpenError> {
         let file = open_file(path, options)?;
-        lock_image(&file, path, options.read_only, options.lock_wait)?;
+        if !options.migratable {
+            lock_image(&file, path, options.read_only, options.lock_wait)?;
+        }
         Self::of(path, options, file, None)
     }
 
@@ -144,6 +144,7 @@ impl RawImage {
         };
         let file = Arc::new(RawFile {
             file,
+            turns: options.migratable.then(|| Turns::new(path, lock.is_some())),
             lock,
             mapped,
             len: AtomicU64::new(extent.bytes),
@@ -247,7 +248,7 @@ pub(super) fn lock_image(
             tracing::info!("{}: {conflict}; waiting for it to end", path.display());
             told = true;
         }
-        std::thread::sleep(LOCK_RETRY);
+        std::thread::sleep(TURN_RETRY);
     }
 }
 
@@ -355,6 +356,12 @@ impl Image for RawImage {
         self.file.sync()
     }
 
+    fn leave(&self) {
+        if let Some(turns) = &self.file.turns {
+            turns.stay();
+        }
+    }
+
     fn lend(&self) -> Result<Vec<OwnedFd>, String> {
         if self.file.sync_failed.load(Ordering::Acquire) {
             return Err(
@@ -363,8 +370,7 @@ impl Image for RawImage {
                     .to_owned(),
             );
         }
-        let lock = self.file.lock.as_ref().map(AsFd::as_fd);
-        let lock = lock.unwrap_or(self.file.as_fd()).try_clone_to_owned();
+        let lock = self.file.locked_by().try_clone_to_owned();
         Ok(vec![lock.map_err(|error| error.to_string())?])
     }
 }

@@ -16,6 +16,7 @@ use super::file_io::{RawFile, is_aligned};
 use super::job::{Job, Work};
 use super::pool::Port;
 use super::rings::Lent;
+use super::turns::Turn;
 use crate::image::{Completion, ImageQueue, Operation};
 
 pub(super) struct RawQueue {
@@ -30,6 +31,8 @@ pub(super) struct RawQueue {
     /// Whether jobs were begun by looking for completions, and not by who
     /// launches what he submits.
     went_on: bool,
+    /// Last, so that nothing is in flight when it goes.
+    turn: Turn,
 }
 
 /// Jobs that a ring has.
@@ -70,6 +73,7 @@ impl RawQueue {
             }
         };
         Ok(Self {
+            turn: Turn::of(&file),
             file,
             inline,
             ring,
@@ -245,6 +249,11 @@ impl RingJobs {
 }
 
 impl ImageQueue for RawQueue {
+    #[inline]
+    fn has_turn(&mut self) -> bool {
+        self.turn.has_come(&self.file)
+    }
+
     fn submit(
         &mut self,
         token: u32,

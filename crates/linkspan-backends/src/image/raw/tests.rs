@@ -27,6 +27,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     durability: Durability::Flush,
     // Pages that are mapped cannot be made to leave the cache.
     mapped: false,
+    migratable: false,
 };
 
 /// A way to serve an image, and the folder that its file has to be in.
