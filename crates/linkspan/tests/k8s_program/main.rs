@@ -372,3 +372,27 @@ fn a_folder_that_goes_ends_it_by_name() {
     assert_eq!(code, Some(5), "{errors}");
     assert!(errors.contains("is gone"), "{errors}");
 }
+
+/// The script of docs/scale.md.
+#[test]
+fn the_script_of_costs_says_what_links_cost() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/cost.sh");
+    for (kind, last) in [("blk", "its processor time: "), ("net", "its metrics: ")] {
+        let mut command = Command::new("sh");
+        command.arg(&script).args([PROGRAM, kind, "2", "2", "1"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        let value = |name: &str| {
+            let line = said.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split([' ', ',']).next());
+            number.and_then(|it| it.parse::<u64>().ok()).expect(name)
+        };
+        assert!(value("private memory of a link: ") > 0, "{said}");
+        assert!(value("threads of a link: ") > 1, "{said}");
+        value("processor time of all links: ");
+        value(last);
+    }
+    let nothing = Command::new("sh").arg(&script).output().unwrap();
+    assert_eq!(nothing.status.code(), Some(2));
+}
