@@ -14,7 +14,8 @@ pub(crate) const GUEST: &[&str] = &["qemu-system-x86", "busybox-static"];
 /// not ours, the tools that make and check images, the compiler for libFuzzer, and
 /// networks to talk through, with what a guest changes its own with, and who reads
 /// captures; what structures of rdma-core look like; who checks units and domains of
-/// libvirt, and who shows system calls; VNC clients, a browser, and a server of files
+/// libvirt, and who shows system calls; VNC clients, a browser, a server of files, and what a
+/// kubelet and its manifests are read with
 /// (100 MB to fetch, 300 MB installed, 20 s).
 pub(crate) const TESTS: &[&str] = &[
     "qemu-system-x86",
@@ -39,6 +40,8 @@ pub(crate) const TESTS: &[&str] = &[
     "xvfb",
     "samba",
     "chromium-headless-shell",
+    "python3-grpcio",
+    "python3-yaml",
 ];
 
 /// Packages for the figures of network devices.

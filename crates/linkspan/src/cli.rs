@@ -12,7 +12,7 @@ use crate::plane::{Shows, Use, Used};
 use crate::sandbox::Needs;
 use crate::vm::{Machine, Offer};
 use crate::{
-    blk, demo, display, doctor, driver, exit, fcopy, gpu, ic, inspect, log, net, page, pages,
+    blk, demo, display, doctor, driver, exit, fcopy, gpu, ic, inspect, k8s, log, net, page, pages,
     plane, sandbox, smb, smbdirect, supervisor, tether, upgrade, vdpa, vm,
 };
 
@@ -36,7 +36,7 @@ Usage: linkspan [-v] COMMAND …; COMMAND --help has its options and examples
   driver               use a disk or a network device without a guest
   up, link, plane      run links from one file; start, end, check them
   upgrade              links of running guests go on in a new linkspan
-  vm                   run virtual machines on links
+  vm, k8s              run virtual machines on links; give links to pods
   inspect, top, trace  what links agreed upon, do, and say
   doctor               what this machine can do, and how to get the rest
   demo                 boot a Linux guest whose disk is served here
@@ -119,6 +119,8 @@ enum Command {
     /// Serves the page of a plane: what `linkspan up --page` starts
     #[command(hide = true)]
     Page(page::Args),
+    /// Offers links of a plane to pods
+    K8s(k8s::Args),
     /// Says what this machine can do, and how to get the rest
     Doctor(doctor::Args),
     /// Boots a Linux guest whose disk is served by Linkspan
@@ -221,6 +223,7 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
         Command::Trace(args) => inspect::trace::run(&args),
         Command::Plane(args) => plane::run(&args),
         Command::Page(args) => page::run(&args),
+        Command::K8s(args) => k8s::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Demo(args) => return Ok(demo_code(&args)),
         Command::Man(args) => pages::man(&args),
@@ -264,6 +267,7 @@ fn used(command: &Command) -> Vec<Used> {
         | Command::Trace(_)
         | Command::Plane(_)
         | Command::Page(_)
+        | Command::K8s(_)
         | Command::Doctor(_)
         | Command::Demo(_)
         | Command::Man(_)

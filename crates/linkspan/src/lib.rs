@@ -14,6 +14,7 @@ pub mod fcopy;
 pub mod gpu;
 pub mod ic;
 pub mod inspect;
+pub mod k8s;
 pub mod limits;
 mod log;
 pub mod net;

@@ -10,13 +10,13 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use crate::control::Question as _;
-use crate::inspect;
 use crate::page::board::Board;
 use crate::page::feed::Feed;
 use crate::page::said::Said;
 use crate::plane::Plane;
 use crate::supervisor::{Line, Question};
 use crate::tether;
+use crate::{inspect, k8s};
 
 /// Bytes of an input that are looked at.
 const INPUT_MAX: usize = 1 << 16;
@@ -25,8 +25,8 @@ const INPUT_MAX: usize = 1 << 16;
 ///
 /// 0: a plane; 1: a question at the control socket; 2: what a link answers, of which the next
 /// byte says in how long pieces it comes; 4: what the page's process says to its supervisor;
-/// 5: what is said at the page; anything else: what a supervisor answers who is asked what
-/// there is to see.
+/// 5: what is said at the page; 6: a kubelet's call, of which the next byte is the method;
+/// anything else: what a supervisor answers who is asked what there is to see.
 ///
 /// # Panics
 /// Upon a fault of ours.
@@ -40,6 +40,10 @@ pub fn take(input: &[u8]) -> &'static str {
         1 => question(&String::from_utf8_lossy(rest)),
         2 => answers(rest),
         4 => page(rest),
+        6 => match rest.split_first() {
+            Some((&method, body)) => k8s::take(method, body),
+            None => "nothing",
+        },
         5 => said(&String::from_utf8_lossy(rest)),
         _ => tree(&String::from_utf8_lossy(rest)),
     }

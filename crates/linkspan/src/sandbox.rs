@@ -17,7 +17,13 @@ use crate::plane::{LINKS, Use, Used};
 
 /// The commands that give something up, by their words: those of links, and what else serves.
 fn commands() -> impl Iterator<Item = &'static str> {
-    let others = ["display vnc", "display watch", "smb mount", "page"];
+    let others = [
+        "display vnc",
+        "display watch",
+        "smb mount",
+        "page",
+        "k8s device-plugin",
+    ];
     LINKS.iter().copied().chain(others)
 }
 

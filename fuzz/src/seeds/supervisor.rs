@@ -9,12 +9,18 @@ fn of(kind: u8, rest: &str) -> Vec<u8> {
     [&[kind], rest.as_bytes()].concat()
 }
 
+/// A kubelet's call of a method with a message.
+fn call(method: u8, message: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(message.len()).expect("a short one");
+    [&[6, method, 0, 0, 0, 0, length], message].concat()
+}
+
 pub(super) fn seeds() -> Vec<Seed> {
     let vm = "[vm.v]\nlinks=[\"a\"]\n";
     let shown =
         r#"{"link":"a","state":"running","endpoints":[{"endpoint":"d","rings":[{"ring":0}]}]}"#;
     #[rustfmt::skip]
-    let rows: [(&str, Vec<u8>, &str); 22] = [
+    let rows: [(&str, Vec<u8>, &str); 30] = [
         ("plane", of(0, DISK), "plane"),
         ("plane_with_a_machine", of(0, &(DISK.to_owned() + vm)), "plane"),
         ("plane_with_defaults", of(0, &(DISK.to_owned() + "[defaults.blk]\nqueues=2\n")), "plane"),
@@ -36,6 +42,14 @@ pub(super) fn seeds() -> Vec<Seed> {
         ("seen_at_the_page", of(5, "seen"), "seen"),
         ("open_at_the_page", of(5, "open 0 a"), "open"),
         ("restart_at_the_page", of(5, "restart a"), "change"),
+        ("kubelet_asks_for_options", call(0, b""), "answered"),
+        ("kubelet_asks_what_is_best", call(1, b"\x0a\x08\x0a\x01b\x0a\x01a\x18\x01"), "answered"),
+        ("kubelet_wants_two", call(2, b"\x0a\x06\x0a\x01a\x0a\x01b"), "answered"),
+        ("kubelet_wants_one_twice", call(2, b"\x0a\x06\x0a\x01a\x0a\x01a"), "refused"),
+        ("kubelet_wants_one_that_is_not_there", call(2, b"\x0a\x03\x0a\x01z"), "unknown"),
+        ("kubelet_wants_one_that_does_not_serve", call(2, b"\x0a\x03\x0a\x01c"), "unhealthy"),
+        ("kubelet_says_nonsense", call(2, b"zzzz"), "refused"),
+        ("kubelet_starts_a_container", call(3, b"\x0a\x01a"), "answered"),
         ("two_lines_at_the_page", of(5, "stop a\nstop b"), "nonsense"),
     ];
     let seed = |(name, bytes, what): (&str, Vec<u8>, &'static str)| Seed {

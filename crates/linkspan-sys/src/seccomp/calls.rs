@@ -24,6 +24,8 @@ pub enum Group {
     OpenDevices,
     /// Connects to Unix sockets.
     Unix,
+    /// Listens anew, at Unix sockets if it can make these alone.
+    Listen,
     /// Makes connections of TCP.
     Tcp,
     /// Looks up names.
@@ -64,6 +66,7 @@ impl Group {
             Self::Files => &[DURABLE, OPEN, FILES, REMOVE, OLD_FILES, OLD_REMOVE],
             Self::OpenDevices => &[DEVICES],
             Self::Unix => &[CONNECT, UNIX],
+            Self::Listen => &[LISTEN],
             Self::Tcp => &[CONNECT, TCP],
             Self::Resolve => &[CONNECT, UNIX, NETLINK, TCP, UDP, MODULES],
             Self::Interfaces => &[NETLINK, CONNECT],
@@ -430,6 +433,8 @@ const OLD_FILES: &[Call] = &[
 const OLD_FILES: &[Call] = &[];
 
 const CONNECT: &[Call] = &[call(c::SYS_connect), call(c::SYS_bind)];
+
+const LISTEN: &[Call] = &[call(c::SYS_listen)];
 
 const UNIX: &[Call] = &[when(c::SYS_socket, &[is(0, c::AF_UNIX)])];
 

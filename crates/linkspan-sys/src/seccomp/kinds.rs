@@ -35,11 +35,13 @@ pub enum Kind {
     SmbMount,
     /// The page of a plane.
     Page,
+    /// A device plugin of a kubelet.
+    DevicePlugin,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Block,
         Self::BlockOnShare,
         Self::Net,
@@ -55,13 +57,14 @@ impl Kind {
         Self::SmbServe,
         Self::SmbMount,
         Self::Page,
+        Self::DevicePlugin,
     ];
 
     /// What it does beside what each process does.
     pub(super) fn groups(self) -> &'static [Group] {
         use Group::{
-            Durable, Files, Fuse, Interfaces, IoUring, OpenDevices, Pictures, Remove, Resolve, Tap,
-            Tcp, Unix, VhostVdpa,
+            Durable, Files, Fuse, Interfaces, IoUring, Listen, OpenDevices, Pictures, Remove,
+            Resolve, Tap, Tcp, Unix, VhostVdpa,
         };
         match self {
             Self::Block => &[Durable, IoUring, Remove],
@@ -77,6 +80,8 @@ impl Kind {
             Self::SmbServe => &[Files, Tcp],
             Self::SmbMount => &[Fuse, Remove, Resolve, Tcp],
             Self::Page => &[Pictures, Unix],
+            // A kubelet that starts removes its socket, and it makes it anew.
+            Self::DevicePlugin => &[Listen, Remove, Unix],
         }
     }
 }

@@ -81,7 +81,6 @@ const NEVER: &[Made] = &[
         [16, 3, 12, 0, 0],
     ),
     ("vsock", libc::SYS_socket, [40, 1, 0, 0, 0]),
-    ("listening", libc::SYS_listen, first(-1)),
     ("a pty's input", libc::SYS_ioctl, [-1, 0x5412, 0, 0, 0]),
     ("virtual machines", libc::SYS_ioctl, [-1, 0xae01, 0, 0, 0]),
     ("signals by files", libc::SYS_fcntl, [-1, 8, 0, 0, 0]),
@@ -96,6 +95,10 @@ const DUMPABLE: libc::c_long = 4;
 
 /// What some kinds do, and which.
 const SOME: &[(Made, &[Kind])] = &[
+    (
+        ("listening", libc::SYS_listen, first(-1)),
+        &[Kind::DevicePlugin],
+    ),
     (
         ("a file to write", libc::SYS_openat, [-1, 0, 1, 0, 0]),
         &[
@@ -177,6 +180,7 @@ const SOME: &[(Made, &[Kind])] = &[
             Kind::FcopyGuest,
             Kind::SmbMount,
             Kind::Page,
+            Kind::DevicePlugin,
         ],
     ),
     (("io_uring", libc::SYS_io_uring_setup, NONE), &[]),

@@ -24,7 +24,7 @@ use crate::display::reachable;
 use crate::page::feed::{Feed, Kind, Said};
 use crate::plane::Viewers;
 use crate::supervisor::gathering::{Gathering, PAGE_LIMIT};
-use crate::supervisor::up::Listed;
+use crate::supervisor::listed::Listed;
 use crate::supervisor::{Line, Question};
 use crate::tether::Question as Asked;
 
@@ -257,6 +257,7 @@ impl Feeder {
             starts: 1,
             last_end: None,
             viewers: link.viewers.clone(),
+            sockets: Vec::new(),
         })
     }
 }

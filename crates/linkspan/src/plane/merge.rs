@@ -30,7 +30,7 @@ pub(crate) struct Link {
     pub(super) told: Vec<Setting>,
     pub(super) uses: Vec<Used>,
     /// What it gives to virtual machines.
-    offers: Vec<Offer>,
+    pub(super) offers: Vec<Offer>,
     /// Whether it is a virtual machine.
     pub(crate) is_machine: bool,
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Plane;
+use super::merge::Link;
 use super::uses::Use;
 use crate::cli;
 
@@ -45,6 +46,15 @@ impl Plane {
             Some((link.name.clone(), viewers))
         });
         shows.collect()
+    }
+
+    /// The sockets at which links serve virtual machines.
+    pub(crate) fn sockets(&self) -> BTreeMap<String, Vec<PathBuf>> {
+        let of = |link: &Link| {
+            let sockets = link.offers.iter().map(|it| self.straight(&it.socket));
+            (link.name.clone(), sockets.collect())
+        };
+        self.links.iter().map(of).collect()
     }
 
     /// Where the machine that has its screen behind this socket takes keys.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::up::Listed;
+use super::listed::Listed;
 use crate::tether::Question;
 
 /// How long links have. Who asks waits a little longer for each step.

@@ -5,6 +5,7 @@ pub mod core;
 pub(crate) mod gathering;
 mod line;
 pub mod link;
+pub(crate) mod listed;
 mod metrics;
 mod notify;
 mod page;

@@ -21,6 +21,7 @@ use super::activation::Activated;
 use super::core::{Core, Effect, End, State, Unknown, Wanted};
 use super::gathering::Gathering;
 use super::line::Heard;
+use super::listed::Listed;
 use super::metrics::Metrics;
 use super::notify::Manager;
 use super::page::{self, Page};
@@ -107,6 +108,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut supervisor = Supervisor {
         page: None,
         viewers: BTreeMap::new(),
+        sockets: BTreeMap::new(),
         core: Core::new(plane.settings.drain),
         processes: Processes::new(&plane.folder, PROCESSES, activated.links),
         epoll,
@@ -171,6 +173,8 @@ pub(super) struct Supervisor {
     page: Option<Page>,
     /// The screens of links.
     viewers: BTreeMap<String, Viewers>,
+    /// Where links serve virtual machines.
+    sockets: BTreeMap<String, Vec<PathBuf>>,
 }
 
 /// What happened to a link, as a line of JSON.
@@ -182,26 +186,6 @@ struct Line<'a> {
     pid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end: Option<String>,
-}
-
-/// A link, as `linkspan link list` gets it.
-#[derive(Serialize)]
-pub(crate) struct Listed {
-    pub(crate) link: String,
-    pub(crate) state: &'static str,
-    pub(crate) pid: Option<u32>,
-    pub(crate) starts: u64,
-    pub(crate) last_end: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) viewers: Option<Viewers>,
-}
-
-impl Listed {
-    /// A line for each.
-    pub(crate) fn lines(all: impl Iterator<Item = Self>) -> String {
-        let lines = all.map(|line| serde_json::to_string(&line).unwrap_or_default() + "\n");
-        lines.collect()
-    }
 }
 
 impl Supervisor {
@@ -297,6 +281,7 @@ impl Supervisor {
             None => self.page = None,
         }
         self.viewers = plane.viewers();
+        self.sockets = plane.sockets();
         let wanted = plane.links.iter().map(|link| Wanted {
             name: link.name.clone(),
             arguments: link.arguments.clone(),
@@ -542,6 +527,7 @@ impl Supervisor {
             starts: seen.starts,
             last_end: seen.last.map(words),
             viewers: self.viewers.get(&seen.name).cloned(),
+            sockets: self.sockets.get(&seen.name).cloned().unwrap_or_default(),
             link: seen.name,
         })
     }
