@@ -11,6 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::project::{Project, cargo};
+use crate::sim;
 use crate::tally::stream;
 
 /// A long run.
@@ -20,23 +21,39 @@ struct Long {
     /// Things done in all, and in a round.
     total: u64,
     round: u64,
-    /// The test that does them, as arguments of `cargo test`.
-    test: &'static [&'static str],
-    /// The variable that tells it how many to do.
-    count_env: &'static str,
-    /// Of a run with seeds.
-    seeds: Option<Seeds>,
+    what: What,
 }
 
-/// Seeds are done once, whatever the commit: a later run does others.
-struct Seeds {
-    /// The variable that tells the test its first one.
-    first_env: &'static str,
-    /// How many of them tests do anyway.
-    skipped: u64,
-    /// What its line of results begins with; the number of failures follows
-    /// behind the first comma.
-    results: &'static str,
+enum What {
+    Test {
+        /// The test that does them, as arguments of `cargo test`.
+        test: &'static [&'static str],
+        /// The variable that tells it how many to do.
+        count_env: &'static str,
+    },
+    /// Seeds of the simulation of this kind of link. They are done once, whatever the
+    /// commit: a later run does others.
+    Seeds(&'static str),
+}
+
+/// How many seeds tests do anyway.
+const SEEDS_OF_TESTS: u64 = 1000;
+
+/// What the simulation's line of results begins with; the number of failures follows behind
+/// the first comma.
+const RESULTS: &str = "simulation: ";
+
+/// The run that is all simulations, one after the other.
+const ALL_SIMULATIONS: &str = "sim";
+
+const fn simulated(name: &'static str, link: &'static str, about: &'static str) -> Long {
+    Long {
+        name,
+        about,
+        total: 1_000_000,
+        round: 50_000,
+        what: What::Seeds(link),
+    }
 }
 
 const ALL: &[Long] = &[
@@ -45,133 +62,109 @@ const ALL: &[Long] = &[
         about: "kills the back end of a verifying load, again and again",
         total: 100,
         round: 20,
-        test: &["--release", "--package", "linkspan", "--test", "kill"],
-        count_env: "LINKSPAN_KILLS",
-        seeds: None,
+        what: What::Test {
+            test: &["--release", "--package", "linkspan", "--test", "kill"],
+            count_env: "LINKSPAN_KILLS",
+        },
     },
     Long {
         name: "upgrade",
         about: "hands a disk under a verifying load over to new processes, again and again",
         total: 100,
         round: 50,
-        test: &[
-            "--release",
-            "--package",
-            "linkspan",
-            "--test",
-            "upgrade_program",
-            "loses_nothing_in_split_rings",
-        ],
-        count_env: "LINKSPAN_UPGRADES",
-        seeds: None,
+        what: What::Test {
+            test: &[
+                "--release",
+                "--package",
+                "linkspan",
+                "--test",
+                "upgrade_program",
+                "loses_nothing_in_split_rings",
+            ],
+            count_env: "LINKSPAN_UPGRADES",
+        },
     },
-    Long {
-        name: "sim-blk",
-        about: "simulates the block link with seeds that were not done yet (--seeds N)",
-        total: 100_000,
-        round: 10_000,
-        // With debug assertions and checks for overflow.
-        test: &[
-            "--package",
-            "linkspan-testkit",
-            "--test",
-            "simulation",
-            "every_seed",
-        ],
-        count_env: "LINKSPAN_SEEDS",
-        seeds: Some(Seeds {
-            first_env: "LINKSPAN_FIRST_SEED",
-            skipped: 1000,
-            results: "simulation: ",
-        }),
-    },
-    Long {
-        name: "sim-smbdirect",
-        about: "simulates both ends of SMB Direct with seeds that were not done yet (--seeds N)",
-        total: 100_000,
-        round: 10_000,
-        test: &[
-            "--release",
-            "--package",
-            "linkspan-smbdirect",
-            "--test",
-            "over",
-            "every_seed_loses_nothing",
-        ],
-        count_env: "LINKSPAN_SEEDS",
-        seeds: Some(Seeds {
-            first_env: "LINKSPAN_FIRST_SEED",
-            skipped: 1000,
-            results: "simulation: ",
-        }),
-    },
-    Long {
-        name: "sim-iwarp",
-        about: "simulates them over iWARP, with seeds that were not done yet (--seeds N)",
-        total: 100_000,
-        round: 10_000,
-        test: &[
-            "--release",
-            "--package",
-            "linkspan-smbdirect",
-            "--test",
-            "over",
-            "every_seed_over_a_stream",
-        ],
-        count_env: "LINKSPAN_SEEDS",
-        seeds: Some(Seeds {
-            first_env: "LINKSPAN_FIRST_SEED",
-            skipped: 500,
-            results: "simulation: ",
-        }),
-    },
+    simulated(
+        "sim-blk",
+        "blk",
+        "simulates a disk over vhost-user with seeds that were not done yet",
+    ),
+    simulated(
+        "sim-smbdirect",
+        "smbdirect",
+        "simulates both ends of SMB Direct with seeds that were not done yet",
+    ),
+    simulated(
+        "sim-iwarp",
+        "iwarp",
+        "simulates them over iWARP with seeds that were not done yet",
+    ),
+    simulated(
+        "sim-fcopy",
+        "fcopy",
+        "simulates files into a guest over VMBus with seeds that were not done yet",
+    ),
+    simulated(
+        "sim-smb2",
+        "smb2",
+        "simulates a file on a share, through a gateway with seeds that were not done yet",
+    ),
+    simulated(
+        "sim-vfio-user",
+        "vfio-user",
+        "simulates a PCI device over vfio-user with seeds that were not done yet",
+    ),
 ];
 
 /// The names, each with a word on it, for the help.
 pub(crate) fn names() -> String {
-    let lines = ALL
-        .iter()
-        .map(|long| format!("  {:14} {}", long.name, long.about));
+    let all = (
+        ALL_SIMULATIONS,
+        "all the simulations below, one after the other (--seeds N)",
+    );
+    let runs = ALL.iter().map(|long| (long.name, long.about));
+    let lines = std::iter::once(all).chain(runs);
+    let lines = lines.map(|(name, about)| format!("  {name:14} {about}"));
     lines.collect::<Vec<_>>().join("\n")
 }
 
 /// `seeds`: how many to do, if it is a run that has them.
 pub(crate) fn run(name: &str, seeds: Option<u64>) -> Result<bool> {
-    let Some(long) = ALL.iter().find(|long| long.name == name) else {
-        bail!("there is no long run `{name}`; there are:\n{}", names());
-    };
-    ensure!(
-        long.seeds.is_some() || seeds.is_none(),
-        "{name} has no seeds"
-    );
+    if name == ALL_SIMULATIONS {
+        let simulations = ALL.iter().filter(|it| matches!(it.what, What::Seeds(_)));
+        let mut ok = true;
+        for long in simulations {
+            ok &= run_one(long, seeds)?;
+        }
+        return Ok(ok);
+    }
+    match ALL.iter().find(|long| long.name == name) {
+        Some(long) => run_one(long, seeds),
+        None => bail!("there is no long run `{name}`; there are:\n{}", names()),
+    }
+}
+
+fn run_one(long: &Long, seeds: Option<u64>) -> Result<bool> {
+    let (name, has_seeds) = (long.name, matches!(long.what, What::Seeds(_)));
+    ensure!(has_seeds || seeds.is_none(), "{name} has no seeds");
     let project = Project::load()?;
     let ledger = project.root.join("docs/ledger.tsv");
     let commit = commit()?;
     let text = fs::read_to_string(&ledger).unwrap_or_default();
-    let before = match &long.seeds {
-        Some(_) => done_before(&text, None, name),
-        None => done_before(&text, Some(&commit), name),
-    };
-    let (mut done, total) = match &long.seeds {
-        Some(_) => (0, seeds.unwrap_or(long.total)),
+    let before = done_before(&text, (!has_seeds).then_some(commit.as_str()), name);
+    let (mut done, total) = match seeds {
+        // So many more.
+        Some(seeds) => (0, seeds),
         None => (before, long.total),
     };
+    let first = before - done;
     if before > 0 {
         eprintln!("xtask: {name}: {before} were done before");
     }
     while done < total {
         let count = long.round.min(total - done);
-        let mut command = cargo();
-        command
-            .arg("test")
-            .args(long.test)
-            .args(["--", "--nocapture"])
-            .env(long.count_env, count.to_string())
-            .current_dir(&project.root);
-        if let Some(seeds) = &long.seeds {
-            let first = seeds.skipped + before + done;
-            command.env(seeds.first_env, first.to_string());
-        }
+        let mut command = command(long, SEEDS_OF_TESTS + first + done, count);
+        command.current_dir(&project.root);
         let started = Instant::now();
         let result = round(long, &mut command)?;
         let seconds = started.elapsed().as_secs_f64();
@@ -194,6 +187,26 @@ pub(crate) fn run(name: &str, seeds: Option<u64>) -> Result<bool> {
     Ok(true)
 }
 
+/// What does a round.
+fn command(long: &Long, first: u64, count: u64) -> Command {
+    match long.what {
+        What::Test { test, count_env } => {
+            let mut command = cargo();
+            command
+                .arg("test")
+                .args(test)
+                .args(["--", "--nocapture"])
+                .env(count_env, count.to_string());
+            command
+        }
+        What::Seeds(link) => sim::command(&sim::Args {
+            seeds: Some(count),
+            first_seed: first,
+            link: Some(link.to_owned()),
+        }),
+    }
+}
+
 /// The result of a round that did not fail.
 const OK: &str = "ok";
 
@@ -201,7 +214,9 @@ const OK: &str = "ok";
 fn round(long: &Long, command: &mut Command) -> Result<String> {
     let mut failures = None;
     let ok = stream(command, |line| {
-        failures = failures.or(long.seeds.as_ref().and_then(|seeds| failed(line, seeds)));
+        if let What::Seeds(_) = long.what {
+            failures = failures.or(failed(line));
+        }
     })?;
     Ok(match failures {
         _ if ok => OK.to_owned(),
@@ -211,8 +226,8 @@ fn round(long: &Long, command: &mut Command) -> Result<String> {
 }
 
 /// How many seeds failed, if this is the line that says so.
-fn failed(line: &str, seeds: &Seeds) -> Option<u64> {
-    let (_, rest) = line.strip_prefix(seeds.results)?.split_once(", ")?;
+fn failed(line: &str) -> Option<u64> {
+    let (_, rest) = line.strip_prefix(RESULTS)?.split_once(", ")?;
     rest.split(' ').next()?.parse().ok()
 }
 
@@ -273,7 +288,7 @@ fn today() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{ALL, done_before, failed};
+    use super::{done_before, failed};
 
     #[test]
     fn a_run_goes_on_behind_the_rounds_of_its_commit_that_passed() {
@@ -289,9 +304,8 @@ mod tests {
     }
     #[test]
     fn failures_are_read_from_what_the_simulation_says() {
-        let seeds = ALL.iter().find_map(|long| long.seeds.as_ref()).unwrap();
-        let line = "simulation: 10000 seeds, 3 failures";
-        assert_eq!(failed(line, seeds), Some(3));
-        assert_eq!(failed("test simulation: ok", seeds), None);
+        let line = "simulation: blk 10000 seeds, 3 failures, 0.10 ms of CPU a seed";
+        assert_eq!(failed(line), Some(3));
+        assert_eq!(failed("test simulation: ok"), None);
     }
 }

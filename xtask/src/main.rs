@@ -1,5 +1,5 @@
 //! The project's tasks: `cargo xtask run`, `test`, `builds`, `fuzz`, `lab`, `lint`, `package`,
-//! `bench` and `long`.
+//! `bench`, `sim` and `long`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
@@ -22,6 +22,7 @@ mod packages;
 mod processors;
 mod project;
 mod run;
+mod sim;
 mod tally;
 mod test;
 
@@ -82,6 +83,12 @@ enum Task {
         #[command(flatten)]
         args: bench::Args,
     },
+    /// Simulate both ends of links: a seed decides all that happens, what goes wrong included
+    #[command(after_help = "\
+Examples:
+  cargo xtask sim --seeds 10000                               of each kind of link
+  cargo xtask sim --link blk --first-seed 4711 --seeds 1      one seed again, with its last steps")]
+    Sim(sim::Args),
     /// Do what takes longer than a test may; results go to docs/ledger.tsv
     #[command(after_help = format!("Runs:\n{}", long::names()))]
     Long {
@@ -126,6 +133,7 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Package(args) => package::run(&args),
         Task::Bench { name, args } => bench::run(&name, &args),
+        Task::Sim(args) => sim::run(&args),
         Task::Long { name, seeds } => long::run(&name, seeds),
     };
     match result {

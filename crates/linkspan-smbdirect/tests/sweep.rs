@@ -2,15 +2,11 @@
 //! write and read fails in turn; afterwards credits, buffers and registrations are as
 //! before. The seam is of the whole process, so this is one test file with one thread.
 
-#[allow(dead_code, reason = "a part of it is used here")]
-#[path = "over/ends.rs"]
-mod ends;
-
 use std::sync::Mutex;
 
-use ends::{LIMITS, Pair};
 use linkspan_mem::fault;
 use linkspan_rdma::verbs::{Access, MemoryId, PostError, Slice};
+use linkspan_sim::smbdirect::ends::{LIMITS, Pair};
 use linkspan_smbdirect::{Error, Misuse, News, Options, Refusal, RegistrationId, State, Status};
 
 /// One test at a time may arm the seam.

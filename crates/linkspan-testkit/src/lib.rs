@@ -1,7 +1,7 @@
 //! What the tests of Linkspan share: a front end and a back end that can say
 //! anything, a block driver on the front end,
 //! a network card, networks of the kernel, a host of VMBus, a disk that is driven over a link, devices served in this process, a browser, a census of what the process
-//! holds, Samba, tshark, simulation from seeds, and a sweep that makes each step of a bring-up fail in turn.
+//! holds, Samba, tshark, and a sweep that makes each step of a bring-up fail in turn.
 //!
 //! Everything here fails by panicking with what was expected. Every wait has
 //! the deadline [`PATIENCE`], so a test that would hang fails instead.
@@ -24,7 +24,6 @@ pub mod net;
 pub mod pci;
 pub mod program;
 pub mod samba;
-pub mod seeded;
 pub mod served;
 pub mod sweep;
 pub mod tshark;

@@ -4,7 +4,7 @@
 use linkspan_rdma::verbs::{Access, Failure, Key};
 use linkspan_smbdirect::{Descriptor, RegistrationId, RegistrationState, State};
 
-use super::ends::Pair;
+use linkspan_sim::smbdirect::ends::Pair;
 
 const BOTH: Access = Access {
     read: true,

@@ -7,7 +7,7 @@ use linkspan_rdma::Memories;
 use linkspan_rdma::verbs::{Slice, Verbs as _};
 use linkspan_smbdirect::{Driver, Options, Place};
 
-use super::ends::{LIMITS, Pair};
+use linkspan_sim::smbdirect::ends::{LIMITS, Pair};
 
 /// Bytes of the first message by where they are: in the buffers in which they arrived, and
 /// anywhere else.

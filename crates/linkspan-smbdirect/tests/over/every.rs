@@ -7,8 +7,8 @@ use linkspan_rdma::iwarp::FrameSize;
 use linkspan_rdma::verbs::{Access, Failure, Limits};
 use linkspan_smbdirect::{Error, MessageId, News, Options, Refusal, Role, State};
 
-use super::ends::{LIMITS, Pair, Side};
-use super::stream::{Bytes, Stream, Way};
+use linkspan_sim::smbdirect::ends::{LIMITS, Pair, Side};
+use linkspan_sim::smbdirect::stream::{Bytes, Stream, Way};
 
 const ROLES: [Role; 2] = [Role::Initiator, Role::Listener];
 

@@ -2,10 +2,6 @@
 #![allow(non_snake_case, reason = "the names of the suite's cases")]
 
 mod buffers;
-mod carrier;
 mod copies;
-mod ends;
 mod every;
 mod pair;
-mod simulation;
-mod stream;

@@ -4,7 +4,7 @@ use linkspan_rdma::local::Packet;
 use linkspan_rdma::verbs::{Access, Depth, Failure, Greeting, Key, Limits, Operation};
 use linkspan_smbdirect::{Error, MessageId, News, Options, Refusal, Role, State};
 
-use super::ends::{LIMITS, Pair, Side};
+use linkspan_sim::smbdirect::ends::{LIMITS, Pair, Side};
 
 #[test]
 fn messages_go_both_ways_and_come_back_whole() {

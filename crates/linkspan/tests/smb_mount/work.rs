@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use linkspan_testkit::census::settled;
-use linkspan_testkit::seeded::Rng;
+use linkspan_sim::Rng;
 
 /// Bytes of a file, at most.
 const SIZE_MAX: u64 = 600_000;

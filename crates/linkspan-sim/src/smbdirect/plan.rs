@@ -1,17 +1,19 @@
 //! What a seed decides: both ends, the load, and what goes wrong.
 
+use crate::Rng;
 use linkspan_rdma::verbs::Limits;
 use linkspan_smbdirect::{Options, Role};
-use linkspan_testkit::seeded::Rng;
 
-use crate::ends::LIMITS;
+use super::ends::LIMITS;
 
-/// The longest message.
-pub(crate) const MESSAGE_MAX: u32 = 131_072;
+/// The longest message, and the longest that both would take.
+pub(crate) const MESSAGE_MAX: u32 = 65_536;
+const FRAGMENTED_MAX: u32 = 131_072;
 
 /// A fault of the model, to see that the simulation finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Fault {
+    #[default]
     None,
     /// Now and then a message is not delivered.
     LosesMessage,
@@ -79,7 +81,7 @@ impl<W> Plan<W> {
             send_credit_target: credits(rng),
             max_send_size: size(rng),
             max_receive_size: size(rng),
-            max_fragmented_receive_size: MESSAGE_MAX,
+            max_fragmented_receive_size: FRAGMENTED_MAX,
             inbound_reads: rng.short(1, 4),
             outbound_reads: rng.short(1, 4),
             send_gather: rng.short(2, 8),
@@ -106,8 +108,8 @@ impl<W> Plan<W> {
             options,
             limits,
             phases: 1 + rng.below(3),
-            messages: rng.below(24),
-            offers: rng.below(6),
+            messages: rng.below(14),
+            offers: rng.below(5),
             mishaps: if alone && rng.percent(60) {
                 rng.below(4)
             } else {

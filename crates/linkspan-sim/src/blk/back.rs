@@ -11,8 +11,9 @@ use linkspan_vhost::frontend::FdId;
 use linkspan_vhost::{Backend, Offer};
 use linkspan_virtio::{Chain, DeviceQueue, Features, NotQuiet, QueueLayout};
 
-use crate::plan::{BLOCK, Fault, Plan};
-use crate::shared::{Message, Shared};
+use super::plan::{Fault, Plan};
+use super::shared::{Message, Shared};
+use crate::history::BLOCK;
 
 type Queue = DeviceQueue<Mortal<Window>>;
 
@@ -76,8 +77,8 @@ struct Taken {
 
 impl Back {
     pub(crate) fn new(shared: &mut Shared) -> Self {
-        let stores = if shared.plan.mortal && shared.rng.percent(50) {
-            shared.rng.below(SHORT_LIFE)
+        let stores = if shared.plan.mortal && shared.sim.rng.percent(50) {
+            shared.sim.rng.below(SHORT_LIFE)
         } else {
             u64::MAX
         };
@@ -203,7 +204,9 @@ impl Session {
             }
             Effect::ResetDevice => self.inflight = None,
             Effect::StartRing { ring, setup, .. } => {
-                shared.note("ring starts", ring.into(), setup.base.into());
+                shared
+                    .sim
+                    .note("ring starts", ring.into(), setup.base.into());
                 self.rings[usize::from(ring)] = Some(self.start(ring, setup, shared));
             }
             Effect::StopRing { ring } => {
@@ -259,8 +262,10 @@ impl Session {
             Err(NotQuiet::InFlight { count }) => count,
             _ => 0,
         };
-        shared.note("it resubmits", index.into(), replays.into());
-        shared.happened.resubmits += u64::from(replays);
+        shared
+            .sim
+            .note("it resubmits", index.into(), replays.into());
+        shared.sim.counts.add("resubmits", replays.into());
         Ring {
             geometry: shared.plan.block.geometry(features),
             enabled: setup.enabled,
@@ -325,7 +330,7 @@ impl Session {
         let base = ring.queue.base();
         *slot = None;
         self.stopping = None;
-        shared.note("ring stopped", index.into(), base.into());
+        shared.sim.note("ring stopped", index.into(), base.into());
         let answered = self.core.answer(Ok(Answer::RingStopped { base }));
         answered.expect("the answer fits");
         self.proceed(shared);
@@ -347,7 +352,7 @@ impl Session {
             .iter_mut()
             .filter(|taken| !taken.finished)
             .collect();
-        let at = shared.rng.index(open.len());
+        let at = shared.sim.rng.index(open.len());
         open[at].work(memory, shared);
     }
 
@@ -364,13 +369,12 @@ impl Session {
     }
 
     /// Another process takes over, with the socket and all memory: what was taken
-    /// is done first, then session and queues are saved and restored.
-    pub(crate) fn hand_over(&mut self, shared: &mut Shared) {
+    /// is done first, then session and queues are saved and restored. Says whether that was possible.
+    pub(crate) fn hand_over(&mut self, shared: &mut Shared) -> bool {
         let Ok(saved) = self.core.snapshot() else {
-            return;
+            return false;
         };
-        shared.note("back end hands over", 0, 0);
-        shared.happened.hand_overs += 1;
+        shared.sim.note("back end hands over", 0, 0);
         for index in 0..shared.plan.queues {
             while self.has_work(index) {
                 self.work(index, shared);
@@ -381,7 +385,7 @@ impl Session {
             };
             ring.pass(index, false, memory, &self.life, shared);
             if self.life.is_over() {
-                return;
+                return true;
             }
         }
         let core = Backend::restore(offer(&shared.plan), &saved).expect("its own bytes");
@@ -404,6 +408,7 @@ impl Session {
             };
             self.rings[usize::from(index)] = Some(ring);
         }
+        true
     }
 }
 
@@ -432,7 +437,7 @@ impl Ring {
         }
         self.answer(index, memory, life, shared);
         let mut more = takes;
-        for _ in 0..1 + shared.rng.below(6) {
+        for _ in 0..1 + shared.sim.rng.below(6) {
             more = more && self.take(index, memory, shared);
             if life.is_over() {
                 return;
@@ -464,7 +469,9 @@ impl Ring {
                 .push(&taken.chain, written)
                 .expect("a driver of ours");
             self.answered.push(taken.header);
-            shared.note("back end answers", index.into(), taken.header);
+            shared
+                .sim
+                .note("back end answers", index.into(), taken.header);
         }
     }
 
@@ -478,7 +485,7 @@ impl Ring {
         // Even if it died of it: its last store may have been the one that counts.
         let first = chain.readable().first().expect("a header");
         let header = memory.guest.address(*first).expect("guest memory").0;
-        shared.note("back end takes", index.into(), header);
+        shared.sim.note("back end takes", index.into(), header);
         if self.replays == 0 {
             shared.take(index, header);
         } else {
@@ -533,9 +540,9 @@ impl Taken {
                 .scatter(self.chain.writable(), at, &bytes)
                 .expect("room");
         } else {
-            let lost = shared.plan.fault == Fault::LosesBlock && shared.rng.percent(3);
+            let lost = shared.plan.fault == Fault::LosesBlock && shared.sim.rng.percent(3);
             if !lost {
-                shared.note("block written", block, self.header);
+                shared.sim.note("block written", block, self.header);
                 shared
                     .history
                     .write_block(block, &self.block(memory, self.done));

@@ -1,111 +1,54 @@
-//! Two ends, simulated from a seed: the seed decides options, load, who does the next
-//! step, when connections are cut and posts refused, and when ends are saved and restored.
-//!
-//! One seed again: `LINKSPAN_SEED=… cargo test -p linkspan-smbdirect --test over every_seed`
+//! SMB Direct: its seeds, and faults of the model that they find.
 
-mod end;
-mod plan;
-mod world;
-
-use linkspan_rdma::local::End;
-use linkspan_testkit::seeded::{Simulation, apart};
-
-pub(crate) use end::Luck;
-pub(crate) use plan::Fault;
-use world::World;
-
-use crate::carrier::Carrier;
-use crate::stream::Stream;
-
-const SIMULATION: Simulation = Simulation {
-    again: "cargo test -p linkspan-smbdirect --test over every_seed_loses_nothing",
-    seeds: 1000,
-    quick: 100,
-    faulty: 100,
-};
-
-/// Over a stream, which takes longer.
-const STREAMS: Simulation = Simulation {
-    again: "cargo test -p linkspan-smbdirect --test over every_seed_over_a_stream",
-    seeds: 500,
-    quick: 50,
-    faulty: 100,
-};
-
-fn none<C: Carrier>(seed: u64) -> World<C> {
-    World::new(seed, Fault::None)
-}
+use super::{Fault, Iwarp, Local};
+use crate::seeds::{self, apart, cut_everywhere};
+use crate::world::Link as _;
 
 /// No deadlock, no byte lost or repeated, each message and transfer told once, and all
 /// credits, buffers and registrations back, whatever is refused or cut.
 #[test]
 fn every_seed_loses_nothing_and_comes_to_its_end() {
-    SIMULATION.every_seed(none::<End>);
+    seeds::every_seed::<Local>();
 }
 
 /// The same over iWARP, whose stream is written and read in pieces of any size.
 #[test]
 fn every_seed_over_a_stream_loses_nothing_and_comes_to_its_end() {
-    STREAMS.every_seed(none::<Stream>);
+    seeds::every_seed::<Iwarp>();
 }
 
 #[test]
 fn a_seed_runs_the_same_way_twice() {
-    apart(|| {
-        SIMULATION.the_same_twice(none::<End>);
-        STREAMS.the_same_twice(none::<Stream>);
-    });
-}
-
-/// A connection that is cut at any step, from the first one on.
-fn cut_everywhere<C: Carrier>(
-    simulation: Simulation,
-    seeds: std::ops::Range<u64>,
-    skip: u64,
-) -> Result<(), String> {
-    for seed in seeds {
-        let mut whole = none::<C>(seed);
-        simulation.run(seed, &mut whole)?;
-        let mut at = 1;
-        while at <= whole.steps() {
-            simulation
-                .run(seed, &mut none::<C>(seed).cut_at(at))
-                .map_err(|failure| format!("cut at {at}: {failure}"))?;
-            at += 1 + at / skip;
-        }
-    }
-    Ok(())
+    seeds::the_same_twice::<Local>();
+    seeds::the_same_twice::<Iwarp>();
 }
 
 #[test]
 fn a_connection_that_is_cut_at_every_step_loses_nothing() {
     // The first steps each, then some.
-    apart(|| cut_everywhere::<End>(SIMULATION, 0..4, 100))
+    apart(|| (0..4).try_for_each(|seed| cut_everywhere::<Local>(seed, 100)))
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[test]
 fn a_stream_that_is_cut_at_every_step_loses_nothing() {
-    apart(|| cut_everywhere::<Stream>(STREAMS, 0..3, 100))
+    apart(|| (0..3).try_for_each(|seed| cut_everywhere::<Iwarp>(seed, 100)))
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 /// Of one seed each step, and none is left out.
 #[test]
 fn a_stream_of_one_seed_is_cut_at_each_of_its_steps() {
-    let whole = |seed| {
-        let mut world = none::<Stream>(seed);
-        let ran = STREAMS.run(seed, &mut world);
-        ran.map(|happened| (happened, world.steps()))
-    };
-    let failure = apart(move || {
-        for seed in 0..STREAMS.seeds {
-            let (happened, steps) = whole(seed)?;
-            let of_all = [happened.messages, happened.transfers, happened.invalidated];
+    let failure = apart(|| {
+        for seed in 0..seeds::SEEDS {
+            let mut world = Iwarp::new(seed, Fault::None);
+            let counts = seeds::run(seed, &mut world)?;
+            let of_all = ["messages", "transfers", "invalidations"];
             // One that does a little of everything, and in which nothing else goes wrong.
-            let alone = happened.lives == 1 && happened.refusals == 0;
-            if alone && of_all.iter().all(|count| *count > 1) && steps < 1000 {
-                return cut_everywhere::<Stream>(STREAMS, seed..seed + 1, u64::MAX);
+            let alone = counts.of("lives") == 1 && counts.of("posts refused") == 0;
+            let all = of_all.iter().all(|name| counts.of(name) > 1);
+            if alone && all && world.sim().steps < 1000 {
+                return cut_everywhere::<Iwarp>(seed, u64::MAX);
             }
         }
         Err("no seed does a little of everything".to_owned())
@@ -115,12 +58,12 @@ fn a_stream_of_one_seed_is_cut_at_each_of_its_steps() {
 
 #[track_caller]
 fn found(fault: Fault, says: &str) {
-    SIMULATION.finds(fault, says, move |seed| World::<End>::new(seed, fault));
+    seeds::finds::<Local>(fault, 100, says);
 }
 
 #[track_caller]
 fn found_over_a_stream(fault: Fault, says: &str) {
-    STREAMS.finds(fault, says, move |seed| World::<Stream>::new(seed, fault));
+    seeds::finds::<Iwarp>(fault, 100, says);
 }
 
 #[test]

@@ -3,20 +3,25 @@
 use std::collections::VecDeque;
 use std::fmt::Debug;
 
+use crate::Rng;
 use linkspan_mem::Region;
 use linkspan_mem::fault::Injected;
 use linkspan_rdma::iwarp::{FrameSize, Ready};
 use linkspan_rdma::local::{End, Packet};
 use linkspan_rdma::verbs::{Limits, MemoryId, Verbs};
 use linkspan_smbdirect::{Options, Role};
-use linkspan_testkit::seeded::Rng;
 
-use crate::ends::local;
-use crate::simulation::{Fault, Luck};
-use crate::stream::{Bytes, Stream, Way};
+use super::ends::local;
+use super::luck::Luck;
+use super::plan::Fault;
+use super::stream::{Bytes, Stream, Way};
 
 /// One end of what carries a connection, and what whoever holds both sees of it.
 pub(crate) trait Carrier: Verbs + Sized {
+    /// The name of the link over it, and what is simulated.
+    const NAME: &'static str;
+    const ABOUT: &'static str;
+
     /// What one end says to the other.
     type Packet: Clone + Debug;
     /// What is decided about a connection, and how large the pieces are in which it goes.
@@ -66,6 +71,9 @@ pub(crate) trait Carrier: Verbs + Sized {
 }
 
 impl Carrier for End {
+    const NAME: &'static str = "smbdirect";
+    const ABOUT: &'static str = "SMB Direct over a pair in memory: credits, fragments, memory";
+
     type Packet = Packet;
     type Way = ();
 
@@ -132,6 +140,9 @@ impl Carrier for End {
 }
 
 impl Carrier for Stream {
+    const NAME: &'static str = "iwarp";
+    const ABOUT: &'static str = "SMB Direct over iWARP: a stream in pieces of any size";
+
     type Packet = Bytes;
     type Way = (Way, [usize; 2]);
 

@@ -4,27 +4,27 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::OnceLock;
 
-use linkspan_rdma::Memories;
-use linkspan_rdma::verbs::{
-    Access, Depth, Event, Key, Limits, Post, PostError, Remote, Slice, Verbs,
-};
+use linkspan_rdma::verbs::{Access, Event, Key, Slice};
 use linkspan_smbdirect::{
     Connection, Descriptor, Error, MessageId, Misuse, News, Refusal, RegistrationId,
     RegistrationState, Role, TransferId,
 };
 
-use linkspan_testkit::seeded::Rng;
+use crate::Rng;
 
+use super::carrier::Carrier;
+use super::ends::Side;
+use super::luck::{Luck, Moody};
 use super::plan::{Fault, MESSAGE_MAX, Plan};
-use crate::carrier::Carrier;
-use crate::ends::Side;
 
 /// Places in memory: of short messages, of long ones, of what is read or written, and of
 /// what the other end may reach.
-const SMALL: (u64, u64, u32) = (0, 24, 4096);
-const LARGE: (u64, u64, u32) = (1 << 17, 3, MESSAGE_MAX);
-const LOCAL: (u64, u64, u32) = (1 << 19, 8, 16_384);
-const OFFERED: (u64, u64, u32) = ((1 << 19) + (1 << 17), 8, 16_384);
+const SMALL: (u64, u64, u32) = (0, 16, 4096);
+const LARGE: (u64, u64, u32) = (1 << 16, 2, MESSAGE_MAX);
+const LOCAL: (u64, u64, u32) = (3 << 16, 6, 12_288);
+const OFFERED: (u64, u64, u32) = (LOCAL.0 + 6 * 12_288, 6, 12_288);
+/// Bytes of all of them.
+const ARENA: u32 = (3 << 16) + 2 * 6 * 12_288;
 
 /// Bytes that all contents are cut from.
 pub(crate) fn pattern(number: u64, len: u32) -> &'static [u8] {
@@ -88,85 +88,6 @@ pub(crate) struct Transfer {
     at: u64,
 }
 
-/// How posts are refused, and what else goes wrong between driver and provider.
-#[derive(Debug)]
-pub(crate) struct Luck {
-    pub(crate) rng: Rng,
-    pub(crate) refusals: u64,
-    pub(crate) refused: u64,
-    pub(crate) fault: Fault,
-}
-
-impl Luck {
-    pub(crate) fn strikes(&mut self, fault: Fault) -> bool {
-        self.fault == fault && self.rng.percent(10)
-    }
-
-    fn refuses(&mut self) -> Result<(), PostError> {
-        if self.refusals > 0 && self.rng.percent(5) {
-            self.refusals -= 1;
-            self.refused += 1;
-            return Err(PostError::Full { max: 0 });
-        }
-        Ok(())
-    }
-}
-
-/// A provider that refuses now and then.
-struct Moody<'a, C> {
-    end: &'a mut C,
-    luck: &'a mut Luck,
-}
-
-impl<C: Verbs> Verbs for Moody<'_, C> {
-    fn limits(&self) -> Limits {
-        self.end.limits()
-    }
-
-    fn memories(&self) -> &Memories {
-        self.end.memories()
-    }
-
-    fn accept(&mut self, private_data: &[u8], depth: Depth) -> Result<(), PostError> {
-        self.luck.refuses()?;
-        self.end.accept(private_data, depth)
-    }
-
-    fn reject(&mut self, private_data: &[u8]) -> Result<(), PostError> {
-        self.end.reject(private_data)
-    }
-
-    fn post_receives(&mut self, count: u32) -> Result<(), PostError> {
-        self.luck.refuses()?;
-        let few = u32::from(count > 1 && self.luck.fault == Fault::PostsTooFew);
-        self.end.post_receives(count - few)
-    }
-
-    fn release(&mut self, buffer: Slice) {
-        if !self.luck.strikes(Fault::LosesBuffer) {
-            self.end.release(buffer);
-        }
-    }
-
-    fn post(&mut self, post: &Post<'_>) -> Result<(), PostError> {
-        self.luck.refuses()?;
-        self.end.post(post)
-    }
-
-    fn expose(&mut self, slices: &[Slice], access: Access) -> Result<Remote, PostError> {
-        self.luck.refuses()?;
-        self.end.expose(slices, access)
-    }
-
-    fn disconnect(&mut self) {
-        self.end.disconnect();
-    }
-
-    fn poll(&mut self) -> Option<Event> {
-        self.end.poll()
-    }
-}
-
 /// An end during one connection.
 pub(crate) struct User<C> {
     pub(crate) side: Side<C>,
@@ -218,7 +139,7 @@ impl<C: Carrier> User<C> {
         let options = &plan.options[at];
         let end = C::make(role, options, plan.limits, &plan.way, now);
         Self {
-            side: Side::over(end, C::add_memory, role, options, now).expect("it fits"),
+            side: Side::with_arena(end, C::add_memory, role, options, now, ARENA).expect("it fits"),
             at,
             small: Places::new(SMALL),
             large: Places::new(LARGE),

@@ -1,19 +1,25 @@
-//! Both ends, and who of them does the next step: the seed decides, among all
-//! that can.
+//! A disk over vhost-user: front-end core and driver queues on one side, back-end core, device
+//! queues and a model of a disk on the other, in one address space. Rings are split or packed, and
+//! their requests in flight are written down where a back end that dies cannot take them along.
 
-use linkspan_testkit::seeded;
+mod back;
+mod front;
+mod plan;
+mod shared;
+#[cfg(test)]
+mod tests;
 
-use crate::back::Back;
-use crate::front::Front;
-use crate::plan::{BLOCK, Fault};
-use crate::shared::{Happened, Shared};
+use crate::{Link, Mishap, Rest, Sim};
 
-/// Steps of a run at most: many times what any seed needs.
-const STEPS_MAX: u64 = 100_000;
+use crate::history::BLOCK;
+use back::Back;
+use front::Front;
+pub(crate) use plan::Fault;
+use shared::Shared;
 
 /// Something that can happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(crate) enum Step {
     /// Bytes arrive.
     ToBack,
     ToFront,
@@ -37,76 +43,61 @@ enum Step {
     Ghost,
 }
 
-pub(crate) struct World {
-    pub(crate) shared: Shared,
+/// Both ends, and what they share.
+pub(crate) struct Disk {
+    shared: Shared,
     front: Front,
     back: Option<Back>,
-    mishaps: u64,
+    /// Whether everything was asked and answered, and the rings are being stopped.
+    ending: bool,
     /// When, which block, and what.
     ghosts: Vec<(u64, u64, [u8; BLOCK])>,
 }
 
-impl seeded::World for World {
-    type Happened = Happened;
+impl Link for Disk {
+    type Step = Step;
+    type Fault = Fault;
 
-    fn run(&mut self) {
-        self.settle();
-        let (history, plan) = (&self.shared.history, &self.shared.plan);
-        let (submitted, outstanding) = (history.submitted(), history.outstanding());
-        assert!(
-            submitted == plan.requests && outstanding == 0 && self.front.is_running(),
-            "nothing is left to do, with {submitted} of {} requests submitted and {outstanding} outstanding",
-            plan.requests
-        );
-        assert_eq!(self.front.outstanding(), 0);
-        self.shared.history.check_end();
-        self.shared.happened.requests += submitted;
-        self.end();
-    }
+    const NAME: &'static str = "blk";
+    const ABOUT: &'static str = "a disk over vhost-user: rings, reconnects, requests in flight";
+    const MISHAPS: &'static [Mishap] = &[
+        Mishap::ServerDies,
+        Mishap::Cut,
+        Mishap::HandOver,
+        Mishap::Change,
+        Mishap::Change,
+        Mishap::Change,
+    ];
+    const CHANCE: u64 = 30;
+    const HAPPENS: &'static [&'static str] = &[
+        "requests",
+        "deaths in a store",
+        "reconnects",
+        "rings begun anew",
+        "resubmits",
+        "restarts of a ring",
+        "resets",
+        "driver queues saved",
+    ];
 
-    fn happened(&self) -> Happened {
-        self.shared.happened
-    }
-
-    fn story(&self) -> String {
-        let (plan, events) = (&self.shared.plan, self.shared.events());
-        format!("{plan:#?}\nthe last events:\n{events}")
-    }
-}
-
-impl World {
-    pub(crate) fn new(seed: u64, fault: Fault) -> Self {
+    fn new(seed: u64, fault: Fault) -> Self {
         let mut shared = Shared::new(seed, fault);
         let front = Front::new(&mut shared);
         Self {
             front,
             back: None,
-            mishaps: shared.plan.mishaps,
+            ending: false,
             ghosts: Vec::new(),
             shared,
         }
     }
 
-    /// Steps until none is possible.
-    fn settle(&mut self) {
-        let mut steps = Vec::new();
-        loop {
-            self.possible(&mut steps);
-            if steps.is_empty() {
-                return;
-            }
-            self.shared.steps += 1;
-            assert!(self.shared.steps < STEPS_MAX, "it does not come to an end");
-            // Most of them while there is something to disturb.
-            let chance = if self.front.is_running() { 3 } else { 1 };
-            if self.mishaps > 0 && self.shared.rng.percent(chance) {
-                self.mishaps -= 1;
-                self.mishap();
-                continue;
-            }
-            let step = steps[self.shared.rng.index(steps.len())];
-            self.step(step);
-        }
+    fn sim(&mut self) -> &mut Sim {
+        &mut self.shared.sim
+    }
+
+    fn plan(&self) -> String {
+        format!("{:#?}", self.shared.plan)
     }
 
     fn possible(&self, steps: &mut Vec<Step>) {
@@ -126,7 +117,7 @@ impl World {
         let ghost = self.ghosts.first();
         add(
             Step::Ghost,
-            ghost.is_some_and(|ghost| ghost.0 < shared.steps),
+            ghost.is_some_and(|ghost| ghost.0 < shared.sim.steps),
         );
         add(Step::Spawn, self.back.is_none());
         for queue in 0..shared.plan.queues {
@@ -168,18 +159,75 @@ impl World {
         }
     }
 
+    fn mishap(&mut self, mishap: Mishap) -> bool {
+        let shared = &mut self.shared;
+        match mishap {
+            Mishap::ServerDies => return self.kill(),
+            Mishap::Cut => shared.wire.closed = true,
+            Mishap::HandOver => {
+                let session = self.back.as_mut().and_then(|back| back.session.as_mut());
+                let done = session.is_some_and(|session| session.hand_over(shared));
+                self.bury();
+                return done;
+            }
+            _ => {
+                let runs = self.front.is_running();
+                if runs {
+                    self.front.disturb(shared);
+                }
+                return runs;
+            }
+        }
+        true
+    }
+
+    fn rest(&mut self) -> Rest {
+        if !self.ending {
+            self.check_done();
+            self.ending = true;
+            self.shared.sim.mishaps = 0;
+            self.front.stop(&mut self.shared);
+            return Rest::Again;
+        }
+        // A back end may die of it, and then all is brought up once more.
+        assert!(
+            self.front.is_stopped() || self.front.is_running(),
+            "it does not stop"
+        );
+        assert_eq!(self.shared.history.outstanding(), 0);
+        Rest::Over
+    }
+}
+
+impl Disk {
+    /// Nothing is left to do, and that is so because everything was done.
+    fn check_done(&mut self) {
+        let (history, plan) = (&self.shared.history, &self.shared.plan);
+        let (submitted, outstanding) = (history.submitted(), history.outstanding());
+        assert!(
+            submitted == plan.requests && outstanding == 0 && self.front.is_running(),
+            "nothing is left to do, with {submitted} of {} requests submitted and {outstanding} outstanding",
+            plan.requests
+        );
+        assert_eq!(self.front.outstanding(), 0);
+        self.shared.history.check_end();
+        self.shared.sim.counts.add("requests", submitted);
+    }
+
     fn back_step(&mut self, step: Step) {
         let (shared, Some(back)) = (&mut self.shared, &mut self.back) else {
             return;
         };
         let Some(session) = &mut back.session else {
-            shared.note("back end accepts", shared.wire.number, 0);
+            shared.sim.note("back end accepts", shared.wire.number, 0);
             return back.accept(shared);
         };
         match step {
             Step::ToBack => session.receive(shared),
             Step::BackLoses => {
-                shared.note("back end loses connection", session.wire, 0);
+                shared
+                    .sim
+                    .note("back end loses connection", session.wire, 0);
                 session.lose(shared);
             }
             Step::Pass(queue) => session.pass(queue, shared),
@@ -194,57 +242,29 @@ impl World {
     /// Whoever has lived out its stores is dead.
     fn bury(&mut self) {
         if self.back.as_ref().is_some_and(Back::is_dead) {
+            self.shared.sim.count("deaths in a store");
             self.kill();
         }
     }
 
-    fn kill(&mut self) {
-        let Some(back) = self.back.take() else { return };
-        self.shared.note("back end dies", 0, 0);
-        self.shared.happened.deaths += 1;
-        let Some(session) = &back.session else { return };
+    /// The back end dies, if there is one; says whether there was.
+    fn kill(&mut self) -> bool {
+        let Some(back) = self.back.take() else {
+            return false;
+        };
+        self.shared.sim.note("back end dies", 0, 0);
+        let Some(session) = &back.session else {
+            return true;
+        };
         if self.shared.plan.fault == Fault::WritesAfterDeath {
             let half = session.half_written().into_iter();
-            let due = self.shared.steps + self.shared.rng.below(400);
+            let due = self.shared.sim.steps + self.shared.sim.rng.below(400);
             self.ghosts
                 .extend(half.map(|(block, bytes)| (due, block, bytes)));
         }
         if session.wire == self.shared.wire.number {
             self.shared.wire.closed = true;
         }
-    }
-
-    fn mishap(&mut self) {
-        let shared = &mut self.shared;
-        match shared.rng.below(8) {
-            0 => self.kill(),
-            1 => {
-                shared.note("connection cut", shared.wire.number, 0);
-                shared.wire.closed = true;
-                shared.happened.cuts += 1;
-            }
-            2 => {
-                let session = self.back.as_mut().and_then(|back| back.session.as_mut());
-                if let Some(session) = session {
-                    session.hand_over(shared);
-                }
-                self.bury();
-            }
-            _ if self.front.is_running() => self.front.disturb(shared),
-            _ => {}
-        }
-    }
-
-    /// The front end stops all rings, and there is nothing in flight anywhere.
-    fn end(&mut self) {
-        self.mishaps = 0;
-        self.front.stop(&mut self.shared);
-        self.settle();
-        // A back end may die of it, and then all is brought up once more.
-        assert!(
-            self.front.is_stopped() || self.front.is_running(),
-            "it does not stop"
-        );
-        assert_eq!(self.shared.history.outstanding(), 0);
+        true
     }
 }

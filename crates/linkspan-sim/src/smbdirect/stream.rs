@@ -14,17 +14,22 @@ use linkspan_smbdirect::{self as smbdirect, Role, private_data};
 
 /// How a stream is made, and how it carries bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Way {
-    pub(crate) frame: FrameSize,
-    pub(crate) crc: bool,
-    pub(crate) revision: u8,
-    pub(crate) ready: Option<Ready>,
-    pub(crate) nudges: u8,
+pub struct Way {
+    /// How frames are cut.
+    pub frame: FrameSize,
+    /// Whether they have checksums.
+    pub crc: bool,
+    /// Of MPA.
+    pub revision: u8,
+    /// The ready-to-receive messages that are offered.
+    pub ready: Option<Ready>,
+    /// Signs of life that are awaited.
+    pub nudges: u8,
 }
 
 impl Way {
     /// As a program does it.
-    pub(crate) const USUAL: Self = Self {
+    pub const USUAL: Self = Self {
         frame: FrameSize::Max,
         crc: false,
         revision: 2,
@@ -49,14 +54,15 @@ impl Way {
 
 /// What goes over the stream one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Bytes {
+pub enum Bytes {
+    /// These.
     Some(Vec<u8>),
     /// There will be no more.
     End,
 }
 
 /// One end.
-pub(crate) struct Stream {
+pub struct Stream {
     connection: Connection,
     options: Options,
     memories: Memories,
@@ -73,7 +79,11 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(
+    /// An end that has said nothing.
+    ///
+    /// # Panics
+    /// The options cannot be.
+    pub fn new(
         role: Role,
         options: &smbdirect::Options,
         limits: Limits,
@@ -103,12 +113,16 @@ impl Stream {
         }
     }
 
-    pub(crate) fn add_memory(&mut self, region: Region) -> Result<MemoryId, Injected> {
+    /// Makes memory known.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub fn add_memory(&mut self, region: Region) -> Result<MemoryId, Injected> {
         self.memories.add(region)
     }
 
     /// What it writes next, at most so many bytes.
-    pub(crate) fn write(&mut self, max: usize) -> Option<Bytes> {
+    pub fn write(&mut self, max: usize) -> Option<Bytes> {
         self.feed();
         if self.connection.life() == Life::Over {
             self.batch.clear();
@@ -151,7 +165,7 @@ impl Stream {
     }
 
     /// What it reads; at most so many bytes of it, and the rest comes back.
-    pub(crate) fn read(&mut self, bytes: Bytes, max: usize) -> Option<Bytes> {
+    pub fn read(&mut self, bytes: Bytes, max: usize) -> Option<Bytes> {
         let mut rest = Vec::new();
         match bytes {
             Bytes::End => self.ended = true,
@@ -188,32 +202,38 @@ impl Stream {
         }
     }
 
-    pub(crate) fn lose(&mut self) {
+    /// The stream is gone.
+    pub fn lose(&mut self) {
         self.connection.lost();
         self.after();
     }
 
-    pub(crate) fn lent(&self) -> usize {
+    /// Buffers that are lent.
+    #[must_use]
+    pub fn lent(&self) -> usize {
         self.pool.used().1
     }
 
-    pub(crate) fn receives(&self) -> u32 {
+    /// Receives that are posted and not taken.
+    #[must_use]
+    pub fn receives(&self) -> u32 {
         self.connection.posted().2
     }
 
-    pub(crate) fn tick(&mut self, now: u64) {
+    /// Says what time it is, in milliseconds.
+    pub fn tick(&mut self, now: u64) {
         self.connection.tick(Duration::from_millis(now));
         self.after();
     }
 
     /// When that is due.
-    pub(crate) fn next_timeout(&self) -> Option<u64> {
+    pub fn next_timeout(&self) -> Option<u64> {
         let due = self.connection.next_timeout()?;
         Some(u64::try_from(due.as_micros().div_ceil(1000)).expect("not for ages"))
     }
 
     /// Saves the connection if it is quiet, and goes on with what that makes.
-    pub(crate) fn restore(&mut self, now: u64) -> bool {
+    pub fn restore(&mut self, now: u64) -> bool {
         if !self.staged.is_empty() || !self.batch.is_empty() {
             return false;
         }

@@ -1,20 +1,19 @@
 //! What a seed decides: the link, the load, and what goes wrong.
 
+use crate::Rng;
+use crate::history::{BLOCK, BLOCKS};
 use linkspan_devices::block::{Block, BlockOptions};
-use linkspan_testkit::seeded::Rng;
 use linkspan_vhost::ProtocolFeatures;
 use linkspan_virtio::Features;
 
-/// Blocks of the disk: few, so that requests overlap.
-pub(crate) const BLOCKS: u64 = 12;
 /// Blocks of one request at most.
 pub(crate) const BLOCKS_MAX: u64 = 4;
-/// Bytes of a block.
-pub(crate) const BLOCK: usize = 512;
 
 /// A fault of the model, to see that the simulation finds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Fault {
+    /// There is none.
+    #[default]
     None,
     /// The next back end does not look at what the last one had in flight.
     NoReplay,

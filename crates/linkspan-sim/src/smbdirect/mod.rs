@@ -1,29 +1,42 @@
-//! Both ends and what is between them: the seed decides who does the next step, among
-//! all that can.
+//! SMB Direct: two connections with their users and what carries them, a pair in memory or
+//! iWARP over a stream that is written and read in pieces of any size. Credits are few, posts are
+//! refused, ends are saved and restored.
+
+mod carrier;
+pub mod ends;
+mod luck;
+mod plan;
+pub mod stream;
+#[cfg(test)]
+mod tests;
+mod user;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use linkspan_rdma::iwarp::WireError;
+use linkspan_rdma::local::End;
 use linkspan_rdma::verbs::{Failure, Key};
 use linkspan_smbdirect::{Connection, Driver, Error, State};
-use linkspan_testkit::seeded::{self, Rng};
 
-use super::end::{Luck, Message, Offer, Said, User};
-use super::plan::{Fault, MESSAGE_MAX, Plan};
-use crate::carrier::Carrier;
+use crate::{Link, Mishap, Rest, Rng, Sim};
 
-/// Steps of a run at most: many times what any seed needs.
-const STEPS_MAX: u64 = 1_000_000;
+use carrier::Carrier;
+use luck::Luck;
+use plan::{Fault, MESSAGE_MAX, Plan};
+use stream::Stream;
+use user::{Message, Offer, Said, User};
+
+/// Both ends over the pair in memory.
+pub(crate) type Local = Ends<End>;
+/// Both ends over iWARP.
+pub(crate) type Iwarp = Ends<Stream>;
 
 /// The longest wait that is no stall: until a post that was refused is tried again.
 const RETRY_MS: u64 = 100;
 
-/// Things that happened that a failure tells of.
-const EVENTS_KEPT: usize = 40;
-
 /// Something that can happen next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(crate) enum Step {
     /// The provider tells something.
     Event(usize),
     /// A driver does the next thing.
@@ -41,51 +54,6 @@ enum Step {
     Deregister(usize),
     /// A user reads what has come.
     Read(usize),
-}
-
-/// How often what may happen did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Happened {
-    pub(crate) messages: u64,
-    pub(crate) segments: u64,
-    pub(crate) empty: u64,
-    pub(crate) kept: u64,
-    pub(crate) transfers: u64,
-    pub(crate) works: u64,
-    pub(crate) invalidated: u64,
-    pub(crate) refusals: u64,
-    pub(crate) cuts: u64,
-    pub(crate) disconnects: u64,
-    pub(crate) silences: u64,
-    /// Writes to where nobody may, and ends that heard that of the other.
-    pub(crate) strays: u64,
-    pub(crate) terminates: u64,
-    pub(crate) lives: u64,
-    pub(crate) restores: u64,
-    pub(crate) keepalives: u64,
-}
-
-impl seeded::Happened for Happened {
-    fn counts(&mut self) -> Vec<&mut u64> {
-        vec![
-            &mut self.messages,
-            &mut self.segments,
-            &mut self.empty,
-            &mut self.kept,
-            &mut self.transfers,
-            &mut self.works,
-            &mut self.invalidated,
-            &mut self.refusals,
-            &mut self.cuts,
-            &mut self.disconnects,
-            &mut self.silences,
-            &mut self.strays,
-            &mut self.terminates,
-            &mut self.lives,
-            &mut self.restores,
-            &mut self.keepalives,
-        ]
-    }
 }
 
 /// What is between two ends.
@@ -115,157 +83,97 @@ impl<P> Wire<P> {
     }
 }
 
-pub(crate) struct World<C: Carrier> {
+/// Both ends, and what is between them.
+pub(crate) struct Ends<C: Carrier> {
     plan: Plan<C::Way>,
-    happened: Happened,
-    rng: Rng,
+    sim: Sim,
     luck: Luck,
     users: [User<C>; 2],
     wire: Wire<C::Packet>,
-    now: u64,
-    steps: u64,
-    /// The step at which the connection is cut.
-    cut_at: Option<u64>,
-    mishaps: u64,
     /// Of this life: something went wrong, so that it may end.
     disturbed: bool,
     /// And one of them did what it must not.
     strayed: bool,
     phase: u64,
+    /// In this phase everything was done, and so many signs of life are left to be waited for.
+    resting: Option<u64>,
+    /// All phases are over, and the connection is being ended.
+    closing: bool,
     /// Messages and offers that are left to each end in this phase.
     left: [(u64, u64); 2],
     next: u64,
     /// Offers whose end was told, and writes of which nobody knows what became.
     offers: BTreeMap<u64, Offer>,
     spoilt: Vec<u64>,
-    events: VecDeque<(u64, Step)>,
 }
 
-impl<C: Carrier> seeded::World for World<C> {
-    type Happened = Happened;
+impl<C: Carrier> Link for Ends<C> {
+    type Step = Step;
+    type Fault = Fault;
 
-    fn run(&mut self) {
-        self.happened.lives = 1;
-        loop {
-            self.settle();
-            if self.users.iter().all(|user| user.ended.is_some()) {
-                self.check_end();
-                self.reconnect();
-                continue;
-            }
-            if self.is_done() && !self.wire.cut {
-                self.check_rest();
-                self.rest();
-                if self.phase + 1 >= self.plan.phases {
-                    break;
-                }
-                self.phase += 1;
-                self.left = [(self.plan.messages, self.plan.offers); 2];
-                continue;
-            }
-            self.wait();
-        }
-        self.count();
-        self.users[self.rng.index(2)].core_mut().disconnect();
-        self.disturbed = true;
-        self.settle();
-        while self.users.iter().any(|user| user.ended.is_none()) {
-            self.wait();
-            self.settle();
-        }
-        self.check_end();
-        self.happened.refusals += self.luck.refused;
-    }
+    const NAME: &'static str = C::NAME;
+    const ABOUT: &'static str = C::ABOUT;
+    const MISHAPS: &'static [Mishap] = &[
+        Mishap::Cut,
+        Mishap::Disconnect,
+        Mishap::Silence,
+        Mishap::Stray,
+        Mishap::ClockJump,
+    ];
+    const CHANCE: u64 = 5;
+    const HAPPENS: &'static [&'static str] = &[
+        "messages",
+        "segments",
+        "empty messages",
+        "messages kept",
+        "transfers",
+        "works",
+        "invalidations",
+        "posts refused",
+        "terminates",
+        "lives",
+        "restores",
+        "signs of life",
+    ];
 
-    fn happened(&self) -> Happened {
-        self.happened
-    }
-
-    fn story(&self) -> String {
-        let lines = self.events.iter();
-        let lines: String = lines
-            .map(|(at, step)| format!("{at}: {step:?}\n"))
-            .collect();
-        format!("{:#?}\nthe last steps:\n{lines}", self.plan)
-    }
-}
-
-impl<C: Carrier> World<C> {
-    pub(crate) fn new(seed: u64, fault: Fault) -> Self {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng, fault, C::way);
+    fn new(seed: u64, fault: Fault) -> Self {
+        let mut sim = Sim::new(seed);
+        let plan = Plan::new(&mut sim.rng, fault, C::way);
         let luck = Luck {
-            rng: Rng::new(rng.next()),
+            rng: Rng::new(sim.rng.next()),
             refusals: plan.refusals,
             refused: 0,
             fault,
         };
+        sim.mishaps = plan.mishaps;
+        sim.count("lives");
         Self {
-            happened: Happened::default(),
-            luck,
             users: [0, 1].map(|at| User::new(at, &plan, 0)),
             wire: Wire::new(),
-            now: 0,
-            steps: 0,
-            cut_at: None,
-            mishaps: plan.mishaps,
             disturbed: false,
             strayed: false,
             phase: 0,
+            resting: None,
+            closing: false,
             left: [(plan.messages, plan.offers); 2],
             next: 0,
             offers: BTreeMap::new(),
             spoilt: Vec::new(),
-            events: VecDeque::new(),
-            rng,
             plan,
+            sim,
+            luck,
         }
     }
 
-    /// The same with a connection that is cut at this step.
-    pub(crate) fn cut_at(mut self, step: u64) -> Self {
-        self.cut_at = Some(step);
-        self
+    fn sim(&mut self) -> &mut Sim {
+        &mut self.sim
     }
 
-    pub(crate) fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    fn is_done(&self) -> bool {
-        let users = &self.users;
-        self.left == [(0, 0); 2] && users.iter().all(|user| user.connected && user.is_idle())
-    }
-
-    /// Steps until none is possible.
-    fn settle(&mut self) {
-        let mut steps = Vec::new();
-        loop {
-            self.possible(&mut steps);
-            if steps.is_empty() {
-                return;
-            }
-            self.steps += 1;
-            assert!(self.steps < STEPS_MAX, "it does not come to an end");
-            if self.cut_at == Some(self.steps) {
-                self.cut();
-            }
-            if self.mishaps > 0 && self.rng.below(200) == 0 {
-                self.mishaps -= 1;
-                self.mishap();
-                continue;
-            }
-            let step = steps[self.rng.index(steps.len())];
-            if self.events.len() == EVENTS_KEPT {
-                self.events.pop_front();
-            }
-            self.events.push_back((self.steps, step));
-            self.step(step);
-        }
+    fn plan(&self) -> String {
+        format!("{:#?}", self.plan)
     }
 
     fn possible(&self, steps: &mut Vec<Step>) {
-        steps.clear();
         for (at, user) in self.users.iter().enumerate() {
             let mut add = |step: fn(usize) -> Step, possible| {
                 if possible {
@@ -293,7 +201,7 @@ impl<C: Carrier> World<C> {
     }
 
     fn step(&mut self, step: Step) {
-        let (rng, now) = (&mut self.rng, self.now);
+        let (rng, now) = (&mut self.sim.rng, self.sim.now);
         match step {
             Step::Event(at) => self.users[at].event(now, &mut self.luck),
             Step::Poll(at) => {
@@ -340,7 +248,7 @@ impl<C: Carrier> World<C> {
                 let user = &mut self.users[at];
                 if let Some(offer) = user.offers.pop_front() {
                     match user.transfer(rng, offer) {
-                        Ok(()) => self.happened.transfers += 1,
+                        Ok(()) => self.sim.count("transfers"),
                         Err(offer) => self.users[at].offers.push_back(offer),
                     }
                 }
@@ -351,9 +259,106 @@ impl<C: Carrier> World<C> {
         }
     }
 
+    fn mishap(&mut self, mishap: Mishap) -> bool {
+        let at = self.sim.rng.index(2);
+        match mishap {
+            Mishap::Cut => self.cut(),
+            Mishap::Disconnect => self.users[at].core_mut().disconnect(),
+            Mishap::Silence => self.wire.cut(),
+            Mishap::Stray => {
+                if !self.users[at].stray() {
+                    return false;
+                }
+                self.strayed = true;
+            }
+            _ => {}
+        }
+        self.disturbed = true;
+        true
+    }
+
+    fn rest(&mut self) -> Rest {
+        let ended = self.users.each_ref().map(|user| user.ended.is_some());
+        if self.closing {
+            if ended.contains(&false) {
+                return self.wait();
+            }
+            self.check_end();
+            self.sim.counts.add("posts refused", self.luck.refused);
+            return Rest::Over;
+        }
+        if ended == [true; 2] {
+            self.check_end();
+            self.reconnect();
+            return Rest::Again;
+        }
+        if !self.is_done() || self.wire.cut {
+            return self.wait();
+        }
+        let signs = match self.resting {
+            Some(signs) => signs,
+            None => self.begin_rest(),
+        };
+        let due = |user: &User<C>| user.core().next_timeout();
+        let due = self.users.iter().filter_map(due).min();
+        if let (Some(left), Some(due)) = (signs.checked_sub(1), due) {
+            self.resting = Some(left);
+            self.sim.count("signs of life");
+            return Rest::Until(due);
+        }
+        self.next_phase();
+        Rest::Again
+    }
+
+    fn tick(&mut self) {
+        for user in &mut self.users {
+            user.side.end.tick(self.sim.now);
+            user.core_mut().handle_timeout(self.sim.now);
+            (user.events, user.packets) = (true, true);
+        }
+    }
+}
+
+impl<C: Carrier> Ends<C> {
+    fn is_done(&self) -> bool {
+        let users = &self.users;
+        self.left == [(0, 0); 2] && users.iter().all(|user| user.connected && user.is_idle())
+    }
+
+    /// Both ends are quiet, perhaps saved and restored; for how many signs of life they rest.
+    fn begin_rest(&mut self) -> u64 {
+        self.check_rest();
+        if self.sim.rng.percent(50) {
+            for at in [0, 1] {
+                self.restore(at);
+            }
+        }
+        let signs = self.sim.rng.below(3);
+        self.resting = Some(signs);
+        signs
+    }
+
+    /// The next phase, or the end.
+    fn next_phase(&mut self) {
+        self.resting = None;
+        let ended = self.users.iter().any(|user| user.ended.is_some());
+        assert!(
+            !ended || self.disturbed || self.luck.refused > 0,
+            "it ended while it rested"
+        );
+        if self.phase + 1 < self.plan.phases {
+            self.phase += 1;
+            self.left = [(self.plan.messages, self.plan.offers); 2];
+            return;
+        }
+        self.count();
+        self.users[self.sim.rng.index(2)].core_mut().disconnect();
+        (self.disturbed, self.closing) = (true, true);
+    }
+
     fn take(&mut self, at: usize) {
         let user = &mut self.users[at];
-        let packet = user.side.end.take(&mut self.rng, &self.plan.way);
+        let packet = user.side.end.take(&mut self.sim.rng, &self.plan.way);
         user.events = true;
         let Some(packet) = packet else {
             user.packets = false;
@@ -370,7 +375,7 @@ impl<C: Carrier> World<C> {
         match said {
             None => {}
             Some(Said::Sent(message)) => {
-                self.happened.messages += 1;
+                self.sim.count("messages");
                 other.awaited.push_back(message);
             }
             Some(Said::Unsent(message)) => {
@@ -391,12 +396,12 @@ impl<C: Carrier> World<C> {
         let token = offer.descriptors.first().map(|it| Key(it.token));
         let message = Message {
             number: self.next,
-            len: 1 + self.rng.small(60),
+            len: 1 + self.sim.rng.small(60),
             finishes: Some(offer.number),
-            invalidates: token.filter(|_| self.rng.percent(60)),
+            invalidates: token.filter(|_| self.sim.rng.percent(60)),
         };
         self.next += 1;
-        let said = self.users[at].send(&mut self.rng, message);
+        let said = self.users[at].send(&mut self.sim.rng, message);
         if said.is_none() {
             self.users[at].finishing.push_back((offer, known));
             return;
@@ -408,15 +413,16 @@ impl<C: Carrier> World<C> {
     }
 
     fn read(&mut self, at: usize) {
-        let len = if self.rng.percent(50) {
+        let len = if self.sim.rng.percent(50) {
             u32::MAX
         } else {
-            1 + self.rng.small(3000)
+            1 + self.sim.rng.small(3000)
         };
         let Some((message, _)) = self.users[at].read(len) else {
             return;
         };
-        self.happened.invalidated += u64::from(message.invalidates.is_some());
+        let invalidated = message.invalidates.is_some().into();
+        self.sim.counts.add("invalidations", invalidated);
         if let Some(number) = message.finishes
             && self.users[at].core().state() == State::Connected
         {
@@ -426,55 +432,29 @@ impl<C: Carrier> World<C> {
         }
     }
 
-    fn mishap(&mut self) {
-        let at = self.rng.index(2);
-        match self.rng.below(4) {
-            0 => self.cut(),
-            1 => {
-                self.happened.disconnects += 1;
-                self.users[at].core_mut().disconnect();
-            }
-            2 => {
-                // Nothing arrives, and nobody says so.
-                self.happened.silences += 1;
-                self.wire.cut();
-            }
-            _ => {
-                if !self.users[at].stray() {
-                    return;
-                }
-                self.happened.strays += 1;
-                self.strayed = true;
-            }
-        }
-        self.disturbed = true;
-    }
-
     fn cut(&mut self) {
-        self.happened.cuts += 1;
-        self.disturbed = true;
         self.wire.cut();
         self.wire.unaware = [true; 2];
     }
 
-    /// Nothing can be done but wait.
-    fn wait(&mut self) {
+    /// Nothing can be done but wait: until when.
+    fn wait(&self) -> Rest {
         let due = self.users.iter().filter_map(User::next_timeout).min();
         let due = due.unwrap_or_else(|| panic!("nothing is left to do: {}", self.stall()));
         let disturbed = self.disturbed || self.luck.refused > 0;
         assert!(
-            due <= self.now + RETRY_MS || disturbed,
+            due <= self.sim.now + RETRY_MS || disturbed,
             "nothing is left to do but wait: {}",
             self.stall()
         );
         // Refused or not, what the provider has done is told.
         let untold = self.users.iter().any(User::awaits_its_provider);
         assert!(
-            due <= self.now + RETRY_MS || self.disturbed || !untold,
+            due <= self.sim.now + RETRY_MS || self.disturbed || !untold,
             "nothing is left to do, and work is not told: {}",
             self.stall()
         );
-        self.pass_time(due);
+        Rest::Until(due)
     }
 
     fn stall(&self) -> String {
@@ -482,19 +462,10 @@ impl<C: Carrier> World<C> {
         format!("{:?}, {status:#?}", self.left)
     }
 
-    fn pass_time(&mut self, due: u64) {
-        self.now = self.now.max(due);
-        for user in &mut self.users {
-            user.side.end.tick(self.now);
-            user.core_mut().handle_timeout(self.now);
-            (user.events, user.packets) = (true, true);
-        }
-    }
-
     /// Everything of a life came back, and there was a reason that it ended.
     fn check_end(&mut self) {
         for at in [0, 1] {
-            self.users[at].check_end(self.now, &mut self.luck);
+            self.users[at].check_end(self.sim.now, &mut self.luck);
         }
         let errors = self.users.each_ref().map(|user| user.ended);
         let refused = self.luck.refused > 0;
@@ -511,7 +482,7 @@ impl<C: Carrier> World<C> {
         for failure in failures.into_iter().flatten() {
             let broke = match failure {
                 Failure::Wire(WireError::Terminated(_)) => {
-                    self.happened.terminates += 1;
+                    self.sim.count("terminates");
                     true
                 }
                 // A message of which the rest was not sent any more.
@@ -529,10 +500,11 @@ impl<C: Carrier> World<C> {
     /// A new connection, that knows nothing of the old one.
     fn reconnect(&mut self) {
         self.count();
-        self.happened.lives += 1;
-        self.users = [0, 1].map(|at| User::new(at, &self.plan, self.now));
+        self.sim.count("lives");
+        self.users = [0, 1].map(|at| User::new(at, &self.plan, self.sim.now));
         self.wire = Wire::new();
         (self.disturbed, self.strayed) = (false, false);
+        self.resting = None;
         self.offers.clear();
     }
 
@@ -554,32 +526,10 @@ impl<C: Carrier> World<C> {
         }
     }
 
-    /// Both ends are quiet: they are saved and restored, or asked for a sign of life.
-    fn rest(&mut self) {
-        if self.rng.percent(50) {
-            for at in [0, 1] {
-                self.restore(at);
-            }
-        }
-        for _ in 0..self.rng.below(3) {
-            let due = |user: &User<C>| user.core().next_timeout();
-            if let Some(due) = self.users.iter().filter_map(due).min() {
-                self.happened.keepalives += 1;
-                self.pass_time(due);
-                self.settle();
-            }
-        }
-        let ended = self.users.iter().any(|user| user.ended.is_some());
-        assert!(
-            !ended || self.disturbed || self.luck.refused > 0,
-            "it ended while it rested"
-        );
-    }
-
     fn restore(&mut self, at: usize) {
         let options = &self.plan.options[at];
         let user = &mut self.users[at];
-        let bytes = match user.core().snapshot(self.now) {
+        let bytes = match user.core().snapshot(self.sim.now) {
             Ok(bytes) => bytes,
             // Only while what was refused is to be tried again, or after the end.
             Err(busy) => {
@@ -588,30 +538,35 @@ impl<C: Carrier> World<C> {
                 return;
             }
         };
-        self.happened.restores += 1;
-        let core = Connection::restore(options, &self.plan.limits, self.now, &bytes);
+        self.sim.count("restores");
+        let core = Connection::restore(options, &self.plan.limits, self.sim.now, &bytes);
         let core = core.expect("it was saved a moment ago");
-        let again = core.snapshot(self.now).expect("it is as quiet");
+        let again = core.snapshot(self.sim.now).expect("it is as quiet");
         assert_eq!(again, bytes);
         let headers = user.side.driver.headers();
         let old = std::mem::replace(&mut user.side.driver, Driver::new(core, headers));
-        let traffic = old.core().status().traffic;
-        self.happened.segments += traffic.sends;
-        self.happened.empty += traffic.empty_sends;
-        self.happened.kept += traffic.kept;
-        self.happened.works += traffic.writes + traffic.reads;
-        user.side.end.restore(self.now);
+        count(&mut self.sim, old.core());
+        user.side.end.restore(self.sim.now);
         user.outputs = true;
     }
 
     fn count(&mut self) {
         for user in &self.users {
-            let traffic = user.core().status().traffic;
-            self.happened.segments += traffic.sends;
-            self.happened.empty += traffic.empty_sends;
-            self.happened.kept += traffic.kept;
-            self.happened.works += traffic.writes + traffic.reads;
+            count(&mut self.sim, user.core());
         }
+    }
+}
+
+/// Counts what a connection has sent.
+fn count(sim: &mut Sim, core: &Connection) {
+    let traffic = core.status().traffic;
+    for (name, count) in [
+        ("segments", traffic.sends),
+        ("empty messages", traffic.empty_sends),
+        ("messages kept", traffic.kept),
+        ("works", traffic.writes + traffic.reads),
+    ] {
+        sim.counts.add(name, count);
     }
 }
 
@@ -624,9 +579,9 @@ fn length<W>(rng: &mut Rng, plan: &Plan<W>, at: usize) -> u32 {
         1 => fragment,
         2 => fragment + 1,
         3 => fragment.saturating_mul(2),
-        4 => fragment * (1 + rng.small(20)) + rng.small(2),
-        5 if rng.percent(20) => MESSAGE_MAX,
-        6 if rng.percent(30) => 1 + rng.small(MESSAGE_MAX),
+        4 => fragment * (1 + rng.small(8)) + rng.small(2),
+        5 if rng.percent(3) => MESSAGE_MAX,
+        6 if rng.percent(10) => 1 + rng.small(MESSAGE_MAX / 2),
         _ => 1 + rng.small(2000),
     };
     len.clamp(1, MESSAGE_MAX)

@@ -12,7 +12,8 @@ use linkspan_smbdirect::{
     RegistrationId, Role, private_data,
 };
 
-pub(crate) const LIMITS: Limits = Limits {
+/// Limits with room for all that tests do.
+pub const LIMITS: Limits = Limits {
     works: 1024,
     receives: 4096,
     receive_size: 8192,
@@ -25,20 +26,24 @@ pub(crate) const LIMITS: Limits = Limits {
 };
 
 /// Bytes of memory of each end for what it sends, reads and lets the peer reach.
-pub(crate) const ARENA: u32 = 3 << 18;
+pub const ARENA: u32 = 3 << 18;
 
 /// One end: a connection, its driver, and its end of what carries it.
-pub(crate) struct Side<C = End> {
+pub struct Side<C = End> {
+    /// The driver with the connection.
     pub driver: Driver,
+    /// The provider.
     pub end: C,
+    /// Its memory.
     pub arena: MemoryId,
+    /// What it was told.
     pub news: Vec<News>,
     /// Which call from now on is refused; 0 for none.
     pub refuses: u64,
 }
 
 /// A provider that refuses one call.
-pub(crate) struct Refusing<'a, C> {
+struct Refusing<'a, C> {
     end: &'a mut C,
     left: &'a mut u64,
 }
@@ -101,7 +106,11 @@ impl<C: Verbs> Verbs for Refusing<'_, C> {
 }
 
 impl Side {
-    pub(crate) fn new(
+    /// An end over the pair in memory.
+    ///
+    /// # Errors
+    /// The options cannot be.
+    pub fn new(
         role: Role,
         options: &Options,
         limits: Limits,
@@ -113,7 +122,7 @@ impl Side {
 }
 
 /// An end of the pair in memory.
-pub(crate) fn local(role: Role, options: &Options, limits: Limits) -> End {
+pub fn local(role: Role, options: &Options, limits: Limits) -> End {
     let depth = Depth {
         inbound: options.inbound_reads,
         outbound: options.outbound_reads,
@@ -126,12 +135,30 @@ pub(crate) fn local(role: Role, options: &Options, limits: Limits) -> End {
 
 impl<C: Verbs> Side<C> {
     /// Over `end`, to which `add` makes memory known.
-    pub(crate) fn over(
+    ///
+    /// # Errors
+    /// The options cannot be.
+    pub fn over(
+        end: C,
+        add: fn(&mut C, Region) -> Result<MemoryId, Injected>,
+        role: Role,
+        options: &Options,
+        now: u64,
+    ) -> Result<Self, OptionsError> {
+        Self::with_arena(end, add, role, options, now, ARENA)
+    }
+
+    /// The same with an arena of so many bytes.
+    ///
+    /// # Errors
+    /// The options cannot be.
+    pub fn with_arena(
         mut end: C,
         add: fn(&mut C, Region) -> Result<MemoryId, Injected>,
         role: Role,
         options: &Options,
         now: u64,
+        arena: u32,
     ) -> Result<Self, OptionsError> {
         let limits = end.limits();
         let core = Connection::new(role, options, &limits, now)?;
@@ -142,7 +169,7 @@ impl<C: Verbs> Side<C> {
             len,
             offset: 0,
         };
-        let arena = add(&mut end, Region::heap(ARENA as usize)?)?;
+        let arena = add(&mut end, Region::heap(arena as usize)?)?;
         Ok(Self {
             driver: Driver::new(core, headers),
             end,
@@ -153,7 +180,8 @@ impl<C: Verbs> Side<C> {
     }
 
     /// Bytes of the arena.
-    pub(crate) fn slice(&self, offset: u64, len: u32) -> Slice {
+    #[must_use]
+    pub fn slice(&self, offset: u64, len: u32) -> Slice {
         Slice {
             memory: self.arena,
             len,
@@ -161,18 +189,26 @@ impl<C: Verbs> Side<C> {
         }
     }
 
-    pub(crate) fn write(&self, slice: Slice, bytes: &[u8]) {
+    /// Writes bytes there.
+    ///
+    /// # Panics
+    /// It is not memory of this end.
+    pub fn write(&self, slice: Slice, bytes: &[u8]) {
         self.end.memories().slice(slice).unwrap().write(bytes);
     }
 
-    pub(crate) fn bytes(&self, slice: Slice) -> Vec<u8> {
+    /// What is there.
+    ///
+    /// # Panics
+    /// It is not memory of this end.
+    pub fn bytes(&self, slice: Slice) -> Vec<u8> {
         let mut bytes = vec![0; slice.len as usize];
         self.end.memories().slice(slice).unwrap().read(&mut bytes);
         bytes
     }
 
     /// Everything that has happened, if anything has, and all that is to be done.
-    pub(crate) fn turn(&mut self, now: u64) -> bool {
+    pub fn turn(&mut self, now: u64) -> bool {
         let mut happened = false;
         while let Some(event) = self.end.poll() {
             self.driver.happened(now, self.end.memories(), event);
@@ -187,7 +223,10 @@ impl<C: Verbs> Side<C> {
     }
 
     /// All that has arrived of the first message.
-    pub(crate) fn read(&mut self) -> Vec<u8> {
+    ///
+    /// # Panics
+    /// Less can be read than has arrived.
+    pub fn read(&mut self) -> Vec<u8> {
         let arrived = self.driver.core().message().map_or(0, |it| it.arrived);
         let mut bytes = vec![0; arrived as usize];
         let read = self.driver.read(self.end.memories(), &mut bytes);
@@ -196,7 +235,10 @@ impl<C: Verbs> Side<C> {
     }
 
     /// Lets the peer read or write.
-    pub(crate) fn register(
+    ///
+    /// # Errors
+    /// The connection or the provider refuses.
+    pub fn register(
         &mut self,
         slices: &[Slice],
         access: Access,
@@ -206,19 +248,29 @@ impl<C: Verbs> Side<C> {
             .register(&mut Refusing { end, left }, slices, access)
     }
 
-    pub(crate) fn send(&mut self, slices: &[Slice]) -> MessageId {
+    /// Sends a message.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn send(&mut self, slices: &[Slice]) -> MessageId {
         self.driver.core_mut().send(slices, None).unwrap()
     }
 }
 
 /// Both ends; the first one is the initiator.
-pub(crate) struct Pair {
+pub struct Pair {
+    /// They.
     pub sides: [Side; 2],
+    /// The time in milliseconds.
     pub now: u64,
 }
 
 impl Pair {
-    pub(crate) fn new(options: [&Options; 2], limits: Limits) -> Result<Self, OptionsError> {
+    /// Both, of which neither has said anything.
+    ///
+    /// # Errors
+    /// The options cannot be.
+    pub fn new(options: [&Options; 2], limits: Limits) -> Result<Self, OptionsError> {
         let roles = [Role::Initiator, Role::Listener];
         let side = |at: usize| Side::new(roles[at], options[at], limits, 0);
         Ok(Self {
@@ -228,7 +280,10 @@ impl Pair {
     }
 
     /// Connected, with default options.
-    pub(crate) fn connected() -> Self {
+    ///
+    /// # Panics
+    /// They do not connect.
+    pub fn connected() -> Self {
         let options = [&Options::initiator(), &Options::listener()];
         let mut pair = Self::new(options, LIMITS).unwrap();
         pair.settle();
@@ -240,7 +295,7 @@ impl Pair {
     }
 
     /// Until nothing happens any more.
-    pub(crate) fn settle(&mut self) {
+    pub fn settle(&mut self) {
         // Whoever is asked for packets may have done something that is told next.
         let mut quiet = 0;
         while quiet < 2 {
@@ -259,7 +314,7 @@ impl Pair {
     }
 
     /// Time passes, up to the next thing that is due on either end.
-    pub(crate) fn wait(&mut self) {
+    pub fn wait(&mut self) {
         let due = self
             .sides
             .iter()

@@ -12,9 +12,10 @@ use linkspan_vhost::frontend::{
 use linkspan_vhost::{Frontend, ProtocolFeatures, Wish};
 use linkspan_virtio::{DriverQueue, QueueLayout};
 
+use super::plan::{BLOCKS_MAX, Plan};
+use super::shared::{MEMORY_FD, Message, Shared};
+use crate::history::{BLOCK, BLOCKS};
 use crate::history::{Kind, bytes_of};
-use crate::plan::{BLOCK, BLOCKS, BLOCKS_MAX, Plan};
-use crate::shared::{MEMORY_FD, Message, Shared};
 
 /// What the link is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +227,7 @@ impl Front {
     /// The queues have a device again.
     fn resume(&mut self, shared: &mut Shared) {
         let fresh = std::mem::take(&mut self.fresh);
-        shared.note("queues go on", fresh.into(), 0);
+        shared.sim.note("queues go on", fresh.into(), 0);
         for index in 0..shared.plan.queues {
             let ring = fresh.then(|| new_queue(shared, index));
             let queue = &mut self.queues[usize::from(index)];
@@ -268,13 +269,13 @@ impl Front {
         self.core = core.expect("the same wish");
         self.phase = Phase::Negotiating;
         self.fds.clear();
-        shared.wire = crate::shared::Wire {
+        shared.wire = super::shared::Wire {
             number: shared.wire.number + 1,
             ..Default::default()
         };
-        shared.happened.reconnects += 1;
-        shared.happened.fresh += u64::from(self.fresh);
-        shared.note(
+        shared.sim.count("reconnects");
+        shared.sim.counts.add("rings begun anew", self.fresh.into());
+        shared.sim.note(
             "front end reconnects",
             shared.wire.number,
             self.fresh.into(),
@@ -284,12 +285,12 @@ impl Front {
 
     /// Something that a driver or an operator does to a link that runs.
     pub(crate) fn disturb(&mut self, shared: &mut Shared) {
-        let queue = u16::try_from(shared.rng.below(shared.plan.queues.into())).expect("few");
-        let kind = shared.rng.below(7);
-        shared.note("front end disturbs", kind, queue.into());
+        let queue = u16::try_from(shared.sim.rng.below(shared.plan.queues.into())).expect("few");
+        let kind = shared.sim.rng.below(7);
+        shared.sim.note("front end disturbs", kind, queue.into());
         match kind {
             0 => {
-                shared.happened.restarts += 1;
+                shared.sim.count("restarts of a ring");
                 self.commands.push_back(Command::StopRings(vec![queue]));
             }
             1 if self.disabled.is_none() => {
@@ -310,7 +311,7 @@ impl Front {
             4 => self.save(shared),
             5 => self.save_queue(queue, shared),
             _ => {
-                shared.happened.resets += 1;
+                shared.sim.count("resets");
                 self.reset(shared);
             }
         }
@@ -354,7 +355,7 @@ impl Front {
         let table = shared.memory.table();
         let done = queue.driver.resubmit(table, ring.expect("its own bytes"));
         done.expect("nothing is outstanding");
-        shared.happened.queues_saved += 1;
+        shared.sim.count("driver queues saved");
         queue.again = true;
     }
 
@@ -394,7 +395,7 @@ impl Front {
         let table = shared.memory.table().clone();
         queue.driver.queue().disarm().expect("a device of ours");
         queue.driver.queue().refresh().expect("a device of ours");
-        let most = 1 + shared.rng.below(8);
+        let most = 1 + shared.sim.rng.below(8);
         for _ in 0..most {
             let answer = queue.driver.answer(&table).expect("a device of ours");
             let Some(answer) = answer else { break };
@@ -408,7 +409,7 @@ impl Front {
             let (_, span) = shared.buffer(index, buffer, asked.count);
             let mut data = vec![0; span.len() as usize];
             table.slice(span).read(&mut data);
-            shared.note("answered", index.into(), token);
+            shared.sim.note("answered", index.into(), token);
             shared.history.answer(token, &data);
             queue.buffers.push(buffer);
         }
@@ -425,7 +426,7 @@ impl Front {
     /// Some user of a queue asks for something, and perhaps for more.
     pub(crate) fn submit(&mut self, index: u16, shared: &mut Shared) {
         while self.may_submit(index, shared) && self.submit_one(index, shared) {
-            if shared.rng.percent(50) {
+            if shared.sim.rng.percent(50) {
                 break;
             }
         }
@@ -440,13 +441,13 @@ impl Front {
     fn submit_one(&mut self, index: u16, shared: &mut Shared) -> bool {
         let queue = &mut self.queues[usize::from(index)];
         let buffer = *queue.buffers.last().expect("one is free");
-        let kind = match shared.rng.below(10) {
+        let kind = match shared.sim.rng.below(10) {
             0..5 => Kind::Write,
             5..9 => Kind::Read,
             _ => Kind::Flush,
         };
-        let count = 1 + shared.rng.below(BLOCKS_MAX);
-        let first = shared.rng.below(BLOCKS - count + 1);
+        let count = 1 + shared.sim.rng.below(BLOCKS_MAX);
+        let first = shared.sim.rng.below(BLOCKS - count + 1);
         let token = shared.history.submit(kind, first, count);
         let (data, span) = shared.buffer(index, buffer, count);
         let fill = if kind == Kind::Write { token } else { u64::MAX };
@@ -469,7 +470,7 @@ impl Front {
         }
         queue.buffers.pop();
         queue.users.push((token, buffer));
-        shared.note(
+        shared.sim.note(
             ["reads", "writes", "flushes"][kind as usize],
             index.into(),
             token,

@@ -2,7 +2,10 @@
 //! answered once, and each block holds a write that no later one has replaced
 //! for certain.
 
-use crate::plan::{BLOCK, BLOCKS};
+/// Blocks of the disk: few, so that requests overlap.
+pub(crate) const BLOCKS: u64 = 12;
+/// Bytes of a block.
+pub(crate) const BLOCK: usize = 512;
 
 /// What a user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

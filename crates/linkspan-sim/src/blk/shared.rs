@@ -4,14 +4,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::Sim;
 use linkspan_mem::{Gpa, GuestMemory, Region, Span, SplitRing, UserVa, Window};
-use linkspan_testkit::seeded::{self, Rng};
 use linkspan_vhost::MemoryRegion;
 use linkspan_vhost::frontend::FdId;
 use linkspan_virtio::{Buffer, QueueLayout};
 
+use super::plan::{BLOCKS_MAX, Fault, Plan};
+use crate::history::BLOCK;
 use crate::history::History;
-use crate::plan::{BLOCK, BLOCKS_MAX, Fault, Plan};
 
 /// The driver's memory: for each queue the ring, the slots of its requests, and
 /// their data.
@@ -31,9 +32,6 @@ const PARTS: [u64; 3] = [0, 0x400, 0x800];
 pub(crate) const MEMORY_FD: FdId = FdId(0);
 const FIRST_FILE: u64 = 100;
 
-/// Things that happened that a failure tells of.
-const EVENTS_KEPT: usize = 60;
-
 /// One message under way, and how much of it arrived.
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -51,45 +49,10 @@ pub(crate) struct Wire {
     pub(crate) to_front: VecDeque<Message>,
 }
 
-/// How often what may happen did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Happened {
-    pub(crate) requests: u64,
-    pub(crate) deaths: u64,
-    pub(crate) cuts: u64,
-    pub(crate) reconnects: u64,
-    /// Reconnects after which the rings began anew.
-    pub(crate) fresh: u64,
-    /// Requests that came again from an in-flight region.
-    pub(crate) resubmits: u64,
-    pub(crate) hand_overs: u64,
-    pub(crate) restarts: u64,
-    pub(crate) resets: u64,
-    /// Driver queues that were saved and restored.
-    pub(crate) queues_saved: u64,
-}
-
-impl seeded::Happened for Happened {
-    fn counts(&mut self) -> Vec<&mut u64> {
-        vec![
-            &mut self.requests,
-            &mut self.deaths,
-            &mut self.cuts,
-            &mut self.reconnects,
-            &mut self.fresh,
-            &mut self.resubmits,
-            &mut self.hand_overs,
-            &mut self.restarts,
-            &mut self.resets,
-            &mut self.queues_saved,
-        ]
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) plan: Plan,
-    pub(crate) rng: Rng,
+    pub(crate) sim: Sim,
     pub(crate) history: History,
     region: Region,
     pub(crate) memory: Arc<GuestMemory>,
@@ -104,22 +67,20 @@ pub(crate) struct Shared {
     /// answered for certain, each with its number.
     taken: Vec<Vec<(u64, u64)>>,
     takes: u64,
-    pub(crate) steps: u64,
-    pub(crate) happened: Happened,
-    events: VecDeque<(u64, &'static str, u64, u64)>,
 }
 
 impl Shared {
     pub(crate) fn new(seed: u64, fault: Fault) -> Self {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng, fault);
+        let mut sim = Sim::new(seed);
+        let plan = Plan::new(&mut sim.rng, fault);
+        sim.mishaps = plan.mishaps;
         let len = usize::try_from(MEMORY_BYTES).expect("small");
         let region = Region::heap(len).expect("memory");
         let queues = usize::from(plan.queues);
         Self {
             memory: Arc::new(guest(&region)),
             plan,
-            rng,
+            sim,
             history: History::new(),
             region,
             files: Vec::new(),
@@ -128,34 +89,16 @@ impl Shared {
             wire: Wire::default(),
             taken: vec![Vec::new(); queues],
             takes: 0,
-            steps: 0,
-            happened: Happened::default(),
-            events: VecDeque::new(),
         }
-    }
-
-    /// Takes down what happened, for the report of a failure.
-    pub(crate) fn note(&mut self, what: &'static str, one: u64, two: u64) {
-        if self.events.len() == EVENTS_KEPT {
-            self.events.pop_front();
-        }
-        self.events.push_back((self.steps, what, one, two));
-    }
-
-    pub(crate) fn events(&self) -> String {
-        let line = |(step, what, one, two): &(u64, &str, u64, u64)| {
-            format!("  {step:6} {what} {one} {two}\n")
-        };
-        self.events.iter().map(line).collect()
     }
 
     pub(crate) fn kick(&mut self, queue: u16) {
-        let lost = self.plan.fault == Fault::LosesKick && self.rng.percent(5);
+        let lost = self.plan.fault == Fault::LosesKick && self.sim.rng.percent(5);
         self.kicks[usize::from(queue)] |= !lost;
     }
 
     pub(crate) fn call(&mut self, queue: u16) {
-        let lost = self.plan.fault == Fault::LosesCall && self.rng.percent(5);
+        let lost = self.plan.fault == Fault::LosesCall && self.sim.rng.percent(5);
         self.calls[usize::from(queue)] |= !lost;
     }
 
@@ -203,10 +146,10 @@ impl Shared {
         let message = queue.front_mut().expect("bytes are under way");
         let left = message.bytes.len() - message.arrived;
         let most = left.min(wanted);
-        let count = if self.rng.percent(80) {
+        let count = if self.sim.rng.percent(80) {
             most
         } else {
-            1 + self.rng.index(most)
+            1 + self.sim.rng.index(most)
         };
         let fds = if message.arrived == 0 {
             message.fds.clone()

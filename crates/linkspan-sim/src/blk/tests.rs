@@ -1,45 +1,31 @@
-//! A disk over vhost-user, simulated from a seed: front-end core and driver queues
-//! on one side, back-end core, device queues and a model of a disk on the other,
-//! in one address space, one step at a time. The seed decides who does the next
-//! step, how bytes are split, when connections are cut, back ends killed, and
-//! sessions saved and restored.
-//!
-//! One seed again: `LINKSPAN_SEED=… cargo test -p linkspan-testkit --test simulation`
+//! The disk over vhost-user: its seeds, and faults of the model that they find.
 
-mod back;
-mod front;
-mod history;
-mod plan;
-mod shared;
-mod world;
-
-use linkspan_testkit::seeded::Simulation;
-use plan::Fault;
-use world::World;
-
-const SIMULATION: Simulation = Simulation {
-    again: "cargo test -p linkspan-testkit --test simulation",
-    seeds: 1000,
-    quick: 50,
-    faulty: 200,
-};
+use super::{Disk, Fault};
+use crate::seeds;
 
 /// No acknowledged write is lost, none is undone by an older one, every request
 /// is answered once, reads see what they may, and every run comes to its end.
 #[test]
 fn every_seed_keeps_what_was_acknowledged() {
-    SIMULATION.every_seed(|seed| World::new(seed, Fault::None));
+    seeds::every_seed::<Disk>();
 }
 
 /// A seed decides everything: a failure can be looked at again.
 #[test]
 fn a_seed_runs_the_same_way_twice() {
-    SIMULATION.the_same_twice(|seed| World::new(seed, Fault::None));
+    seeds::the_same_twice::<Disk>();
+}
+
+/// A connection that is cut at any step, from the first one on.
+#[test]
+fn a_disk_that_is_cut_at_every_step_loses_nothing() {
+    let cut = seeds::apart(|| (0..4).try_for_each(|seed| seeds::cut_everywhere::<Disk>(seed, 50)));
+    cut.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[track_caller]
 fn found(fault: Fault, says: &str) {
-    SIMULATION.finds(fault, says, move |seed| World::new(seed, fault));
+    seeds::finds::<Disk>(fault, 200, says);
 }
 
 #[test]
