@@ -33,6 +33,14 @@ pub(crate) const FRAME: u32 = 72;
 /// What is there before a device answers.
 const NO_STATUS: u8 = 0xff;
 
+/// Protocol features that are taken if they are offered, beside `REPLY_ACK`.
+const TAKEN: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::LOG_SHMFD)
+    .union(ProtocolFeatures::BACKEND_REQ)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
 /// The target, and how long it may take.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -118,17 +126,12 @@ impl Target {
         if offered & VHOST_USER_F_PROTOCOL_FEATURES != 0 {
             let of = front.number(Request::GetProtocolFeatures)?;
             protocol = ProtocolFeatures::from_bits_retain(of);
-            let mut taken = protocol - ProtocolFeatures::INBAND_NOTIFICATIONS;
-            taken.remove(ProtocolFeatures::XEN_MMAP | ProtocolFeatures::REPLY_ACK);
-            taken.remove(ProtocolFeatures::GPA_ADDRESSES | ProtocolFeatures::PAGEFAULT);
+            // Others bring duties: a status to be set, notifications in band.
+            let mut taken = protocol & TAKEN;
             if manner.acks {
                 taken |= protocol & ProtocolFeatures::REPLY_ACK;
             }
-            front.tell(
-                Request::SetProtocolFeatures,
-                taken.bits().as_bytes(),
-                &[],
-            )?;
+            front.tell(Request::SetProtocolFeatures, taken.bits().as_bytes(), &[])?;
             front.acks = taken.contains(ProtocolFeatures::REPLY_ACK);
         }
         front.tell(Request::SetOwner, &[], &[])?;
@@ -273,9 +276,7 @@ impl Device {
             Kind::Net => {
                 let mut frame = vec![0; FRAME as usize];
                 // To a station of its own, with the type of local experiments.
-                frame[12..26].copy_from_slice(&[
-                    2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5,
-                ]);
+                frame[12..26].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5]);
                 self.memory.write(BUFFERS, &frame)?;
                 Ok(vec![Desc(HEADER, FRAME, 0, 0)])
             }
@@ -369,13 +370,20 @@ impl Device {
     /// Whether nothing has changed since this picture, but what a device may write: used rings,
     /// and these guest addresses with their lengths.
     pub(crate) fn untouched(&self, picture: &[u8], allowed: &[(u64, u64)]) -> Result<(), Stop> {
-        let rings = self.rings.iter().map(|ring| (GUEST + ring.parts()[2], 0x1000));
+        let rings = self
+            .rings
+            .iter()
+            .map(|ring| (GUEST + ring.parts()[2], 0x1000));
         let allowed: Vec<_> = rings.chain(allowed.iter().copied()).collect();
         let now = self.picture()?;
-        let changed = now.iter().zip(picture).zip(GUEST..).find(|((new, old), at)| {
-            let may = |(first, len): &(u64, u64)| *at >= *first && at - first < *len;
-            new != old && !allowed.iter().any(may)
-        });
+        let changed = now
+            .iter()
+            .zip(picture)
+            .zip(GUEST..)
+            .find(|((new, old), at)| {
+                let may = |(first, len): &(u64, u64)| *at >= *first && at - first < *len;
+                new != old && !allowed.iter().any(may)
+            });
         match changed {
             Some((_, at)) => Err(broken(format!(
                 "wrote at {at:#x}, where nothing was given to it to write"

@@ -115,7 +115,9 @@ impl FrontEnd {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Vec<u8>, Stop> {
         if !self.send(&wire::encode(request.code(), 0, body), fds) {
-            return Err(Stop::Refused(format!("closed the connection before {request:?}")));
+            return Err(Stop::Refused(format!(
+                "closed the connection before {request:?}"
+            )));
         }
         self.reply(request)
     }
@@ -127,7 +129,9 @@ impl FrontEnd {
                 is_reply(header, request)?;
                 Ok(body)
             }
-            Answer::Closed => Err(Stop::Refused(format!("closed the connection upon {request:?}"))),
+            Answer::Closed => Err(Stop::Refused(format!(
+                "closed the connection upon {request:?}"
+            ))),
             Answer::Nothing => Err(broken(format!("no reply to {request:?}"))),
         }
     }
@@ -151,7 +155,9 @@ impl FrontEnd {
     ) -> Result<(), Stop> {
         let flags = if self.acks { Header::NEED_REPLY } else { 0 };
         if !self.send(&wire::encode(request.code(), flags, body), fds) {
-            return Err(Stop::Refused(format!("closed the connection before {request:?}")));
+            return Err(Stop::Refused(format!(
+                "closed the connection before {request:?}"
+            )));
         }
         if !self.acks {
             return Ok(());
@@ -170,7 +176,11 @@ impl FrontEnd {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Reaction, Stop> {
         let flags = if self.acks { Header::NEED_REPLY } else { 0 };
-        self.react(request.code(), &wire::encode(request.code(), flags, body), fds)
+        self.react(
+            request.code(),
+            &wire::encode(request.code(), flags, body),
+            fds,
+        )
     }
 
     /// The same of bytes that are a whole message with this number.
@@ -239,7 +249,8 @@ pub(crate) fn is_reply(header: Header, request: Request) -> Result<(), Stop> {
             header.request
         )));
     }
-    if header.flags != Header::VERSION | Header::REPLY {
+    // Some leave the wish for an acknowledgement where it was.
+    if header.flags & !Header::NEED_REPLY != Header::VERSION | Header::REPLY {
         let flags = header.flags;
         return Err(broken(format!(
             "the reply to {request:?} has flags {flags:#x}, not 0x5"

@@ -28,7 +28,12 @@ pub(crate) const BUFFERS: u64 = 0x1_0000;
 
 /// A descriptor: address, length, flags, next.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Desc(pub(crate) u64, pub(crate) u32, pub(crate) u16, pub(crate) u16);
+pub(crate) struct Desc(
+    pub(crate) u64,
+    pub(crate) u32,
+    pub(crate) u16,
+    pub(crate) u16,
+);
 
 impl Desc {
     pub(crate) fn bytes(self) -> [u8; 16] {

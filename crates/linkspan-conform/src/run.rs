@@ -1,7 +1,13 @@
 //! Tries rules, one after the other, and after each whether the target still serves.
 
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use linkspan_vhost::message::Request;
+use linkspan_vhost::wire;
+
+use crate::front_end::Answer;
 use crate::{Rule, Starter, Stop, Target};
 
 /// What became of a rule.
@@ -67,9 +73,6 @@ pub enum RunError {
     /// It cannot be reached.
     #[error("{0}")]
     Unreachable(String),
-    /// It does not serve a front end that keeps to the rules.
-    #[error("the target does not serve an honest front end: {0}")]
-    Unfit(String),
     /// This machine has no more of something.
     #[error("{0}")]
     Ours(#[from] io::Error),
@@ -91,15 +94,15 @@ pub fn run(
     if let Some(starter) = &mut starter {
         starter.start()?;
     }
-    let mut process = Some(first(target)?);
+    let mut state = Some(first(target)?);
     let mut findings = Vec::new();
     for &rule in rules {
         let verdict = if ends() {
             Verdict::NotRun("ended early".into())
-        } else if let Some(before) = process {
+        } else if let Some(before) = state {
             let verdict = tried(target, rule, before, starter.as_deref_mut())?;
             if matches!(verdict, Verdict::Died(_)) {
-                process = match &mut starter {
+                state = match &mut starter {
                     Some(starter) => {
                         starter.start()?;
                         Some(first(target)?)
@@ -118,13 +121,59 @@ pub fn run(
     Ok(findings)
 }
 
-/// Whether the target serves at all; which process it is, if that can be seen.
-fn first(target: &Target) -> Result<Option<u32>, RunError> {
-    match target.serving() {
-        Ok(device) => Ok(device.front.pid()),
+/// What a target is like while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Alive {
+    /// The process that listens, if it can be seen.
+    process: Option<u32>,
+    /// Whether it serves an honest front end. One that never did is looked at all the same:
+    /// its rules say what is wrong.
+    serves: bool,
+}
+
+/// Whether the target is there at all, and what it is like.
+fn first(target: &Target) -> Result<Alive, RunError> {
+    let ours = |stop| match stop {
+        Stop::Ours(error) => RunError::Ours(error),
+        stop => RunError::Unreachable(stop.to_string()),
+    };
+    match alive(target, true) {
         Err(Stop::Unreachable(text)) => Err(RunError::Unreachable(text)),
-        Err(Stop::Ours(error)) => Err(error.into()),
-        Err(stop) => Err(RunError::Unfit(stop.to_string())),
+        Err(_) => alive(target, false).map_err(ours),
+        Ok(alive) => Ok(alive),
+    }
+}
+
+/// What the target is like, if it is alive: it serves, or it says anything at all.
+fn alive(target: &Target, serves: bool) -> Result<Alive, Stop> {
+    let front = if serves {
+        target.serving()?.front
+    } else {
+        let front = target.connect()?;
+        front.send(&wire::encode(Request::GetFeatures.code(), 0, &[]), &[]);
+        if !matches!(front.receive(target.patience)?, Answer::Message(..)) {
+            return Err(Stop::Broken("no answer".into()));
+        }
+        front
+    };
+    Ok(Alive {
+        process: front.pid(),
+        serves,
+    })
+}
+
+/// What the target is like, if it serves an honest front end in the time that it has: it may
+/// still be busy with the one before, which closes a connection or two.
+fn lives(target: &Target, serves: bool) -> Result<Alive, Stop> {
+    let deadline = Instant::now() + target.patience;
+    loop {
+        match alive(target, serves) {
+            Err(stop) if matches!(stop, Stop::Ours(_)) || Instant::now() >= deadline => {
+                return Err(stop);
+            }
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+            alive => return alive,
+        }
     }
 }
 
@@ -132,7 +181,7 @@ fn first(target: &Target) -> Result<Option<u32>, RunError> {
 fn tried(
     target: &Target,
     rule: &Rule,
-    before: Option<u32>,
+    before: Alive,
     starter: Option<&mut Starter>,
 ) -> Result<Verdict, io::Error> {
     let seen = match (rule.check)(target) {
@@ -143,15 +192,13 @@ fn tried(
         Ok(seen) => seen.clone(),
         Err(stop) => stop.to_string(),
     };
-    let died = match target.serving() {
+    let died = match lives(target, before.serves) {
         Err(Stop::Ours(error)) => return Err(error),
         Err(stop) => {
             let ended = starter.and_then(Starter::ended);
             Some(ended.unwrap_or_else(|| format!("the next front end: {stop}")))
         }
-        Ok(device) if device.front.pid() != before => {
-            Some("another process serves now".to_owned())
-        }
+        Ok(after) if after != before => Some("another process serves now".to_owned()),
         Ok(_) => None,
     };
     Ok(match (died, seen) {

@@ -118,55 +118,83 @@ pub(super) const RULES: &[Rule] = &[
             }
         },
     },
-    odd("blk-read-into-readable", "A read does not write to buffers that are to be read.", |target| {
-        chained(target, |device| {
-            let mut chain = device.request()?;
-            chain[1].2 = NEXT;
-            Ok(chain)
-        })
-    }),
-    odd("blk-no-status", "A request without a byte for its status does no harm.", |target| {
-        chained(target, |device| {
-            let mut chain = device.request()?;
-            chain.truncate(1);
-            chain[0].2 = 0;
-            Ok(chain)
-        })
-    }),
-    odd("blk-status-readable", "A request whose byte for its status is to be read does no harm.", |target| {
-        chained(target, |device| {
-            let mut chain = device.request()?;
-            chain[1].2 = NEXT;
-            chain[2].2 = 0;
-            Ok(chain)
-        })
-    }),
-    odd("blk-header-short", "A request whose header is short does no harm.", |target| {
-        chained(target, |device| {
-            let mut chain = device.request()?;
-            chain[0].1 = 8;
-            Ok(chain)
-        })
-    }),
-    odd("blk-header-missing", "A request without a header does no harm.", |target| {
-        chained(target, |device| {
-            device.request()?;
-            Ok(vec![Desc(STATUS, 1, WRITE, 0)])
-        })
-    }),
-    odd("blk-no-data", "A read of no bytes does no harm.", |target| {
-        chained(target, |device| {
-            device.request()?;
-            Ok(vec![Desc(HEADER, 16, NEXT, 1), Desc(STATUS, 1, WRITE, 0)])
-        })
-    }),
-    odd("blk-part-of-sector", "A read of a part of a sector does no harm.", |target| {
-        chained(target, |device| {
-            let mut chain = device.request()?;
-            chain[1].1 = 100;
-            Ok(chain)
-        })
-    }),
+    odd(
+        "blk-read-into-readable",
+        "A read does not write to buffers that are to be read.",
+        |target| {
+            chained(target, |device| {
+                let mut chain = device.request()?;
+                chain[1].2 = NEXT;
+                Ok(chain)
+            })
+        },
+    ),
+    odd(
+        "blk-no-status",
+        "A request without a byte for its status does no harm.",
+        |target| {
+            chained(target, |device| {
+                let mut chain = device.request()?;
+                chain.truncate(1);
+                chain[0].2 = 0;
+                Ok(chain)
+            })
+        },
+    ),
+    odd(
+        "blk-status-readable",
+        "A request whose byte for its status is to be read does no harm.",
+        |target| {
+            chained(target, |device| {
+                let mut chain = device.request()?;
+                chain[1].2 = NEXT;
+                chain[2].2 = 0;
+                Ok(chain)
+            })
+        },
+    ),
+    odd(
+        "blk-header-short",
+        "A request whose header is short does no harm.",
+        |target| {
+            chained(target, |device| {
+                let mut chain = device.request()?;
+                chain[0].1 = 8;
+                Ok(chain)
+            })
+        },
+    ),
+    odd(
+        "blk-header-missing",
+        "A request without a header does no harm.",
+        |target| {
+            chained(target, |device| {
+                device.request()?;
+                Ok(vec![Desc(STATUS, 1, WRITE, 0)])
+            })
+        },
+    ),
+    odd(
+        "blk-no-data",
+        "A read of no bytes does no harm.",
+        |target| {
+            chained(target, |device| {
+                device.request()?;
+                Ok(vec![Desc(HEADER, 16, NEXT, 1), Desc(STATUS, 1, WRITE, 0)])
+            })
+        },
+    ),
+    odd(
+        "blk-part-of-sector",
+        "A read of a part of a sector does no harm.",
+        |target| {
+            chained(target, |device| {
+                let mut chain = device.request()?;
+                chain[1].1 = 100;
+                Ok(chain)
+            })
+        },
+    ),
 ];
 
 const fn odd(

@@ -41,7 +41,10 @@ mod tests {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         assert!(names.iter().all(|name| name.chars().all(plain)));
         for rule in all() {
-            assert!(rule.says.ends_with('.') && !rule.clause.is_empty(), "{rule:?}");
+            assert!(
+                rule.says.ends_with('.') && !rule.clause.is_empty(),
+                "{rule:?}"
+            );
         }
     }
 }

@@ -22,12 +22,16 @@ pub(super) const RULES: &[Rule] = &[
         check: |target| {
             let mut device = target.serving()?;
             let chain = device.request()?;
+            device.make_available(&chain)?;
             let picture = device.picture()?;
-            device.submit(&chain)?;
+            device.ring().kick()?;
             let used = device.used()?;
             let room = crate::device::writable(&chain);
             if u64::from(used.len) > room {
-                return Err(broken(format!("says it wrote {} bytes of {room}", used.len)));
+                return Err(broken(format!(
+                    "says it wrote {} bytes of {room}",
+                    used.len
+                )));
             }
             device.untouched(&picture, &super::chains::may_write(&chain))?;
             Ok(format!("used, {} bytes written", used.len))

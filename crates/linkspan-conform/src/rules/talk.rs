@@ -63,11 +63,7 @@ pub(super) const RULES: &[Rule] = &[
         kinds: BOTH,
         check: |target| {
             let device = target.negotiated(Manner::default())?;
-            let message = wire::encode(
-                Request::SetVringNum.code(),
-                0,
-                &state(device.index(), 64),
-            );
+            let message = wire::encode(Request::SetVringNum.code(), 0, &state(device.index(), 64));
             let took = device.front.send(&message, &[]);
             let features = device.front.number(Request::GetFeatures)?;
             Ok(format!("taken: {took}; then features {features:#x}"))
@@ -208,7 +204,10 @@ fn config_space(target: &Target) -> Result<String, Stop> {
     };
     is_reply(reply, Request::GetConfig)?;
     let Some(space) = found.strip_prefix(header.as_bytes()) else {
-        return Err(broken(format!("the reply begins with {:?}", found.get(..12))));
+        return Err(broken(format!(
+            "the reply begins with {:?}",
+            found.get(..12)
+        )));
     };
     match space.len() == len as usize {
         true => Ok(format!("{space:x?}")),
