@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use linkspan_sys::memfd::Sealing;
 use linkspan_sys::{EventFd, Stream};
 use linkspan_vhost::message::Request;
-use linkspan_vhost::wire::{MemoryRegionDescription, VringAddr, VringState};
+use linkspan_vhost::wire::{ConfigHeader, MemoryRegionDescription, VringAddr, VringState};
 use linkspan_vhost::{ProtocolFeatures, VHOST_USER_F_PROTOCOL_FEATURES};
 use linkspan_virtio::Features;
 use virtio_bindings::virtio_blk as blk;
@@ -92,6 +92,34 @@ impl Target {
                 Err(_) => thread::sleep(Duration::from_millis(10)),
             }
         }
+    }
+
+    /// Meets a target on a connection that is there already: how far an honest front end comes
+    /// with it, in words.
+    #[must_use]
+    pub fn meet(&self, stream: Stream) -> String {
+        let front = FrontEnd::over(stream, self.patience);
+        match self.met(front) {
+            Ok(seen) => seen,
+            Err(stop) => stop.to_string(),
+        }
+    }
+
+    fn met(&self, front: FrontEnd) -> Result<String, Stop> {
+        let mut device = self.negotiated_on(front, Manner::default(), Sealing::Fixed)?;
+        match device.config() {
+            Err(Stop::NotApplicable(_)) => {}
+            config => drop(config?),
+        }
+        let body = raw_state(u32::MAX, 0);
+        let seen = device
+            .front
+            .try_it(Request::SetVringNum, &body, &[])?
+            .seen()?;
+        device.share(&[device.memory.description()])?;
+        device.start()?;
+        let base = device.stop()?;
+        Ok(format!("{seen}; the ring stops at {base}"))
     }
 
     /// A device that was negotiated with and has the memory, without a ring.
@@ -195,6 +223,25 @@ impl Device {
         match self.features & feature.bits() {
             0 => Err(Stop::NotApplicable(format!("{name} is not offered"))),
             _ => Ok(()),
+        }
+    }
+
+    /// How configuration space begins: the capacity of a disk, or the address of a network
+    /// device.
+    pub(crate) fn config(&self) -> Result<Vec<u8>, Stop> {
+        self.needs(ProtocolFeatures::CONFIG, "CONFIG")?;
+        let header = ConfigHeader {
+            offset: 0,
+            size: if self.kind == Kind::Blk { 8 } else { 6 },
+            flags: 0,
+        };
+        let len = usize::try_from(header.size).expect("8 or 6");
+        let body = [header.as_bytes(), &vec![0; len]].concat();
+        let found = self.front.ask(Request::GetConfig, &body, &[])?;
+        match found.strip_prefix(header.as_bytes()) {
+            Some(space) if space.len() == len => Ok(space.to_vec()),
+            Some(space) => Err(broken(format!("{} bytes instead of {len}", space.len()))),
+            None => Err(broken("configuration space of another place".into())),
         }
     }
 

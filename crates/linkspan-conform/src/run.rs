@@ -10,6 +10,9 @@ use linkspan_vhost::wire;
 use crate::front_end::Answer;
 use crate::{Rule, Starter, Stop, Target};
 
+/// How long an honest front end waits before it is looked whether the process has ended.
+const GLANCE: Duration = Duration::from_secs(1);
+
 /// What became of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -163,14 +166,22 @@ fn alive(target: &Target, serves: bool) -> Result<Alive, Stop> {
 }
 
 /// What the target is like, if it serves an honest front end in the time that it has: it may
-/// still be busy with the one before, which closes a connection or two.
-fn lives(target: &Target, serves: bool) -> Result<Alive, Stop> {
+/// still be busy with the one before, which closes a connection or two. One that was started
+/// here and has ended is not waited for.
+fn lives(target: &Target, serves: bool, starter: Option<&mut Starter>) -> Result<Alive, Stop> {
     let deadline = Instant::now() + target.patience;
+    let mut probe = target.clone();
+    if starter.is_some() {
+        probe.patience = target.patience.min(GLANCE);
+    }
+    let mut starter = starter;
     loop {
-        match alive(target, serves) {
-            Err(stop) if matches!(stop, Stop::Ours(_)) || Instant::now() >= deadline => {
-                return Err(stop);
-            }
+        if let Some(how) = starter.as_mut().and_then(|starter| starter.ended()) {
+            return Err(Stop::Unreachable(how));
+        }
+        let last = Instant::now() >= deadline;
+        match alive(if last { target } else { &probe }, serves) {
+            Err(stop) if last || matches!(stop, Stop::Ours(_)) => return Err(stop),
             Err(_) => thread::sleep(Duration::from_millis(20)),
             alive => return alive,
         }
@@ -192,12 +203,9 @@ fn tried(
         Ok(seen) => seen.clone(),
         Err(stop) => stop.to_string(),
     };
-    let died = match lives(target, before.serves) {
+    let died = match lives(target, before.serves, starter) {
         Err(Stop::Ours(error)) => return Err(error),
-        Err(stop) => {
-            let ended = starter.and_then(Starter::ended);
-            Some(ended.unwrap_or_else(|| format!("the next front end: {stop}")))
-        }
+        Err(stop) => Some(format!("the next front end: {stop}")),
         Ok(after) if after != before => Some("another process serves now".to_owned()),
         Ok(_) => None,
     };

@@ -44,7 +44,11 @@ impl Place {
             .args(&before[..before.len() - 1])
             .arg(socket)
             .args(after);
-        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         self.serving = Some(child);
     }
 
@@ -123,7 +127,8 @@ fn a_disk_of_others_is_started_and_judged() {
     let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
     let before = fs::read(place.path("disk.img")).unwrap();
     let command = format!("exec {}", words.join(" "));
-    let (status, report) = place.report("vhost-user-blk", &["--start", &command]);
+    let (status, report) =
+        place.report("vhost-user-blk", &["--patience", "30", "--start", &command]);
     let rules = report["rules"].as_array().unwrap();
     let held = |name: &str| {
         rules

@@ -1,10 +1,6 @@
 //! What holds for disks. Nothing is ever written to one.
 
-use linkspan_vhost::ProtocolFeatures;
-use linkspan_vhost::message::Request;
-use linkspan_vhost::wire::ConfigHeader;
 use virtio_bindings::virtio_blk as blk;
-use zerocopy::IntoBytes as _;
 
 use super::chains::chained;
 use crate::device::{DATA, Device, HEADER, SECTOR, STATUS};
@@ -213,16 +209,8 @@ const fn odd(
 
 /// Sectors of the disk.
 fn capacity(device: &Device) -> Result<u64, Stop> {
-    device.needs(ProtocolFeatures::CONFIG, "CONFIG")?;
-    let header = ConfigHeader {
-        offset: 0,
-        size: 8,
-        flags: 0,
-    };
-    let body = [header.as_bytes(), &[0; 8]].concat();
-    let reply = device.front.ask(Request::GetConfig, &body, &[])?;
-    let found = reply.strip_prefix(header.as_bytes()).and_then(number);
-    found.ok_or_else(|| broken("the capacity cannot be read".into()))
+    let space = device.config()?;
+    number(&space).ok_or_else(|| broken("the capacity cannot be read".into()))
 }
 
 /// Reads sector 0 into a buffer of such bytes; what is in the buffer then.
