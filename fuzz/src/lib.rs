@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod conform_replies;
 pub mod display;
 mod input;
 pub mod net;
@@ -27,6 +28,7 @@ pub type Target = fn(&[u8]);
 
 /// All targets, by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("conform_replies", conform_replies::target),
     ("display_link", display::gpu::link_target),
     ("display_planes", display::planes::target),
     ("gpu_commands", display::gpu::commands_target),

@@ -1,5 +1,6 @@
 //! Where the corpora come from: small inputs, each with a name and a reason.
 
+mod conform;
 mod display;
 mod driver;
 mod gpu;
@@ -130,6 +131,8 @@ pub enum Expected {
     Told(&'static str),
     /// A saved link is this.
     Saved(&'static str),
+    /// How far the conformance kit comes has these words in it.
+    Met(&'static str),
     /// A first message is this.
     Hello(&'static str),
     /// So many pictures or updates and events, refusals, and an error that says this.
@@ -193,6 +196,7 @@ pub fn all() -> Vec<Seed> {
         vfio_user::seeds(),
         web::seeds(),
         monitor::seeds(),
+        conform::seeds(),
     ]
     .concat()
 }
@@ -274,6 +278,10 @@ impl Seed {
             }
             Expected::Saved(what) => {
                 assert_eq!(crate::saved_link::run(&self.bytes), what, "{name}");
+            }
+            Expected::Met(words) => {
+                let met = crate::conform_replies::run(&self.bytes);
+                assert!(met.contains(words), "{name}: {met}");
             }
             Expected::Hello(what) => {
                 assert_eq!(crate::smbdirect_hello::run(&self.bytes), what, "{name}");

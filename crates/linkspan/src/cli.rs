@@ -12,8 +12,8 @@ use crate::plane::{Shows, Use, Used};
 use crate::sandbox::Needs;
 use crate::vm::{Machine, Offer};
 use crate::{
-    blk, demo, display, doctor, driver, exit, fcopy, gpu, ic, inspect, k8s, log, net, page, pages,
-    plane, sandbox, smb, smbdirect, supervisor, tether, upgrade, vdpa, vm,
+    blk, conform, demo, display, doctor, driver, exit, fcopy, gpu, ic, inspect, k8s, log, net,
+    page, pages, plane, sandbox, smb, smbdirect, supervisor, tether, upgrade, vdpa, vm,
 };
 
 /// How commands end.
@@ -33,7 +33,7 @@ Usage: linkspan [-v] COMMAND …; COMMAND --help has its options and examples
   vdpa                 show vDPA devices of the kernel, and pass them on
   fcopy, ic            files into a guest of Hyper-V; its life and its clock
   smb, smbdirect       files on SMB shares; SMB Direct, without an RDMA card
-  driver               use a disk or a network device without a guest
+  driver, conform      use a device without a guest; try others' back ends
   up, link, plane      run links from one file; start, end, check them
   upgrade              links of running guests go on in a new linkspan
   vm, k8s              run virtual machines on links; give links to pods
@@ -90,6 +90,8 @@ enum Command {
     Display(display::Args),
     /// Drives a device from this process, without a guest
     Driver(driver::Args),
+    /// Tries back ends of others with what no front end may send
+    Conform(conform::Args),
     /// Copies files into a guest over VMBus
     Fcopy(fcopy::Args),
     /// Asks a guest over VMBus whether it lives, to shut down, and tells it the time
@@ -209,6 +211,7 @@ fn carry_out(command: Command) -> Result<ExitCode, Failure> {
         Command::Gpu(args) => gpu::run(&args),
         Command::Display(args) => display::run(&args),
         Command::Driver(args) => driver::run(&args),
+        Command::Conform(args) => conform::run(&args),
         Command::Fcopy(args) => return fcopy::run(&args),
         Command::Ic(args) => ic::run(&args),
         Command::Smb(args) => smb::run(&args),
@@ -259,6 +262,7 @@ fn used(command: &Command) -> Vec<Used> {
         Command::Smbdirect(args) => args.uses(),
         Command::Vm(args) => args.uses(),
         Command::Driver(_)
+        | Command::Conform(_)
         | Command::Up(_)
         | Command::Link(_)
         | Command::Upgrade(_)

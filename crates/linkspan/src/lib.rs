@@ -4,6 +4,7 @@
 
 pub mod blk;
 pub mod cli;
+pub mod conform;
 mod control;
 pub mod demo;
 pub mod display;

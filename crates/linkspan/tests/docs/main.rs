@@ -104,3 +104,17 @@ fn page_of_smb_direct_has_the_table_of_parameters() {
     let table = linkspan_smbdirect::markdown();
     has_table("smbdirect.md", "options", &table);
 }
+
+/// What others' back ends survive stands there for each rule, in the order of `conform list`.
+#[test]
+fn page_of_conformance_has_a_row_for_each_rule() {
+    use linkspan_conform::{Kind, rules};
+    let page = fs::read_to_string(docs().join("conformance.md")).unwrap();
+    let (_, table) = page.split_once("<!-- results -->\n").unwrap();
+    let (table, _) = table.split_once("<!-- end -->").unwrap();
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let rows: Vec<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+    let net = rules(Kind::Net).filter(|rule| !rule.concerns(Kind::Blk));
+    let names: Vec<&str> = rules(Kind::Blk).chain(net).map(|rule| rule.name).collect();
+    assert_eq!(rows, names);
+}
