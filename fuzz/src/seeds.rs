@@ -10,6 +10,7 @@ mod queue;
 mod rdma;
 mod replies;
 mod saved_link;
+mod saved_ports;
 mod smb2;
 mod smb2_gateway;
 mod smbdirect;
@@ -187,6 +188,7 @@ pub fn all() -> Vec<Seed> {
         smbdirect::seeds(),
         smbdirect_hello::seeds(),
         saved_link::seeds(),
+        saved_ports::seeds(),
         supervisor::seeds(),
         display::seeds(),
         gpu::seeds(),
@@ -273,7 +275,11 @@ impl Seed {
                 assert_eq!(linkspan::outside::take(&self.bytes), what, "{name}");
             }
             Expected::Saved(what) => {
-                assert_eq!(crate::saved_link::run(&self.bytes), what, "{name}");
+                let run = match self.target {
+                    "saved_ports" => crate::saved_ports::run,
+                    _ => crate::saved_link::run,
+                };
+                assert_eq!(run(&self.bytes), what, "{name}");
             }
             Expected::Hello(what) => {
                 assert_eq!(crate::smbdirect_hello::run(&self.bytes), what, "{name}");
