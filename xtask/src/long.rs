@@ -66,6 +66,22 @@ const ALL: &[Long] = &[
         seeds: None,
     },
     Long {
+        name: "upgrade-net",
+        about: "hands a network with traffic over to new processes, again and again",
+        total: 100,
+        round: 50,
+        test: &[
+            "--release",
+            "--package",
+            "linkspan",
+            "--test",
+            "upgrade_net",
+            "lose_no_frame_in_split_rings",
+        ],
+        count_env: "LINKSPAN_UPGRADES",
+        seeds: None,
+    },
+    Long {
         name: "sim-blk",
         about: "simulates the block link with seeds that were not done yet (--seeds N)",
         total: 100_000,

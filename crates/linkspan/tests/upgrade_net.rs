@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use linkspan_devices::net::control::Command as Ask;
@@ -20,6 +21,9 @@ use host::Host;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_linkspan");
 
+/// How often a network is handed over; `cargo xtask long upgrade-net` asks for more.
+const UPGRADES_ENV: &str = "LINKSPAN_UPGRADES";
+
 /// Frames of each stream between two upgrades at least.
 const FRAMES: u64 = 500;
 
@@ -29,7 +33,7 @@ const AHEAD: u64 = 8;
 const PLANE: &str = "[plane]\ncontrol = \"control.sock\"\n\
     [link.net]\ncommand = \"net\"\nworkers = 2\n\
     port = [\"vhost-user:a.sock,queues=2,control-queue\", \"vhost-user:b.sock\", \
-    \"vhost-user:idle.sock\", \"responder\"]\n";
+    \"vhost-user:idle.sock\", \"vhost-user:client.sock,client\", \"responder\"]\n";
 
 /// A stream of numbered frames from a pair of one card to another card.
 struct Flow {
@@ -173,7 +177,8 @@ fn nothing_is_lost(packed: bool) {
     assert!(control.ask(&Ask::MacAddress(station(1))));
     assert!(control.ask(&promiscuous(false)));
     let mut before = rig.host.process("net");
-    for round in 0..10 {
+    let upgrades = std::env::var(UPGRADES_ENV).map_or(10, |text| text.parse().unwrap());
+    for round in 0..upgrades {
         rig.run(FRAMES);
         let said = rig.upgrade();
         println!("{said}");
@@ -220,6 +225,9 @@ fn nothing_is_lost(packed: bool) {
     // Who was not there yet comes to the last process.
     let idle = Card::bring_up(&rig.host.at("idle.sock"), &CardOptions::default());
     drop((idle.unwrap(), control));
+    let monitor = UnixListener::bind(rig.host.at("client.sock")).unwrap();
+    monitor.set_nonblocking(true).unwrap();
+    assert!(settled(|| monitor.accept().is_ok()), "it does not connect");
     rig.host.end();
 }
 

@@ -124,6 +124,7 @@ impl TapTask {
 impl Task for TapTask {
     fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
         if self.fabric.is_held() {
+            // Its descriptor wakes the worker all the time, for the milliseconds of a hand-over.
             return (false, Progress::Until(neighbours.now() + HELD_LOOK));
         }
         let Some(mut lane) = take_lane(&self.fabric, neighbours) else {
