@@ -382,8 +382,8 @@ impl Fabric {
         Some(self.capture.as_ref()?.counts(port))
     }
 
-    /// What was counted of a port since the fabric was made, in whichever process; `None` when there is no
-    /// such port.
+    /// What was counted of a port since the fabric was made, in whichever process; `None` when
+    /// there is no such port.
     pub fn counts(&self, port: u16) -> Option<PortCounts> {
         let number = usize::from(port);
         let port = self.ports.get(number)?;
