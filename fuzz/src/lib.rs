@@ -8,6 +8,7 @@ pub mod net;
 pub mod rdma;
 pub mod ring_memory;
 pub mod saved_link;
+pub mod saved_ports;
 pub mod seeds;
 pub mod smb2;
 pub mod smb2_gateway;
@@ -40,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("rfb_input", display::rfb::target),
     ("ring_memory", ring_memory::target),
     ("saved_link", saved_link::target),
+    ("saved_ports", saved_ports::target),
     ("smb2", smb2::target),
     ("smb2_gateway", smb2_gateway::target),
     ("smbdirect", smbdirect::target),

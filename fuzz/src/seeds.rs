@@ -11,6 +11,7 @@ mod queue;
 mod rdma;
 mod replies;
 mod saved_link;
+mod saved_ports;
 mod smb2;
 mod smb2_gateway;
 mod smbdirect;
@@ -190,6 +191,7 @@ pub fn all() -> Vec<Seed> {
         smbdirect::seeds(),
         smbdirect_hello::seeds(),
         saved_link::seeds(),
+        saved_ports::seeds(),
         supervisor::seeds(),
         display::seeds(),
         gpu::seeds(),
@@ -277,7 +279,11 @@ impl Seed {
                 assert_eq!(linkspan::outside::take(&self.bytes), what, "{name}");
             }
             Expected::Saved(what) => {
-                assert_eq!(crate::saved_link::run(&self.bytes), what, "{name}");
+                let run = match self.target {
+                    "saved_ports" => crate::saved_ports::run,
+                    _ => crate::saved_link::run,
+                };
+                assert_eq!(run(&self.bytes), what, "{name}");
             }
             Expected::Met(words) => {
                 let met = crate::conform_replies::run(&self.bytes);

@@ -84,6 +84,23 @@ const ALL: &[Long] = &[
             count_env: "LINKSPAN_UPGRADES",
         },
     },
+    Long {
+        name: "upgrade-net",
+        about: "hands a network with traffic over to new processes, again and again",
+        total: 100,
+        round: 50,
+        what: What::Test {
+            test: &[
+                "--release",
+                "--package",
+                "linkspan",
+                "--test",
+                "upgrade_net",
+                "lose_no_frame_in_split_rings",
+            ],
+            count_env: "LINKSPAN_UPGRADES",
+        },
+    },
     simulated(
         "sim-blk",
         "blk",

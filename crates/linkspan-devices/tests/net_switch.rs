@@ -50,6 +50,42 @@ fn one(port: u16) -> Forward {
 }
 
 #[test]
+fn what_was_learned_goes_on_in_another_table() {
+    let mut switch = switch();
+    let tagged = frame(mac(3), Mac::BROADCAST, Some(7));
+    let vlans = PortVlans::Trunk {
+        native: None,
+        allowed: VlanSet::ALL,
+    };
+    assert!(switch.set_vlans(2, vlans.clone()));
+    switch.forward(2, &tagged, 5_000);
+    switch.forward(0, &frame(mac(1), Mac::BROADCAST, None), 9_000);
+    switch.forward(1, &frame(mac(2), Mac::BROADCAST, None), 400_000);
+    assert!(switch.add_static(3, 0, mac(4)));
+    let mut stations: Vec<_> = switch.stations(309_000).collect();
+    stations.sort_unstable();
+    let expected = [(0, mac(1), 9, 0), (0, mac(2), 400, 1)];
+    let seen = stations
+        .iter()
+        .map(|it| (it.vlan, it.mac, it.seen_s, it.port));
+    assert_eq!(seen.collect::<Vec<_>>(), expected);
+    let mut next = self::switch();
+    assert!(next.set_vlans(2, vlans));
+    for it in switch.stations(0) {
+        next.note(it.port, it.vlan, it.mac, u64::from(it.seen_s) * 1000);
+    }
+    assert_eq!(send(&mut next, 3, 9, 1), one(0));
+    let to_tagged = frame(mac(8), mac(3), Some(7));
+    let there = Forward::One { port: 2, vlan: 7 };
+    assert_eq!(
+        next.forward(2, &to_tagged, 0),
+        Forward::Drop(DropReason::SamePort)
+    );
+    assert!(next.set_vlans(1, PortVlans::Access(7)));
+    assert_eq!(next.forward(1, &frame(mac(6), mac(3), None), 0), there);
+}
+
+#[test]
 fn a_station_is_found_where_it_was_heard_of() {
     let mut switch = switch();
     assert_eq!(send(&mut switch, 0, 1, 2), FLOOD);

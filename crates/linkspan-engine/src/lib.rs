@@ -23,6 +23,7 @@ mod rate;
 mod rings;
 mod serving;
 pub mod session;
+mod shared;
 mod spin;
 pub mod vdpa;
 pub mod vduse;
@@ -50,6 +51,7 @@ pub use place::PlaceError;
 pub use rate::{Bucket, Rate, RateLimit};
 pub use rings::StartRingError;
 pub use serving::{Server, StopError};
+pub use shared::Shared;
 pub use spin::Spin;
 pub use worker::{
     EventSink, Neighbours, Notify, Ring, RingEvent, RingFault, RingKey, Task, WorkerOptions,

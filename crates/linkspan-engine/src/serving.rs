@@ -132,7 +132,7 @@ impl Server {
 
     fn join(&mut self) -> Result<(), StopError> {
         if let Some(giver) = &self.giver {
-            giver.desk.stop();
+            giver.stop();
         }
         signal(&self.common.cancel);
         match self.thread.take().map(JoinHandle::join) {

@@ -169,6 +169,15 @@ impl TapQueue {
         Ok(queue)
     }
 
+    /// The same queue once more, for another process.
+    ///
+    /// # Errors
+    /// No descriptor can be had.
+    pub fn dup(&self) -> io::Result<OwnedFd> {
+        acquire(Site::Fd)?;
+        self.fd.try_clone()
+    }
+
     /// Says anew what the kernel may leave to us. Kernels before 6.2 do not know
     /// UDP's segmentation, which is left out for them.
     ///

@@ -158,7 +158,7 @@ fn run() -> ExitCode {
     let taken = cli.take_over.map_or(Ok(()), |fd| {
         upgrade::take_from(fd)?;
         match cli.command {
-            Command::Blk(_) => Ok(()),
+            Command::Blk(_) | Command::Net(_) => Ok(()),
             // Before it does anything that only one process may do.
             _ => Err(not_taken()),
         }

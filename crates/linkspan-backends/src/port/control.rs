@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use linkspan_devices::net::control::{Change, Control};
+use linkspan_devices::net::control::{Change, Control, ControlRestoreError};
 use linkspan_devices::net::features::Offloads;
 use linkspan_devices::net::{HashReport, Live, Net};
 use linkspan_engine::{ActiveRing, Budget, LogLimit, Progress, QueueHandler};
@@ -113,6 +113,30 @@ impl Asked {
         let current = self.lock();
         let control = current.control.as_ref();
         control.map(|control| control.live(link_up))
+    }
+
+    /// What was asked for, for another process; nothing without a control queue.
+    pub(super) fn save(&self) -> Vec<u8> {
+        let current = self.lock();
+        let Some(control) = &current.control else {
+            return Vec::new();
+        };
+        let features = control.accepted().bits().to_le_bytes();
+        [&features[..], &control.snapshot()].concat()
+    }
+
+    /// Goes on from what [`save`](Self::save) said.
+    pub(super) fn load(&self, net: &Net, saved: &[u8]) -> Result<(), ControlRestoreError> {
+        let control = match saved.split_first_chunk() {
+            None if saved.is_empty() => None,
+            None => return Err(ControlRestoreError::Length { len: saved.len() }),
+            Some((features, state)) => {
+                let accepted = Features::from_bits_retain(u64::from_le_bytes(*features));
+                Some(Control::restore(net, accepted, state)?)
+            }
+        };
+        self.put(&mut self.lock(), control);
+        Ok(())
     }
 
     /// Asks the driver to announce itself; `false` when it cannot.

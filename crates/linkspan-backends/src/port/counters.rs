@@ -286,6 +286,34 @@ impl PortCounts {
         sum
     }
 
+    /// Adds what was counted in another life of the same port.
+    pub(super) fn add(&mut self, before: &Self) {
+        let Self {
+            frames_in,
+            bytes_in,
+            frames_out,
+            bytes_out,
+            flooded,
+            drops,
+            commands,
+            refused,
+            pairs,
+        } = before;
+        self.frames_in += frames_in;
+        self.bytes_in += bytes_in;
+        self.frames_out += frames_out;
+        self.bytes_out += bytes_out;
+        self.flooded += flooded;
+        self.commands += commands;
+        let more = drops.iter().chain(refused);
+        let all = self.drops.iter_mut().chain(&mut self.refused);
+        all.zip(more).for_each(|(sum, more)| *sum += more);
+        for (pair, before) in self.pairs.iter_mut().zip(pairs) {
+            pair.frames_in += before.frames_in;
+            pair.frames_out += before.frames_out;
+        }
+    }
+
     /// Frames that were dropped for this reason: of frames from the port, or for a
     /// reason of the receiver of frames to it.
     pub fn dropped(&self, why: DropCause) -> u64 {

@@ -3,8 +3,8 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use linkspan_devices::net::frame::Responder;
@@ -20,6 +20,7 @@ use super::counters::{ControlCounts, Counts, OfPair, PortCounts};
 use super::lane::Lane;
 use super::link::Pairs;
 use super::mailbox::{Address, Mailbox};
+use super::saved::Before;
 use super::tap::TapTask;
 use super::task::LaneTask;
 
@@ -99,6 +100,8 @@ pub(super) struct Port {
     pub(super) control: ControlCounts,
     /// Nothing comes or goes, as somebody wants it so.
     pub(super) shut: AtomicBool,
+    /// Whether somebody was there when the fabric was held.
+    pub(super) was_there: AtomicBool,
 }
 
 /// What is behind a port.
@@ -122,6 +125,10 @@ pub struct Fabric {
     start: Instant,
     /// Signalled when the carrier of an interface is to change.
     pub(super) carriers: EventFd,
+    /// Nothing is taken from any port: another process takes it over, or it is to go on.
+    pub(super) held: AtomicBool,
+    /// What another process had before.
+    pub(super) before: OnceLock<Before>,
 }
 
 impl fmt::Debug for Fabric {
@@ -148,6 +155,9 @@ pub struct FabricOptions {
     pub ageing_s: u32,
     /// How much a port may flood, on each worker by itself, if that is limited.
     pub flood: Option<FloodLimit>,
+    /// Nothing is taken from any port before it is released: it is to go on from what
+    /// another process has ([`SharedFabric`](super::SharedFabric)).
+    pub held: bool,
 }
 
 impl FabricOptions {
@@ -178,6 +188,7 @@ impl FabricOptions {
             capture: None,
             ageing_s: Self::AGEING_S,
             flood: Some(Self::flood_per_second(Self::FLOOD_PER_S)),
+            held: false,
         }
     }
 }
@@ -246,6 +257,7 @@ impl Fabric {
             capture,
             ageing_s,
             flood,
+            held,
         } = options;
         let count = ports.len();
         if count == 0 || count > PORTS_MAX {
@@ -278,6 +290,8 @@ impl Fabric {
             stride,
             start: Instant::now(),
             carriers: EventFd::new()?,
+            held: AtomicBool::new(held),
+            before: OnceLock::new(),
         };
         Ok(Arc::new(fabric))
     }
@@ -315,7 +329,7 @@ impl Fabric {
         Ok(running)
     }
 
-    /// An empty table of stations.
+    /// A table of stations, of those that another process knew.
     fn switch(&self) -> Result<Switch, FabricError> {
         let ports = u16::try_from(self.ports.len()).unwrap_or(u16::MAX);
         let mut switch = Switch::new(SwitchOptions {
@@ -341,6 +355,9 @@ impl Fabric {
                 switch.add_static(number, vlan, responder.mac);
             }
         }
+        for it in self.before.get().iter().flat_map(|before| &before.stations) {
+            switch.note(it.port, it.vlan, it.mac, u64::from(it.seen_s) * 1000);
+        }
         Ok(switch)
     }
 
@@ -365,15 +382,26 @@ impl Fabric {
         Some(self.capture.as_ref()?.counts(port))
     }
 
-    /// What was counted of a port since the fabric was made; `None` when there is no
-    /// such port.
+    /// What was counted of a port since the fabric was made, in whichever process; `None` when
+    /// there is no such port.
     pub fn counts(&self, port: u16) -> Option<PortCounts> {
-        let port = self.ports.get(usize::from(port))?;
+        let number = usize::from(port);
+        let port = self.ports.get(number)?;
         let pairs = match &port.kind {
             Side::Guest(pairs) => &pairs.counts[..],
             Side::Tap(..) | Side::Responder(_) => &[],
         };
-        Some(PortCounts::sum(&port.counts, pairs, &port.control))
+        let mut counts = PortCounts::sum(&port.counts, pairs, &port.control);
+        if let Some(before) = self.before.get() {
+            counts.add(&before.counts[number]);
+        }
+        Some(counts)
+    }
+
+    /// Whether nothing is taken from any port now.
+    #[inline]
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// What is counted of a queue pair of a guest.
@@ -423,10 +451,13 @@ impl Fabric {
         LANE + 1 + u32::from(port) * self.stride + u32::from(pair)
     }
 
-    /// Milliseconds since the fabric was made.
+    /// Milliseconds since the fabric was made, in whichever process.
     pub(super) fn millis(&self, now: Instant) -> u64 {
         let passed = now.saturating_duration_since(self.start).as_millis();
-        u64::try_from(passed).unwrap_or(u64::MAX)
+        let before = self.before.get().map_or(0, |before| before.millis);
+        u64::try_from(passed)
+            .unwrap_or(u64::MAX)
+            .saturating_add(before)
     }
 }
 
@@ -448,6 +479,7 @@ impl Port {
             counts: (0..workers).map(|_| Counts::default()).collect(),
             control: ControlCounts::default(),
             shut: AtomicBool::new(false),
+            was_there: AtomicBool::new(false),
         })
     }
 }

@@ -2,6 +2,7 @@
 //! receive queues are filled by whoever has a frame for them.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use linkspan_devices::net::features::{Offloads, VIRTIO_NET_F_CTRL_VQ, settle};
@@ -11,7 +12,8 @@ use linkspan_devices::net::{
     CONFIG_LEN, Filled, Frame, Mac, Net, NetOptions, OptionsError, QueueRole, ReceiveQueue,
 };
 use linkspan_engine::{
-    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, OpenQueueError, Progress, QueueHandler,
+    ActiveRing, Budget, ConfigRange, Device, NETWORK_DEVICE, NotLent, OpenQueueError, Progress,
+    QueueHandler,
 };
 use linkspan_sys::EventFd;
 use linkspan_virtio::{Chain, Features, QueueError};
@@ -190,6 +192,21 @@ impl Device for NetDevice {
             len: target.len(),
             size: self.config_size(),
         })
+    }
+
+    /// All that only one may have is shared: it goes with the [fabric](super::SharedFabric).
+    fn lend(&self) -> Result<Vec<OwnedFd>, NotLent> {
+        Ok(Vec::new())
+    }
+
+    fn save(&self) -> Result<Vec<u8>, NotLent> {
+        Ok(self.asked().map_or_else(Vec::new, Asked::save))
+    }
+
+    fn load(&self, saved: &[u8]) -> Result<(), NotLent> {
+        let asked = self.asked().ok_or_else(|| NotLent::of(self.name()))?;
+        let loaded = asked.load(&self.net, saved);
+        loaded.map_err(|error| NotLent(format!("the control queue: {error}")))
     }
 
     fn open_queue(

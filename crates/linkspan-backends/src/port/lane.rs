@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use linkspan_devices::net::frame::RESPONSE_MAX;
 use linkspan_devices::net::header::{Checksum, Header, Offload};
 use linkspan_devices::net::offload::{Plan, Receiver, complete_checksum, plan};
-use linkspan_devices::net::switch::{Egress, Forward, Switch};
+use linkspan_devices::net::switch::{Egress, Forward, Station, Switch};
 use linkspan_devices::net::{Body, Frame, FrameHead, Mac, flow_hash, steer};
 use linkspan_engine::{Budget, Neighbours, Progress};
 use linkspan_mem::fault::{self, Injected};
@@ -77,6 +77,11 @@ impl Lane {
             whole: vec![0; BYTES_MAX],
             answer: vec![0; RESPONSE_MAX],
         })
+    }
+
+    /// What this worker's table has learned and remembers.
+    pub(super) fn stations(&self, now_ms: u64) -> Vec<Station> {
+        self.switch.stations(now_ms).collect()
     }
 
     /// When the pass began.

@@ -97,6 +97,17 @@ impl Port {
         self.shut.load(Ordering::Relaxed)
     }
 
+    /// Has nothing come or go any more, or again; whether that is new.
+    pub(super) fn shut(&self, shut: bool) -> bool {
+        let new = self.shut.swap(shut, Ordering::AcqRel) != shut;
+        if let Side::Guest(pairs) = &self.kind
+            && new
+        {
+            pairs.change(|taking| taking.shut = shut);
+        }
+        new
+    }
+
     /// Whether somebody is there to take frames.
     fn is_there(&self) -> bool {
         let there = match &self.kind {
@@ -113,10 +124,35 @@ impl Fabric {
     /// there is no such port.
     pub fn link_is_up(&self, port: u16) -> bool {
         let own = self.ports.get(usize::from(port));
-        let other = self
-            .other_end(port)
-            .map(|other| &self.ports[usize::from(other)]);
-        own.is_some_and(|own| !own.is_shut()) && other.is_none_or(Port::is_there)
+        let other = self.other_end(port);
+        own.is_some_and(|own| !own.is_shut()) && other.is_none_or(|other| self.is_there(other))
+    }
+
+    /// Whether somebody is at a port to take frames; while it is held, whether that was so.
+    fn is_there(&self, port: u16) -> bool {
+        let port = &self.ports[usize::from(port)];
+        if self.is_held() {
+            return port.was_there.load(Ordering::Acquire);
+        }
+        port.is_there()
+    }
+
+    /// Nothing more is taken from any port, and nobody hears who comes or goes.
+    pub(super) fn hold(&self) {
+        for port in &self.ports {
+            port.was_there.store(port.is_there(), Ordering::Release);
+        }
+        self.held.store(true, Ordering::SeqCst);
+    }
+
+    /// Frames are taken from now on, and who came or went meanwhile is known.
+    pub(super) fn release(&self) {
+        self.held.store(false, Ordering::SeqCst);
+        for (number, port) in (0..).zip(&self.ports) {
+            if port.is_there() != port.was_there.load(Ordering::Acquire) {
+                self.came_or_went(number);
+            }
+        }
     }
 
     /// The port at the other end of a pair.
@@ -130,11 +166,8 @@ impl Fabric {
         let Some(own) = self.ports.get(usize::from(port)) else {
             return;
         };
-        if own.shut.swap(!up, Ordering::AcqRel) != up {
+        if !own.shut(!up) {
             return;
-        }
-        if let Side::Guest(pairs) = &own.kind {
-            pairs.change(|taking| taking.shut = !up);
         }
         self.tell(port);
         self.came_or_went(port);
@@ -142,6 +175,9 @@ impl Fabric {
 
     /// Somebody came to a port, or went.
     pub(super) fn came_or_went(&self, port: u16) {
+        if self.is_held() {
+            return;
+        }
         if let Some(other) = self.other_end(port) {
             self.tell(other);
         }

@@ -3,10 +3,12 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
 use crossbeam_queue::ArrayQueue;
 use linkspan_devices::net::header::{FRAME_LEN_MAX, Offload};
+use linkspan_devices::net::switch::Station;
 use linkspan_devices::net::{Frame, HEAD_LEN, Mac};
 use linkspan_mem::fault::{self, Injected};
 use linkspan_sys::EventFd;
@@ -68,6 +70,9 @@ pub(super) struct Mailbox {
     notes: ArrayQueue<Note>,
     pub(super) wake: EventFd,
     asleep: AtomicBool,
+    /// Whether the worker is to say which stations it has learned, and what it said.
+    asked: AtomicBool,
+    told: Mutex<Option<Vec<Station>>>,
 }
 
 impl Mailbox {
@@ -81,6 +86,8 @@ impl Mailbox {
             notes: ArrayQueue::new(notes),
             wake: EventFd::new()?,
             asleep: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            told: Mutex::default(),
         };
         let all = || -> Result<BytesMut, Injected> {
             const { assert!(BYTES_MAX >= FRAME_LEN_MAX as usize) };
@@ -141,6 +148,42 @@ impl Mailbox {
     #[inline]
     pub(super) fn has_parcels(&self) -> bool {
         !self.full.is_empty()
+    }
+
+    /// Whether nothing waits, and the worker has nothing in hand.
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.is_full()
+    }
+
+    /// Asks the worker which stations it has learned.
+    pub(super) fn ask(&self) {
+        *self.lock() = None;
+        self.asked.store(true, Ordering::Release);
+        if let Err(error) = self.wake.signal() {
+            panic!("our own eventfd cannot be signalled: {error}");
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// The worker's answer.
+    pub(super) fn answer(&self, stations: Vec<Station>) {
+        self.asked.store(false, Ordering::Release);
+        // Whoever asked signalled, whether the worker slept or not.
+        self.wake_up();
+        *self.lock() = Some(stations);
+    }
+
+    /// What the worker answered, once.
+    pub(super) fn answered(&self) -> Option<Vec<Station>> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<Station>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The worker is about to sleep: whether something waits already, so that it

@@ -13,10 +13,12 @@ mod counters;
 mod ends;
 mod fabric;
 mod guest;
+mod handing;
 mod lane;
 mod link;
 mod mailbox;
 mod retag;
+mod saved;
 mod tap;
 mod task;
 mod transmit;
@@ -27,4 +29,6 @@ pub use fabric::{
     Fabric, FabricError, FabricOptions, Kind, Mode, PAIRS_MAX, PORTS_MAX, PortOptions, Running,
 };
 pub use guest::{Count, NetDevice, NetDeviceError};
+pub use handing::SharedFabric;
+pub use saved::FabricRestoreError;
 pub use tap::from_kernel;

@@ -12,6 +12,7 @@ use linkspan_sys::tap::{self, HEADER_LEN, TapQueue};
 
 use super::counters::DropCause;
 use super::fabric::{BYTES_MAX, Fabric};
+use super::handing::HELD_LOOK;
 use super::lane::{Came, Lane};
 use super::mailbox::split;
 use super::task::{give_lane_back, take_lane};
@@ -122,6 +123,10 @@ impl TapTask {
 
 impl Task for TapTask {
     fn run(&mut self, budget: Budget, neighbours: &mut Neighbours<'_>) -> (bool, Progress) {
+        if self.fabric.is_held() {
+            // Its descriptor wakes the worker all the time, for the milliseconds of a hand-over.
+            return (false, Progress::Until(neighbours.now() + HELD_LOOK));
+        }
         let Some(mut lane) = take_lane(&self.fabric, neighbours) else {
             // The fabric rests.
             return (false, Progress::Idle);

@@ -52,6 +52,10 @@ impl Task for LaneTask {
         let Some(lane) = &mut self.lane else {
             return (false, Progress::Idle);
         };
+        let mailbox = &self.fabric.mailboxes[self.number];
+        if mailbox.is_asked() {
+            mailbox.answer(lane.stations(self.fabric.millis(neighbours.now())));
+        }
         lane.begin(&self.fabric, neighbours.now());
         let taken = lane.take_parcels(&self.fabric, budget, neighbours);
         if self.fabric.mode != Mode::Source {

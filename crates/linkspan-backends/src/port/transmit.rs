@@ -16,6 +16,7 @@ use super::control::Terms;
 use super::counters::{Books, DropCause, OfPair};
 use super::fabric::{Fabric, Mode, Port};
 use super::guest::SEGMENTS;
+use super::handing::HELD_LOOK;
 use super::lane::{Came, FRAME_COST, Lane, Way};
 use super::task::{give_lane_back, take_lane};
 
@@ -408,6 +409,9 @@ impl QueueHandler for Transmit {
     ) -> Result<Progress, QueueError> {
         if budget.chains == 0 {
             return Ok(Progress::Idle);
+        }
+        if self.fabric.is_held() {
+            return Ok(Progress::Until(neighbours.now() + HELD_LOOK));
         }
         let Some(mut lane) = take_lane(&self.fabric, neighbours) else {
             // The fabric rests, and so does the queue.

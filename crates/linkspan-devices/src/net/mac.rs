@@ -42,6 +42,13 @@ impl Mac {
         let [a, b, c, d, e, f] = self.0;
         u64::from_be_bytes([0, 0, a, b, c, d, e, f])
     }
+
+    /// The address of these [bits](Self::bits); what is above them counts for nothing.
+    #[inline]
+    pub const fn of_bits(bits: u64) -> Self {
+        let [_, _, a, b, c, d, e, f] = bits.to_be_bytes();
+        Self([a, b, c, d, e, f])
+    }
 }
 
 impl fmt::Debug for Mac {

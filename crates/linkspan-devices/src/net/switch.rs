@@ -128,6 +128,19 @@ pub enum Egress {
     Tag(u16),
 }
 
+/// A station that a switch has learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Station {
+    /// Its VLAN; 0 without.
+    pub vlan: u16,
+    /// Its address.
+    pub mac: Mac,
+    /// When it was last heard of, in seconds of the switch's time.
+    pub seen_s: u32,
+    /// Where it is.
+    pub port: u16,
+}
+
 /// A station. An entry without one has key 0, which no address gives: a source
 /// is never zero.
 #[derive(Clone, Copy, Debug, Default)]
@@ -229,6 +242,21 @@ impl Switch {
             let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
             self.learn(port, key(vlan, mac), now_s);
         }
+    }
+
+    /// All stations that were learned and are remembered now.
+    pub fn stations(&self, now_ms: u64) -> impl Iterator<Item = Station> {
+        let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
+        let entries = self.buckets.iter().flat_map(|bucket| &bucket.0);
+        let learned = entries
+            .filter(move |entry| entry.key != 0 && !entry.is_static && self.is_live(entry, now_s));
+        learned.map(|entry| Station {
+            port: entry.port,
+            // What `key` made of them.
+            vlan: u16::try_from(entry.key >> 48).unwrap_or(0),
+            mac: Mac::of_bits(entry.key),
+            seen_s: entry.seen_s,
+        })
     }
 
     /// Stations that a port has in the table without being configured.

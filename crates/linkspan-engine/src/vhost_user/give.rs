@@ -1,9 +1,9 @@
-//! The end of a hand-over that has the link: it asks its server's thread to let the link be
-//! taken, and the thread goes on with it whenever it was not.
+//! The end of a hand-over that has the links: it asks the thread of each to bring its own to
+//! rest and to say what there is of it, and each thread goes on whenever they were not taken.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -11,12 +11,13 @@ use linkspan_sys::clock::monotonic_ns;
 use linkspan_sys::{EventFd, Listener, Stream};
 
 use super::handing::{
-    FDS_EACH, HandOverError, PAUSE_LIMIT, PREPARE_LIMIT, Wire, Word, check_hello,
+    FDS_EACH, HOLD_LIMIT, HandOverError, PAUSE_LIMIT, PREPARE_LIMIT, Wire, Word, check_hello,
 };
 use super::saved::{HandedFd, SavedLink};
 use super::session::BackendSession;
 use crate::device::Device;
 use crate::session::{self, End};
+use crate::shared::{Held, Shared};
 use crate::worker::signal;
 
 /// Where a server's thread is asked to hand its link over.
@@ -36,11 +37,21 @@ enum Standing {
     Closed,
 }
 
-/// A successor that is prepared.
-#[derive(Debug)]
+/// What a link's thread does for a successor that is prepared, a step at a time.
 pub(super) struct Job {
-    wire: Wire,
+    wire: Arc<Wire>,
+    /// How each step went.
     done: SyncSender<Result<(), HandOverError>>,
+    /// A word for each further step: what there is of the link is to be said, then the link is
+    /// another process's. Closed when it stays here.
+    next: Receiver<()>,
+    held: Option<Arc<Held>>,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").finish_non_exhaustive()
+    }
 }
 
 impl Desk {
@@ -70,59 +81,9 @@ impl Desk {
     pub(super) fn close(&self) {
         *self.standing() = Standing::Closed;
     }
-}
 
-/// Hands a link over that is being served. Many may have one.
-#[derive(Clone)]
-pub struct Giver {
-    pub(crate) desk: Arc<Desk>,
-    pub(crate) cancel: Arc<EventFd>,
-    pub(crate) device: Arc<dyn Device>,
-}
-
-impl std::fmt::Debug for Giver {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Giver").finish_non_exhaustive()
-    }
-}
-
-impl Giver {
-    /// Hands the link over to the process at the other end of this socket, which runs
-    /// [`Successor`](super::Successor). Waits for it; the link is served meanwhile, and its
-    /// guest notices nothing before the successor has opened its device. After success this
-    /// process has no link any more, and its server has ended.
-    ///
-    /// # Errors
-    /// It was not taken, and is served on as before. The other process was told why.
-    pub fn hand_over(&self, stream: Stream) -> Result<(), HandOverError> {
-        let wire = Wire(stream);
-        let begun = self.begin();
-        let prepared = begun.and_then(|()| {
-            let prepared = self.prepare(&wire);
-            if prepared.is_err() {
-                self.give_up();
-            }
-            prepared
-        });
-        if let Err(error) = prepared {
-            wire.refuse(&error);
-            return Err(error);
-        }
-        let (done, ended) = sync_channel(1);
-        match &mut *self.desk.standing() {
-            Standing::Taken(job) => *job = Some(Job { wire, done }),
-            Standing::Free | Standing::Closed => return Err(HandOverError::Ended),
-        }
-        signal(&self.cancel);
-        let done = ended.recv().unwrap_or(Err(HandOverError::Ended));
-        if done.is_err() {
-            self.give_up();
-        }
-        done
-    }
-
-    fn begin(&self) -> Result<(), HandOverError> {
-        let mut standing = self.desk.standing();
+    fn book(&self) -> Result<(), HandOverError> {
+        let mut standing = self.standing();
         match *standing {
             Standing::Free => *standing = Standing::Taken(None),
             Standing::Taken(_) => return Err(HandOverError::Busy),
@@ -130,19 +91,125 @@ impl Giver {
         }
         Ok(())
     }
+}
 
-    fn give_up(&self) {
-        let mut standing = self.desk.standing();
-        if let Standing::Taken(_) = *standing {
-            *standing = Standing::Free;
+/// Hands a link over that is being served, or several that another process has to take
+/// together. Many may have one.
+#[derive(Clone)]
+pub struct Giver {
+    links: Vec<Given>,
+    shared: Option<Arc<dyn Shared>>,
+}
+
+/// A link that can be handed over.
+#[derive(Clone)]
+struct Given {
+    desk: Arc<Desk>,
+    cancel: Arc<EventFd>,
+    device: Arc<dyn Device>,
+}
+
+impl std::fmt::Debug for Giver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Giver")
+            .field("links", &self.links.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Giver {
+    pub(crate) fn new(desk: Arc<Desk>, cancel: Arc<EventFd>, device: Arc<dyn Device>) -> Self {
+        let link = Given {
+            desk,
+            cancel,
+            device,
+        };
+        Self {
+            links: vec![link],
+            shared: None,
         }
+    }
+
+    /// All of these links at once, and what they share.
+    #[must_use]
+    pub fn together(givers: impl IntoIterator<Item = Self>, shared: Arc<dyn Shared>) -> Self {
+        Self {
+            links: givers.into_iter().flat_map(|giver| giver.links).collect(),
+            shared: Some(shared),
+        }
+    }
+
+    /// Threads that serve the links are to end.
+    pub(crate) fn stop(&self) {
+        self.links.iter().for_each(|link| link.desk.stop());
+    }
+
+    /// Hands the links over to the process at the other end of this socket, which runs
+    /// [`Successor`](super::Successor). Waits for it; they are served meanwhile, and their
+    /// guests notice nothing before the successor has opened its devices. After success this
+    /// process has none of them any more, and their servers have ended or are about to.
+    ///
+    /// # Errors
+    /// None was taken, and all are served on as before. The other process was told why.
+    pub fn hand_over(&self, stream: Stream) -> Result<(), HandOverError> {
+        let wire = Arc::new(Wire(stream));
+        let given = self.give(&wire);
+        if let Err(error) = &given {
+            wire.refuse(error);
+        }
+        given
+    }
+
+    fn give(&self, wire: &Arc<Wire>) -> Result<(), HandOverError> {
+        let mut booked = Booked(Vec::new());
+        for link in &self.links {
+            link.desk.book()?;
+            booked.0.push(link);
+        }
+        self.prepare(wire)?;
+        let held = match &self.shared {
+            Some(shared) => {
+                shared.hold(HOLD_LIMIT)?;
+                Some(Held::new(shared))
+            }
+            None => None,
+        };
+        let asked: Vec<Asked> = booked.ask(wire, held.as_ref())?;
+        asked.iter().try_for_each(Asked::is_done)?;
+        if let Some(shared) = &self.shared {
+            let until = Instant::now() + PAUSE_LIMIT;
+            wire.send(Word::Shared, &shared.save()?, &[], until)?;
+        }
+        for link in &asked {
+            link.go_on()?;
+            link.is_done()?;
+        }
+        let until = Instant::now() + PAUSE_LIMIT;
+        wire.receive(&[Word::Ready], until)?;
+        wire.let_go(until)?;
+        if let Some(held) = &held {
+            held.leave();
+        }
+        // Whoever has ended meanwhile has nothing to let go of.
+        asked.iter().for_each(|link| drop(link.go_on()));
+        Ok(())
     }
 
     fn prepare(&self, wire: &Wire) -> Result<(), HandOverError> {
         let until = Instant::now() + PREPARE_LIMIT;
         let (_, hello) = wire.receive(&[Word::Hello], until)?;
         check_hello(&hello.body)?;
-        let lent = self.device.lend()?;
+        let mut lent = match &self.shared {
+            Some(shared) => shared.lend()?,
+            None => Vec::new(),
+        };
+        for link in &self.links {
+            lent.extend(link.device.lend()?);
+        }
+        if lent.len() > FDS_EACH {
+            let (count, want) = (lent.len(), FDS_EACH);
+            return Err(HandOverError::Lent { count, want });
+        }
         let fds: Vec<BorrowedFd<'_>> = lent.iter().map(|fd| fd.as_fd()).collect();
         wire.send(Word::Lent, &[], &fds, until)?;
         wire.receive(&[Word::Prepared], until)?;
@@ -150,8 +217,64 @@ impl Giver {
     }
 }
 
+/// Links that nobody else can hand over meanwhile.
+struct Booked<'a>(Vec<&'a Given>);
+
+impl Booked<'_> {
+    /// Has the thread of each begin.
+    fn ask(&self, wire: &Arc<Wire>, held: Option<&Arc<Held>>) -> Result<Vec<Asked>, HandOverError> {
+        let ask = |link: &&Given| {
+            // Steps are taken in turn, so that nobody waits for room.
+            let ((done, steps), (word, next)) = (sync_channel(2), sync_channel(2));
+            let (wire, held) = (Arc::clone(wire), held.cloned());
+            match &mut *link.desk.standing() {
+                Standing::Taken(job) => {
+                    *job = Some(Job {
+                        wire,
+                        done,
+                        next,
+                        held,
+                    });
+                }
+                Standing::Free | Standing::Closed => return Err(HandOverError::Ended),
+            }
+            signal(&link.cancel);
+            Ok(Asked { steps, word })
+        };
+        self.0.iter().map(ask).collect()
+    }
+}
+
+impl Drop for Booked<'_> {
+    fn drop(&mut self) {
+        for link in &self.0 {
+            let mut standing = link.desk.standing();
+            if let Standing::Taken(_) = *standing {
+                *standing = Standing::Free;
+            }
+        }
+    }
+}
+
+/// A link whose thread was asked.
+struct Asked {
+    steps: Receiver<Result<(), HandOverError>>,
+    word: SyncSender<()>,
+}
+
+impl Asked {
+    /// Waits for the step that is under way.
+    fn is_done(&self) -> Result<(), HandOverError> {
+        self.steps.recv().unwrap_or(Err(HandOverError::Ended))
+    }
+
+    fn go_on(&self) -> Result<(), HandOverError> {
+        self.word.send(()).map_err(|_| HandOverError::Ended)
+    }
+}
+
 /// What became of a session that was to be handed over.
-pub(super) enum Given {
+pub(super) enum Outcome {
     /// Another process has the link.
     Away,
     /// It goes on.
@@ -168,14 +291,18 @@ pub(super) struct Belongings<'a> {
 }
 
 impl Job {
+    /// Says how a step went. Whether the next one is to follow.
+    fn goes_on(&self, step: Result<(), HandOverError>) -> bool {
+        let ok = step.is_ok();
+        // Whoever asked may have given up.
+        let _ = self.done.send(step);
+        ok && self.next.recv().is_ok()
+    }
+
     /// Hands over a link to which nobody is connected; whether it was taken.
     pub(super) fn give_idle(self, belongings: &Belongings<'_>) -> bool {
-        let until = Instant::now() + PAUSE_LIMIT;
         let (saved, fds) = belongings.saved(monotonic_ns());
-        let given = self.wire.give(&saved, &fds, until);
-        let away = given.is_ok();
-        self.end(given);
-        away
+        self.goes_on(Ok(())) && self.goes_on(self.wire.tell(&saved, &fds))
     }
 
     /// Hands over a link with its session.
@@ -185,59 +312,51 @@ impl Job {
         stream: &Stream,
         cancel: &EventFd,
         belongings: &Belongings<'_>,
-    ) -> Given {
-        let until = Instant::now() + PAUSE_LIMIT;
-        let come = |session: &mut BackendSession, there: fn(&BackendSession) -> bool, until| {
-            session::run_until(session, stream, cancel, until, there)
-        };
-        let limit = PAUSE_LIMIT;
-        let calm = come(session, BackendSession::is_calm, Some(until));
-        let (end, why) = match calm {
-            End::Reached => {
-                let paused_at = monotonic_ns();
-                session.lend();
-                match come(session, BackendSession::is_lent, Some(until)) {
-                    End::Reached => {
-                        let given = self.give_session(session, stream, paused_at, belongings);
-                        if given.is_ok() {
-                            self.end(Ok(()));
-                            return Given::Away;
-                        }
-                        return self.keep(session, given);
-                    }
-                    end => (end, "requests in flight did not end"),
-                }
+    ) -> Outcome {
+        let paused_at = match come_to_rest(session, stream, cancel) {
+            Ok(paused_at) => paused_at,
+            Err((end, why)) => {
+                let limit = PAUSE_LIMIT;
+                let error = match &end {
+                    End::Late => HandOverError::NotQuiet { why, limit },
+                    _ => HandOverError::Ended,
+                };
+                self.goes_on(Err(error));
+                let kept = self.keep(session, stream, cancel);
+                return match (end, kept) {
+                    // A word to stop is looked at next.
+                    (End::Late | End::Cancelled, kept) => kept,
+                    (end, _) => Outcome::Over(end),
+                };
             }
-            end => (end, "the front end was not done with what it was saying"),
         };
-        let error = match &end {
-            End::Late => HandOverError::NotQuiet { why, limit },
-            _ => HandOverError::Ended,
-        };
-        let kept = self.keep(session, Err(error));
-        match (end, kept) {
-            // A word to stop is looked at next.
-            (End::Late | End::Cancelled, kept) => kept,
-            (end, _) => Given::Over(end),
+        if self.goes_on(Ok(())) && self.goes_on(self.tell(session, stream, (paused_at, belongings)))
+        {
+            return Outcome::Away;
         }
+        self.keep(session, stream, cancel)
     }
 
     /// The session goes on here, each ring as soon as it has come to rest.
-    fn keep(self, session: &mut BackendSession, given: Result<(), HandOverError>) -> Given {
-        let back = session.take_back();
-        if let Err(error) = &given {
-            tracing::warn!("the link is not handed over, and goes on here: {error}");
+    fn keep(self, session: &mut BackendSession, stream: &Stream, cancel: &EventFd) -> Outcome {
+        if let Err(error) = session.take_back() {
+            return Outcome::Over(End::Failed(error));
         }
-        self.end(given);
-        back.map_or_else(|error| Given::Over(End::Failed(error)), |()| Given::Here)
+        let until = Some(Instant::now() + PAUSE_LIMIT);
+        let end = session::run_until(session, stream, cancel, until, BackendSession::is_back);
+        // Not before its rings run, so that they miss nothing of what others pass on.
+        drop(self.held);
+        match end {
+            End::Reached | End::Late | End::Cancelled => Outcome::Here,
+            end => Outcome::Over(end),
+        }
     }
 
-    fn give_session(
+    fn tell(
         &self,
         session: &BackendSession,
         stream: &Stream,
-        paused_at: u64,
-        belongings: &Belongings<'_>,
+        (paused_at, belongings): (u64, &Belongings<'_>),
     ) -> Result<(), HandOverError> {
         let (state, of_session) = session.save()?;
         let (mut saved, mut fds) = belongings.saved(paused_at);
@@ -248,16 +367,27 @@ impl Job {
             fds.push(fd);
         }
         saved.session = Some(state);
-        self.wire.give(&saved, &fds, Instant::now() + PAUSE_LIMIT)
+        self.wire.tell(&saved, &fds)
     }
+}
 
-    /// Tells both who wait.
-    fn end(self, given: Result<(), HandOverError>) {
-        if let Err(error) = &given {
-            self.wire.refuse(error);
-        }
-        // Whoever asked may have gone.
-        let _ = self.done.send(given);
+/// Has the rings of a session come to rest; when that began. Or how it ended before, or what
+/// took too long.
+fn come_to_rest(
+    session: &mut BackendSession,
+    stream: &Stream,
+    cancel: &EventFd,
+) -> Result<u64, (End<super::SessionError>, &'static str)> {
+    let until = Some(Instant::now() + PAUSE_LIMIT);
+    match session::run_until(session, stream, cancel, until, BackendSession::is_calm) {
+        End::Reached => {}
+        end => return Err((end, "the front end was not done with what it was saying")),
+    }
+    let paused_at = monotonic_ns();
+    session.lend();
+    match session::run_until(session, stream, cancel, until, BackendSession::is_lent) {
+        End::Reached => Ok(paused_at),
+        end => Err((end, "requests in flight did not end")),
     }
 }
 
@@ -278,18 +408,13 @@ impl Belongings<'_> {
 }
 
 impl Wire {
-    /// Gives a link away; after an error nobody has taken it, and nobody will.
-    fn give(
-        &self,
-        saved: &SavedLink,
-        fds: &[BorrowedFd<'_>],
-        until: Instant,
-    ) -> Result<(), HandOverError> {
+    /// Says what there is of a link.
+    fn tell(&self, saved: &SavedLink, fds: &[BorrowedFd<'_>]) -> Result<(), HandOverError> {
+        let until = Instant::now() + PAUSE_LIMIT;
         for fds in fds.chunks(FDS_EACH) {
             self.send(Word::Fds, &[], fds, until)?;
         }
         self.send(Word::Saved, &saved.bytes(), &[], until)?;
-        self.receive(&[Word::Ready], until)?;
-        self.let_go(until)
+        Ok(())
     }
 }

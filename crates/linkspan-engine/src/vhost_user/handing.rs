@@ -6,10 +6,11 @@
 //! | hello | successor | | which words and which saved form it knows |
 //! | lent | old | those of the device | what the successor opens its device with |
 //! | prepared | successor | | its device is open; the guest has not noticed anything yet |
-//! | fds | old | 1 to 128 | descriptors of the link; the rings are at rest |
-//! | saved | old | | the link as bytes, with what each descriptor is |
+//! | shared | old | | what several links share, where they do; all rings are at rest |
+//! | fds | old | 1 to 128 | descriptors of a link; its rings are at rest |
+//! | saved | old | | the link as bytes, with what each descriptor is; the next link follows |
 //! | ready | successor | | everything is mapped and in its place |
-//! | go | old | | the link is free to be taken |
+//! | go | old | | the links are free to be taken |
 //! | taken | successor | | it is taken: only now does the old process let go |
 //! | refused | either | | why not; the old process goes on |
 //!
@@ -35,11 +36,18 @@ pub(super) const WORDS: u32 = 1;
 /// Descriptors of one message at most.
 pub(super) const FDS_EACH: usize = 128;
 
+/// Bytes of what links share at most.
+const SHARED_MAX: usize = 8 << 20;
+
 /// Bytes of a refusal at most.
 const REFUSAL_MAX: usize = 512;
 
 /// How long a successor may take to start and to open its device; the link runs meanwhile.
 pub(super) const PREPARE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long what is on its way between links may take to arrive, before the first of them
+/// comes to rest.
+pub(super) const HOLD_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long requests in flight may take to end, and then the successor to map and place
 /// everything. The guest waits for both.
@@ -57,10 +65,11 @@ pub(super) enum Word {
     Go,
     Taken,
     Refused,
+    Shared,
 }
 
 /// A row of the table: number, bytes of the body at most, descriptors at most.
-const TABLE: [(Word, u16, usize, usize); 9] = [
+const TABLE: [(Word, u16, usize, usize); 10] = [
     (Word::Hello, 1, 8, 0),
     (Word::Lent, 2, 0, FDS_EACH),
     (Word::Prepared, 3, 0, 0),
@@ -70,6 +79,7 @@ const TABLE: [(Word, u16, usize, usize); 9] = [
     (Word::Go, 7, 0, 0),
     (Word::Taken, 8, 0, 0),
     (Word::Refused, 9, REFUSAL_MAX, 0),
+    (Word::Shared, 10, SHARED_MAX, 0),
 ];
 
 /// Bytes before each body: number, nothing, bytes of the body.
@@ -172,6 +182,14 @@ pub enum HandOverError {
     /// The device cannot be handed over.
     #[error(transparent)]
     NotLent(#[from] crate::NotLent),
+    /// More has to be lent than goes with one message.
+    #[error("{count} descriptors are to be lent, and {want} can be")]
+    Lent {
+        /// How many.
+        count: usize,
+        /// How many can be.
+        want: usize,
+    },
     /// The link ended meanwhile.
     #[error("the link ended before it was handed over")]
     Ended,
@@ -203,6 +221,7 @@ impl Word {
             Self::Go => "go",
             Self::Taken => "taken",
             Self::Refused => "refused",
+            Self::Shared => "shared",
         }
     }
 

@@ -30,6 +30,6 @@ pub use handing::{HandOverError, refuse};
 pub use link::{Connection, LinkError, LinkOptions};
 pub use reach::Reach;
 pub use saved::{HandedFd, SavedError, SavedLink, SavedRing, SavedSession};
-pub use server::{bridge, connect, serve, take_over};
+pub use server::{Heir, Place, bridge, connect, serve, take_over, take_over_all};
 pub use session::BackendSession;
 pub use take::Successor;

@@ -2,6 +2,7 @@
 //! stopped or another process takes the link over.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use linkspan_sys::Stream;
 use linkspan_sys::clock::monotonic_ns;
 
 use super::error::SessionError;
-use super::give::{Belongings, Desk, Given};
+use super::give::{Belongings, Desk, Outcome};
 use super::session::BackendSession;
 use super::take::TakenLink;
 use crate::connecting::{Came, Ending, Event, Source, describe};
@@ -18,6 +19,7 @@ use crate::device::Device;
 use crate::endpoint::Phase;
 use crate::serving::Common;
 use crate::session::{self, End, NotQuiet, Session as _};
+use crate::shared::Held;
 use crate::worker::Workers;
 
 /// A device that is served.
@@ -33,8 +35,16 @@ pub(super) struct Serving<R> {
 pub(super) enum Origin {
     /// It begins here.
     Source(Source),
-    /// Another process had it.
-    Another(Box<TakenLink>),
+    /// Another process had it; if it has no listener, a front end may listen here.
+    Another(Box<TakenLink>, Option<PathBuf>),
+}
+
+/// How a session comes back that another process had.
+struct Back {
+    /// When its rings were stopped.
+    paused_at: u64,
+    /// What it shares with others, until its rings run.
+    held: Option<Arc<Held>>,
 }
 
 impl<R: Fn(Event)> Serving<R> {
@@ -51,23 +61,31 @@ impl<R: Fn(Event)> Serving<R> {
                 (self.report)(Event::Listening);
                 source
             }
-            Origin::Another(taken) => {
+            Origin::Another(taken, path) => {
                 let taken = *taken;
                 let listener = taken.listener.map(Source::Listener);
-                let source = listener.unwrap_or(Source::Stream(None));
+                let other = || path.map_or(Source::Stream(None), Source::Path);
+                let source = listener.unwrap_or_else(other);
                 let generation = taken.generation;
                 self.common.endpoint.resume(generation);
                 match taken.session {
                     Some((session, stream)) => {
-                        let front = (&stream, generation, Some(taken.paused_at));
+                        let back = Back {
+                            paused_at: taken.paused_at,
+                            held: taken.held,
+                        };
+                        let front = (&stream, generation, Some(back));
                         if self.one(Ok(self.shown(session)), front, &source)? {
                             return self.leave(source);
                         }
                     }
-                    None => (self.report)(Event::TakenOver {
-                        generation,
-                        pause: None,
-                    }),
+                    None => {
+                        drop(taken.held);
+                        (self.report)(Event::TakenOver {
+                            generation,
+                            pause: None,
+                        });
+                    }
                 }
                 source
             }
@@ -111,7 +129,7 @@ impl<R: Fn(Event)> Serving<R> {
         &self,
         session: &mut BackendSession,
         (stream, generation): (&Stream, u32),
-        paused_at: u64,
+        back: Back,
     ) -> Option<End<SessionError>> {
         let cancel = &self.common.cancel;
         let run = session::run_until(session, stream, cancel, None, BackendSession::is_back);
@@ -120,7 +138,8 @@ impl<R: Fn(Event)> Serving<R> {
             // The link is ours all the same, and whoever waits to hear so does.
             end => Some(end),
         };
-        let pause = Duration::from_nanos(monotonic_ns().saturating_sub(paused_at));
+        drop(back.held);
+        let pause = Duration::from_nanos(monotonic_ns().saturating_sub(back.paused_at));
         session.show();
         (self.report)(Event::TakenOver {
             generation,
@@ -129,12 +148,12 @@ impl<R: Fn(Event)> Serving<R> {
         end
     }
 
-    /// Serves one front end: its connection, which one it is, and when its rings were
-    /// stopped if another process had it before. Whether another one has it in the end.
+    /// Serves one front end: its connection, which one it is, and how it comes back if another
+    /// process had it before. Whether another one has it in the end.
     fn one(
         &self,
         session: io::Result<BackendSession>,
-        front: (&Stream, u32, Option<u64>),
+        front: (&Stream, u32, Option<Back>),
         source: &Source,
     ) -> Result<bool, NotQuiet> {
         let generation = front.1;
@@ -162,12 +181,12 @@ impl<R: Fn(Event)> Serving<R> {
     fn talk(
         &self,
         session: &mut BackendSession,
-        (stream, generation, paused_at): (&Stream, u32, Option<u64>),
+        (stream, generation, back): (&Stream, u32, Option<Back>),
         source: &Source,
     ) -> Option<End<SessionError>> {
         let cancel = &self.common.cancel;
-        if let Some(paused_at) = paused_at
-            && let Some(end) = self.go_on(session, (stream, generation), paused_at)
+        if let Some(back) = back
+            && let Some(end) = self.go_on(session, (stream, generation), back)
         {
             return Some(end);
         }
@@ -184,9 +203,9 @@ impl<R: Fn(Event)> Serving<R> {
             };
             let belongings = self.belongings(generation, source);
             match job.give(session, stream, cancel, &belongings) {
-                Given::Away => return None,
-                Given::Here => {}
-                Given::Over(end) => return Some(end),
+                Outcome::Away => return None,
+                Outcome::Here => {}
+                Outcome::Over(end) => return Some(end),
             }
         }
     }

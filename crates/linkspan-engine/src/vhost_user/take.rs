@@ -1,4 +1,4 @@
-//! The end of a hand-over that takes a link over from the process that has it.
+//! The end of a hand-over that takes links over from the process that has them.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,23 @@ use super::lending::{Handed, Placed, part};
 use super::saved::{FDS_MAX, HandedFd, SavedLink};
 use super::session::BackendSession;
 use crate::device::Device;
+use crate::shared::{Held, Shared};
 use crate::worker::Workers;
 
-/// A process that takes a link over from another one, which runs
+/// A process that takes links over from another one, which runs
 /// [`Giver::hand_over`](super::Giver::hand_over) at the other end of a socket.
 #[derive(Debug)]
 pub struct Successor {
     wire: Wire,
+}
+
+/// What a link goes on with.
+pub(super) struct Ground<'a> {
+    pub(super) device: &'a Arc<dyn Device>,
+    pub(super) workers: &'a Arc<Workers>,
+    pub(super) changes: &'a Arc<EventFd>,
+    /// Where its listener is, if it has one.
+    pub(super) path: Option<&'a Path>,
 }
 
 /// A link that was taken over, ready to be served.
@@ -28,10 +38,12 @@ pub(super) struct TakenLink {
     /// When its rings were stopped, as [`SavedLink::paused_at`].
     pub(super) paused_at: u64,
     pub(super) session: Option<(BackendSession, Stream)>,
+    /// What it shares with others, until it runs.
+    pub(super) held: Option<Arc<Held>>,
 }
 
 impl Successor {
-    /// Asks for what the device is to be opened with while the other process still serves
+    /// Asks for what the devices are to be opened with while the other process still serves
     /// its own.
     ///
     /// # Errors
@@ -49,35 +61,43 @@ impl Successor {
         self.wire.refuse(why);
     }
 
-    /// Takes the link over; after an error the other process goes on with it.
+    /// Takes the links over, and what they share; after an error the other process goes on with
+    /// all of them.
     pub(super) fn take(
         self,
-        device: &Arc<dyn Device>,
-        workers: &Arc<Workers>,
-        changes: &Arc<EventFd>,
-        path: Option<&Path>,
-    ) -> Result<TakenLink, HandOverError> {
+        grounds: &[Ground<'_>],
+        shared: Option<&Arc<dyn Shared>>,
+    ) -> Result<Vec<TakenLink>, HandOverError> {
         let until = Instant::now() + PREPARE_LIMIT;
         self.wire.send(Word::Prepared, &[], &[], until)?;
-        let placed = self.place(device, workers, changes, path);
+        let placed = self.place(grounds, shared);
         let placed = placed.inspect_err(|error| self.wire.refuse(error))?;
         let until = Instant::now() + PAUSE_LIMIT;
         self.wire.send(Word::Ready, &[], &[], until)?;
         self.wire.receive(&[Word::Go], until)?;
         // From here on it is ours, if this can be sent; else it never was.
         self.wire.send(Word::Taken, &[], &[], until)?;
-        Ok(placed.launch())
+        let held = shared.map(Held::new);
+        let launch = |link: PlacedLink| link.launch(held.clone());
+        Ok(placed.into_iter().map(launch).collect())
     }
 
     fn place(
         &self,
-        device: &Arc<dyn Device>,
-        workers: &Arc<Workers>,
-        changes: &Arc<EventFd>,
-        path: Option<&Path>,
-    ) -> Result<PlacedLink, HandOverError> {
-        // Its front end may have to finish a sentence first, and its requests to end.
+        grounds: &[Ground<'_>],
+        shared: Option<&Arc<dyn Shared>>,
+    ) -> Result<Vec<PlacedLink>, HandOverError> {
+        // Its front ends may have to finish a sentence first, and their requests to end.
         let until = Instant::now() + 3 * PAUSE_LIMIT;
+        if let Some(shared) = shared {
+            let (_, message) = self.wire.receive(&[Word::Shared], until)?;
+            shared.load(&message.body)?;
+        }
+        let place = |ground: &Ground<'_>| self.place_next(ground, until);
+        grounds.iter().map(place).collect()
+    }
+
+    fn place_next(&self, ground: &Ground<'_>, until: Instant) -> Result<PlacedLink, HandOverError> {
         let mut fds = Unchecked::default();
         let saved = loop {
             match self.wire.receive(&[Word::Saved, Word::Fds], until)? {
@@ -89,7 +109,7 @@ impl Successor {
                 return Err(HandOverError::Count { count, want });
             }
         };
-        let (got, own) = (saved.device_id, device.device_id());
+        let (got, own) = (saved.device_id, ground.device.device_id());
         if got != own {
             return Err(HandOverError::Device { got, own });
         }
@@ -99,14 +119,14 @@ impl Successor {
         let session = saved.session.as_ref().map(|session| {
             let stream = Stream::check(fds.take(HandedFd::Connection)?)
                 .map_err(|error| part("the connection", &error))?;
-            let (device, workers) = (Arc::clone(device), Arc::clone(workers));
-            let changes = Arc::clone(changes);
+            let (device, workers) = (Arc::clone(ground.device), Arc::clone(ground.workers));
+            let changes = Arc::clone(ground.changes);
             let placed = Placed::new(device, workers, changes, session, &mut fds)?;
             Ok::<_, HandOverError>((placed, stream))
         });
         Ok(PlacedLink {
             listener,
-            bound: path.map(Path::to_owned).zip(saved.socket),
+            bound: ground.path.map(Path::to_owned).zip(saved.socket),
             generation: saved.generation,
             paused_at: saved.paused_at,
             session: session.transpose()?,
@@ -125,7 +145,7 @@ struct PlacedLink {
 }
 
 impl PlacedLink {
-    fn launch(self) -> TakenLink {
+    fn launch(self, held: Option<Arc<Held>>) -> TakenLink {
         let (session, mut listener) = (self.session, self.listener);
         if let (Some(listener), Some((path, inode))) = (&mut listener, self.bound) {
             listener.own(&path, inode);
@@ -135,6 +155,7 @@ impl PlacedLink {
             generation: self.generation,
             paused_at: self.paused_at,
             session: session.map(|(placed, stream)| (placed.launch(), stream)),
+            held,
         }
     }
 }

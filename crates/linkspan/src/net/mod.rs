@@ -3,6 +3,7 @@
 mod link;
 mod report;
 mod spec;
+mod upgrade;
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -14,7 +15,7 @@ use anyhow::{Context, anyhow};
 use clap::{ArgGroup, ValueEnum};
 use linkspan_backends::port::{
     Capture, CaptureFile, Fabric, FabricError, FabricOptions, Kind, Mode, NetDevice,
-    NetDeviceError, PortOptions, SNAP_LENGTH_MAX, from_kernel,
+    NetDeviceError, PortOptions, SNAP_LENGTH_MAX, SharedFabric, from_kernel,
 };
 use linkspan_devices::net::frame::{Lease, Responder};
 use linkspan_devices::net::switch::PortVlans;
@@ -38,6 +39,7 @@ use crate::workers::WorkerArgs;
 use link::Links;
 use spec::{Behind, PortSpec};
 pub(crate) use spec::{mac, mac_of};
+use upgrade::Lent;
 
 /// Options of `linkspan net`.
 #[derive(Debug, clap::Args)]
@@ -163,6 +165,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if args.print_capabilities {
         return serving::print_capabilities("net", &[]);
     }
+    let (successor, lent) = crate::upgrade::begin()?.unzip();
     // Before signals are kept for us: the other end of a pipe may never come.
     let (capture, file) = args.capture()?.unzip();
     let signals = Signals::install(&[
@@ -175,40 +178,69 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let signals = signals.context("cannot watch for signals")?;
     let pairs = args.port.iter().map(|port| port.queues).max();
     let workers = args.workers.start(pairs.unwrap_or(1))?;
-    let ports: Result<Vec<_>, Failure> = args
-        .port
-        .iter()
-        .map(|port| open_port(port, args.json))
-        .collect();
+    let mut lent = lent.map(Lent::new);
+    let ports = args.port.iter();
+    let ports = ports.map(|port| open_port(port, args.json, lent.as_mut()));
+    let ports: Result<Vec<_>, Failure> = ports.collect();
     let limit = args.flood_limit;
     let fabric = Fabric::with(FabricOptions {
         capture,
         ageing_s: args.ageing,
         flood: (limit > 0).then(|| FabricOptions::flood_per_second(limit)),
+        held: successor.is_some(),
         ..FabricOptions::new(args.mode.into(), ports?, workers.count())
     });
     let fabric = fabric.map_err(no_fabric)?;
-    let running = fabric.run(&workers).map_err(no_fabric)?;
+    let shared = SharedFabric::new(&fabric, &workers).map_err(no_fabric)?;
+    let servers = match successor {
+        Some(successor) => {
+            seal(args)?;
+            upgrade::take_over(successor, args, &fabric, &workers, &shared)?
+        }
+        None => begin(args, &fabric, &workers)?,
+    };
+    for number in 0..fabric.ports() {
+        let server = servers.iter().find(|(port, _)| *port == number);
+        show(number, &fabric, server.map(|(_, server)| server));
+    }
+    tether::settle();
+    crate::upgrade::offer(upgrade::giver(&servers, &shared));
+    wait(&signals, &servers, &fabric, args.json)?;
+    let away = servers.iter().any(|(_, server)| server.is_away());
+    if !away {
+        tracing::info!("ending: finishing what is in flight");
+    }
+    for (_, server) in servers {
+        server.stop()?;
+    }
+    shared.stop();
+    let captured = file.map_or(Ok(()), CaptureFile::finish);
+    report::counts(&fabric, args.json);
+    captured.context("the capture is not complete")?;
+    if away {
+        // The supervisor looks at this end only if the other one died before it said so: then
+        // there has to be a new one.
+        let error = anyhow!("another process has the network now");
+        return Err(Failure::new(Status::Failed, error));
+    }
+    Ok(())
+}
+
+/// Begins to serve all ports that have servers: each with its number.
+fn begin(
+    args: &Args,
+    fabric: &Arc<Fabric>,
+    workers: &Arc<Workers>,
+) -> Result<Vec<(u16, Server)>, Failure> {
     let sockets: Result<Vec<_>, Failure> = args.port.iter().map(socket).collect();
     let sockets = sockets?;
     seal(args)?;
     let mut servers = Vec::new();
     for ((number, port), socket) in (0..).zip(&args.port).zip(sockets) {
-        let server = serve(port, socket, number, &fabric, &workers, args)?;
-        show(number, &fabric, server.as_ref());
-        servers.extend(server);
+        let server = serve(port, socket, number, fabric, workers, args)?;
+        servers.extend(server.map(|server| (number, server)));
     }
-    tether::settle();
-    wait(&signals, &servers, &fabric, args.json)?;
-    tracing::info!("ending: finishing what is in flight");
-    for server in servers {
-        server.stop()?;
-    }
-    drop(running);
-    let captured = file.map_or(Ok(()), CaptureFile::finish);
-    report::counts(&fabric, args.json);
-    captured.context("the capture is not complete")?;
-    Ok(())
+    Ok(servers)
 }
 
 /// Enters the sandbox of a network, some of whose ports may be devices in the kernel.
@@ -285,7 +317,12 @@ impl Args {
 }
 
 /// Waits for a signal to end, or for the end of all guests.
-fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> Result<(), Failure> {
+fn wait(
+    signals: &Signals,
+    servers: &[(u16, Server)],
+    fabric: &Fabric,
+    json: bool,
+) -> Result<(), Failure> {
     const SIGNALS: u64 = u64::MAX;
     const CARRIERS: u64 = SIGNALS - 1;
     const INTERFACES: u64 = SIGNALS - 2;
@@ -296,7 +333,7 @@ fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> R
     if let Some(news) = links.news() {
         epoll.add(news, INTERFACES, Interest::READ)?;
     }
-    for (number, server) in (0..).zip(servers) {
+    for (number, (_, server)) in (0..).zip(servers) {
         epoll.add(server.ended(), number, Interest::READ)?;
     }
     let mut left = servers.len();
@@ -311,7 +348,7 @@ fn wait(signals: &Signals, servers: &[Server], fabric: &Fabric, json: bool) -> R
                 INTERFACES => links.look(),
                 _ => {}
             }
-            if let Some(server) = usize::try_from(event.token)
+            if let Some((_, server)) = usize::try_from(event.token)
                 .ok()
                 .and_then(|at| servers.get(at))
             {
@@ -342,22 +379,11 @@ fn no_fabric(error: FabricError) -> Failure {
     Failure::new(status, error)
 }
 
-fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
-    let kind = match &port.behind {
-        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) | Behind::Vduse(_) => {
-            Kind::Guest { pairs: port.queues }
-        }
-        Behind::Tap(name) => {
-            let (name, queues) = open_tap(name, port.queues, from_kernel()).map_err(no_tap)?;
-            report::opened(&port.name, &name, json);
-            Kind::Tap(queues)
-        }
-        Behind::TapFd(fd) => {
-            let queue = TapQueue::inherit(*fd, from_kernel());
-            let queue = queue.map_err(|error| Failure::new(Status::Usage, error))?;
-            Kind::Tap(vec![queue])
-        }
-        Behind::Responder => Kind::Responder(responder(port)),
+/// Opens a port, an interface with what another process lent if it has one.
+fn open_port(port: &PortSpec, json: bool, lent: Option<&mut Lent>) -> Result<PortOptions, Failure> {
+    let kind = match (&port.behind, lent) {
+        (Behind::Tap(_) | Behind::TapFd(_), Some(lent)) => Kind::Tap(lent.queues(port.queues)?),
+        (behind, _) => open_anew(port, behind, json)?,
     };
     let rate = |tokens: u64| Rate::per_second(tokens, None);
     Ok(PortOptions {
@@ -377,6 +403,25 @@ fn open_port(port: &PortSpec, json: bool) -> Result<PortOptions, Failure> {
             port.packets_per_second.map(rate),
             port.bytes_per_second.map(rate),
         ),
+    })
+}
+
+fn open_anew(port: &PortSpec, behind: &Behind, json: bool) -> Result<Kind, Failure> {
+    Ok(match behind {
+        Behind::Listen(_) | Behind::Connect(_) | Behind::GuestFd(_) | Behind::Vduse(_) => {
+            Kind::Guest { pairs: port.queues }
+        }
+        Behind::Tap(name) => {
+            let (name, queues) = open_tap(name, port.queues, from_kernel()).map_err(no_tap)?;
+            report::opened(&port.name, &name, json);
+            Kind::Tap(queues)
+        }
+        Behind::TapFd(fd) => {
+            let queue = TapQueue::inherit(*fd, from_kernel());
+            let queue = queue.map_err(|error| Failure::new(Status::Usage, error))?;
+            Kind::Tap(vec![queue])
+        }
+        Behind::Responder => Kind::Responder(responder(port)),
     })
 }
 
@@ -421,6 +466,26 @@ fn socket(port: &PortSpec) -> Result<Option<Inherited>, Failure> {
     }))
 }
 
+/// The device of the guest at a port.
+fn device(
+    port: &PortSpec,
+    number: u16,
+    fabric: &Arc<Fabric>,
+) -> Result<Arc<dyn Device>, NetDeviceError> {
+    let options = NetOptions {
+        mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
+        mtu: port.mtu,
+        pairs: port.queues,
+        queue_size: port.queue_size,
+        speed: Speed::default(),
+        to_device: OFFLOADS,
+        to_driver: OFFLOADS,
+        control_queue: port.control_queue,
+    };
+    let device = NetDevice::new(fabric, number, options, port.count)?;
+    Ok(Arc::new(device))
+}
+
 /// Serves the guest at a port, if there is to be one.
 fn serve(
     port: &PortSpec,
@@ -430,33 +495,17 @@ fn serve(
     workers: &Arc<Workers>,
     args: &Args,
 ) -> Result<Option<Server>, Failure> {
-    let device = || -> Result<Arc<dyn Device>, NetDeviceError> {
-        let options = NetOptions {
-            mac: port.mac.unwrap_or_else(|| mac_of(&port.name)),
-            mtu: port.mtu,
-            pairs: port.queues,
-            queue_size: port.queue_size,
-            speed: Speed::default(),
-            to_device: OFFLOADS,
-            to_driver: OFFLOADS,
-            control_queue: port.control_queue,
-        };
-        Ok(Arc::new(NetDevice::new(
-            fabric, number, options, port.count,
-        )?))
-    };
-    let (workers, report) = (
-        Arc::clone(workers),
-        serving::reporter(Some(port.name.clone()), args.json),
-    );
+    let workers = Arc::clone(workers);
+    let report = serving::reporter(Some(port.name.clone()), args.json);
+    let guest = || device(port, number, fabric);
     let server = match (&port.behind, socket) {
-        (_, Some(socket)) => vhost_user::serve(socket, device()?, workers, report),
+        (_, Some(socket)) => vhost_user::serve(socket, guest()?, workers, report),
         (Behind::Connect(path), None) => {
-            vhost_user::connect(path.clone(), device()?, workers, report)
+            vhost_user::connect(path.clone(), guest()?, workers, report)
         }
         (Behind::Vduse(name), None) => {
-            let (vduse, port) = (&args.vduse, Some(port.name.clone()));
-            let server = vduse.serve(name, device()?, workers, port, args.json)?;
+            let port = Some(port.name.clone());
+            let server = args.vduse.serve(name, guest()?, workers, port, args.json)?;
             return Ok(Some(server));
         }
         _ => return Ok(None),

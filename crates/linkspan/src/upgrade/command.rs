@@ -24,7 +24,8 @@ const LIMIT: Duration = Duration::from_secs(120);
     The new process opens everything while the old one serves. Then requests in flight end, the\n\
     new one takes memory, rings and sockets over, and the guest goes on: that pause is printed.\n\
     Whatever goes wrong, the old process goes on, and says why. Disks of raw files, block\n\
-    devices and null: can be handed over; other links are named, and can be restarted."
+    devices and null: and networks over vhost-user can be handed over; other links are named,\n\
+    and can be restarted."
 )]
 pub struct Args {
     /// Its name in the plane

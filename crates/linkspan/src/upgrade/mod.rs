@@ -27,6 +27,9 @@ struct Part {
     giver: Option<Giver>,
     /// Whose link it is to take over.
     from: Option<Stream>,
+    /// How many of its links are not here yet, and the longest pause of those that are.
+    awaited: usize,
+    pause: Option<Duration>,
     outcome: Outcome,
 }
 
@@ -41,6 +44,8 @@ enum Outcome {
 static PART: Mutex<Part> = Mutex::new(Part {
     giver: None,
     from: None,
+    awaited: 1,
+    pause: None,
     outcome: Outcome::None,
 });
 static CHANGED: Condvar = Condvar::new();
@@ -75,8 +80,21 @@ pub(crate) fn begin() -> Result<Option<(Successor, Vec<OwnedFd>)>, HandOverError
     from.map(Successor::begin).transpose()
 }
 
+/// So many links are taken over at once: how that went is known once all of them are here.
+pub(crate) fn expect(links: usize) {
+    part().awaited = links;
+}
+
 /// A link was taken over; for so long its guest was not served, if there was one.
 pub(crate) fn taken(pause: Option<Duration>) {
+    let mut part = part();
+    part.awaited = part.awaited.saturating_sub(1);
+    part.pause = part.pause.max(pause);
+    if part.awaited > 0 {
+        return;
+    }
+    let pause = part.pause;
+    drop(part);
     know(json!({ "pause_us": pause.map(|pause| pause.as_micros()) }).to_string());
 }
 
