@@ -17,7 +17,7 @@ use linkspan_testkit::net::{Card, CardOptions, frame, station};
 use linkspan_testkit::{Options, Served, SharedMemory};
 use linkspan_virtio::Features;
 
-const PAGE: usize = DirtyLog::PAGE as usize;
+const PAGE: usize = 4096;
 
 /// Frames of a round, for which there are buffers, however many each takes.
 const FRAMES: u8 = 8;

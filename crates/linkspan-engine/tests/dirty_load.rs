@@ -21,7 +21,7 @@ use linkspan_virtio::{Buffer, DriverQueue, Features, QueueLayout};
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 
-const PAGE: usize = DirtyLog::PAGE as usize;
+const PAGE: usize = 4096;
 
 /// Bytes of the guest's memory, from this address on.
 const MEMORY: u64 = 4 << 20;
