@@ -314,8 +314,8 @@ impl Job {
         belongings: &Belongings<'_>,
     ) -> Outcome {
         let paused_at = match come_to_rest(session, stream, cancel) {
-            Ok(paused_at) => paused_at,
-            Err((end, why)) => {
+            Rest::Since(paused_at) => paused_at,
+            Rest::Not(end, why) => {
                 let limit = PAUSE_LIMIT;
                 let error = match &end {
                     End::Late => HandOverError::NotQuiet { why, limit },
@@ -371,23 +371,26 @@ impl Job {
     }
 }
 
-/// Has the rings of a session come to rest; when that began. Or how it ended before, or what
-/// took too long.
-fn come_to_rest(
-    session: &mut BackendSession,
-    stream: &Stream,
-    cancel: &EventFd,
-) -> Result<u64, (End<super::SessionError>, &'static str)> {
+/// Whether the rings of a session are at rest.
+enum Rest {
+    /// Since they were stopped, in nanoseconds of [`monotonic_ns`].
+    Since(u64),
+    /// How it ended before, or that this took too long.
+    Not(End<super::SessionError>, &'static str),
+}
+
+/// Has the rings of a session come to rest.
+fn come_to_rest(session: &mut BackendSession, stream: &Stream, cancel: &EventFd) -> Rest {
     let until = Some(Instant::now() + PAUSE_LIMIT);
     match session::run_until(session, stream, cancel, until, BackendSession::is_calm) {
         End::Reached => {}
-        end => return Err((end, "the front end was not done with what it was saying")),
+        end => return Rest::Not(end, "the front end was not done with what it was saying"),
     }
     let paused_at = monotonic_ns();
     session.lend();
     match session::run_until(session, stream, cancel, until, BackendSession::is_lent) {
-        End::Reached => Ok(paused_at),
-        end => Err((end, "requests in flight did not end")),
+        End::Reached => Rest::Since(paused_at),
+        end => Rest::Not(end, "requests in flight did not end"),
     }
 }
 
