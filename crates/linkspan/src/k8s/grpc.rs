@@ -301,7 +301,10 @@ async fn answered(respond: &mut SendResponse<Bytes>, answer: Answer) -> Result<(
     match answer {
         Answer::One(message) => match timeout(LIMIT, send(&mut stream, message)).await {
             Ok(sent) => sent?,
-            Err(_) => return Ok(stream.send_reset(Reason::CANCEL)),
+            Err(_) => {
+                stream.send_reset(Reason::CANCEL);
+                return Ok(());
+            }
         },
         Answer::Newest(mut newest) => loop {
             let message = newest.borrow_and_update().clone();
