@@ -200,7 +200,7 @@ impl Link for Share {
                 self.to_gateway.extend(client.send());
             }
             Step::Ask => self.ask(),
-            Step::ToGateway => self.to_gateway(),
+            Step::ToGateway => self.reaches_gateway(),
             Step::ToServer => {
                 if let Some(message) = self.to_server.pop_front() {
                     self.back
@@ -208,7 +208,7 @@ impl Link for Share {
                 }
             }
             Step::BackToGateway => self.back_to_gateway(),
-            Step::ToClient => self.to_client(),
+            Step::ToClient => self.reaches_client(),
             Step::Work => {
                 let (history, plan) = (&mut self.history, &self.plan);
                 let answer = self.server.work(history, plan, &mut self.sim);
@@ -303,7 +303,7 @@ impl Share {
         }
     }
 
-    fn to_gateway(&mut self) {
+    fn reaches_gateway(&mut self) {
         let Some(message) = self.to_gateway.pop_front() else {
             return;
         };
@@ -354,7 +354,7 @@ impl Share {
         self.to_client.push_back(message);
     }
 
-    fn to_client(&mut self) {
+    fn reaches_client(&mut self) {
         let Some(message) = self.to_client.pop_front() else {
             return;
         };
