@@ -140,7 +140,6 @@ impl Link for Vm {
         "files arrived",
         "requests served",
         "channels opened",
-        "moved interrupts",
         "daemons restarted",
         "guests unloaded",
         "files stopped",

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use linkspan_testkit::census::settled;
 use linkspan_sim::Rng;
+use linkspan_testkit::census::settled;
 
 /// Bytes of a file, at most.
 const SIZE_MAX: u64 = 600_000;
