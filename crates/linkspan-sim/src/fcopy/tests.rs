@@ -44,5 +44,5 @@ fn a_changed_byte_of_a_ring_is_found() {
 
 #[test]
 fn a_file_that_is_left_behind_is_found() {
-    found(Fault::ForgetsFile, "a file is");
+    found(Fault::ForgetsFile, "two files are open");
 }

@@ -25,8 +25,6 @@ const IO_MAX: u32 = 1 << 20;
 pub(crate) enum Fault {
     #[default]
     None,
-    /// The server goes on with what an earlier session had asked for.
-    KeepsOldSession,
     /// Now and then a write is answered and not done.
     LosesWrite,
     /// Now and then a message is not delivered.
@@ -129,14 +127,13 @@ impl Link for Share {
         "interim answers",
         "requests refused",
         "requests asked again",
-        "waits for credits",
     ];
 
     fn new(seed: u64, fault: Fault) -> Self {
         let mut sim = Sim::new(seed);
         let plan = Plan::new(&mut sim.rng, fault);
         sim.mishaps = match fault {
-            Fault::None | Fault::KeepsOldSession => sim.rng.below(10),
+            Fault::None => sim.rng.below(10),
             _ => 0,
         };
         Self {
