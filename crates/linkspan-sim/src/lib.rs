@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 mod blk;
+#[cfg(test)]
+mod checks;
 mod fcopy;
 mod history;
 mod rng;

@@ -50,6 +50,10 @@ fn main() -> ExitCode {
             kind.name, cli.seeds
         );
         println!("  {}", seeds::line(&outcome.counts));
+        let missing = (kind.missing)(&outcome.counts);
+        if cli.seeds >= seeds::SEEDS && !missing.is_empty() {
+            println!("  never happened: {}", missing.join(", "));
+        }
         for (_, failure) in outcome.failures.iter().take(3) {
             println!("{failure}\n");
         }

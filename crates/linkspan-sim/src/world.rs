@@ -135,6 +135,7 @@ impl Sim {
     }
 
     /// Has the connection cut before this step.
+    #[cfg(test)]
     pub(crate) fn cut_at(&mut self, step: u64) {
         self.cut_at = Some(step);
     }

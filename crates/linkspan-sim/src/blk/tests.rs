@@ -1,31 +1,32 @@
 //! The disk over vhost-user: its seeds, and faults of the model that they find.
 
 use super::{Disk, Fault};
-use crate::seeds;
+use crate::checks;
 
 /// No acknowledged write is lost, none is undone by an older one, every request
 /// is answered once, reads see what they may, and every run comes to its end.
 #[test]
 fn every_seed_keeps_what_was_acknowledged() {
-    seeds::every_seed::<Disk>();
+    checks::every_seed::<Disk>();
 }
 
 /// A seed decides everything: a failure can be looked at again.
 #[test]
 fn a_seed_runs_the_same_way_twice() {
-    seeds::the_same_twice::<Disk>();
+    checks::the_same_twice::<Disk>();
 }
 
 /// A connection that is cut at any step, from the first one on.
 #[test]
 fn a_disk_that_is_cut_at_every_step_loses_nothing() {
-    let cut = seeds::apart(|| (0..4).try_for_each(|seed| seeds::cut_everywhere::<Disk>(seed, 50)));
+    let cut =
+        checks::apart(|| (0..4).try_for_each(|seed| checks::cut_everywhere::<Disk>(seed, 50)));
     cut.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[track_caller]
 fn found(fault: Fault, says: &str) {
-    seeds::finds::<Disk>(fault, 200, says);
+    checks::finds::<Disk>(fault, 200, says);
 }
 
 #[test]

@@ -147,8 +147,9 @@ impl Host {
                     Failure::Refused { .. } => {}
                     failure => panic!("{failure}"),
                 }
+                let sending = self.sending;
                 (self.sending, self.stopped) = (false, false);
-                return Some(Err(failure));
+                return sending.then_some(Err(failure));
             }
             _ => {}
         }

@@ -140,7 +140,6 @@ impl Link for Vm {
         "files arrived",
         "requests served",
         "channels opened",
-        "moved interrupts",
         "daemons restarted",
         "guests unloaded",
         "files stopped",
@@ -256,11 +255,17 @@ impl Link for Vm {
                 self.host.renew(&mut self.sim);
                 true
             }
-            // Its kernel begins anew without a word (kexec).
+            // Its kernel begins anew without a word (kexec), which takes longer than any message.
             Mishap::ServerDies => {
-                self.guest = Guest::new(&self.plan);
-                self.to_guest.clear();
+                self.guest.channel = None;
                 self.disk.open = None;
+                self.to_host.clear();
+                self.may_say[1] = true;
+                while self.may_say[1] {
+                    self.host_says();
+                }
+                self.to_guest.clear();
+                self.guest = Guest::new(&self.plan);
                 self.reborn = true;
                 true
             }
@@ -345,7 +350,8 @@ impl Vm {
                 }
             }
             Output::Release { gpadl } => {
-                self.host.control.released(gpadl).expect("it is released");
+                // Who has left has taken it along.
+                let _ = self.host.control.released(gpadl);
             }
             Output::Retarget { .. } => {}
             Output::Reset => self.host.close(),

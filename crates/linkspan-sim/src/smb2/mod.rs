@@ -25,8 +25,6 @@ const IO_MAX: u32 = 1 << 20;
 pub(crate) enum Fault {
     #[default]
     None,
-    /// The server goes on with what an earlier session had asked for.
-    KeepsOldSession,
     /// Now and then a write is answered and not done.
     LosesWrite,
     /// Now and then a message is not delivered.
@@ -129,14 +127,13 @@ impl Link for Share {
         "interim answers",
         "requests refused",
         "requests asked again",
-        "waits for credits",
     ];
 
     fn new(seed: u64, fault: Fault) -> Self {
         let mut sim = Sim::new(seed);
         let plan = Plan::new(&mut sim.rng, fault);
         sim.mishaps = match fault {
-            Fault::None | Fault::KeepsOldSession => sim.rng.below(10),
+            Fault::None => sim.rng.below(10),
             _ => 0,
         };
         Self {
@@ -200,7 +197,7 @@ impl Link for Share {
                 self.to_gateway.extend(client.send());
             }
             Step::Ask => self.ask(),
-            Step::ToGateway => self.to_gateway(),
+            Step::ToGateway => self.reaches_gateway(),
             Step::ToServer => {
                 if let Some(message) = self.to_server.pop_front() {
                     self.back
@@ -208,7 +205,7 @@ impl Link for Share {
                 }
             }
             Step::BackToGateway => self.back_to_gateway(),
-            Step::ToClient => self.to_client(),
+            Step::ToClient => self.reaches_client(),
             Step::Work => {
                 let (history, plan) = (&mut self.history, &self.plan);
                 let answer = self.server.work(history, plan, &mut self.sim);
@@ -303,7 +300,7 @@ impl Share {
         }
     }
 
-    fn to_gateway(&mut self) {
+    fn reaches_gateway(&mut self) {
         let Some(message) = self.to_gateway.pop_front() else {
             return;
         };
@@ -354,7 +351,7 @@ impl Share {
         self.to_client.push_back(message);
     }
 
-    fn to_client(&mut self) {
+    fn reaches_client(&mut self) {
         let Some(message) = self.to_client.pop_front() else {
             return;
         };

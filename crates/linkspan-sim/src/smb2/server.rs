@@ -122,14 +122,12 @@ impl Server {
             Command::SessionSetup => {
                 let setup = SetupRequest::read(message).expect("a message of our client");
                 let previous = setup.previous_session.get();
-                if plan.fault != Fault::KeepsOldSession {
-                    // What the session before had asked for is not done any more.
-                    assert!(
-                        self.taken.is_empty() || previous != 0,
-                        "whose work is this?"
-                    );
-                    self.taken.clear();
-                }
+                // What the session before had asked for is not done any more.
+                assert!(
+                    self.taken.is_empty() || previous != 0,
+                    "whose work is this?"
+                );
+                self.taken.clear();
                 let setup = SetupResponse {
                     session_flags: session_flags::IS_GUEST.into(),
                     ..SetupResponse::new()

@@ -5,6 +5,7 @@
 mod carrier;
 pub mod ends;
 mod luck;
+mod places;
 mod plan;
 pub mod stream;
 #[cfg(test)]

@@ -1,26 +1,26 @@
 //! SMB Direct: its seeds, and faults of the model that they find.
 
 use super::{Fault, Iwarp, Local};
-use crate::seeds::{self, apart, cut_everywhere};
+use crate::checks::{self, apart, cut_everywhere};
 use crate::world::Link as _;
 
 /// No deadlock, no byte lost or repeated, each message and transfer told once, and all
 /// credits, buffers and registrations back, whatever is refused or cut.
 #[test]
 fn every_seed_loses_nothing_and_comes_to_its_end() {
-    seeds::every_seed::<Local>();
+    checks::every_seed::<Local>();
 }
 
 /// The same over iWARP, whose stream is written and read in pieces of any size.
 #[test]
 fn every_seed_over_a_stream_loses_nothing_and_comes_to_its_end() {
-    seeds::every_seed::<Iwarp>();
+    checks::every_seed::<Iwarp>();
 }
 
 #[test]
 fn a_seed_runs_the_same_way_twice() {
-    seeds::the_same_twice::<Local>();
-    seeds::the_same_twice::<Iwarp>();
+    checks::the_same_twice::<Local>();
+    checks::the_same_twice::<Iwarp>();
 }
 
 #[test]
@@ -40,9 +40,9 @@ fn a_stream_that_is_cut_at_every_step_loses_nothing() {
 #[test]
 fn a_stream_of_one_seed_is_cut_at_each_of_its_steps() {
     let failure = apart(|| {
-        for seed in 0..seeds::SEEDS {
+        for seed in 0..crate::seeds::SEEDS {
             let mut world = Iwarp::new(seed, Fault::None);
-            let counts = seeds::run(seed, &mut world)?;
+            let counts = crate::seeds::run(seed, &mut world)?;
             let of_all = ["messages", "transfers", "invalidations"];
             // One that does a little of everything, and in which nothing else goes wrong.
             let alone = counts.of("lives") == 1 && counts.of("posts refused") == 0;
@@ -58,12 +58,12 @@ fn a_stream_of_one_seed_is_cut_at_each_of_its_steps() {
 
 #[track_caller]
 fn found(fault: Fault, says: &str) {
-    seeds::finds::<Local>(fault, 100, says);
+    checks::finds::<Local>(fault, 100, says);
 }
 
 #[track_caller]
 fn found_over_a_stream(fault: Fault, says: &str) {
-    seeds::finds::<Iwarp>(fault, 100, says);
+    checks::finds::<Iwarp>(fault, 100, says);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! is whose.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::OnceLock;
 
 use linkspan_rdma::verbs::{Access, Event, Key, Slice};
 use linkspan_smbdirect::{
@@ -15,40 +14,8 @@ use crate::Rng;
 use super::carrier::Carrier;
 use super::ends::Side;
 use super::luck::{Luck, Moody};
-use super::plan::{Fault, MESSAGE_MAX, Plan};
-
-/// Places in memory: of short messages, of long ones, of what is read or written, and of
-/// what the other end may reach.
-const SMALL: (u64, u64, u32) = (0, 16, 4096);
-const LARGE: (u64, u64, u32) = (1 << 16, 2, MESSAGE_MAX);
-const LOCAL: (u64, u64, u32) = (3 << 16, 6, 12_288);
-const OFFERED: (u64, u64, u32) = (LOCAL.0 + 6 * 12_288, 6, 12_288);
-/// Bytes of all of them.
-const ARENA: u32 = (3 << 16) + 2 * 6 * 12_288;
-
-/// Bytes that all contents are cut from.
-pub(crate) fn pattern(number: u64, len: u32) -> &'static [u8] {
-    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
-    let bytes = BYTES.get_or_init(|| {
-        let mut rng = Rng::new(1);
-        (0..1 << 15)
-            .flat_map(|_| rng.next().to_le_bytes())
-            .collect()
-    });
-    let start = Rng::new(number).index(1 << 16);
-    &bytes[start..start + len as usize]
-}
-
-/// Free places of one kind.
-#[derive(Debug)]
-struct Places(Vec<u64>, u32);
-
-impl Places {
-    fn new((start, count, size): (u64, u64, u32)) -> Self {
-        let all = (0..count).map(|at| start + at * u64::from(size));
-        Self(all.collect(), size)
-    }
-}
+use super::places::{ARENA, LARGE, LOCAL, OFFERED, Places, SMALL, pattern};
+use super::plan::{Fault, Plan};
 
 /// A message that is on its way.
 #[derive(Clone, Copy, Debug)]

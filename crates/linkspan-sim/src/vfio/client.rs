@@ -211,7 +211,7 @@ impl Client {
             Waiting::Unmap(map) => match answer {
                 Answer::Done => {
                     sim.count("maps taken back");
-                    self.maps.retain(|it| *it != map);
+                    self.maps.retain(|it| it.address != map.address);
                 }
                 // It was taken back by a question before.
                 _ => assert!(refused(&answer, &[errno::ENOENT]), "{answer:?}"),

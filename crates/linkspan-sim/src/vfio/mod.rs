@@ -268,7 +268,7 @@ impl Link for Pci {
                 server.question(&mut self.sim);
                 self.serve();
             }
-            Step::ToClient => self.to_client(),
+            Step::ToClient => self.reaches_client(),
             Step::Reply => {
                 let Some(client) = &mut self.client else {
                     return;
@@ -411,7 +411,7 @@ impl Pci {
         server.work(&mut self.region, lost, twice);
     }
 
-    fn to_client(&mut self) {
+    fn reaches_client(&mut self) {
         let Some(client) = &mut self.client else {
             return;
         };

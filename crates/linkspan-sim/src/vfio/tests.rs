@@ -1,29 +1,30 @@
 //! vfio-user: its seeds, and faults of the model that they find.
 
 use super::{Fault, Pci};
-use crate::seeds;
+use crate::checks;
 
 /// Every question is answered once and in order, the region is what the writes make, maps are the
 /// same at both ends, and whoever went away is back.
 #[test]
 fn every_seed_answers_all_that_is_asked() {
-    seeds::every_seed::<Pci>();
+    checks::every_seed::<Pci>();
 }
 
 #[test]
 fn a_seed_runs_the_same_way_twice() {
-    seeds::the_same_twice::<Pci>();
+    checks::the_same_twice::<Pci>();
 }
 
 #[test]
 fn a_device_that_is_cut_at_every_step_does_nothing_twice() {
-    let cut = seeds::apart(|| (0..4).try_for_each(|seed| seeds::cut_everywhere::<Pci>(seed, 100)));
+    let cut =
+        checks::apart(|| (0..4).try_for_each(|seed| checks::cut_everywhere::<Pci>(seed, 100)));
     cut.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
 #[track_caller]
 fn found(fault: Fault, says: &str) {
-    seeds::finds::<Pci>(fault, 200, says);
+    checks::finds::<Pci>(fault, 200, says);
 }
 
 #[test]
