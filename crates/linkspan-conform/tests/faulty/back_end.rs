@@ -16,7 +16,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Nothing, for whoever is honest.
     None,
     ReplyFlags,
@@ -51,7 +51,7 @@ pub enum Fault {
 
 /// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub(crate) enum Device {
     Disk,
     Card,
 }
@@ -65,7 +65,7 @@ const PROTOCOL: u64 = 0x9 | 0x2 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15;
 const WRITE: u16 = 2;
 
 /// Serves at `path` until it dies.
-pub fn start(path: &Path, device: Device, fault: Fault) {
+pub(crate) fn start(path: &Path, device: Device, fault: Fault) {
     let listener = Listener::bind(path).expect("a socket");
     thread::spawn(move || {
         loop {
@@ -468,7 +468,7 @@ fn chain(
 ) -> u32 {
     let first = ring.descriptor(head).expect("a head");
     let indirect = first.flags & 4 != 0;
-    assert!(!indirect || (first.flags == 4 && first.len % 16 == 0 && first.len > 0));
+    assert!(!indirect || (first.flags == 4 && first.len.is_multiple_of(16) && first.len > 0));
     let table = indirect.then(|| {
         let mut bytes = vec![0; usize::try_from(first.len).expect("it fits").min(1 << 20)];
         copy(memory, (first.address, first.len, false), &mut bytes);
