@@ -549,7 +549,7 @@ fn disk(memory: &GuestMemory, buffers: &[Buffer], fault: Fault) -> u32 {
     if fault == Fault::WritesBeyond {
         fill(memory, (status.0 + 64, 1, true));
     }
-    put(memory, status.0, &[code]);
+    put(memory, status.0, [code]);
     u32::try_from(len).expect("checked") + 1
 }
 
@@ -592,12 +592,12 @@ fn fill(memory: &GuestMemory, buffer: Buffer) {
         .expect("all of it");
 }
 
-fn put(memory: &GuestMemory, at: u64, bytes: &[u8]) {
-    let len = u32::try_from(bytes.len()).expect("short");
+fn put(memory: &GuestMemory, at: u64, bytes: [u8; 1]) {
     let mut spans = Vec::new();
+    let done = memory.guest.resolve(Gpa(at), 1, |span| spans.push(span));
+    done.expect("in memory");
     memory
-        .guest
-        .resolve(Gpa(at), len, |span| spans.push(span))
-        .expect("in memory");
-    memory.table().scatter(&spans, 0, bytes).expect("all of it");
+        .table()
+        .scatter(&spans, 0, &bytes)
+        .expect("all of it");
 }
