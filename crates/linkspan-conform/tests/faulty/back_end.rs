@@ -17,7 +17,6 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing, for whoever is honest.
     None,
     ReplyFlags,
     NoVersion1,
@@ -49,7 +48,6 @@ pub(crate) enum Fault {
     WritesReadable,
 }
 
-/// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Disk,
@@ -167,7 +165,7 @@ impl Session {
             let _ = self.stream.receive(&mut [0; 4096], &mut Vec::new(), 0);
         }
         if self.fault == Fault::KeepsDescriptors {
-            for fd in fds.drain(..).skip(1) {
+            for fd in fds.drain(fds.len().min(1)..) {
                 std::mem::forget(fd);
             }
         }
@@ -455,10 +453,9 @@ fn map(fd: OwnedFd, offset: u64, len: u64) -> Region {
     Region::new(Arc::new(mapping))
 }
 
-/// A buffer: where it is, how long, and whether it can be written.
+/// Where it is, how long, whether it can be written.
 type Buffer = (u64, u32, bool);
 
-/// Walks a chain and does what it asks for; bytes written.
 fn chain(
     memory: &GuestMemory,
     ring: &SplitRing<Window>,
