@@ -553,7 +553,7 @@ fn disk(memory: &GuestMemory, buffers: &[Buffer], fault: Fault) -> u32 {
 fn card(memory: &GuestMemory, buffers: &[Buffer], fault: Fault) -> u32 {
     let mut frame = Vec::new();
     for buffer in buffers {
-        if fault == Fault::WritesReadable {
+        if fault == Fault::WritesReadable && buffer.2 {
             fill(memory, *buffer);
         }
         assert!(!buffer.2 || fault == Fault::WritesReadable, "to read");
