@@ -20,7 +20,9 @@ pub(super) const RULES: &[Rule] = &[
         clause: "virtio 1.3 2.7.8.2",
         kinds: BOTH,
         check: |target| {
-            let mut device = target.serving()?;
+            // The first request: what it wrote where it must not would be there already.
+            let mut device = target.shared()?;
+            device.start()?;
             let chain = device.request()?;
             device.make_available(&chain)?;
             let picture = device.picture()?;

@@ -16,8 +16,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Nothing, for whoever is honest.
+pub(crate) enum Fault {
     None,
     ReplyFlags,
     NoVersion1,
@@ -49,9 +48,8 @@ pub enum Fault {
     WritesReadable,
 }
 
-/// What it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Device {
+pub(crate) enum Device {
     Disk,
     Card,
 }
@@ -65,7 +63,7 @@ const PROTOCOL: u64 = 0x9 | 0x2 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15;
 const WRITE: u16 = 2;
 
 /// Serves at `path` until it dies.
-pub fn start(path: &Path, device: Device, fault: Fault) {
+pub(crate) fn start(path: &Path, device: Device, fault: Fault) {
     let listener = Listener::bind(path).expect("a socket");
     thread::spawn(move || {
         loop {
@@ -167,7 +165,7 @@ impl Session {
             let _ = self.stream.receive(&mut [0; 4096], &mut Vec::new(), 0);
         }
         if self.fault == Fault::KeepsDescriptors {
-            for fd in fds.drain(..).skip(1) {
+            for fd in fds.drain(fds.len().min(1)..) {
                 std::mem::forget(fd);
             }
         }
@@ -455,10 +453,9 @@ fn map(fd: OwnedFd, offset: u64, len: u64) -> Region {
     Region::new(Arc::new(mapping))
 }
 
-/// A buffer: where it is, how long, and whether it can be written.
+/// Where it is, how long, whether it can be written.
 type Buffer = (u64, u32, bool);
 
-/// Walks a chain and does what it asks for; bytes written.
 fn chain(
     memory: &GuestMemory,
     ring: &SplitRing<Window>,
@@ -468,7 +465,7 @@ fn chain(
 ) -> u32 {
     let first = ring.descriptor(head).expect("a head");
     let indirect = first.flags & 4 != 0;
-    assert!(!indirect || (first.flags == 4 && first.len % 16 == 0 && first.len > 0));
+    assert!(!indirect || (first.flags == 4 && first.len.is_multiple_of(16) && first.len > 0));
     let table = indirect.then(|| {
         let mut bytes = vec![0; usize::try_from(first.len).expect("it fits").min(1 << 20)];
         copy(memory, (first.address, first.len, false), &mut bytes);
@@ -549,14 +546,14 @@ fn disk(memory: &GuestMemory, buffers: &[Buffer], fault: Fault) -> u32 {
     if fault == Fault::WritesBeyond {
         fill(memory, (status.0 + 64, 1, true));
     }
-    put(memory, status.0, &[code]);
+    put(memory, status.0, [code]);
     u32::try_from(len).expect("checked") + 1
 }
 
 fn card(memory: &GuestMemory, buffers: &[Buffer], fault: Fault) -> u32 {
     let mut frame = Vec::new();
     for buffer in buffers {
-        if fault == Fault::WritesReadable {
+        if fault == Fault::WritesReadable && buffer.2 {
             fill(memory, *buffer);
         }
         assert!(!buffer.2 || fault == Fault::WritesReadable, "to read");
@@ -592,12 +589,12 @@ fn fill(memory: &GuestMemory, buffer: Buffer) {
         .expect("all of it");
 }
 
-fn put(memory: &GuestMemory, at: u64, bytes: &[u8]) {
-    let len = u32::try_from(bytes.len()).expect("short");
+fn put(memory: &GuestMemory, at: u64, bytes: [u8; 1]) {
     let mut spans = Vec::new();
+    let done = memory.guest.resolve(Gpa(at), 1, |span| spans.push(span));
+    done.expect("in memory");
     memory
-        .guest
-        .resolve(Gpa(at), len, |span| spans.push(span))
-        .expect("in memory");
-    memory.table().scatter(&spans, 0, bytes).expect("all of it");
+        .table()
+        .scatter(&spans, 0, &bytes)
+        .expect("all of it");
 }

@@ -20,7 +20,7 @@ use crate::log;
 #[command(after_help = "Examples:\n  \
     linkspan conform list\n  \
     linkspan conform vhost-user-blk --socket-path /tmp/disk.sock\n  \
-    linkspan conform vhost-user-blk --socket-path /tmp/disk.sock --start 'my-disk --socket /tmp/disk.sock'\n  \
+    linkspan conform vhost-user-blk --socket-path /tmp/d.sock --start 'my-disk /tmp/d.sock'\n  \
     linkspan conform vhost-user-net --socket-path /tmp/net.sock --rule descriptors-loop --json\n\n\
     The target is sent what no front end and no driver may send. Use none that you need:\n\
     it may die, or harm its own process. Nothing is written to a disk; a network device\n\
