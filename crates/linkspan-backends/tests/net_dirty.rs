@@ -83,8 +83,9 @@ fn copies_are_right(front: Options) {
     let mut came = fabric.counts(0).unwrap().frames_out;
     // More rounds than the ring has room for without beginning anew.
     for round in 0..12 {
-        let mut copy = memory.read(0, whole);
+        // In this order: what is written in between is marked after it.
         log.take(|_| {});
+        let mut copy = memory.read(0, whole);
         let frames = (0..FRAMES).map(|number| {
             let mark = round * FRAMES + number;
             frame(station(2), station(1), mark, 1400)

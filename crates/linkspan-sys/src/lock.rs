@@ -22,6 +22,9 @@ const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
+/// What we do not bear from others.
+const NOT_BORNE: [i64; 2] = [WRITE, RESIZE];
+
 /// Somebody uses the image in a way that cannot go together with ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("another process {}", if *.writes { "writes to the image" } else { "uses the image and bars writers" })]
@@ -33,30 +36,40 @@ pub struct Conflict {
 /// Locks an image for reading, and for writing unless `read_only`, against
 /// writers. Many readers go together.
 ///
-/// `Ok(Err(_))` means that somebody else is in the way; the file then holds no
-/// lock of ours.
+/// `Ok(Err(_))` means that somebody else is in the way; an open file that had no lock of
+/// ours has none then.
 ///
 /// # Errors
 /// What `fcntl(2)` reports for a file system without locks.
 pub fn lock_image(fd: BorrowedFd<'_>, read_only: bool) -> io::Result<Result<(), Conflict>> {
     let does: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
-    let bars = [WRITE, RESIZE];
-    for byte in bytes(does, &bars) {
+    // Who asks again and again is in nobody's way meanwhile. Another process may ask with this
+    // open file, too, as it takes it over, and must not lose the lock by that.
+    if let Some(conflict) = conflict(fd, does)? {
+        return Ok(Err(conflict));
+    }
+    for byte in bytes(does, &NOT_BORNE) {
         set(fd, libc::F_RDLCK, byte)?;
     }
     // First the own bytes, then the look: of two that come at once, at least
     // one sees the other.
-    let conflict = does
-        .iter()
-        .map(|thing| (BARS + thing, false))
-        .chain(bars.iter().map(|thing| (DOES + thing, true)));
-    for (byte, writes) in conflict {
-        if is_locked_by_another(fd, byte)? {
-            unlock_image(fd, read_only)?;
-            return Ok(Err(Conflict { writes }));
-        }
+    if let Some(conflict) = conflict(fd, does)? {
+        unlock_image(fd, read_only)?;
+        return Ok(Err(conflict));
     }
     Ok(Ok(()))
+}
+
+/// Who is in the way of a user that does these things.
+fn conflict(fd: BorrowedFd<'_>, does: &[i64]) -> io::Result<Option<Conflict>> {
+    let barred = does.iter().map(|thing| (BARS + thing, false));
+    let done = NOT_BORNE.iter().map(|thing| (DOES + thing, true));
+    for (byte, writes) in barred.chain(done) {
+        if is_locked_by_another(fd, byte)? {
+            return Ok(Some(Conflict { writes }));
+        }
+    }
+    Ok(None)
 }
 
 /// Gives back the lock of [`lock_image`].
@@ -65,7 +78,7 @@ pub fn lock_image(fd: BorrowedFd<'_>, read_only: bool) -> io::Result<Result<(), 
 /// As there.
 pub fn unlock_image(fd: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     let does: &[i64] = if read_only { &[READ] } else { &[READ, WRITE] };
-    bytes(does, &[WRITE, RESIZE]).try_for_each(|byte| set(fd, libc::F_UNLCK, byte))
+    bytes(does, &NOT_BORNE).try_for_each(|byte| set(fd, libc::F_UNLCK, byte))
 }
 
 fn bytes(does: &[i64], bars: &[i64]) -> impl Iterator<Item = i64> {
@@ -137,6 +150,19 @@ mod tests {
         assert_eq!(try_lock(&writer, false), Err(Conflict { writes: false }));
         drop((other, third));
         assert_eq!(try_lock(&open(image.path()), false), Ok(()));
+    }
+
+    /// As a process does that takes an open file over, while a third one asks for the image.
+    #[test]
+    fn a_lock_outlives_an_attempt_with_the_same_open_file() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let [one, other] = [open(image.path()), open(image.path())];
+        assert_eq!(try_lock(&one, false), Ok(()));
+        set(other.as_fd(), libc::F_RDLCK, DOES + WRITE).unwrap();
+        let same = one.try_clone().unwrap();
+        assert_eq!(try_lock(&same, false), Err(Conflict { writes: true }));
+        set(other.as_fd(), libc::F_UNLCK, DOES + WRITE).unwrap();
+        assert_eq!(try_lock(&other, false), Err(Conflict { writes: false }));
     }
 
     /// QEMU's own tool sees our lock, and only then.

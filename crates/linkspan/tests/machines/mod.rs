@@ -50,7 +50,14 @@ pub(crate) struct Monitor(BufReader<UnixStream>);
 
 impl Monitor {
     pub(crate) fn connect(console: &Path) -> Self {
-        let stream = UnixStream::connect(machine::monitor(console)).unwrap();
+        let mut stream = None;
+        // The socket is there a moment before QEMU listens.
+        let listens = eventually(|| {
+            stream = UnixStream::connect(machine::monitor(console)).ok();
+            stream.is_some()
+        });
+        assert!(listens, "QEMU's monitor does not listen");
+        let stream = stream.unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         let mut monitor = Self(BufReader::new(stream));
         monitor.command(&json!({"execute": "qmp_capabilities"}), answered);

@@ -54,6 +54,8 @@ pub(super) struct Port {
     ended: Arc<Ended>,
     /// Jobs taken back. This list and that of `ended` change places.
     taken: Vec<Job>,
+    /// Jobs added and not yet given to whoever takes them.
+    out: usize,
     /// Whether the descriptor is readable for another reason.
     woken: bool,
 }
@@ -181,6 +183,7 @@ impl Port {
             batch,
             ended: Arc::new(ended),
             taken,
+            out: 0,
             woken: false,
         })
     }
@@ -188,6 +191,12 @@ impl Port {
     /// Takes a job for the next batch.
     pub(super) fn add(&mut self, job: Job) {
         self.batch.push(job);
+        self.out += 1;
+    }
+
+    /// Whether threads may be at work for it.
+    pub(super) fn is_busy(&self) -> bool {
+        self.out > 0
     }
 
     /// Hands the batch to the threads, which are started if they are not there. If
@@ -217,6 +226,13 @@ impl Port {
     /// descriptor becomes readable with the next.
     #[inline]
     pub(super) fn take(&mut self) -> Option<Job> {
+        let job = self.next();
+        self.out -= usize::from(job.is_some());
+        job
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Job> {
         if let Some(job) = self.taken.pop() {
             return Some(job);
         }

@@ -31,8 +31,18 @@ pub(super) struct RawQueue {
     /// Whether jobs were begun by looking for completions, and not by who
     /// launches what he submits.
     went_on: bool,
-    /// Last, so that nothing is in flight when it goes.
+    /// Last, so that the ring has nothing in flight when it goes.
     turn: Turn,
+}
+
+impl Drop for RawQueue {
+    fn drop(&mut self) {
+        // Nobody waited for the threads, as when the process ends: nobody else may have the
+        // image before they have.
+        if self.port.is_busy() {
+            std::mem::forget(std::mem::replace(&mut self.turn, Turn::Waits));
+        }
+    }
 }
 
 /// Jobs that a ring has.

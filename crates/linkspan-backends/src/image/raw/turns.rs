@@ -19,7 +19,7 @@ pub(super) struct Turns {
     path: PathBuf,
     /// Queues that have the lock together.
     holders: Mutex<u32>,
-    /// Whether it was said that somebody else has it.
+    /// Whether it was said that somebody else has it, or that it cannot be had.
     told: AtomicBool,
     /// Whether the lock stays when the last queue ends: it belongs to an open file that
     /// another process has as well, and perhaps that one serves the guest.
@@ -112,10 +112,15 @@ fn take(file: &Arc<RawFile>, turns: &Turns) -> Option<Held> {
                 }
                 return None;
             }
-            Err(error) => tracing::warn!(
-                "{}: cannot be locked, so nothing keeps others from using it: {error}",
-                turns.path.display()
-            ),
+            Err(error) => {
+                // Once: a guest can start its queues as often as it likes.
+                if !turns.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "{}: cannot be locked, so nothing keeps others from using it: {error}",
+                        turns.path.display()
+                    );
+                }
+            }
         }
     }
     *holders += 1;
