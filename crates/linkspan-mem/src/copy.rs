@@ -292,7 +292,7 @@ mod imp {
     /// # Safety
     /// As for [`super::copy`], with `len >= 64`, on a machine with AVX.
     #[inline(always)]
-    unsafe fn copy_wide(dst: *mut u8, src: *const u8, len: usize) {
+    pub(super) unsafe fn copy_wide(dst: *mut u8, src: *const u8, len: usize) {
         // SAFETY: up to 128 bytes: the first 64 and the last 64. Above: the first
         // 64, then from the next cache line of the target on (stores across
         // lines halve the speed) whole steps of 128 while more than 128 are
@@ -391,17 +391,31 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    /// Machines without wide vectors take the other loop.
+    /// Machines without wide vectors take the other loop, and those without fast string moves
+    /// one of them for all that is long.
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn both_loops_copy_exactly() {
-        let source: Vec<u8> = (0..200_u8).collect();
-        for len in 64..200 {
-            let mut target = vec![0xEE; 200];
-            // SAFETY: both ranges lie in their vectors.
-            unsafe { super::imp::copy_narrow(target.as_mut_ptr(), source.as_ptr(), len) };
-            assert_eq!(target[..len], source[..len]);
-            assert!(target[len..].iter().all(|b| *b == 0xEE), "len {len}");
+        let source: Vec<u8> = (0..9000_usize)
+            .map(|i| (i * 31 + 7).to_le_bytes()[0])
+            .collect();
+        let loops = match std::is_x86_feature_detected!("avx") {
+            true => &[false, true][..],
+            false => &[false],
+        };
+        for len in (64..200).chain([1024, 1025, 4095, 4096, 4097, 8000]) {
+            for is_wide in loops {
+                let mut target = vec![0xEE; 9000];
+                let (to, from) = (target.as_mut_ptr(), source.as_ptr());
+                match is_wide {
+                    // SAFETY: both ranges lie in their vectors, and the machine has AVX.
+                    true => unsafe { super::imp::copy_wide(to, from, len) },
+                    // SAFETY: both ranges lie in their vectors.
+                    false => unsafe { super::imp::copy_narrow(to, from, len) },
+                }
+                assert_eq!(target[..len], source[..len]);
+                assert!(target[len..].iter().all(|b| *b == 0xEE), "len {len}");
+            }
         }
     }
 

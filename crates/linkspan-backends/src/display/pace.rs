@@ -12,7 +12,7 @@ use super::source::SourceError;
 /// From one look to the next while there is something to see: 60 a second.
 const LOOK: Duration = Duration::from_micros(16_600);
 /// The same once nothing has changed for so long, at one line of the picture in [`STEP`]. A line of text, or
-/// anything as high, is seen at once; a film of 24 pictures a second is looked at as a whole.
+/// anything as high, is seen at once, unless lines are rows of tiles; a film of 24 pictures a second is looked at as a whole.
 const CALMER: [(Duration, Duration); 3] = [
     (Duration::from_millis(100), LOOK),
     (Duration::from_secs(1), Duration::from_millis(33)),

@@ -264,8 +264,9 @@ impl Screen {
     }
 
     /// The same for less work while nothing changes: of a picture whose source does not say what has changed, one
-    /// line in `step` is compared, another one each time, and all of them once one has changed. What is less
-    /// than `step` lines high may be seen only after as many glances.
+    /// line in `step` (or row of tiles, or of lines that are read together as they are short) is compared,
+    /// another one each time, and all of them once one has changed. What is less than `step` of them high may be
+    /// seen only after as many glances.
     ///
     /// # Errors
     /// As [`look`](Self::look).

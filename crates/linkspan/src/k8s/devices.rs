@@ -73,7 +73,8 @@ impl Resource {
 
     /// The name of the plugin's socket for it.
     pub(crate) fn endpoint(&self) -> String {
-        format!("linkspan-{}-{}.sock", self.domain, self.name)
+        // With what neither has in between: no two resources are to have one socket.
+        format!("linkspan-{}_{}.sock", self.domain, self.name)
     }
 
     /// The variable that says where sockets are.

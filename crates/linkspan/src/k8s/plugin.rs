@@ -10,7 +10,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -44,7 +44,7 @@ const ROUND: Duration = Duration::from_secs(1);
 /// The first pause before a kubelet that did not take a registration is asked again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// The longest.
+/// The longest; and how often it is made sure that a kubelet which took one still has it.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The kubelet's own socket.
@@ -154,36 +154,37 @@ async fn serve(args: &Args, signals: Signals) -> Result<(), Failure> {
         resource: resource.clone(),
         desk: Desk::new(index, resource, &args.mount_below, devices.clone()),
         served: None,
-        is_registered: false,
+        registered: None,
         json: args.json,
     };
     // Their sockets go with them.
     let mut plugins: Vec<Plugin> = resources.iter().enumerate().map(plugin).collect();
-    let (mut pause, mut next) = (PAUSE_MIN, Some(Instant::now()));
+    let (mut pause, mut next) = (PAUSE_MIN, Instant::now());
     loop {
         for plugin in &mut plugins {
             if plugin.listens_anew()? {
-                next = Some(Instant::now());
+                next = Instant::now();
             }
         }
-        if next.is_some_and(|next| next <= Instant::now()) {
+        if next <= Instant::now() {
             let mut all = true;
             for plugin in &mut plugins {
                 all &= plugin.is_taken(&args.kubelet_dir.join(KUBELET)).await;
             }
-            next = (!all).then(|| Instant::now() + pause);
-            pause = (pause * 2).min(PAUSE_MAX);
+            (pause, next) = match all {
+                true => (PAUSE_MIN, Instant::now() + PAUSE_MAX),
+                false => ((pause * 2).min(PAUSE_MAX), Instant::now() + pause),
+            };
         }
         let happened = tokio::select! {
             happened = news.recv() => happened,
-            () = until(next) => continue,
+            () = sleep_until(next) => continue,
         };
         if args.ends(happened)? {
             return Ok(());
         }
         if happened.is_some_and(|it| it.has_kubelet) {
-            plugins.iter_mut().for_each(|it| it.is_registered = false);
-            (pause, next) = (PAUSE_MIN, Some(Instant::now()));
+            (pause, next) = (PAUSE_MIN, Instant::now());
         }
     }
 }
@@ -207,14 +208,6 @@ impl Args {
     }
 }
 
-/// Ends at this time, or never.
-async fn until(next: Option<Instant>) {
-    match next {
-        Some(next) => sleep_until(next).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Asks how links are, again and again, and tells of it when that has changed.
 fn watch_links(
     control: &Path,
@@ -230,6 +223,10 @@ fn watch_links(
         let now: Vec<Devices> = match answer {
             Ok(links) => {
                 is_silent = false;
+                // Without detours, as the supervisor tells of the sockets of links: folders are
+                // compared.
+                let straight = control.canonicalize();
+                let control = straight.as_deref().unwrap_or(control);
                 let of = |(index, resource): (usize, &Resource)| {
                     Devices::of(resource, &resources[..index], &links, control, is_socket)
                 };
@@ -278,13 +275,22 @@ fn is_socket(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|it| it.file_type().is_socket())
 }
 
+/// What tells the socket at a path from one that is made there later.
+type SocketId = Option<(u64, i64, i64)>;
+
+fn socket_id(path: &Path) -> SocketId {
+    let socket = fs::symlink_metadata(path).ok()?;
+    Some((socket.ino(), socket.ctime(), socket.ctime_nsec()))
+}
+
 /// A plugin for one resource, as a kubelet sees it.
 struct Plugin {
     resource: Resource,
     socket: PathBuf,
     desk: Desk,
     served: Option<JoinHandle<()>>,
-    is_registered: bool,
+    /// When a kubelet took it, and the socket of that one.
+    registered: Option<(Instant, SocketId)>,
     json: bool,
 }
 
@@ -297,16 +303,22 @@ impl Plugin {
         let is_new = self.served.is_none() || !is_socket(&self.socket);
         if is_new {
             self.listen()?;
-            self.is_registered = false;
+            self.registered = None;
         }
         Ok(is_new)
     }
 
-    /// Whether the kubelet has taken it.
+    /// Whether the kubelet that is there now has taken it. One whose stream of devices ended
+    /// has let go of it, and neither says so nor comes back.
     async fn is_taken(&mut self, kubelet: &Path) -> bool {
-        if self.is_registered {
+        let is_new = |at: Instant| at.elapsed() < PAUSE_MAX;
+        let holds = |(at, socket): (Instant, SocketId)| {
+            socket == socket_id(kubelet) && (is_new(at) || self.desk.is_watched())
+        };
+        if self.registered.is_some_and(holds) {
             return true;
         }
+        self.registered = None;
         let request = api::RegisterRequest {
             version: api::VERSION.to_owned(),
             endpoint: self.resource.endpoint(),
@@ -316,7 +328,7 @@ impl Plugin {
         let resource = &self.resource.whole_name();
         match grpc::ask(kubelet, api::REGISTER, &request).await {
             Ok(()) => {
-                self.is_registered = true;
+                self.registered = Some((Instant::now(), socket_id(kubelet)));
                 tracing::info!("the kubelet has {resource}");
                 if self.json {
                     print(&Line {
@@ -329,7 +341,7 @@ impl Plugin {
             }
             Err(error) => tracing::warn!("the kubelet does not take {resource}: {error:#}"),
         }
-        self.is_registered
+        self.registered.is_some()
     }
 
     fn listen(&mut self) -> Result<(), Failure> {
@@ -373,8 +385,8 @@ struct Desk {
     resource: Arc<Resource>,
     below: Arc<str>,
     devices: watch::Receiver<Arc<Vec<Devices>>>,
-    /// The devices as a message, for those who wait for the newest.
-    list: watch::Receiver<Bytes>,
+    /// The devices as a message; those who wait for the newest are its receivers.
+    list: Arc<watch::Sender<Bytes>>,
 }
 
 impl Desk {
@@ -385,7 +397,8 @@ impl Desk {
         mut devices: watch::Receiver<Arc<Vec<Devices>>>,
     ) -> Self {
         let now = body(&devices.borrow()[index].list());
-        let (tell, list) = watch::channel(now);
+        let list = Arc::new(watch::Sender::new(now));
+        let tell = Arc::clone(&list);
         let from = devices.clone();
         tokio::spawn(async move {
             // It ends with who says how links are.
@@ -406,13 +419,18 @@ impl Desk {
             list,
         }
     }
+
+    /// Whether somebody waits for the newest devices.
+    fn is_watched(&self) -> bool {
+        self.list.receiver_count() > 0
+    }
 }
 
 impl Service for Desk {
     fn call(&self, method: &str, message: &[u8]) -> Result<Answer, Status> {
         if method == api::LIST_AND_WATCH {
             decoded::<api::Empty>(message)?;
-            return Ok(Answer::Newest(self.list.clone()));
+            return Ok(Answer::Newest(self.list.subscribe()));
         }
         let devices = Arc::clone(&self.devices.borrow());
         let answer = answer(

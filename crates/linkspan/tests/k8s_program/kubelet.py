@@ -135,6 +135,10 @@ class Kubelet:
         self.server.stop(None).wait()
         say(event="stopped")
 
+    def let_go(self, resource):
+        """Ends its stream, as a kubelet does that has had an error."""
+        self.channels.pop(resource).close()
+
     def register(self, request, context):
         if self.refuse > 0:
             self.refuse -= 1

@@ -66,6 +66,11 @@ impl Kubelet {
         self.says("started");
     }
 
+    /// What it said until now does not count any more.
+    pub(crate) fn forget(&self) {
+        self.said.lock().unwrap().clear();
+    }
+
     /// Waits for the next time that it says this.
     #[track_caller]
     pub(crate) fn says(&self, event: &str) -> Value {

@@ -46,10 +46,12 @@ fn disks() -> (Resource, Devices) {
 fn resources_have_the_names_that_a_node_may_have() {
     let disk = resource("linkspan.dev/disk-2=a*");
     assert_eq!(disk.whole_name(), "linkspan.dev/disk-2");
-    assert_eq!(disk.endpoint(), "linkspan-linkspan.dev-disk-2.sock");
+    assert_eq!(disk.endpoint(), "linkspan-linkspan.dev_disk-2.sock");
     assert_eq!(disk.variable(), "LINKSPAN_DISK_2");
     assert!(disk.is_taken_for(&resource("example.org/disk.2=b")));
     assert!(!disk.is_taken_for(&resource("linkspan.dev/disk-3=a*")));
+    let (one, two) = (resource("a.b/c-d=x"), resource("a.b-c/d=y"));
+    assert_ne!(one.endpoint(), two.endpoint());
     for text in [
         "disk",
         "linkspan.dev/disk",
