@@ -101,6 +101,16 @@ const ALL: &[Long] = &[
             count_env: "LINKSPAN_UPGRADES",
         },
     },
+    Long {
+        name: "migration",
+        about: "moves a guest between two QEMUs while it writes, slowly, again and again",
+        total: 10,
+        round: 5,
+        what: What::Test {
+            test: &["--package", "linkspan", "--test", "migration"],
+            count_env: "LINKSPAN_MIGRATIONS",
+        },
+    },
     simulated(
         "sim-blk",
         "blk",

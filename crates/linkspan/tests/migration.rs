@@ -1,7 +1,8 @@
 //! A Linux guest migrates between two QEMUs, as docs/migration.md has it: on either side a
 //! `linkspan blk` with the same image and a `linkspan net`. Meanwhile it writes to its disk
-//! and reads back, and a TCP connection carries numbered lines both ways. Five times in one
-//! life of the guest, there and back.
+//! and reads back, and a TCP connection carries numbered lines both ways. Several times in one
+//! life of the guest, there and back: by `cargo xtask long migration`, as the memory is copied
+//! slowly. With split rings guests broke then, and nobody knows yet why.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -23,7 +24,8 @@ mod machines;
 
 use machines::{LIMIT, Monitor, Told, eventually, skip};
 
-const MIGRATIONS: usize = 5;
+/// How often a guest migrates; the test is left out without it.
+const MIGRATIONS: &str = "LINKSPAN_MIGRATIONS";
 
 const QUEUES: u16 = 2;
 
@@ -58,6 +60,9 @@ struct Bench {
 /// `None` after saying what is missing.
 fn bench(test: &str, packed: bool) -> Option<Bench> {
     let need = || -> Result<_, String> {
+        if std::env::var_os(MIGRATIONS).is_none() {
+            return Err("it takes minutes: cargo xtask long migration".into());
+        }
         let kernel = Kernel::find(None).map_err(|error| error.to_string())?;
         let qemu = find_program(Path::new("qemu-system-x86_64")).ok_or("QEMU is not installed")?;
         let built = initramfs::build(&kernel, &[]).map_err(|error| error.to_string())?;
@@ -234,9 +239,8 @@ fn await_progress(guest: &mut Told, then: [u64; 2]) {
 /// Moves the guest from one monitor's machine to the other's, which listens at `channel`.
 #[track_caller]
 fn migrate(source: &mut Monitor, destination: &mut Monitor, channel: &str, sides: &str) {
-    // As fast as it goes. When memory was read for tens of seconds, some hundred times, two
-    // of three guests with split rings hung or found a list of their kernel broken. Why is open.
-    let limits = json!({"max-bandwidth": 64 << 20, "downtime-limit": 5000});
+    // Slow enough that the guest goes on for tens of seconds, and dirties what was copied.
+    let limits = json!({"max-bandwidth": 8 << 20, "downtime-limit": 2000});
     source.ask(&json!({"execute": "migrate-set-parameters", "arguments": limits}));
     source.ask(&json!({"execute": "migrate", "arguments": {"uri": channel}}));
     let mut told = Value::Null;
@@ -277,9 +281,10 @@ fn guest_migrates(test: &str, packed: bool) {
     guest.run(DISK_LOAD);
     guest.run(NET_LOAD);
     await_progress(&mut guest, [60, 0]);
-    let names = ["guest1", "guest2", "guest3", "guest4", "guest5"];
-    assert_eq!(names.len(), MIGRATIONS);
-    for (number, name) in (1..).zip(names) {
+    let migrations: usize = std::env::var(MIGRATIONS).unwrap().parse().unwrap();
+    for number in 1..=migrations {
+        let name = format!("guest{number}");
+        let name = name.as_str();
         let before = progress(&mut guest);
         let channel = format!(
             "unix:{}",
@@ -336,7 +341,7 @@ fn expected(blocks: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_guest_with_split_rings_migrates_five_times() {
+fn a_guest_with_split_rings_migrates_again_and_again() {
     if std::env::var_os("LINKSPAN_TEST_QUICK").is_some() {
         return skip("migration with split rings", "left out by --quick");
     }
@@ -344,6 +349,6 @@ fn a_guest_with_split_rings_migrates_five_times() {
 }
 
 #[test]
-fn a_guest_with_packed_rings_migrates_five_times() {
+fn a_guest_with_packed_rings_migrates_again_and_again() {
     guest_migrates("migrate-packed", true);
 }
