@@ -264,7 +264,7 @@ impl Session {
             18 => {
                 let (ring, enabled) = self.state(body);
                 ring.enabled = enabled != 0;
-                if self.fault != Fault::LosesKick {
+                if !matches!(self.fault, Fault::LosesKick | Fault::WaitsForKick) {
                     self.process();
                 }
                 None
@@ -494,7 +494,7 @@ fn chain(
         at = found.next;
     }
     if fault == Fault::ThreeDescriptors {
-        assert!(buffers.len() == 3 || (buffers.len() == 1 && device == Device::Card));
+        assert_eq!(buffers.len(), if device == Device::Card { 1 } else { 3 });
     }
     let written = match device {
         Device::Disk => disk(memory, &buffers, fault),
@@ -523,7 +523,7 @@ fn disk(memory: &GuestMemory, buffers: &[Buffer], fault: Fault) -> u32 {
     let into: Vec<_> = data.iter().filter(|buffer| buffer.2).collect();
     let len: u64 = into.iter().map(|buffer| u64::from(buffer.1)).sum();
     if fault == Fault::WritesReadable && into.is_empty() {
-        fill(memory, (data[1].0, data[1].1, true));
+        put(memory, data[1].0, [0xa5]);
         return 1;
     }
     assert!(head.len() == 16 && len > 0, "a header and data");
