@@ -283,8 +283,7 @@ fn guest_migrates(test: &str, packed: bool) {
     await_progress(&mut guest, [60, 0]);
     let migrations: usize = std::env::var(MIGRATIONS).unwrap().parse().unwrap();
     for number in 1..=migrations {
-        let name = format!("guest{number}");
-        let name = name.as_str();
+        let name: &str = format!("guest{number}").leak();
         let before = progress(&mut guest);
         let channel = format!(
             "unix:{}",
