@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use linkspan_sys::clock::monotonic_ns;
+
 use crate::device::NotLent;
 
 /// What links share. In the process that has them it is held before the first of them comes to
@@ -23,7 +25,8 @@ pub trait Shared: Send + Sync + 'static {
     /// `limit`.
     ///
     /// # Errors
-    /// It took longer; it is released then.
+    /// It took longer, and is released then; or it is held already, since links are on their way
+    /// back from another hand-over, and stays so until they are back.
     fn hold(&self, limit: Duration) -> Result<(), NotLent>;
 
     /// What the process that takes it over has to know. It is held, and no ring runs.
@@ -45,14 +48,31 @@ pub trait Shared: Send + Sync + 'static {
 /// It is held; the last who drops this releases it, unless it is another process's by then.
 pub(crate) struct Held {
     shared: Arc<dyn Shared>,
+    /// When that began in this process, as [`monotonic_ns`].
+    pub(crate) since: u64,
     away: AtomicBool,
 }
 
 impl Held {
     /// Of something that is held already.
     pub(crate) fn new(shared: &Arc<dyn Shared>) -> Arc<Self> {
+        Self::begun(shared, monotonic_ns())
+    }
+
+    /// Holds it, as [`Shared::hold`].
+    ///
+    /// # Errors
+    /// As that.
+    pub(crate) fn hold(shared: &Arc<dyn Shared>, limit: Duration) -> Result<Arc<Self>, NotLent> {
+        let since = monotonic_ns();
+        shared.hold(limit)?;
+        Ok(Self::begun(shared, since))
+    }
+
+    fn begun(shared: &Arc<dyn Shared>, since: u64) -> Arc<Self> {
         Arc::new(Self {
             shared: Arc::clone(shared),
+            since,
             away: AtomicBool::new(false),
         })
     }

@@ -104,6 +104,11 @@ impl Shared for SharedFabric {
     }
 
     fn hold(&self, limit: Duration) -> Result<(), NotLent> {
+        // Whoever holds it would release it in the middle of this.
+        if self.fabric.is_held() {
+            let why = "its ports are still on their way back from another hand-over";
+            return Err(NotLent(why.to_owned()));
+        }
         self.fabric.hold();
         if self.arrived(Instant::now() + limit) {
             return Ok(());

@@ -274,6 +274,12 @@ impl Before {
             port.shut(flags & SHUT != 0);
             let there = flags & THERE != 0;
             port.was_there.store(there, Ordering::Release);
+            if let Side::Tap(_, up) = &port.kind
+                && flags & SHUT == 0
+            {
+                // Whoever watches the interface looks later than its link is seen.
+                up.store(there, Ordering::Release);
+            }
         }
         Ok(())
     }

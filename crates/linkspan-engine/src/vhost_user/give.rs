@@ -42,9 +42,9 @@ pub(super) struct Job {
     wire: Arc<Wire>,
     /// How each step went.
     done: SyncSender<Result<(), HandOverError>>,
-    /// A word for each further step: what there is of the link is to be said, then the link is
-    /// another process's. Closed when it stays here.
-    next: Receiver<()>,
+    /// Until when each further step is to be done: what there is of the link is said, then the
+    /// link is another process's. Closed when it stays here.
+    next: Receiver<Instant>,
     held: Option<Arc<Held>>,
 }
 
@@ -167,31 +167,27 @@ impl Giver {
             booked.0.push(link);
         }
         self.prepare(wire)?;
-        let held = match &self.shared {
-            Some(shared) => {
-                shared.hold(HOLD_LIMIT)?;
-                Some(Held::new(shared))
-            }
-            None => None,
-        };
+        let shared = self.shared.as_ref();
+        let held = shared.map(|shared| Held::hold(shared, HOLD_LIMIT));
+        let held = held.transpose()?;
         let asked: Vec<Asked> = booked.ask(wire, held.as_ref())?;
         asked.iter().try_for_each(Asked::is_done)?;
-        if let Some(shared) = &self.shared {
-            let until = Instant::now() + PAUSE_LIMIT;
+        // For all that follows: the guests wait for it.
+        let until = Instant::now() + PAUSE_LIMIT;
+        if let Some(shared) = shared {
             wire.send(Word::Shared, &shared.save()?, &[], until)?;
         }
         for link in &asked {
-            link.go_on()?;
+            link.go_on(until)?;
             link.is_done()?;
         }
-        let until = Instant::now() + PAUSE_LIMIT;
         wire.receive(&[Word::Ready], until)?;
         wire.let_go(until)?;
         if let Some(held) = &held {
             held.leave();
         }
         // Whoever has ended meanwhile has nothing to let go of.
-        asked.iter().for_each(|link| drop(link.go_on()));
+        asked.iter().for_each(|link| drop(link.go_on(until)));
         Ok(())
     }
 
@@ -259,7 +255,7 @@ impl Drop for Booked<'_> {
 /// A link whose thread was asked.
 struct Asked {
     steps: Receiver<Result<(), HandOverError>>,
-    word: SyncSender<()>,
+    word: SyncSender<Instant>,
 }
 
 impl Asked {
@@ -268,8 +264,9 @@ impl Asked {
         self.steps.recv().unwrap_or(Err(HandOverError::Ended))
     }
 
-    fn go_on(&self) -> Result<(), HandOverError> {
-        self.word.send(()).map_err(|_| HandOverError::Ended)
+    /// Has it take the next step, which is to be done by then.
+    fn go_on(&self, until: Instant) -> Result<(), HandOverError> {
+        self.word.send(until).map_err(|_| HandOverError::Ended)
     }
 }
 
@@ -291,18 +288,21 @@ pub(super) struct Belongings<'a> {
 }
 
 impl Job {
-    /// Says how a step went. Whether the next one is to follow.
-    fn goes_on(&self, step: Result<(), HandOverError>) -> bool {
+    /// Says how a step went. Until when the next one is to be done, if it is to follow.
+    fn goes_on(&self, step: Result<(), HandOverError>) -> Option<Instant> {
         let ok = step.is_ok();
         // Whoever asked may have given up.
         let _ = self.done.send(step);
-        ok && self.next.recv().is_ok()
+        if ok { self.next.recv().ok() } else { None }
     }
 
     /// Hands over a link to which nobody is connected; whether it was taken.
     pub(super) fn give_idle(self, belongings: &Belongings<'_>) -> bool {
         let (saved, fds) = belongings.saved(monotonic_ns());
-        self.goes_on(Ok(())) && self.goes_on(self.wire.tell(&saved, &fds))
+        let Some(until) = self.goes_on(Ok(())) else {
+            return false;
+        };
+        self.goes_on(self.wire.tell(&saved, &fds, until)).is_some()
     }
 
     /// Hands over a link with its session.
@@ -314,7 +314,8 @@ impl Job {
         belongings: &Belongings<'_>,
     ) -> Outcome {
         let paused_at = match come_to_rest(session, stream, cancel) {
-            Rest::Since(paused_at) => paused_at,
+            // From when on frames wait, if the link shares what was held before.
+            Rest::Since(at) => self.held.as_ref().map_or(at, |held| held.since),
             Rest::Not(end, why) => {
                 let limit = PAUSE_LIMIT;
                 let error = match &end {
@@ -330,9 +331,11 @@ impl Job {
                 };
             }
         };
-        if self.goes_on(Ok(())) && self.goes_on(self.tell(session, stream, (paused_at, belongings)))
-        {
-            return Outcome::Away;
+        if let Some(until) = self.goes_on(Ok(())) {
+            let told = self.tell(session, stream, (paused_at, belongings), until);
+            if self.goes_on(told).is_some() {
+                return Outcome::Away;
+            }
         }
         self.keep(session, stream, cancel)
     }
@@ -357,6 +360,7 @@ impl Job {
         session: &BackendSession,
         stream: &Stream,
         (paused_at, belongings): (u64, &Belongings<'_>),
+        until: Instant,
     ) -> Result<(), HandOverError> {
         let (state, of_session) = session.save()?;
         let (mut saved, mut fds) = belongings.saved(paused_at);
@@ -367,7 +371,7 @@ impl Job {
             fds.push(fd);
         }
         saved.session = Some(state);
-        self.wire.tell(&saved, &fds)
+        self.wire.tell(&saved, &fds, until)
     }
 }
 
@@ -412,8 +416,12 @@ impl Belongings<'_> {
 
 impl Wire {
     /// Says what there is of a link.
-    fn tell(&self, saved: &SavedLink, fds: &[BorrowedFd<'_>]) -> Result<(), HandOverError> {
-        let until = Instant::now() + PAUSE_LIMIT;
+    fn tell(
+        &self,
+        saved: &SavedLink,
+        fds: &[BorrowedFd<'_>],
+        until: Instant,
+    ) -> Result<(), HandOverError> {
         for fds in fds.chunks(FDS_EACH) {
             self.send(Word::Fds, &[], fds, until)?;
         }

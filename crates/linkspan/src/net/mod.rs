@@ -199,12 +199,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
         None => begin(args, &fabric, &workers)?,
     };
+    // Before it can be seen that the ports are there.
+    crate::upgrade::offer(upgrade::giver(&servers, &shared));
     for number in 0..fabric.ports() {
         let server = servers.iter().find(|(port, _)| *port == number);
         show(number, &fabric, server.map(|(_, server)| server));
     }
     tether::settle();
-    crate::upgrade::offer(upgrade::giver(&servers, &shared));
     wait(&signals, &servers, &fabric, args.json)?;
     let away = servers.iter().any(|(_, server)| server.is_away());
     if !away {
