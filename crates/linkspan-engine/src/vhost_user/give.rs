@@ -42,9 +42,15 @@ pub(super) struct Job {
     wire: Arc<Wire>,
     /// How each step went.
     done: SyncSender<Result<(), HandOverError>>,
-    /// Until when each further step is to be done: what there is of the link is said, then the
-    /// link is another process's. Closed when it stays here.
-    next: Receiver<Instant>,
+    /// A word for each further step. Closed when the link stays here.
+    next: Receiver<Next>,
+}
+
+/// Another step is to follow: its front end has said all, then its rings come to rest, then what
+/// there is of the link is said, and then it is another process's.
+struct Next {
+    until: Instant,
+    /// What it shares with others, until its rings run again.
     held: Option<Arc<Held>>,
 }
 
@@ -167,10 +173,15 @@ impl Giver {
             booked.0.push(link);
         }
         self.prepare(wire)?;
+        let asked: Vec<Asked> = booked.ask(wire)?;
+        // Before anything is held: a front end in the middle of a message keeps no other waiting.
+        asked.iter().try_for_each(Asked::is_done)?;
         let shared = self.shared.as_ref();
         let held = shared.map(|shared| Held::hold(shared, HOLD_LIMIT));
         let held = held.transpose()?;
-        let asked: Vec<Asked> = booked.ask(wire, held.as_ref())?;
+        let until = Instant::now() + PAUSE_LIMIT;
+        let rest = |link: &Asked| link.go_on(until, held.as_ref());
+        asked.iter().try_for_each(rest)?;
         asked.iter().try_for_each(Asked::is_done)?;
         // For all that follows: the guests wait for it.
         let until = Instant::now() + PAUSE_LIMIT;
@@ -178,7 +189,7 @@ impl Giver {
             wire.send(Word::Shared, &shared.save()?, &[], until)?;
         }
         for link in &asked {
-            link.go_on(until)?;
+            link.go_on(until, None)?;
             link.is_done()?;
         }
         wire.receive(&[Word::Ready], until)?;
@@ -187,7 +198,8 @@ impl Giver {
             held.leave();
         }
         // Whoever has ended meanwhile has nothing to let go of.
-        asked.iter().for_each(|link| drop(link.go_on(until)));
+        let let_go = |link: &Asked| drop(link.go_on(until, None));
+        asked.iter().for_each(let_go);
         Ok(())
     }
 
@@ -218,20 +230,13 @@ struct Booked<'a>(Vec<&'a Given>);
 
 impl Booked<'_> {
     /// Has the thread of each begin.
-    fn ask(&self, wire: &Arc<Wire>, held: Option<&Arc<Held>>) -> Result<Vec<Asked>, HandOverError> {
+    fn ask(&self, wire: &Arc<Wire>) -> Result<Vec<Asked>, HandOverError> {
         let ask = |link: &&Given| {
             // Steps are taken in turn, so that nobody waits for room.
             let ((done, steps), (word, next)) = (sync_channel(2), sync_channel(2));
-            let (wire, held) = (Arc::clone(wire), held.cloned());
+            let wire = Arc::clone(wire);
             match &mut *link.desk.standing() {
-                Standing::Taken(job) => {
-                    *job = Some(Job {
-                        wire,
-                        done,
-                        next,
-                        held,
-                    });
-                }
+                Standing::Taken(job) => *job = Some(Job { wire, done, next }),
                 Standing::Free | Standing::Closed => return Err(HandOverError::Ended),
             }
             signal(&link.cancel);
@@ -255,7 +260,7 @@ impl Drop for Booked<'_> {
 /// A link whose thread was asked.
 struct Asked {
     steps: Receiver<Result<(), HandOverError>>,
-    word: SyncSender<Instant>,
+    word: SyncSender<Next>,
 }
 
 impl Asked {
@@ -265,8 +270,10 @@ impl Asked {
     }
 
     /// Has it take the next step, which is to be done by then.
-    fn go_on(&self, until: Instant) -> Result<(), HandOverError> {
-        self.word.send(until).map_err(|_| HandOverError::Ended)
+    fn go_on(&self, until: Instant, held: Option<&Arc<Held>>) -> Result<(), HandOverError> {
+        let held = held.cloned();
+        let word = self.word.send(Next { until, held });
+        word.map_err(|_| HandOverError::Ended)
     }
 }
 
@@ -288,8 +295,8 @@ pub(super) struct Belongings<'a> {
 }
 
 impl Job {
-    /// Says how a step went. Until when the next one is to be done, if it is to follow.
-    fn goes_on(&self, step: Result<(), HandOverError>) -> Option<Instant> {
+    /// Says how a step went. The next one, if it is to follow.
+    fn goes_on(&self, step: Result<(), HandOverError>) -> Option<Next> {
         let ok = step.is_ok();
         // Whoever asked may have given up.
         let _ = self.done.send(step);
@@ -299,7 +306,9 @@ impl Job {
     /// Hands over a link to which nobody is connected; whether it was taken.
     pub(super) fn give_idle(self, belongings: &Belongings<'_>) -> bool {
         let (saved, fds) = belongings.saved(monotonic_ns());
-        let Some(until) = self.goes_on(Ok(())) else {
+        // Nobody says anything, and no ring runs.
+        let calm = self.goes_on(Ok(()));
+        let Some(Next { until, .. }) = calm.and_then(|_| self.goes_on(Ok(()))) else {
             return false;
         };
         self.goes_on(self.wire.tell(&saved, &fds, until)).is_some()
@@ -313,46 +322,45 @@ impl Job {
         cancel: &EventFd,
         belongings: &Belongings<'_>,
     ) -> Outcome {
-        let paused_at = match come_to_rest(session, stream, cancel) {
-            // From when on frames wait, if the link shares what was held before.
-            Rest::Since(at) => self.held.as_ref().map_or(at, |held| held.since),
-            Rest::Not(end, why) => {
-                let limit = PAUSE_LIMIT;
-                let error = match &end {
-                    End::Late => HandOverError::NotQuiet { why, limit },
-                    _ => HandOverError::Ended,
-                };
-                self.goes_on(Err(error));
-                let kept = self.keep(session, stream, cancel);
-                return match (end, kept) {
+        let until = Some(Instant::now() + PAUSE_LIMIT);
+        match session::run_until(session, stream, cancel, until, BackendSession::is_calm) {
+            End::Reached => {}
+            end => {
+                let why = "the front end was not done with what it was saying";
+                self.goes_on(Err(not_quiet(&end, why)));
+                return match end {
                     // A word to stop is looked at next.
+                    End::Late | End::Cancelled => Outcome::Here,
+                    end => Outcome::Over(end),
+                };
+            }
+        }
+        let Some(Next { until, held }) = self.goes_on(Ok(())) else {
+            return Outcome::Here;
+        };
+        // From when on frames wait, if the link shares what was held before.
+        let paused_at = held.as_ref().map_or_else(monotonic_ns, |held| held.since);
+        session.lend();
+        let until = Some(until);
+        match session::run_until(session, stream, cancel, until, BackendSession::is_lent) {
+            End::Reached => {}
+            end => {
+                self.goes_on(Err(not_quiet(&end, "requests in flight did not end")));
+                let kept = keep(session, stream, cancel, held);
+                return match (end, kept) {
+                    // As above.
                     (End::Late | End::Cancelled, kept) => kept,
                     (end, _) => Outcome::Over(end),
                 };
             }
-        };
-        if let Some(until) = self.goes_on(Ok(())) {
+        }
+        if let Some(Next { until, .. }) = self.goes_on(Ok(())) {
             let told = self.tell(session, stream, (paused_at, belongings), until);
             if self.goes_on(told).is_some() {
                 return Outcome::Away;
             }
         }
-        self.keep(session, stream, cancel)
-    }
-
-    /// The session goes on here, each ring as soon as it has come to rest.
-    fn keep(self, session: &mut BackendSession, stream: &Stream, cancel: &EventFd) -> Outcome {
-        if let Err(error) = session.take_back() {
-            return Outcome::Over(End::Failed(error));
-        }
-        let until = Some(Instant::now() + PAUSE_LIMIT);
-        let end = session::run_until(session, stream, cancel, until, BackendSession::is_back);
-        // Not before its rings run, so that they miss nothing of what others pass on.
-        drop(self.held);
-        match end {
-            End::Reached | End::Late | End::Cancelled => Outcome::Here,
-            end => Outcome::Over(end),
-        }
+        keep(session, stream, cancel, held)
     }
 
     fn tell(
@@ -375,26 +383,32 @@ impl Job {
     }
 }
 
-/// Whether the rings of a session are at rest.
-enum Rest {
-    /// Since they were stopped, in nanoseconds of [`monotonic_ns`].
-    Since(u64),
-    /// How it ended before, or that this took too long.
-    Not(End<super::SessionError>, &'static str),
+/// The session goes on here, each ring as soon as it has come to rest.
+fn keep(
+    session: &mut BackendSession,
+    stream: &Stream,
+    cancel: &EventFd,
+    held: Option<Arc<Held>>,
+) -> Outcome {
+    if let Err(error) = session.take_back() {
+        return Outcome::Over(End::Failed(error));
+    }
+    let until = Some(Instant::now() + PAUSE_LIMIT);
+    let end = session::run_until(session, stream, cancel, until, BackendSession::is_back);
+    // Not before its rings run, so that they miss nothing of what others pass on.
+    drop(held);
+    match end {
+        End::Reached | End::Late | End::Cancelled => Outcome::Here,
+        end => Outcome::Over(end),
+    }
 }
 
-/// Has the rings of a session come to rest.
-fn come_to_rest(session: &mut BackendSession, stream: &Stream, cancel: &EventFd) -> Rest {
-    let until = Some(Instant::now() + PAUSE_LIMIT);
-    match session::run_until(session, stream, cancel, until, BackendSession::is_calm) {
-        End::Reached => {}
-        end => return Rest::Not(end, "the front end was not done with what it was saying"),
-    }
-    let paused_at = monotonic_ns();
-    session.lend();
-    match session::run_until(session, stream, cancel, until, BackendSession::is_lent) {
-        End::Reached => Rest::Since(paused_at),
-        end => Rest::Not(end, "requests in flight did not end"),
+/// Why a session did not come so far: it took too long, or it ended.
+fn not_quiet(end: &End<super::SessionError>, why: &'static str) -> HandOverError {
+    let limit = PAUSE_LIMIT;
+    match end {
+        End::Late => HandOverError::NotQuiet { why, limit },
+        _ => HandOverError::Ended,
     }
 }
 
