@@ -119,9 +119,6 @@ pub struct Args {
     #[command(flatten)]
     io: io::IoArgs,
 
-    #[command(flatten)]
-    share: share::ShareArgs,
-
     /// Print what this program can do, in the form that management software
     /// expects of a vhost-user program, and exit
     #[arg(long)]
@@ -131,16 +128,20 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
+    /// Time each request: `linkspan inspect` and the metrics show how long they take. It
+    /// costs some percent of what a disk that is in memory does in a second
+    #[arg(long)]
+    latency: bool,
+
+    // What has a heading of its own comes last, as the heading stays.
+    #[command(flatten)]
+    share: share::ShareArgs,
+
     #[command(flatten)]
     workers: WorkerArgs,
 
     #[command(flatten)]
     limits: LimitArgs,
-
-    /// Time each request: `linkspan inspect` and the metrics show how long they take. It
-    /// costs some percent of what a disk that is in memory does in a second
-    #[arg(long)]
-    latency: bool,
 
     #[command(flatten)]
     vduse_args: VduseArgs,

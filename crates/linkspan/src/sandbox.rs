@@ -54,6 +54,8 @@ pub(crate) fn with_option(root: Command) -> Command {
             .default_value("on")
             .value_parser(clap::builder::EnumValueParser::<Setting>::new())
             .hide_possible_values(true)
+            // Not below that of what comes before it.
+            .help_heading(None::<&'static str>)
             .help(
                 "Whether this process gives up what it has no use for before it serves: on, off, \
                  or log, with which a system call that would end it is told of in the kernel's \

@@ -23,6 +23,10 @@ const CHUNK: u32 = 256 << 10;
 
 /// Options of `read`.
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "linkspan driver blk <--socket-path <PATH>|--vdpa <DEVICE>|--fd <N>>\n       \
+        read [OPTIONS] --length <BYTES> --to <FILE>"
+)]
 pub(super) struct ReadArgs {
     /// First byte on the disk; a multiple of 512
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]
@@ -37,6 +41,10 @@ pub(super) struct ReadArgs {
 
 /// Options of `write`.
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "linkspan driver blk <--socket-path <PATH>|--vdpa <DEVICE>|--fd <N>>\n       \
+        write [OPTIONS] --from <FILE>"
+)]
 pub(super) struct WriteArgs {
     /// First byte on the disk; a multiple of 512
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = bytes)]

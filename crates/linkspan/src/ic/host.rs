@@ -28,7 +28,8 @@ use crate::tether;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: a guest is to end; status 0 if it says that it will, 1 if not, 3 if it does not answer\n\n  \
-        linkspan ic host --control /run/ic.sock --services shutdown --shutdown poweroff --message 'new kernel'"
+        linkspan ic host --control /run/ic.sock --services shutdown --shutdown poweroff \\\n    \
+          --message 'new kernel'"
 )]
 pub(super) struct Args {
     /// Where a guest connects
@@ -57,8 +58,14 @@ pub(super) struct Args {
     #[arg(long, requires = "shutdown")]
     force: bool,
 
-    /// What people at the guest are told
-    #[arg(long, value_name = "TEXT", requires = "shutdown", default_value = "")]
+    /// What people at the guest are told [default: nothing]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "shutdown",
+        default_value = "",
+        hide_default_value = true
+    )]
     message: String,
 
     /// Has the guest's clock set when it comes, not only compared

@@ -15,6 +15,7 @@ use crate::plane::Used;
 #[command(
     after_help = "Example: does the program at the other end of a socket live?\n\n  \
         linkspan ic host --control /tmp/ic.sock --services heartbeat &\n  \
+        sleep 1\n  \
         linkspan ic guest --connect /tmp/ic.sock --services heartbeat"
 )]
 pub struct Args {

@@ -30,8 +30,8 @@ use tree::{descend, shown};
     Root may ask, and the user that the supervisor runs as."
 )]
 pub struct Args {
-    /// A part of the tree: names and numbers with slashes between
-    #[arg(value_name = "PATH", default_value = "")]
+    /// A part of the tree: names and numbers with slashes between [default: all of it]
+    #[arg(value_name = "PATH", default_value = "", hide_default_value = true)]
     path: String,
 
     /// The control socket of the plane: `control` in [plane]

@@ -59,18 +59,17 @@ use upgrade::Lent;
           queue-size, mac and mtu as above\n  \
         tap:NAME             an interface of this machine, made if there is none\n    \
           queues=N           [1]\n  \
-        tap-fd:N             an inherited queue of one\n  \
+        tap-fd:N             an inherited queue of such an interface\n  \
         responder            answers ARP, ping and DHCP, for guests without a network\n    \
           mac=ADDRESS        [one that goes with its name]\n    \
           address=IP/BITS    its own address [10.0.2.2/24]\n    \
           lease=IP           what it leases to a guest that asks [none]\n  \
-        Each, but for the responder, has\n    \
-          packets-per-second=N, bytes-per-second=N   what may come from it\n  \
-        and each has\n    \
+        All ports have\n    \
           vlan=N             the VLAN that it is in, without tags\n  \
-        and each, but for the responder,\n    \
-          trunk=5+7-9 or all the VLANs whose frames carry a tag; those without go to vlan=N,\n                       \
-          or nowhere\n\n\
+        and all but the responder\n    \
+          trunk=5+7-9|all    the VLANs whose frames carry a tag; those without go to\n                       \
+          vlan=N, or nowhere\n    \
+          packets-per-second=N, bytes-per-second=N   what may come from it\n\n\
         Example: two guests and this machine\n\n  \
         linkspan net --port vhost-user:/tmp/a.sock,queues=2 \\\n    \
           --port vhost-user:/tmp/b.sock,queues=2 --port tap:tap0,queues=2 &\n  \

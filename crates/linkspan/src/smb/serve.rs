@@ -26,7 +26,11 @@ use crate::sandbox::{self, Kind};
     after_help = "The password comes from --credentials, from SMB_PASSWORD, or from a question on the \
         terminal; never from the command line.\n\n\
         Example:\n\n  \
-        linkspan smb serve --share files=/srv/files --share iso=/srv/iso:ro --user me --listen-tcp 0.0.0.0 --listen-rdma 0.0.0.0",
+        linkspan smb serve --share files=/srv/files --share iso=/srv/iso:ro --user me \\\n    \
+          --listen-tcp 0.0.0.0 --listen-rdma 0.0.0.0",
+    override_usage = "linkspan smb serve [OPTIONS] --share <NAME=DIR[:ro]>\n       \
+        <--listen-tcp <ADDRESS[:PORT]>|--listen-rdma <ADDRESS[:PORT]>>\n       \
+        <--user <NAME>|--credentials <FILE>|--public>",
     group = clap::ArgGroup::new("where").args(["listen_tcp", "listen_rdma"]).required(true).multiple(true),
     group = clap::ArgGroup::new("who").args(["user", "credentials", "public"]).required(true).multiple(true)
 )]

@@ -67,6 +67,7 @@ enum Kind {
         Nothing here is RDMA hardware; figures of one machine compare with TCP on it.\n\n\
         Example:\n\n  \
         linkspan smbdirect listen --sink &\n  \
+        sleep 1\n  \
         linkspan smbdirect bench 127.0.0.1 --mode write --size 1M --seconds 2"
 )]
 pub(super) struct Args {

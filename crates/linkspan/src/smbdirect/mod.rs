@@ -28,6 +28,7 @@ const ENODEV: i32 = 19;
 #[command(
     after_help = "Example: both ends on one machine, and what goes between them for Wireshark\n\n  \
         linkspan smbdirect listen --pcap /tmp/smbd.pcap &\n  \
+        sleep 1\n  \
         linkspan smbdirect ping 127.0.0.1\n  \
         tshark -o tcp.try_heuristic_first:TRUE -r /tmp/smbd.pcap"
 )]

@@ -47,12 +47,13 @@ const PROCESSES: u64 = 3;
 #[command(
     after_help = "Example: the plane of the examples, and what its links do\n\n  \
     linkspan up examples/host.toml &\n  \
+    sleep 1\n  \
     linkspan link list --control examples/control.sock\n  \
     linkspan up examples/host.toml --page 127.0.0.1:0    # prints its address\n\n\
     Each link is a process of its own. SIGHUP reads the plane again: links that are the same\n\
     go on, and a plane with something wrong changes nothing. SIGTERM and SIGINT end all links\n\
     in order; who has not finished after `drain-seconds` is killed. A service manager is told\n\
-    when all links are started (Type=notify-reload), and that the supervisor lives."
+    when all links are started (Type=notify or notify-reload), and that the supervisor lives."
 )]
 pub struct Args {
     /// The plane; `linkspan plane check` says what is wrong with it
@@ -60,7 +61,7 @@ pub struct Args {
     file: PathBuf,
 
     /// Metrics for Prometheus over HTTP at this address, at 127.0.0.1 if it is a port alone
-    /// [default: `metrics` in [plane]]
+    /// [default: `metrics` in [plane], else none]
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = metrics_address)]
     metrics: Option<SocketAddr>,
 

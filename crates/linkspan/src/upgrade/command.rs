@@ -17,15 +17,15 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// Options of `linkspan upgrade`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example: another linkspan was installed; the disks of running guests go on in it\n\n  \
+    after_help = "Example: another linkspan was installed; disks and networks of guests go on in it\n\n  \
     linkspan upgrade disk-a\n  \
     linkspan upgrade --all --json\n  \
     linkspan upgrade disk-a --program ./linkspan --control examples/control.sock\n\n\
     The new process opens everything while the old one serves. Then requests in flight end, the\n\
     new one takes memory, rings and sockets over, and the guest goes on: that pause is printed.\n\
-    Whatever goes wrong, the old process goes on, and says why. Disks of raw files, block\n\
-    devices and null: and networks over vhost-user can be handed over; other links are named,\n\
-    and can be restarted."
+    Whatever goes wrong, the old process goes on, and says why. Disks (raw files, block devices,\n\
+    null:) and networks over vhost-user can be handed over; other links are named, and can be\n\
+    restarted."
 )]
 pub struct Args {
     /// Its name in the plane
