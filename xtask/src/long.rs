@@ -11,8 +11,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::project::{Project, cargo};
+use crate::run::{KERNEL_ENV, LATER_QEMU_ENV};
 use crate::sim;
 use crate::tally::stream;
+use crate::{kernel, later_qemu};
 
 /// A long run.
 struct Long {
@@ -29,6 +31,11 @@ enum What {
         /// The test that does them, as arguments of `cargo test`.
         test: &'static [&'static str],
         /// The variable that tells it how many to do.
+        count_env: &'static str,
+    },
+    /// The same of a test that boots guests: in a later QEMU than the distribution's.
+    Guests {
+        test: &'static [&'static str],
         count_env: &'static str,
     },
     /// Seeds of the simulation of this kind of link. They are done once, whatever the
@@ -106,7 +113,7 @@ const ALL: &[Long] = &[
         about: "moves a guest between two QEMUs while it writes, slowly, again and again",
         total: 10,
         round: 5,
-        what: What::Test {
+        what: What::Guests {
             test: &["--package", "linkspan", "--test", "migration"],
             count_env: "LINKSPAN_MIGRATIONS",
         },
@@ -190,7 +197,7 @@ fn run_one(long: &Long, seeds: Option<u64>) -> Result<bool> {
     }
     while done < total {
         let count = long.round.min(total - done);
-        let mut command = command(long, SEEDS_OF_TESTS + first + done, count);
+        let mut command = command(long, SEEDS_OF_TESTS + first + done, count)?;
         command.current_dir(&project.root);
         let started = Instant::now();
         let result = round(long, &mut command)?;
@@ -215,15 +222,23 @@ fn run_one(long: &Long, seeds: Option<u64>) -> Result<bool> {
 }
 
 /// What does a round.
-fn command(long: &Long, first: u64, count: u64) -> Command {
-    match long.what {
-        What::Test { test, count_env } => {
-            let mut command = cargo();
+fn command(long: &Long, first: u64, count: u64) -> Result<Command> {
+    let of_test = |test: &[&str], count_env| {
+        let mut command = cargo();
+        command
+            .arg("test")
+            .args(test)
+            .args(["--", "--nocapture"])
+            .env(count_env, count.to_string());
+        command
+    };
+    Ok(match long.what {
+        What::Test { test, count_env } => of_test(test, count_env),
+        What::Guests { test, count_env } => {
+            let mut command = of_test(test, count_env);
             command
-                .arg("test")
-                .args(test)
-                .args(["--", "--nocapture"])
-                .env(count_env, count.to_string());
+                .env(KERNEL_ENV, kernel::ensure()?)
+                .env(LATER_QEMU_ENV, later_qemu::program(&later_qemu::ensure()?));
             command
         }
         What::Seeds(link) => sim::command(&sim::Args {
@@ -231,7 +246,7 @@ fn command(long: &Long, first: u64, count: u64) -> Command {
             first_seed: first,
             link: Some(link.to_owned()),
         }),
-    }
+    })
 }
 
 /// The result of a round that did not fail.

@@ -11,8 +11,10 @@ use crate::exit::Failure;
 
 /// Options of `linkspan k8s`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: all links that are called disk-… are devices of one resource\n\n  \
-    linkspan k8s device-plugin --resource 'linkspan.dev/disk=disk-*'")]
+#[command(
+    after_help = "Example: all links that are called disk-… are devices of one resource\n\n  \
+    linkspan k8s device-plugin --resource 'linkspan.dev/disk=disk-*'"
+)]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
