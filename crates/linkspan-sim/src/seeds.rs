@@ -69,7 +69,7 @@ pub(crate) fn run_all<L: Link>(first: u64, count: u64, enough: usize) -> Outcome
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + count {
+            if seed.wrapping_sub(first) >= count {
                 return;
             }
             let result = run(seed, &mut L::new(seed, L::Fault::default()));
