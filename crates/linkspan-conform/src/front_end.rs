@@ -16,6 +16,9 @@ use crate::Stop;
 /// A body that is longer than this is no answer to anything that is asked here.
 const ANSWER_BYTES: usize = 64 << 10;
 
+/// Answers to one message that are listened to: there should be one or none.
+const ANSWERS: usize = 16;
+
 /// What came next from the target.
 pub(crate) enum Answer {
     /// A whole message.
@@ -194,7 +197,7 @@ impl FrontEnd {
         // What it said before it closed can still be read.
         let _ = self.send(bytes, fds) && self.send(&last, &[]);
         let mut reaction = Reaction::Ignored;
-        loop {
+        for _ in 0..ANSWERS {
             match self.receive(self.patience)? {
                 Answer::Closed => return Ok(Reaction::Closed),
                 Answer::Nothing => return Ok(Reaction::Silent),
@@ -216,6 +219,7 @@ impl FrontEnd {
                 }
             }
         }
+        Err(broken(format!("answers request {code} without end")))
     }
 
     fn exactly(&self, len: usize, deadline: Instant) -> Result<Result<Vec<u8>, Answer>, Stop> {

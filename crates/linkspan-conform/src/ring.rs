@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use linkspan_sys::EventFd;
-use linkspan_sys::poll::{Direction, wait_for};
+use linkspan_sys::poll::{Direction, Wake, wait_for};
 use linkspan_vhost::wire::VringAddr;
 use std::os::fd::AsFd as _;
 
@@ -154,9 +154,13 @@ impl Ring {
         }))
     }
 
-    /// Kicks.
+    /// Kicks. The target can fill the counter and have writes wait: a full one is left alone.
     pub(crate) fn kick(&self) -> Result<(), Stop> {
-        Ok(self.kick.signal()?)
+        let now = Some(Instant::now());
+        match wait_for(self.kick.as_fd(), Direction::Write, None, now)? {
+            Wake::Ready => Ok(self.kick.signal()?),
+            Wake::Cancelled | Wake::Deadline => Ok(()),
+        }
     }
 
     /// Watches the ring for so long, or until something happens.
@@ -166,17 +170,19 @@ impl Ring {
             if let Some(used) = self.pop(memory)? {
                 return Ok(Watched::Used(used));
             }
-            if self.err.drain()? > 0 {
+            let now = Instant::now();
+            // Not read: the target can have reads wait.
+            if wait_for(self.err.as_fd(), Direction::Read, None, Some(now))? == Wake::Ready {
                 return Ok(Watched::GaveUp);
             }
-            let now = Instant::now();
             if now >= deadline {
                 return Ok(Watched::Nothing);
             }
             // Not every target notifies when it should: a rule of its own says so.
             let soon = deadline.min(now + Duration::from_millis(5));
-            wait_for(self.call.as_fd(), Direction::Read, None, Some(soon))?;
-            self.call.drain()?;
+            if wait_for(self.call.as_fd(), Direction::Read, None, Some(soon))? == Wake::Ready {
+                self.call.drain()?;
+            }
         }
     }
 }

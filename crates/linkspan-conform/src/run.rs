@@ -103,12 +103,16 @@ pub fn run(
         let verdict = if ends() {
             Verdict::NotRun("ended early".into())
         } else if let Some(before) = state {
-            let verdict = tried(target, rule, before, starter.as_deref_mut())?;
+            let verdict = tried(target, rule, before, starter.as_deref())?;
             if matches!(verdict, Verdict::Died(_)) {
                 state = match &mut starter {
                     Some(starter) => {
                         starter.start()?;
-                        Some(first(target)?)
+                        match first(target) {
+                            // What was found out is told all the same.
+                            Err(RunError::Unreachable(_)) => None,
+                            alive => Some(alive?),
+                        }
                     }
                     None => None,
                 };
@@ -168,15 +172,14 @@ fn alive(target: &Target, serves: bool) -> Result<Alive, Stop> {
 /// What the target is like, if it serves an honest front end in the time that it has: it may
 /// still be busy with the one before, which closes a connection or two. One that was started
 /// here and has ended is not waited for.
-fn lives(target: &Target, serves: bool, starter: Option<&mut Starter>) -> Result<Alive, Stop> {
+fn lives(target: &Target, serves: bool, starter: Option<&Starter>) -> Result<Alive, Stop> {
     let deadline = Instant::now() + target.patience;
     let mut probe = target.clone();
     if starter.is_some() {
         probe.patience = target.patience.min(GLANCE);
     }
-    let mut starter = starter;
     loop {
-        if let Some(how) = starter.as_mut().and_then(|starter| starter.ended()) {
+        if let Some(how) = starter.and_then(Starter::ended) {
             return Err(Stop::Unreachable(how));
         }
         let last = Instant::now() >= deadline;
@@ -193,7 +196,7 @@ fn tried(
     target: &Target,
     rule: &Rule,
     before: Alive,
-    starter: Option<&mut Starter>,
+    starter: Option<&Starter>,
 ) -> Result<Verdict, io::Error> {
     let seen = match (rule.check)(target) {
         Err(Stop::Ours(error)) => return Err(error),

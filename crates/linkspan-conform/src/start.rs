@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 /// A command that serves on the socket. It ends with this value.
 #[derive(Debug)]
@@ -30,13 +31,18 @@ impl Starter {
     /// Starts it, or ends what there is and starts it anew.
     ///
     /// # Errors
-    /// When there is no shell or no process.
+    /// When there is no shell or no process, or something else than a socket where it is to be.
     pub(crate) fn start(&mut self) -> io::Result<()> {
         self.end();
         // Some fail at the socket of one that was killed.
-        match fs::remove_file(&self.socket) {
+        match fs::symlink_metadata(&self.socket) {
+            Ok(found) if found.file_type().is_socket() => fs::remove_file(&self.socket)?,
+            Ok(_) => {
+                let text = format!("{} is there, and is no socket", self.socket.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+            Err(_) => {}
         }
         let child = Command::new("sh")
             .args(["-c", &self.command])
@@ -51,11 +57,14 @@ impl Starter {
     }
 
     /// How it ended, if it has.
-    pub(crate) fn ended(&mut self) -> Option<String> {
-        let status = self.child.as_mut()?.try_wait().ok()??;
-        Some(match status.signal() {
+    pub(crate) fn ended(&self) -> Option<String> {
+        let id = Pid::from_raw(i32::try_from(self.child.as_ref()?.id()).ok()?)?;
+        // It stays to be waited for: until then its group has its number, and no other has.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(id), options).ok()??;
+        Some(match status.terminating_signal() {
             Some(signal) => format!("its process ended by signal {signal}"),
-            None => format!("its process ended with status {}", status.code()?),
+            None => format!("its process ended with status {}", status.exit_status()?),
         })
     }
 

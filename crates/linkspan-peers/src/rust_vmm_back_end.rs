@@ -15,7 +15,7 @@ use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringRwLock, VringT}
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, Error as QueueError, QueueOwnedT as _};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
@@ -222,7 +222,15 @@ impl Disk {
             // One lock for all of a batch.
             let mut state = ring.get_mut();
             let memory = self.memory.memory();
-            while let Some(chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) {
+            loop {
+                // `pop_descriptor_chain` does not tell an error from an empty ring, and after an
+                // error there is always more to come: this would have no end.
+                let chain = match state.get_queue_mut().iter(memory.clone()) {
+                    Ok(mut chains) => chains.next(),
+                    Err(QueueError::QueueNotReady) => return Ok(()),
+                    Err(error) => return Err(io::Error::other(error)),
+                };
+                let Some(chain) = chain else { break };
                 let head = chain.head_index();
                 let written = self.request(chain)?;
                 let len = if self.manner.lengths { written } else { 0 };

@@ -47,7 +47,10 @@ pub(crate) fn every_seed<L: Link>() {
 #[track_caller]
 pub(crate) fn the_same_twice<L: Link>() {
     let results = apart(|| {
-        let run_one = |seed| run(seed, &mut L::new(seed, L::Fault::default()));
+        let run_one = |seed| {
+            let link = run(seed, || L::new(seed, L::Fault::default()));
+            link.map(|mut link| link.sim().counts.clone())
+        };
         (0..10)
             .map(|seed| [run_one(seed), run_one(seed)])
             .collect::<Vec<_>>()
@@ -66,7 +69,7 @@ pub(crate) fn finds<L: Link>(fault: L::Fault, seeds: u64, says: &str) {
     let says = says.to_owned();
     let words = says.clone();
     let search = move || {
-        let mut failures = (0..seeds).filter_map(|seed| run(seed, &mut L::new(seed, fault)).err());
+        let mut failures = (0..seeds).filter_map(|seed| run(seed, || L::new(seed, fault)).err());
         failures.any(|failure| failure.contains(&words))
     };
     assert!(apart(search), "{seeds} seeds do not find {fault:?}: {says}");
@@ -79,14 +82,15 @@ pub(crate) fn finds<L: Link>(fault: L::Fault, seeds: u64, says: &str) {
 /// What went wrong then.
 pub(crate) fn cut_everywhere<L: Link>(seed: u64, dense: u64) -> Result<(), String> {
     let make = || L::new(seed, L::Fault::default());
-    let mut whole = make();
-    run(seed, &mut whole)?;
-    let steps = whole.sim().steps;
+    let steps = run(seed, make)?.sim().steps;
     let mut at = 1;
     while at <= steps {
-        let mut link = make();
-        link.sim().cut_at(at);
-        run(seed, &mut link).map_err(|failure| format!("cut at {at}: {failure}"))?;
+        let cut = || {
+            let mut link = make();
+            link.sim().cut_at(at);
+            link
+        };
+        run(seed, cut).map_err(|failure| format!("cut at {at}: {failure}"))?;
         at += 1 + at / dense;
     }
     Ok(())

@@ -33,18 +33,20 @@ fn keep_messages() {
     });
 }
 
-/// Runs a world, in a thread whose panics are results.
+/// Makes a world and runs it to its end, in a thread whose panics are results.
 ///
 /// # Errors
 /// What went wrong in it, what happened before, and how to see it again.
-pub(crate) fn run<L: Link>(seed: u64, link: &mut L) -> Result<Counts, String> {
+pub(crate) fn run<L: Link>(seed: u64, make: impl FnOnce() -> L) -> Result<L, String> {
     keep_messages();
-    let mut trail = Trail::new();
-    match catch_unwind(AssertUnwindSafe(|| world::run(link, &mut trail))) {
-        Ok(()) => Ok(link.sim().counts.clone()),
-        Err(_) => {
+    let (mut made, mut trail) = (None, Trail::new());
+    let work = || world::run(made.insert(make()), &mut trail);
+    match (catch_unwind(AssertUnwindSafe(work)), made) {
+        (Ok(()), Some(link)) => Ok(link),
+        (_, made) => {
             let message = MESSAGE.take().unwrap_or_default();
-            let (story, name) = (world::story(link, &trail), L::NAME);
+            let story = made.map(|mut link| world::story(&mut link, &trail));
+            let (story, name) = (story.unwrap_or_default(), L::NAME);
             Err(format!(
                 "{name}, seed {seed}: {message}\n{story}again: \
                  cargo xtask sim --link {name} --first-seed {seed} --seeds 1"
@@ -69,13 +71,13 @@ pub(crate) fn run_all<L: Link>(first: u64, count: u64, enough: usize) -> Outcome
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + count {
+            if seed.wrapping_sub(first) >= count {
                 return;
             }
-            let result = run(seed, &mut L::new(seed, L::Fault::default()));
+            let result = run(seed, || L::new(seed, L::Fault::default()));
             let mut results = results.lock().expect("nobody panics with it");
             match result {
-                Ok(counts) => results.counts.add_all(&counts),
+                Ok(mut link) => results.counts.add_all(&link.sim().counts),
                 Err(failure) => results.failures.push((seed, failure)),
             }
             if results.failures.len() >= enough {
@@ -135,4 +137,18 @@ pub fn line(counts: &Counts) -> String {
         let _ = write!(line, "{comma}{count} {name}");
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checks::apart;
+    use crate::smbdirect::Iwarp;
+
+    #[test]
+    fn a_world_that_cannot_be_made_is_a_result() {
+        let failure = apart(|| run::<Iwarp>(7, || panic!("no such world")).err()).unwrap();
+        assert!(failure.contains("no such world"), "{failure}");
+        assert!(failure.contains("--first-seed 7"), "{failure}");
+    }
 }

@@ -5,13 +5,8 @@ use zerocopy::IntoBytes as _;
 
 use super::{Expected, Seed};
 
-/// A reply with these flags beside the version.
-fn flagged(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
-    encode(request, flags, body)
-}
-
 fn reply(request: u32, body: &[u8]) -> Vec<u8> {
-    flagged(request, Header::REPLY, body)
+    encode(request, Header::REPLY, body)
 }
 
 fn number(request: u32, value: u64) -> Vec<u8> {
@@ -74,7 +69,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ),
         seed(
             "no_reply_bit",
-            &[flagged(1, 0, &[0; 8])],
+            &[encode(1, 0, &[0; 8])],
             "has flags 0x1, not 0x5",
         ),
         seed(

@@ -164,6 +164,11 @@ pub(super) const RULES: &[Rule] = &[
         },
     ),
     hostile(
+        "descriptors-kept",
+        "Descriptors that came without need are closed: none is left when the connection is.",
+        descriptors_kept,
+    ),
+    hostile(
         "descriptors-too-many",
         "A message with more descriptors than any may have does no harm.",
         |target| {
@@ -175,11 +180,6 @@ pub(super) const RULES: &[Rule] = &[
                 .try_it(Request::SetVringKick, body.as_bytes(), &fds)?
                 .seen()
         },
-    ),
-    hostile(
-        "descriptors-kept",
-        "Descriptors that came without need are closed: none is left when the connection is.",
-        descriptors_kept,
     ),
     hostile(
         "kick-without-descriptor",

@@ -41,8 +41,8 @@ fn a_stream_that_is_cut_at_every_step_loses_nothing() {
 fn a_stream_of_one_seed_is_cut_at_each_of_its_steps() {
     let failure = apart(|| {
         for seed in 0..crate::seeds::SEEDS {
-            let mut world = Iwarp::new(seed, Fault::None);
-            let counts = crate::seeds::run(seed, &mut world)?;
+            let mut world = crate::seeds::run(seed, || Iwarp::new(seed, Fault::None))?;
+            let counts = world.sim().counts.clone();
             let of_all = ["messages", "transfers", "invalidations"];
             // One that does a little of everything, and in which nothing else goes wrong.
             let alone = counts.of("lives") == 1 && counts.of("posts refused") == 0;

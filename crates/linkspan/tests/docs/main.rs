@@ -118,3 +118,29 @@ fn page_of_conformance_has_a_row_for_each_rule() {
     let names: Vec<&str> = rules(Kind::Blk).chain(net).map(|rule| rule.name).collect();
     assert_eq!(rows, names);
 }
+
+/// The sums under the table are those of its rows.
+#[test]
+fn page_of_conformance_adds_up() {
+    let page = fs::read_to_string(docs().join("conformance.md")).unwrap();
+    let (_, table) = page.split_once("<!-- results -->\n").unwrap();
+    let (table, _) = table.split_once("<!-- end -->").unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let rows: Vec<Vec<&str>> = rows.map(|row| row.split(" | ").collect()).collect();
+    let targets = ["Our disk", "Our network device", "QEMU", "Rust-vmm", "DPDK"];
+    for (column, target) in targets.iter().enumerate() {
+        let words: Vec<&str> = rows
+            .iter()
+            .map(|row| row[2 + column].trim_end_matches(" |"))
+            .collect();
+        let count = |word| words.iter().filter(|found| **found == word).count();
+        let sums = format!(
+            "\n{target}: {} held, {} broken, {} died, {} not applicable.",
+            count("held"),
+            count("**broken**"),
+            count("**died**"),
+            count("n/a")
+        );
+        assert!(table.contains(&sums), "{sums}");
+    }
+}
