@@ -403,8 +403,12 @@ impl Session {
                     let queue = Queue::restore(self.parts(&setup), setup.size, layout, &saved);
                     self.ring(index, setup, queue.expect("its own bytes"), shared)
                 }
-                // It has not taken everything of an earlier life.
-                Err(_) => ring,
+                // It has not taken everything of an earlier life: it stays, and looks again, as
+                // nobody else heard a kick meanwhile.
+                Err(_) => Ring {
+                    again: true,
+                    ..ring
+                },
             };
             self.rings[usize::from(index)] = Some(ring);
         }
