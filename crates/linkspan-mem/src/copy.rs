@@ -111,8 +111,8 @@ mod imp {
     const LOOKED: u8 = 1;
     /// Vectors of 32 bytes.
     const WIDE: u8 = 2;
-    /// `rep movsb` that moves more than a byte at a time: an emulator does not, nor do
-    /// processors before 2012.
+    /// `rep movsb` that moves more than a byte at a time, as the processor says: those before 2012
+    /// have none, nor has an emulated one that does not claim it.
     const STRING_MOVE: u8 = 4;
 
     #[inline]

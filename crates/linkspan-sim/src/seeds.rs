@@ -109,8 +109,6 @@ pub(crate) fn missing<L: Link>(counts: &Counts) -> Vec<&'static str> {
 pub struct Kind {
     /// Its name.
     pub name: &'static str,
-    /// What is simulated, in some words.
-    pub about: &'static str,
     /// Runs so many seeds from the first one on.
     pub run: fn(first: u64, count: u64, enough: usize) -> Outcome,
     /// What may happen with it and did not.
@@ -121,7 +119,6 @@ impl Kind {
     pub(crate) const fn of<L: Link>() -> Self {
         Self {
             name: L::NAME,
-            about: L::ABOUT,
             run: run_all::<L>,
             missing: missing::<L>,
         }

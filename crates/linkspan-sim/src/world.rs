@@ -168,8 +168,6 @@ pub(crate) trait Link: Sized {
 
     /// The name of the kind.
     const NAME: &'static str;
-    /// What is simulated, in some words.
-    const ABOUT: &'static str;
     /// What can go wrong.
     const MISHAPS: &'static [Mishap];
     /// In how many of a thousand steps it does, while that lasts.

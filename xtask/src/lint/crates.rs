@@ -56,7 +56,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "linkspan-smbdirect",
             "linkspan-smb2",
             "linkspan-vfio",
-            "linkspan-display",
         ],
     ),
     // The engine knows no device.

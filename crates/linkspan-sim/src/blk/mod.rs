@@ -59,7 +59,6 @@ impl Link for Disk {
     type Fault = Fault;
 
     const NAME: &'static str = "blk";
-    const ABOUT: &'static str = "a disk over vhost-user: rings, reconnects, requests in flight";
     const MISHAPS: &'static [Mishap] = &[
         Mishap::ServerDies,
         Mishap::Cut,

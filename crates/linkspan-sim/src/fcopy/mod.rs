@@ -123,7 +123,6 @@ impl Link for Vm {
     type Fault = Fault;
 
     const NAME: &'static str = "fcopy";
-    const ABOUT: &'static str = "files into a guest over VMBus: control path, rings, service";
     const MISHAPS: &'static [Mishap] = &[
         Mishap::Cut,
         Mishap::ServerDies,

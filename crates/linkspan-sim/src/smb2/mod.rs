@@ -109,7 +109,6 @@ impl Link for Share {
     type Fault = Fault;
 
     const NAME: &'static str = "smb2";
-    const ABOUT: &'static str = "a file on a share through a gateway: credits, memory, sessions";
     const MISHAPS: &'static [Mishap] = &[
         Mishap::Cut,
         Mishap::ServerDies,

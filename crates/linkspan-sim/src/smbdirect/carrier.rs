@@ -18,9 +18,8 @@ use super::stream::{Bytes, Stream, Way};
 
 /// One end of what carries a connection, and what whoever holds both sees of it.
 pub(crate) trait Carrier: Verbs + Sized {
-    /// The name of the link over it, and what is simulated.
+    /// The name of the link over it.
     const NAME: &'static str;
-    const ABOUT: &'static str;
 
     /// What one end says to the other.
     type Packet: Clone + Debug;
@@ -72,7 +71,6 @@ pub(crate) trait Carrier: Verbs + Sized {
 
 impl Carrier for End {
     const NAME: &'static str = "smbdirect";
-    const ABOUT: &'static str = "SMB Direct over a pair in memory: credits, fragments, memory";
 
     type Packet = Packet;
     type Way = ();
@@ -141,7 +139,6 @@ impl Carrier for End {
 
 impl Carrier for Stream {
     const NAME: &'static str = "iwarp";
-    const ABOUT: &'static str = "SMB Direct over iWARP: a stream in pieces of any size";
 
     type Packet = Bytes;
     type Way = (Way, [usize; 2]);

@@ -113,7 +113,6 @@ impl<C: Carrier> Link for Ends<C> {
     type Fault = Fault;
 
     const NAME: &'static str = C::NAME;
-    const ABOUT: &'static str = C::ABOUT;
     const MISHAPS: &'static [Mishap] = &[
         Mishap::Cut,
         Mishap::Disconnect,

@@ -160,7 +160,6 @@ impl Link for Pci {
     type Fault = Fault;
 
     const NAME: &'static str = "vfio-user";
-    const ABOUT: &'static str = "a PCI device: regions, maps of memory, interrupts, questions";
     const MISHAPS: &'static [Mishap] = &[
         Mishap::Cut,
         Mishap::Disconnect,
